@@ -1,0 +1,201 @@
+"""Sizes, sampling options and presets as frozen data, and the request, checked at the door. No torch.
+
+Whatever differs between the model that ships (`mini`) and the published one (`cogvideo`) is a row in
+`PRESETS`; no other file knows which of the two it runs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from cogvideo.errors import RequestError
+
+CLIP_FRAMES = (5, 9, 17, 33)
+"""Frames of a clip after 0, 1, 2 and 3 rounds of interpolation."""
+
+CLIP_SECONDS = (4.0, 2.0, 1.0, 0.5)
+"""Durations of a whole clip that a user may ask for, in seconds."""
+
+MAX_SEED = 2**32 - 1
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Sizes of the three networks, which share one backbone (section 1 of the paper's model, `model_config.json`).
+
+    Sizes in tokens are (height, width); `window` and `fine_window` count token cells.
+    """
+
+    layers: int
+    hidden: int
+    heads: int
+    vocab_size: int
+    """Rows of the word embedding: image tokens first, then text, then the special tokens."""
+    image_tokens: int
+    start_of_image: int
+    """Id of <start_of_image> (BOI), the input of every frame's first slot."""
+    grid: tuple[int, int] = (20, 20)
+    """Token grid of one frame before super-resolution."""
+    keyframes: int = 5
+    text_length: int = 64
+    """Slots that training gives to the text; a longer prompt is refused."""
+    image_start: int = 512
+    """Position of the first frame's first slot; text owns the positions before it."""
+    base_positions: int = 1024
+    """Rows of the backbone's position table."""
+    extra_positions: int = 2000
+    """Rows of the extra position table of stages 1 and 2."""
+    window: int = 10
+    """Side of the temporal attention's windows in stage 2; odd layers shift them by half."""
+    upscale: int = 3
+    """Super-resolution multiplies height and width of the grid by this."""
+    superres_text_length: int = 96
+    fine_window: tuple[int, int] = (9, 5)
+    """Super-resolution: the window on the fine grid around each slot (height, width)."""
+    coarse_window: tuple[int, int] = (5, 5)
+    """Super-resolution: the window on the coarse grid around each slot's cell (height, width)."""
+
+    @property
+    def tokens_per_frame(self) -> int:
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def fine_grid(self) -> tuple[int, int]:
+        return (self.grid[0] * self.upscale, self.grid[1] * self.upscale)
+
+    @property
+    def head_size(self) -> int:
+        return self.hidden // self.heads
+
+
+@dataclass(frozen=True)
+class TokenSampling:
+    """How one token is drawn ("cluster" sampling, section 7 of the model's description)."""
+
+    temperature: float
+    top_k: int
+    """Clusters kept, most probable first."""
+    inner_temperature: float
+    """Temperature of the draw within the cluster."""
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """Everything that steers the draw of a video. The defaults are the published ones."""
+
+    first_frame: TokenSampling = TokenSampling(1.0, 16, 0.89)
+    video: TokenSampling = TokenSampling(1.05, 12, 0.89)
+    superres: TokenSampling = TokenSampling(1.0, 6, 0.6)
+    guidance: float = 3.0
+    """Weight of the conditional logits in stage 1: u + guidance * (c - u). 1.0 switches guidance off."""
+    text_boost: float = 1.4
+    """Added to frame-to-text attention scores where no guidance is used (first frame, stage 2)."""
+
+
+@dataclass(frozen=True)
+class Preset:
+    """One model that can be run: its sizes, its files and its defaults."""
+
+    name: str
+    model: ModelConfig
+    sampling: SamplingOptions
+    cell: int
+    """Pixels along one side of a token's patch (compress rate of the VQ-VAE)."""
+    first_frame_suffix: str = " 高清摄影"
+    video_suffix: str = " 视频"
+    unconditional: str = "视频"
+
+    @property
+    def frame_size(self) -> tuple[int, int]:
+        """Pixels of a frame before super-resolution (height, width)."""
+        return (self.model.grid[0] * self.cell, self.model.grid[1] * self.cell)
+
+    @property
+    def final_size(self) -> tuple[int, int]:
+        """Pixels of a frame after super-resolution (height, width)."""
+        return (self.model.fine_grid[0] * self.cell, self.model.fine_grid[1] * self.cell)
+
+
+PRESETS: dict[str, Preset] = {
+    "mini": Preset(
+        name="mini",
+        model=ModelConfig(
+            layers=6,
+            hidden=192,
+            heads=6,
+            vocab_size=4608,
+            image_tokens=4096,
+            start_of_image=4605,
+            grid=(8, 8),
+            text_length=32,
+            image_start=64,
+            base_positions=160,
+            extra_positions=256,
+            window=4,
+            superres_text_length=32,
+            fine_window=(9, 5),
+            coarse_window=(5, 5),
+        ),
+        sampling=SamplingOptions(),
+        cell=8,
+    ),
+    "cogvideo": Preset(
+        name="cogvideo",
+        model=ModelConfig(
+            layers=48,
+            hidden=3072,
+            heads=48,
+            vocab_size=150010,
+            image_tokens=20000,
+            start_of_image=150000,
+        ),
+        sampling=SamplingOptions(),
+        cell=8,
+    ),
+}
+
+ASSETS = Path(__file__).resolve().parent.parent / "assets"
+
+
+@dataclass(frozen=True)
+class VideoRequest:
+    """One wish: a prompt and how to draw it. Made by `check_request`-style validation at the door.
+
+    `seconds` is the length of the whole clip; with `frames` it fixes the frame rate. `seed` None means
+    "draw one and tell me which".
+    """
+
+    prompt: str
+    seed: int = 0
+    frames: int = 33
+    seconds: float = 4.0
+    superres: bool = True
+    sampling: SamplingOptions | None = None
+    """None: the preset's own options."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed <= MAX_SEED:
+            raise RequestError(
+                f"种子 {self.seed} 超出范围：请输入 0 到 {MAX_SEED} 之间的整数。",
+                f"Seed {self.seed} is out of range: give a whole number from 0 to {MAX_SEED}.",
+            )
+        if self.frames not in CLIP_FRAMES:
+            raise RequestError(
+                f"不支持 {self.frames} 帧：请选择 5、9、17 或 33 帧。",
+                f"{self.frames} frames do not exist: choose 5, 9, 17 or 33.",
+            )
+        if self.seconds not in CLIP_SECONDS:
+            raise RequestError(
+                f"不支持 {self.seconds} 秒：请选择 4、2、1 或 0.5 秒。",
+                f"{self.seconds} seconds do not exist: choose 4, 2, 1 or 0.5.",
+            )
+
+    @property
+    def rounds(self) -> int:
+        """Rounds of interpolation: 0 for 5 frames, 3 for 33."""
+        return CLIP_FRAMES.index(self.frames)
+
+    @property
+    def frames_per_second(self) -> float:
+        return (self.frames - 1) / self.seconds

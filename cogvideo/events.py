@@ -1,0 +1,84 @@
+"""What a running video tells the world, in the order in which it happens. No torch.
+
+`CogVideoPipeline.stream` yields these; the worker in `jobs.py` logs them; the page and the command line show
+them. Frames are uint8 arrays [F, H, W, 3], RGB. Token counts are exact: they come from the geometry alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+Frames = npt.NDArray[np.uint8]
+StageName = Literal["load", "keyframes", "interpolate", "superres"]
+
+
+@dataclass(frozen=True)
+class Loading:
+    """Models are being read; `done` of `total` parts are there."""
+
+    part: str
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
+class Progress:
+    """`done` of `total` tokens of the whole video are drawn; `stage` says which network is at work.
+
+    One unit is one token of one frame, super-resolution included, so that done / total is monotone and
+    reaches 1 exactly at the end.
+    """
+
+    stage: StageName
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
+class KeyframePainted:
+    """A keyframe while it is being drawn: rows not yet drawn repeat the mean colour. For previews only."""
+
+    index: int
+    tokens: int
+    frame: Frames  # [H, W, 3]
+
+
+@dataclass(frozen=True)
+class KeyframeDone:
+    """Keyframe `index` (0..4) is final."""
+
+    index: int
+    frame: Frames  # [H, W, 3]
+
+
+@dataclass(frozen=True)
+class LevelDone:
+    """Interpolation level `level` is complete: 0 = the keyframes alone, 1..3 = 9, 17, 33 frames."""
+
+    level: int
+    frames: Frames  # [F, H, W, 3]
+
+
+@dataclass(frozen=True)
+class SuperResolved:
+    """Frame `index` of the final clip at its final size, in the order in which they are ready."""
+
+    index: int
+    total: int
+    frame: Frames  # [H', W', 3]
+
+
+@dataclass(frozen=True)
+class Done:
+    """The whole clip. Always the last event."""
+
+    frames: Frames  # [F, H', W', 3]
+    frames_per_second: float
+    seed: int
+
+
+Event = Loading | Progress | KeyframePainted | KeyframeDone | LevelDone | SuperResolved | Done
