@@ -1,0 +1,133 @@
+"""Sampling: the distribution is the published one, and the noise is fair, reproducible and independent of the batch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from cogvideo.config import SamplingOptions, TokenSampling
+from cogvideo.sampling import ClusterSampler, distribution, exponential_noise, noise_keys
+
+GOLDEN = Path(__file__).parent / "golden" / "golden.npz"
+OPTIONS = SamplingOptions()
+
+
+def by_hand(logits: np.ndarray, labels: np.ndarray, options: TokenSampling) -> np.ndarray:
+    """The definition, one row, in float64 and plain loops."""
+    scaled = logits.astype(np.float64) / options.temperature
+    mass = np.exp(scaled - scaled.max())
+    totals = {int(c): mass[labels == c].sum() for c in np.unique(labels)}
+    kept = sorted(totals, key=lambda c: -totals[c])[: options.top_k]
+    out = np.zeros_like(mass)
+    for cluster in kept:
+        inside = np.where(labels == cluster, scaled / options.inner_temperature, -np.inf)
+        inner = np.exp(inside - inside.max())
+        out += totals[cluster] / sum(totals[c] for c in kept) * inner / inner.sum()
+    return out
+
+
+@pytest.mark.parametrize("name", ["first_frame", "video", "superres"])
+def test_golden_distribution(name: str) -> None:
+    golden = np.load(GOLDEN)
+    expected = golden["sampling_dsr" if name == "superres" else f"sampling_{name}"]
+    options: TokenSampling = getattr(OPTIONS, name)
+    ours = distribution(
+        torch.from_numpy(golden["sampling_logits"]), options, torch.from_numpy(golden["cluster_labels"])
+    )
+    assert ours.shape == expected.shape
+    np.testing.assert_allclose(ours.numpy(), expected, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("clusters, top_k", [(7, 3), (7, 20), (1, 1), (40, 12)])
+def test_distribution_is_the_definition_and_sums_to_one(clusters: int, top_k: int) -> None:
+    rng = np.random.default_rng(clusters)
+    labels = rng.integers(0, clusters, 60) * 3  # with gaps: cluster numbers need not be dense
+    logits = rng.normal(size=(2, 3, 60)).astype(np.float32) * 4
+    options = TokenSampling(1.05, top_k, 0.6)
+    ours = distribution(torch.from_numpy(logits), options, torch.from_numpy(labels)).numpy()
+    np.testing.assert_allclose(ours.sum(-1), 1, atol=1e-5)
+    for at in np.ndindex(2, 3):
+        np.testing.assert_allclose(ours[at], by_hand(logits[at], labels, options), atol=1e-6)
+
+
+def test_extreme_logits_stay_finite() -> None:
+    logits = torch.full((1, 6), -1e4)
+    logits[0, 2] = 1e4
+    labels = torch.tensor([0, 0, 1, 1, 2, 2])
+    probabilities = distribution(logits, TokenSampling(1.0, 3, 0.1), labels)
+    assert torch.isfinite(probabilities).all()
+    assert probabilities[0, 2] == 1
+
+
+def test_draws_follow_the_distribution() -> None:
+    """Chi-square of 40000 draws, one per (seed, frame, slot), against the closed form; seeds are fixed."""
+    labels = torch.arange(24) % 5
+    sampler = ClusterSampler(labels)
+    logits = torch.randn(24, generator=torch.Generator().manual_seed(3))
+    options = TokenSampling(1.05, 4, 0.89)
+    keys = noise_keys([1, 2, 3, 4] * 10, 2, [f for f in range(10) for _ in range(4)], 1000).flatten(0, 1)  # [40000, 2]
+    drawn = sampler.draw(logits.expand(len(keys), -1), keys, options)
+    expected = sampler.distribution(logits, options) * len(keys)
+    counts = torch.bincount(drawn, minlength=24)
+    assert counts[expected == 0].sum() == 0
+    alive = expected > 0
+    chi_square = ((counts - expected)[alive] ** 2 / expected[alive]).sum()
+    freedom = int(alive.sum()) - 1
+    assert freedom > 10
+    assert abs(chi_square - freedom) < 4 * (2 * freedom) ** 0.5
+
+
+def test_noise_is_exponential_and_uncorrelated() -> None:
+    keys = noise_keys([7], 1, [0], 200)[:, 0]  # [200, 2]
+    noise = exponential_noise(keys, torch.arange(2000).expand(200, -1))  # neighbours in slot and in id
+    assert noise.min() > 0
+    assert torch.isfinite(noise).all()
+    assert abs(noise.mean() - 1) < 0.01
+    assert abs(noise.var() - 1) < 0.03
+    uniform = (-noise).exp()
+    histogram = torch.histc(uniform, 64, 0, 1) / uniform.numel() * 64
+    assert (histogram - 1).abs().max() < 0.06
+    for a, b in [(uniform[1:], uniform[:-1]), (uniform[:, 1:], uniform[:, :-1]), (uniform[1:, 1:], uniform[:-1, :-1])]:
+        correlation = torch.corrcoef(torch.stack([a.flatten(), b.flatten()]))[0, 1]
+        assert abs(correlation) < 0.01
+
+
+def test_every_part_of_the_key_matters() -> None:
+    ids = torch.arange(64)[None]
+    base = exponential_noise(noise_keys([5], 1, [8], 4)[3], ids)
+    others = [([6], 1, [8], 3), ([5], 2, [8], 3), ([5], 1, [9], 3), ([5], 1, [8], 2), ([2**32 - 1], 1, [8], 3)]
+    for seeds, stage, frames, slot in others:
+        assert not torch.isclose(exponential_noise(noise_keys(seeds, stage, frames, 4)[slot], ids), base).any()
+
+
+def test_a_draw_does_not_depend_on_its_batch() -> None:
+    sampler = ClusterSampler(torch.arange(50) % 9)
+    logits = torch.randn(6, 50, generator=torch.Generator().manual_seed(0))
+    keys = noise_keys([1, 1, 2, 2, 3, 3], 1, [0, 8] * 3, 10)[4]
+    together = sampler.draw(logits, keys, OPTIONS.video)
+    alone = torch.cat([sampler.draw(logits[i : i + 1], keys[i : i + 1], OPTIONS.video) for i in range(6)])
+    backwards = sampler.draw(logits.flip(0), keys.flip(0), OPTIONS.video).flip(0)
+    assert torch.equal(together, alone)
+    assert torch.equal(together, backwards)
+
+
+def test_keys_are_pinned() -> None:
+    """Seeds that people have shared must keep giving the same video: these words may never change."""
+    assert noise_keys([7, 0], 1, [0, 32], 2).tolist() == PINNED
+
+
+PINNED = [[[3821375131, 604666151], [4045843070, 572317609]], [[1383639185, 4217790232], [3374434875, 2841249837]]]
+
+
+def test_a_broken_row_still_draws_a_valid_id() -> None:
+    sampler = ClusterSampler(torch.arange(12) % 3)
+    drawn = sampler.draw(torch.full((1, 12), torch.nan), noise_keys([1], 1, [0], 1)[0], OPTIONS.video)
+    assert 0 <= int(drawn) < 12
+
+
+def test_seeds_and_frames_must_match() -> None:
+    with pytest.raises(ValueError, match="2 seeds for 1 frames"):
+        noise_keys([1, 2], 1, [0], 1)
