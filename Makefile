@@ -1,0 +1,48 @@
+# make run      a virtual environment, the packages, and the page at http://127.0.0.1:7860
+# make test     the same with what tests need, then all tests
+# make install  only the environment and the packages
+# make check    style, types, import rules
+# make clean    throws the environment away
+#
+# PYTHON=/path/to/python3.11 chooses the interpreter, VENV=dir the environment, ARGS="..." goes to the program called.
+
+VENV ?= .venv
+PYTHON ?=
+ARGS ?=
+BIN := $(VENV)/bin
+
+.PHONY: run test install check clean help
+.DEFAULT_GOAL := help
+
+help:
+	@sed -n 's/^# \{0,1\}//; 1,/^$$/p' Makefile
+
+run: $(VENV)/.installed
+	$(BIN)/python app.py $(ARGS)
+
+test: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest $(ARGS)
+
+install: $(VENV)/.installed
+
+check: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+clean:
+	rm -rf $(VENV)
+
+# The stamps are newer than the requirements they were made from, so that a second call installs nothing.
+$(BIN)/python:
+	@found=$$(sh scripts/find-python $(PYTHON)) && echo "Python: $$found" && "$$found" -m venv $(VENV) || \
+	    { rm -rf $(VENV); echo "No virtual environment was made. On Debian and Ubuntu it also takes: apt install python3-venv" >&2; exit 1; }
+
+$(VENV)/.installed: requirements.txt | $(BIN)/python
+	$(BIN)/python -m pip install -r requirements.txt
+	@touch $@
+
+$(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed
+	$(BIN)/python -m pip install -r requirements-dev.txt
+	@touch $@
