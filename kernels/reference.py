@@ -1,0 +1,133 @@
+"""Plain PyTorch for every kernel: once obviously right (`*_dense`, the oracle) and once fit for use on any device.
+
+Local attention of the super-resolution: every cell of a fine grid attends, in one softmax, a window around itself on
+the fine grid and a window around the cell above it on a coarse grid. What a window has outside its grid does not count.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+
+Size = tuple[int, int]
+"""(height, width) in cells."""
+
+OUTSIDE = -10000.0
+"""Score of a key outside the grid or window: exp() of it is 0 beside any real score."""
+
+
+def check_shapes(
+    q: torch.Tensor,
+    k_fine: torch.Tensor,
+    v_fine: torch.Tensor,
+    k_coarse: torch.Tensor,
+    v_coarse: torch.Tensor,
+    fine_grid: Size,
+    coarse_grid: Size,
+    fine_window: Size,
+    coarse_window: Size,
+) -> None:
+    """Raises ValueError where tensors, grids and windows do not belong together; all paths ask this first."""
+    B, heads, _, d = q.shape
+    fine = (B, heads, fine_grid[0] * fine_grid[1], d)
+    coarse = (B, heads, coarse_grid[0] * coarse_grid[1], d)
+    for name, tensor, shape in (
+        ("q", q, fine),
+        ("k_fine", k_fine, fine),
+        ("v_fine", v_fine, fine),
+        ("k_coarse", k_coarse, coarse),
+        ("v_coarse", v_coarse, coarse),
+    ):
+        if tuple(tensor.shape) != shape:
+            raise ValueError(f"{name} has shape {tuple(tensor.shape)}; grids and q ask for {shape}")
+    if fine_grid[0] % coarse_grid[0] or fine_grid[1] % coarse_grid[1]:
+        raise ValueError(f"the fine grid {fine_grid} is no whole multiple of the coarse grid {coarse_grid}")
+    if any(side % 2 == 0 for side in (*fine_window, *coarse_window)):
+        raise ValueError(f"windows {fine_window} and {coarse_window} need odd sides, or they have no centre")
+
+
+def local_attention(
+    q: torch.Tensor,
+    k_fine: torch.Tensor,
+    v_fine: torch.Tensor,
+    k_coarse: torch.Tensor,
+    v_coarse: torch.Tensor,
+    fine_grid: Size,
+    coarse_grid: Size,
+    fine_window: Size = (9, 5),
+    coarse_window: Size = (5, 5),
+) -> torch.Tensor:
+    """q, k_fine, v_fine [B, heads, Hf*Wf, d], k_coarse, v_coarse [B, heads, Hc*Wc, d] -> [B, heads, Hf*Wf, d].
+
+    Fine cell (y, x) attends the `fine_window` (height, width) around (y, x) and the `coarse_window` around
+    (y * Hc // Hf, x * Wc // Wf), in one softmax of scores scaled by d ** -0.5. Differentiable.
+
+    One band of queries at a time, as many rows high as one coarse row covers: its keys are the rows that any of its
+    windows touches, so that the work is a few dense products of a band instead of a gather of every window.
+    """
+    check_shapes(q, k_fine, v_fine, k_coarse, v_coarse, fine_grid, coarse_grid, fine_window, coarse_window)
+    (Hf, Wf), (Hc, Wc) = fine_grid, coarse_grid
+    step = Hf // Hc
+    x = torch.arange(Wf, device=q.device)
+    near_fine_x = _within(x, (0, Wf), fine_window[1])  # [Wf, Wf]
+    near_coarse_x = _within(x * Wc // Wf, (0, Wc), coarse_window[1])  # [Wf, Wc]
+    bands = []
+    for cy in range(Hc):
+        y = torch.arange(cy * step, (cy + 1) * step, device=q.device)
+        fine = (max(0, cy * step - fine_window[0] // 2), min(Hf, (cy + 1) * step + fine_window[0] // 2))
+        coarse = (max(0, cy - coarse_window[0] // 2), min(Hc, cy + coarse_window[0] // 2 + 1))
+        near_fine = _pairs(_within(y, fine, fine_window[0]), near_fine_x)
+        near_coarse = _pairs(_within(y // step, coarse, coarse_window[0]), near_coarse_x)
+        f, c = slice(fine[0] * Wf, fine[1] * Wf), slice(coarse[0] * Wc, coarse[1] * Wc)
+        keys = torch.cat([k_fine[:, :, f], k_coarse[:, :, c]], dim=2)  # [B, heads, K, d]
+        values = torch.cat([v_fine[:, :, f], v_coarse[:, :, c]], dim=2)
+        near = torch.cat([near_fine, near_coarse], dim=1)  # [step*Wf, K]
+        band = q[:, :, cy * step * Wf : (cy + 1) * step * Wf]  # [B, heads, step*Wf, d]
+        bands.append(F.scaled_dot_product_attention(band, keys, values, attn_mask=near))
+    return torch.cat(bands, dim=2)
+
+
+def _within(cells: torch.Tensor, keys: Size, window: int) -> torch.Tensor:
+    """Along one axis: which of keys[0]..keys[1]-1 lie in the window around each cell: bool [cells, keys]."""
+    return (cells[:, None] - torch.arange(*keys, device=cells.device)).abs() <= window // 2
+
+
+def _pairs(near_y: torch.Tensor, near_x: torch.Tensor) -> torch.Tensor:
+    """Both axes: [y, key y] and [x, key x] -> bool [y*x, key y * key x]."""
+    return (near_y[:, None, :, None] & near_x[None, :, None, :]).flatten(2).flatten(0, 1)
+
+
+def local_attention_dense(
+    q: torch.Tensor,
+    k_fine: torch.Tensor,
+    v_fine: torch.Tensor,
+    k_coarse: torch.Tensor,
+    v_coarse: torch.Tensor,
+    fine_grid: Size,
+    coarse_grid: Size,
+    fine_window: Size = (9, 5),
+    coarse_window: Size = (5, 5),
+) -> torch.Tensor:
+    """The same function with every pair of cells scored and one mask, written cell by cell: the oracle of the tests."""
+    check_shapes(q, k_fine, v_fine, k_coarse, v_coarse, fine_grid, coarse_grid, fine_window, coarse_window)
+    (Hf, Wf), (Hc, Wc) = fine_grid, coarse_grid
+    keys = torch.cat([k_fine, k_coarse], dim=2).float()
+    values = torch.cat([v_fine, v_coarse], dim=2).float()
+    scores = q.float() @ keys.transpose(2, 3) / math.sqrt(q.shape[-1])  # [B, heads, Hf*Wf, Hf*Wf + Hc*Wc]
+    mask = torch.full(scores.shape[2:], OUTSIDE)
+    for y in range(Hf):
+        for x in range(Wf):
+            for ky in range(Hf):
+                for kx in range(Wf):
+                    if abs(ky - y) <= fine_window[0] // 2 and abs(kx - x) <= fine_window[1] // 2:
+                        mask[y * Wf + x, ky * Wf + kx] = 0
+            for ky in range(Hc):
+                for kx in range(Wc):
+                    near_y = abs(ky - y * Hc // Hf) <= coarse_window[0] // 2
+                    near_x = abs(kx - x * Wc // Wf) <= coarse_window[1] // 2
+                    if near_y and near_x:
+                        mask[y * Wf + x, Hf * Wf + ky * Wc + kx] = 0
+    weights = torch.softmax(scores + mask.to(scores.device), dim=-1)
+    return (weights @ values).to(q.dtype)
