@@ -1,0 +1,250 @@
+"""The attention of the three networks: two channels that read the same LayerNorm, and how they are mixed.
+
+In: hidden states [B, S, h] of a layer, after LN1. Out: [B, S, h], before LN3. Who sees whom comes from
+`layout.py`; here it becomes additive masks, and calls that skip most of what the masks would hide.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cogvideo.config import ModelConfig
+from cogvideo.layout import Layout, Stage
+from cogvideo.models.sat_bridge import BaseMixin
+
+INIT_STD = 0.02
+
+
+def linear(layer: nn.Module, x: Tensor) -> Tensor:
+    """A linear layer of the backbone without the work that sat's version does for model parallelism."""
+    weight: Tensor = layer.weight
+    bias: Tensor = layer.bias
+    return F.linear(x, weight, bias)
+
+
+def split_heads(qkv: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
+    """[B, S, 3h] -> q, k, v, each [B, heads, S, d]: three contiguous blocks of h, as published."""
+    batch, length, width = qkv.shape
+    q, k, v = qkv.view(batch, length, 3, heads, width // (3 * heads)).permute(2, 0, 3, 1, 4).unbind(0)
+    return q, k, v
+
+
+def merge_heads(x: Tensor) -> Tensor:
+    """[B, heads, S, d] -> [B, S, h]."""
+    batch, heads, length, size = x.shape
+    return x.transpose(1, 2).reshape(batch, length, heads * size)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """softmax(q k^T / sqrt(d) + mask) v; mask additive, broadcast over heads."""
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
+
+def additive(seen: Tensor, dtype: torch.dtype) -> Tensor:
+    """Boolean "may be seen" -> 0 or -inf."""
+    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, float("-inf"))
+
+
+def text_seen(text_length: Tensor, slots: int) -> Tensor:
+    """Which of the left-padded text slots are real, [B, slots] bool; `text_length` [B], each at least 1."""
+    return torch.arange(slots, device=text_length.device) >= slots - text_length[:, None]
+
+
+class Pattern(Protocol):
+    """How one forward pass attends. `layer` counts from 0; `own` is None where only the backbone is wanted."""
+
+    def __call__(self, backbone: nn.Module, own: AttentionPlus, layer: int, hidden: Tensor) -> Tensor: ...
+
+
+class AttentionPlus(BaseMixin):  # type: ignore[misc]
+    """Parameters of the second attention of every layer, under their published names."""
+
+    def __init__(self, config: ModelConfig, gated: bool) -> None:
+        super().__init__()
+        layers, hidden = config.layers, config.hidden
+        self.heads = config.heads
+        self.query_key_value = nn.ModuleList(_linear(hidden, 3 * hidden) for _ in range(layers))
+        self.dense = nn.ModuleList(_linear(hidden, hidden) for _ in range(layers))
+        if gated:
+            self.attn_distribution = nn.ParameterList(nn.Parameter(torch.zeros(hidden)) for _ in range(layers))
+
+    def reinit(self, parent_model: Any = None) -> None:
+        """Start of training: queries, keys and values as in the backbone."""
+        with torch.no_grad():
+            for own, layer in zip(self.query_key_value, self.transformer.layers, strict=True):
+                own.load_state_dict(layer.attention.query_key_value.state_dict())
+
+    def attention_forward(
+        self, hidden_states: Tensor, mask: Tensor, *, layer_id: Tensor, pattern: Pattern, **_: Any
+    ) -> Tensor:
+        """sat's hook in place of its own attention; `mask` is not used."""
+        layer = int(layer_id)
+        return pattern(self.transformer.layers[layer].attention, self, layer, hidden_states)
+
+    def mix(self, layer: int, spatial: Tensor, temporal: Tensor) -> Tensor:
+        """s * spatial + (1 - s) * temporal, s between 0 and 1 for each channel of the hidden state."""
+        return torch.lerp(temporal, spatial, torch.sigmoid(self.attn_distribution[layer]))
+
+
+def _linear(inputs: int, outputs: int) -> nn.Linear:
+    layer = nn.Linear(inputs, outputs)
+    if not layer.weight.is_meta:
+        nn.init.normal_(layer.weight, std=INIT_STD)
+        nn.init.zeros_(layer.bias)
+    return layer
+
+
+@dataclass(frozen=True)
+class ImagePattern:
+    """The backbone alone over text and one frame: text sees text, the frame sees text and itself, causally."""
+
+    text: int
+    text_mask: Tensor  # [B, 1, 1, T]
+    frame_mask: Tensor  # [B, 1, N, T + N]
+
+    @classmethod
+    def of(cls, layout: Layout, text_length: Tensor, text: int, dtype: torch.dtype) -> ImagePattern:
+        seen = text_seen(text_length, text)
+        own = torch.as_tensor(layout.spatial_mask(1, 0), device=seen.device)
+        return cls(text, additive(seen, dtype)[:, None, None], additive(_beside_text(seen, own[None]), dtype)[:, None])
+
+    def __call__(self, backbone: nn.Module, own: AttentionPlus, layer: int, hidden: Tensor) -> Tensor:
+        q, k, v = split_heads(linear(backbone.query_key_value, hidden), own.heads)
+        t = self.text
+        text = attend(q[:, :, :t], k[:, :, :t], v[:, :, :t], self.text_mask)
+        frame = attend(q[:, :, t:], k, v, self.frame_mask)
+        return linear(backbone.dense, merge_heads(torch.cat((text, frame), dim=2)))
+
+
+@dataclass(frozen=True)
+class ClipPattern:
+    """Both channels over text and all frames in time order, in one pass: the form that is trained."""
+
+    text: int
+    frames: int
+    text_mask: Tensor  # [B, 1, 1, T]
+    spatial_mask: Tensor  # [B * F, 1, N, T + N]
+    temporal: TemporalPattern
+
+    @classmethod
+    def of(cls, layout: Layout, stage: Stage, text_length: Tensor, text: int, dtype: torch.dtype) -> ClipPattern:
+        seen = text_seen(text_length, text)
+        frames = range(layout.frames)
+        own = torch.stack([torch.as_tensor(layout.spatial_mask(stage, f), device=seen.device) for f in frames])
+        # batch-major: rows of one sample's frames follow each other
+        spatial = _beside_text(seen.repeat_interleave(layout.frames, 0), own.repeat(len(seen), 1, 1))
+        return cls(
+            text=text,
+            frames=layout.frames,
+            text_mask=additive(seen, dtype)[:, None, None],
+            spatial_mask=additive(spatial, dtype)[:, None],
+            temporal=(CausalFrames if stage == 1 else WindowedFrames).of(layout, seen, dtype),
+        )
+
+    def __call__(self, backbone: nn.Module, own: AttentionPlus, layer: int, hidden: Tensor) -> Tensor:
+        spatial = linear(backbone.dense, merge_heads(self._spatial(backbone, own.heads, hidden)))
+        q, k, v = split_heads(own.query_key_value[layer](hidden), own.heads)
+        temporal = own.dense[layer](merge_heads(self.temporal(layer, q[:, :, self.text :], k, v)))
+        mixed = own.mix(layer, spatial[:, self.text :], temporal)
+        return torch.cat((spatial[:, : self.text], mixed), dim=1)
+
+    def _spatial(self, backbone: nn.Module, heads: int, hidden: Tensor) -> Tensor:
+        """Frames become rows of the batch, so that no frame meets another. -> [B, heads, S, d]"""
+        q, k, v = split_heads(linear(backbone.query_key_value, hidden), heads)
+        t = self.text
+        text = attend(q[:, :, :t], k[:, :, :t], v[:, :, :t], self.text_mask)
+        rows = attend(self._fold(q[:, :, t:]), self._beside(k), self._beside(v), self.spatial_mask)
+        frames = rows.unflatten(0, (len(hidden), self.frames)).transpose(1, 2).flatten(2, 3)
+        return torch.cat((text, frames), dim=2)
+
+    def _fold(self, x: Tensor) -> Tensor:
+        """[B, heads, F * N, d] -> [B * F, heads, N, d]."""
+        return x.unflatten(2, (self.frames, -1)).transpose(1, 2).flatten(0, 1)
+
+    def _beside(self, x: Tensor) -> Tensor:
+        """[B, heads, T + F * N, d] -> [B * F, heads, T + N, d]: the text in front of each frame."""
+        text = x[:, None, :, : self.text].expand(-1, self.frames, -1, -1, -1)
+        frames = x[:, :, self.text :].unflatten(2, (self.frames, -1)).transpose(1, 2)
+        return torch.cat((text, frames), dim=3).flatten(0, 1)
+
+
+class TemporalPattern(Protocol):
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """q [B, heads, F * N, d], k and v [B, heads, T + F * N, d] -> [B, heads, F * N, d]."""
+        ...
+
+
+@dataclass(frozen=True)
+class CausalFrames:
+    """Stage 1: each frame sees text, all earlier frames and itself causally. One call a frame: no later keys."""
+
+    masks: tuple[Tensor, ...]  # frame i: [B, 1, N, T + (i + 1) * N]
+
+    @classmethod
+    def of(cls, layout: Layout, seen: Tensor, dtype: torch.dtype) -> CausalFrames:
+        own = torch.as_tensor(layout.spatial_mask(1, 0), device=seen.device)
+        earlier = [own.new_ones(len(own), i * len(own)) for i in range(layout.frames)]
+        return cls(
+            tuple(additive(_beside_text(seen, torch.cat((past, own), 1)[None]), dtype)[:, None] for past in earlier)
+        )
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        frames = q.chunk(len(self.masks), dim=2)
+        seen = [mask.shape[-1] for mask in self.masks]
+        return torch.cat(
+            [
+                attend(frame, k[:, :, :end], v[:, :, :end], mask)
+                for frame, end, mask in zip(frames, seen, self.masks, strict=True)
+            ],
+            dim=2,
+        )
+
+
+@dataclass(frozen=True)
+class WindowedFrames:
+    """Stage 2: windows become rows of the batch; odd layers have their own windows."""
+
+    text: int
+    frames: int
+    orders: tuple[Tensor, Tensor]  # even, odd layers: slot numbers, windows first, [W * F * w * w]
+    reverts: tuple[Tensor, Tensor]  # their inverses
+    masks: tuple[Tensor, Tensor]  # [B * W, 1, F * w * w, T + F * w * w]
+
+    @classmethod
+    def of(cls, layout: Layout, seen: Tensor, dtype: torch.dtype) -> WindowedFrames:
+        frame = torch.arange(layout.frames, device=seen.device)[:, None] * layout.tokens_per_frame
+        orders, masks = [], []
+        for parity in (0, 1):
+            cells = torch.as_tensor(layout.windows(layout.shift(parity)), device=seen.device)  # [W, w * w]
+            near = torch.as_tensor(layout.window_mask(layout.shift(parity)), device=seen.device)
+            orders.append((frame + cells[:, None]).flatten())
+            rows = _beside_text(seen.repeat_interleave(len(near), 0), near.repeat(len(seen), 1, 1))
+            masks.append(additive(rows, dtype)[:, None])
+        even, odd = orders
+        return cls(seen.shape[1], layout.frames, (even, odd), (even.argsort(), odd.argsort()), (masks[0], masks[1]))
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        parity, batch = layer % 2, len(q)
+        order, mask = self.orders[parity], self.masks[parity]
+        windows = len(mask) // batch
+        q = q[:, :, order].unflatten(2, (windows, -1)).transpose(1, 2).flatten(0, 1)
+        out = attend(q, self._beside(k, order, windows), self._beside(v, order, windows), mask)
+        out = out.unflatten(0, (batch, windows)).transpose(1, 2).flatten(2, 3)  # [B, heads, W * F * w * w, d]
+        return out[:, :, self.reverts[parity]]
+
+    def _beside(self, x: Tensor, order: Tensor, windows: int) -> Tensor:
+        """[B, heads, T + F * N, d] -> [B * W, heads, T + F * w * w, d]: the text in front of each window."""
+        text = x[:, None, :, : self.text].expand(-1, windows, -1, -1, -1)
+        inside = x[:, :, order + self.text].unflatten(2, (windows, -1)).transpose(1, 2)
+        return torch.cat((text, inside), dim=3).flatten(0, 1)
+
+
+def _beside_text(text: Tensor, own: Tensor) -> Tensor:
+    """text [B, T], own [B or 1, Q, K] -> [B, Q, T + K], all bool."""
+    batch, queries = len(text), own.shape[1]
+    return torch.cat((text[:, None].expand(-1, queries, -1), own.expand(batch, -1, -1)), dim=2)
