@@ -1,11 +1,13 @@
-"""Makes `sat` and `icetk` importable: both import torchvision, whose wheels do not always fit the torch installed.
+"""Makes `sat` and `icetk` importable: in nothing, out nothing; call `prepare()` before importing either.
 
-In: nothing. Out: nothing; afterwards `import torchvision` works, or torchvision is not installed at all.
+Both import torchvision, whose wheels do not always fit the torch installed, and sat imports transformers, which looks
+for a package called `kernels` and must not take this project's folder for it.
 """
 
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import threading
 
 _OPERATORS = {
@@ -17,20 +19,26 @@ _libraries: list[object] = []  # torch drops a library's operators when the obje
 
 
 def prepare() -> None:
-    """Call before `import sat` or `import icetk`; costs nothing the second time.
+    """Call before `import sat` or `import icetk`; costs nothing the second time."""
+    with _lock:
+        _mend_torchvision()
+        _hide_kernels()
+
+
+def _mend_torchvision() -> None:
+    """Afterwards `import torchvision` works, or torchvision is not installed at all.
 
     A torchvision wheel built for CUDA fails beside a CPU torch (and the other way round), because it looks for
     operators that its compiled half could not register. Neither package uses them: declaring their signatures is
     enough for the import to succeed.
     """
-    with _lock:
-        try:
-            importlib.import_module("torchvision")
-        except ModuleNotFoundError:
-            return
-        except RuntimeError:
-            _declare_operators()
-            importlib.import_module("torchvision")
+    try:
+        importlib.import_module("torchvision")
+    except ModuleNotFoundError:
+        return
+    except RuntimeError:
+        _declare_operators()
+        importlib.import_module("torchvision")
 
 
 def _declare_operators() -> None:
@@ -41,3 +49,16 @@ def _declare_operators() -> None:
         if not hasattr(torch.ops.torchvision, name):
             library.define(signature)
     _libraries.append(library)
+
+
+def _hide_kernels() -> None:
+    """Where the Hugging Face package `kernels` is installed too, tells transformers that it is not.
+
+    This project's folder of that name comes first on the path, and nothing that transformers would import is in it.
+    """
+    try:
+        importlib.metadata.version("kernels")
+    except importlib.metadata.PackageNotFoundError:
+        return
+    for name in ("transformers.utils", "transformers.utils.import_utils"):
+        setattr(importlib.import_module(name), "is_kernels_available", lambda *_, **__: False)  # noqa: B010

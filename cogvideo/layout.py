@@ -140,8 +140,8 @@ class Layout:
 
         A region is a window, or what the grid's border leaves of a shifted one.
         """
-        (rows, columns), (height, width) = self._cells, self.config.grid
-        window = self.config.window
+        rows, columns = self._cells
+        width, window = self.config.grid[1], self.config.window
         down = (rows + window - shift) // window
         right = (columns + window - shift) // window
         return np.asarray(down * (width // window + 2) + right, dtype=np.int64)

@@ -20,7 +20,7 @@ from cogvideo.models.sat_bridge import BaseMixin
 INIT_STD = 0.02
 
 
-def linear(layer: nn.Module, x: Tensor) -> Tensor:
+def linear(layer: Any, x: Tensor) -> Tensor:
     """A linear layer of the backbone without the work that sat's version does for model parallelism."""
     weight: Tensor = layer.weight
     bias: Tensor = layer.bias
@@ -56,12 +56,12 @@ def text_seen(text_length: Tensor, slots: int) -> Tensor:
 
 
 class Pattern(Protocol):
-    """How one forward pass attends. `layer` counts from 0; `own` is None where only the backbone is wanted."""
+    """How one forward pass attends. `layer` counts from 0, `backbone` is its attention, `own` the second one's."""
 
-    def __call__(self, backbone: nn.Module, own: AttentionPlus, layer: int, hidden: Tensor) -> Tensor: ...
+    def __call__(self, backbone: Any, own: AttentionPlus, layer: int, hidden: Tensor) -> Tensor: ...
 
 
-class AttentionPlus(BaseMixin):  # type: ignore[misc]
+class AttentionPlus(BaseMixin):
     """Parameters of the second attention of every layer, under their published names."""
 
     def __init__(self, config: ModelConfig, gated: bool) -> None:
@@ -113,7 +113,7 @@ class ImagePattern:
         own = torch.as_tensor(layout.spatial_mask(1, 0), device=seen.device)
         return cls(text, additive(seen, dtype)[:, None, None], additive(_beside_text(seen, own[None]), dtype)[:, None])
 
-    def __call__(self, backbone: nn.Module, own: AttentionPlus, layer: int, hidden: Tensor) -> Tensor:
+    def __call__(self, backbone: Any, own: AttentionPlus, layer: int, hidden: Tensor) -> Tensor:
         q, k, v = split_heads(linear(backbone.query_key_value, hidden), own.heads)
         t = self.text
         text = attend(q[:, :, :t], k[:, :, :t], v[:, :, :t], self.text_mask)
@@ -146,15 +146,15 @@ class ClipPattern:
             temporal=(CausalFrames if stage == 1 else WindowedFrames).of(layout, seen, dtype),
         )
 
-    def __call__(self, backbone: nn.Module, own: AttentionPlus, layer: int, hidden: Tensor) -> Tensor:
+    def __call__(self, backbone: Any, own: AttentionPlus, layer: int, hidden: Tensor) -> Tensor:
         spatial = linear(backbone.dense, merge_heads(self._spatial(backbone, own.heads, hidden)))
         q, k, v = split_heads(own.query_key_value[layer](hidden), own.heads)
         temporal = own.dense[layer](merge_heads(self.temporal(layer, q[:, :, self.text :], k, v)))
         mixed = own.mix(layer, spatial[:, self.text :], temporal)
         return torch.cat((spatial[:, : self.text], mixed), dim=1)
 
-    def _spatial(self, backbone: nn.Module, heads: int, hidden: Tensor) -> Tensor:
-        """Frames become rows of the batch, so that no frame meets another. -> [B, heads, S, d]"""
+    def _spatial(self, backbone: Any, heads: int, hidden: Tensor) -> Tensor:
+        """Frames become rows of the batch, so that no frame meets another: -> [B, heads, S, d]."""
         q, k, v = split_heads(linear(backbone.query_key_value, hidden), heads)
         t = self.text
         text = attend(q[:, :, :t], k[:, :, :t], v[:, :, :t], self.text_mask)
@@ -174,6 +174,8 @@ class ClipPattern:
 
 
 class TemporalPattern(Protocol):
+    """The second channel of a whole clip."""
+
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """q [B, heads, F * N, d], k and v [B, heads, T + F * N, d] -> [B, heads, F * N, d]."""
         ...

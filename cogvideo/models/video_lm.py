@@ -5,70 +5,16 @@ In: token ids. Out: logits over the image tokens, fp32.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from cogvideo.config import ModelConfig
-from cogvideo.layout import Layout, Stage
-from cogvideo.models.attention import INIT_STD, AttentionPlus, ClipPattern, ImagePattern, Pattern, linear
-from cogvideo.models.sat_bridge import BaseMixin, BaseModel, Transformer, build_transformer, sat_arguments
-
-
-class ExtraPositions(BaseMixin):  # type: ignore[misc]
-    """The positions that the backbone's table has no rows for."""
-
-    def __init__(self, rows: int, hidden: int) -> None:
-        super().__init__()
-        self.position_embeddings = nn.Embedding(rows, hidden)
-        if not self.position_embeddings.weight.is_meta:
-            nn.init.normal_(self.position_embeddings.weight, std=INIT_STD)
-
-    def position_embedding_forward(self, position_ids: Tensor, *, base_slots: int, **_: Any) -> Tensor:
-        """The first `base_slots` of `position_ids` [B or 1, S] are rows of the backbone's table, the rest of ours."""
-        base, extra = position_ids[:, :base_slots], position_ids[:, base_slots:]
-        parts = (self.transformer.position_embeddings(base), self.position_embeddings(extra))
-        return parts[0] if not extra.shape[1] else parts[1] if not base.shape[1] else torch.cat(parts, dim=1)
-
-
-class TokenModel(BaseModel):  # type: ignore[misc]
-    """What all three networks have in common: a backbone, perhaps shared, and a head over the image tokens."""
-
-    def __init__(self, config: ModelConfig, transformer: Transformer | None, device: str | torch.device) -> None:
-        backbone = build_transformer(config, device) if transformer is None else transformer
-        super().__init__(sat_arguments(config), transformer=backbone)
-        self.config = config
-        self.layout = Layout(config)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        weight: Tensor = self.transformer.word_embeddings.weight
-        return weight.dtype
-
-    def word_embedding_forward(self, input_ids: Tensor, **_: Any) -> Tensor:
-        return F.embedding(input_ids, self.transformer.word_embeddings.weight)
-
-    def mlp_forward(self, hidden_states: Tensor, *, layer_id: Tensor, **_: Any) -> Tensor:
-        mlp = self.transformer.layers[int(layer_id)].mlp
-        return linear(mlp.dense_4h_to_h, F.gelu(linear(mlp.dense_h_to_4h, hidden_states), approximate="tanh"))
-
-    def final_forward(self, hidden: Tensor, *, first_output: int, **_: Any) -> Tensor:
-        """Logits of slots `first_output`.. : [B, S, h] -> [B, S - first_output, image_tokens], fp32."""
-        head: Tensor = self.transformer.word_embeddings.weight[: self.config.image_tokens]
-        with torch.autocast(hidden.device.type, enabled=False):
-            return F.linear(hidden[:, first_output:].float(), head.float())
-
-    def slots(self, frames: Tensor) -> Tensor:
-        """Tokens [..., N] -> what their slots hold: <start_of_image>, then all tokens but the last."""
-        start = torch.full_like(frames[..., :1], self.config.start_of_image)
-        return torch.cat((start, frames[..., :-1]), dim=-1)
-
-
-def text_positions(text_length: Tensor, slots: int) -> Tensor:
-    """Positions of left-padded text, [B, slots]: pads 0, then 0, 1, 2, ..."""
-    return (torch.arange(slots, device=text_length.device) - (slots - text_length[:, None])).clamp_(min=0)
+from cogvideo.layout import Stage
+from cogvideo.models.attention import AttentionPlus, ClipPattern, ImagePattern, Pattern
+from cogvideo.models.sat_bridge import Transformer
+from cogvideo.models.token_model import ExtraPositions, TokenModel, text_positions
 
 
 class VideoLM(TokenModel):
@@ -92,20 +38,25 @@ class VideoLM(TokenModel):
         if torch.device(device).type != "meta":
             self.get_mixin("attention_plus").reinit(self)
 
-    def forward_training(self, text: Tensor, text_length: Tensor, frames: Tensor) -> Tensor:
+    def forward_training(
+        self, text: Tensor, text_length: Tensor, frames: Tensor, scored: Sequence[int] | None = None
+    ) -> Tensor:
         """Logits of every token of a clip, each given all that it may see.
 
         text [B, T] left-padded ids, text_length [B] (at least 1), frames [B, F, N] image tokens in time order
-        -> [B, F, N, image_tokens] fp32; [b, f, k] scores token k of frame f.
+        -> [B, F, N, image_tokens] fp32; [b, f, k] scores token k of frame f. `scored`: only these frames, in this
+        order, are given logits (the head is a sixth of a small model's work).
         """
-        batch, count, size = frames.shape
+        count, size = frames.shape[1:]
         if count != self.layout.frames or size != self.layout.tokens_per_frame:
             raise ValueError(
                 f"frames {list(frames.shape)} do not fit {self.layout.frames} frames of {self.config.grid}"
             )
         pattern = ClipPattern.of(self.layout, self.stage, text_length, text.shape[1], self.dtype)
-        logits = self._run(text, text_length, self.slots(frames).flatten(1), pattern)
-        return logits.unflatten(1, (count, size))
+        wanted = list(range(count) if scored is None else scored)
+        slots = torch.arange(count * size, device=text.device).view(count, size)[wanted].flatten() + text.shape[1]
+        logits = self._run(text, text_length, self.slots(frames).flatten(1), pattern, slots)
+        return logits.unflatten(1, (len(wanted), size))
 
     def forward_images(self, text: Tensor, text_length: Tensor, frames: Tensor) -> Tensor:
         """Text to image with the backbone alone: a single frame at the first frame's position.
@@ -113,10 +64,12 @@ class VideoLM(TokenModel):
         text [B, T] left-padded ids, text_length [B], frames [B, N] -> [B, N, image_tokens] fp32.
         """
         pattern = ImagePattern.of(self.layout, text_length, text.shape[1], self.dtype)
-        return self._run(text, text_length, self.slots(frames), pattern)
+        return self._run(text, text_length, self.slots(frames), pattern, slice(text.shape[1], None))
 
-    def _run(self, text: Tensor, text_length: Tensor, slots: Tensor, pattern: Pattern) -> Tensor:
-        """text [B, T], slots [B, S] of frames in time order -> logits [B, S, image_tokens]."""
+    def _run(
+        self, text: Tensor, text_length: Tensor, slots: Tensor, pattern: Pattern, scored: Tensor | slice
+    ) -> Tensor:
+        """text [B, T], slots [B, S] of frames in time order -> logits of the `scored` places in text and slots."""
         layout, (batch, length) = self.layout, text.shape
         later = slots.shape[1] - layout.tokens_per_frame
         first = torch.as_tensor(layout.frame_positions(0), device=text.device)
@@ -127,6 +80,6 @@ class VideoLM(TokenModel):
             None,
             pattern=pattern,
             base_slots=length + layout.tokens_per_frame,
-            first_output=length,
+            scored=scored,
         )[0]
         return logits

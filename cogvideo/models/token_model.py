@@ -1,0 +1,68 @@
+"""What the three networks have in common: a backbone, perhaps shared, extra positions, a head over the image tokens."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cogvideo.config import ModelConfig
+from cogvideo.layout import Layout
+from cogvideo.models.attention import INIT_STD, linear
+from cogvideo.models.sat_bridge import BaseMixin, BaseModel, Transformer, build_transformer, sat_arguments
+
+
+class ExtraPositions(BaseMixin):
+    """The positions that the backbone's table has no rows for."""
+
+    def __init__(self, rows: int, hidden: int) -> None:
+        super().__init__()
+        self.position_embeddings = nn.Embedding(rows, hidden)
+        if not self.position_embeddings.weight.is_meta:
+            nn.init.normal_(self.position_embeddings.weight, std=INIT_STD)
+
+    def position_embedding_forward(self, position_ids: Tensor, *, base_slots: int, **_: Any) -> Tensor:
+        """The first `base_slots` of `position_ids` [B or 1, S] are rows of the backbone's table, the rest of ours."""
+        base, extra = position_ids[:, :base_slots], position_ids[:, base_slots:]
+        parts = (self.transformer.position_embeddings(base), self.position_embeddings(extra))
+        return parts[0] if not extra.shape[1] else parts[1] if not base.shape[1] else torch.cat(parts, dim=1)
+
+
+class TokenModel(BaseModel):
+    """A network on the backbone. `transformer`: one to share; None builds one on `device` ("meta": without storage)."""
+
+    def __init__(self, config: ModelConfig, transformer: Transformer | None, device: str | torch.device) -> None:
+        backbone = build_transformer(config, device) if transformer is None else transformer
+        super().__init__(sat_arguments(config), transformer=backbone)
+        self.config = config
+        self.layout = Layout(config)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        weight: Tensor = self.transformer.word_embeddings.weight
+        return weight.dtype
+
+    def word_embedding_forward(self, input_ids: Tensor, **_: Any) -> Tensor:
+        return F.embedding(input_ids, self.transformer.word_embeddings.weight)
+
+    def mlp_forward(self, hidden_states: Tensor, *, layer_id: Tensor, **_: Any) -> Tensor:
+        mlp = self.transformer.layers[int(layer_id)].mlp
+        return linear(mlp.dense_4h_to_h, F.gelu(linear(mlp.dense_h_to_4h, hidden_states), approximate="tanh"))
+
+    def final_forward(self, hidden: Tensor, *, scored: Tensor | slice, **_: Any) -> Tensor:
+        """Logits of the `scored` places: [B, S, h] -> [B, places, image_tokens], fp32."""
+        head: Tensor = self.transformer.word_embeddings.weight[: self.config.image_tokens]
+        with torch.autocast(hidden.device.type, enabled=False):
+            return F.linear(hidden[:, scored].float(), head.float())
+
+    def slots(self, frames: Tensor) -> Tensor:
+        """Tokens [..., N] -> what their slots hold: <start_of_image>, then all tokens but the last."""
+        start = torch.full_like(frames[..., :1], self.config.start_of_image)
+        return torch.cat((start, frames[..., :-1]), dim=-1)
+
+
+def text_positions(text_length: Tensor, slots: int) -> Tensor:
+    """Positions of left-padded text, [B, slots]: pads 0, then 0, 1, 2, ..."""
+    return (torch.arange(slots, device=text_length.device) - (slots - text_length[:, None])).clamp_(min=0)
