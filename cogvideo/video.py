@@ -1,0 +1,164 @@
+"""Frames uint8 [F, H, W, 3] -> an mp4 or gif file, written whole under a temporary name and then renamed; no shell.
+
+Every level of a clip plays for the same time: a file has at least 32 steps, so frames of the lower levels repeat.
+Settings travel inside the file as JSON in its comment, Chinese included; `read_metadata` gets them back.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import secrets
+import subprocess
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from cogvideo.config import CLIP_FRAMES
+from cogvideo.errors import CapacityError
+from cogvideo.events import Frames
+
+STEPS: Final = CLIP_FRAMES[-1] - 1
+"""Steps from the first to the last picture of a file: at 4 seconds this makes 8 pictures a second."""
+
+KEY_EVERY: Final = 8
+"""A key picture at least this often, so that scrubbing finds every place."""
+
+GIF_STEP: Final = 0.04
+"""Shortest time of a gif's picture in seconds; browsers slow shorter ones down to a tenth of a second."""
+
+Metadata = Mapping[str, Any]
+
+
+def write_video(path: Path, frames: Frames, seconds: float, metadata: Metadata | None = None) -> Path:
+    """Write `frames`, which span `seconds` from first to last, as the suffix of `path` says. Raises CapacityError.
+
+    `metadata`: JSON values to keep in the file, or None for none.
+    """
+    writer: Callable[[Path, Frames, float, str], None] = _write_gif if path.suffix.lower() == ".gif" else _write_mp4
+    comment = json.dumps(dict(metadata), ensure_ascii=False, sort_keys=True) if metadata is not None else ""
+    draft = path.with_name(f".{secrets.token_hex(8)}.part{path.suffix}")
+    try:
+        writer(draft, frames, seconds, comment)
+        draft.replace(path)
+    except OSError as error:
+        raise CapacityError(
+            f"无法写入视频文件 {path}（{_reason(error)}）：请检查磁盘空间和文件夹权限。",
+            f"The video file {path} could not be written ({_reason(error)}): check disk space and the folder's rights.",
+        ) from error
+    finally:
+        draft.unlink(missing_ok=True)
+    return path
+
+
+def read_metadata(path: Path) -> dict[str, Any] | None:
+    """The JSON object in the comment of an mp4 or gif, or None where there is none. `path` need not be trustworthy."""
+    comment = _gif_comment(path) if path.suffix.lower() == ".gif" else _mp4_comment(path)
+    try:
+        values = json.loads(comment)
+    except ValueError:
+        return None
+    return values if isinstance(values, dict) else None
+
+
+def timeline(count: int, steps: int) -> list[int]:
+    """Which of `count` frames shows at each of the steps 0..steps: the one that is nearest in time."""
+    return [(2 * step * (count - 1) + steps) // (2 * steps) for step in range(steps + 1)]
+
+
+def _write_mp4(path: Path, frames: Frames, seconds: float, comment: str) -> None:
+    from moviepy.video.io.ffmpeg_writer import FFMPEG_VideoWriter
+
+    steps = max(STEPS, len(frames) - 1)
+    even = _even(frames)
+    height, width = even.shape[1:3]
+    options = ["-pix_fmt", "yuv420p", "-crf", "16", "-g", str(KEY_EVERY), "-movflags", "+faststart"]
+    options += ["-map_metadata", "-1", "-fflags", "+bitexact"]
+    if comment:
+        options += ["-metadata", f"comment={comment}"]
+    # "h264" rather than "libx264": for the latter moviepy asks for a pixel format with transparency.
+    writer = FFMPEG_VideoWriter(str(path), (width, height), steps / seconds, codec="h264", ffmpeg_params=options)
+    try:
+        for index in timeline(len(even), steps):
+            writer.write_frame(even[index])
+    finally:
+        writer.close()
+    if not path.is_file() or not path.stat().st_size:
+        raise OSError("ffmpeg wrote nothing")
+
+
+def _even(frames: Frames) -> Frames:
+    """yuv420p halves both sides; an odd last row or column is repeated."""
+    height, width = frames.shape[1:3]
+    return np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+
+
+def _write_gif(path: Path, frames: Frames, seconds: float, comment: str) -> None:
+    from PIL import Image
+
+    steps = max(1, min(len(frames) - 1, round(seconds / GIF_STEP)))
+    # Hundredths of a second are all a gif can say: round the moments, not the durations, so that the sum is right.
+    moments = [round(100 * seconds * step / steps) for step in range(steps + 2)]
+    durations = [10 * (after - before) for before, after in itertools.pairwise(moments)]
+    palette = Image.fromarray(np.concatenate(frames[:: max(1, len(frames) // 8)])).quantize(256)
+    pictures = [
+        Image.fromarray(frames[step * (len(frames) - 1) // steps]).quantize(palette=palette)
+        for step in range(steps + 1)
+    ]
+    pictures[0].save(
+        path,
+        format="GIF",
+        save_all=True,
+        append_images=pictures[1:],
+        duration=durations,
+        loop=0,
+        comment=comment.encode() if comment else b"",
+    )
+
+
+def _gif_comment(path: Path) -> str:
+    from PIL import Image
+
+    try:
+        with Image.open(path, formats=["GIF"]) as picture:
+            comment = picture.info.get("comment", b"")
+    except (OSError, ValueError, SyntaxError):
+        return ""
+    return comment.decode("utf-8", "replace") if isinstance(comment, bytes) else str(comment)
+
+
+def _mp4_comment(path: Path) -> str:
+    from moviepy.config import FFMPEG_BINARY
+
+    source = ["-f", "mp4", "-protocol_whitelist", "file", "-i", f"file:{path.absolute()}"]
+    command = [FFMPEG_BINARY, "-nostdin", "-v", "quiet", *source, "-f", "ffmetadata", "-"]
+    try:
+        text = subprocess.run(command, capture_output=True, timeout=20, check=True).stdout.decode("utf-8", "replace")
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return _ffmetadata(text).get("comment", "")
+
+
+def _ffmetadata(text: str) -> dict[str, str]:
+    r"""ffmpeg's text format: `key=value` lines, where \ protects = ; # \ and line breaks."""
+    values: dict[str, str] = {}
+    key, current, characters = None, "", iter(text)
+    for character in characters:
+        if character == "\\":
+            current += next(characters, "")
+        elif character == "=" and key is None:
+            key, current = current, ""
+        elif character == "\n":
+            if key is not None:
+                values[key] = current
+            key, current = None, ""
+        else:
+            current += character
+    return values
+
+
+def _reason(error: OSError) -> str:
+    return os.strerror(error.errno) if error.errno else str(error).strip().splitlines()[-1]
