@@ -19,6 +19,10 @@ CLIP_SECONDS = (4.0, 2.0, 1.0, 0.5)
 
 MAX_SEED = 2**32 - 1
 
+MIN_TEMPERATURE, MAX_TEMPERATURE = 0.05, 5.0
+
+MAX_GUIDANCE = 20.0
+
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -79,6 +83,20 @@ class TokenSampling:
     inner_temperature: float
     """Temperature of the draw within the cluster."""
 
+    def __post_init__(self) -> None:
+        for temperature in (self.temperature, self.inner_temperature):
+            if not MIN_TEMPERATURE <= temperature <= MAX_TEMPERATURE:
+                raise RequestError(
+                    f"温度 {temperature} 超出范围：请输入 {MIN_TEMPERATURE} 到 {MAX_TEMPERATURE} 之间的数。",
+                    f"Temperature {temperature} is out of range: give a number from {MIN_TEMPERATURE} to "
+                    f"{MAX_TEMPERATURE}.",
+                )
+        if self.top_k < 1:
+            raise RequestError(
+                f"top-k 不能是 {self.top_k}：请输入 1 或更大的整数。",
+                f"Top-k cannot be {self.top_k}: give a whole number, 1 or more.",
+            )
+
 
 @dataclass(frozen=True)
 class SamplingOptions:
@@ -91,6 +109,13 @@ class SamplingOptions:
     """Weight of the conditional logits in stage 1: u + guidance * (c - u). 1.0 switches guidance off."""
     text_boost: float = 1.4
     """Added to frame-to-text attention scores where no guidance is used (first frame, stage 2)."""
+
+    def __post_init__(self) -> None:
+        if not 1.0 <= self.guidance <= MAX_GUIDANCE:
+            raise RequestError(
+                f"引导强度 {self.guidance} 超出范围：请输入 1 到 {MAX_GUIDANCE:g} 之间的数。",
+                f"Guidance {self.guidance} is out of range: give a number from 1 to {MAX_GUIDANCE:g}.",
+            )
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,84 @@
+"""Which accelerator, in which precision, and what is on it when. The only place that moves modules between devices.
+
+In: what the machine has. Out: a `Place`; `with resident(...)` keeps a module on it for as long as it computes.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+from cogvideo.errors import CapacityError
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where models compute and in which precision."""
+
+    device: torch.device
+    dtype: torch.dtype
+    keep: bool = True
+    """Whether modules stay on the device between uses; otherwise they wait in host memory."""
+
+    @property
+    def home(self) -> torch.device:
+        """Where a module is loaded to and waits."""
+        return self.device if self.keep else torch.device("cpu")
+
+
+def pick_place(device: str | None = None, keep: bool = True) -> Place:
+    """The best place of this machine, or the named one ("cpu", "cuda", "cuda:1"). Raises CapacityError.
+
+    fp32 on a CPU, where half precision is slower, and fp16, as published, on a GPU.
+    """
+    name = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise CapacityError(
+            f"找不到设备 {name}：这台机器上没有可用的 NVIDIA 显卡，请改用 cpu。",
+            f"There is no device {name}: no usable NVIDIA card was found on this machine; use cpu.",
+        )
+    chosen = torch.device(name)
+    return Place(chosen, torch.float16 if chosen.type == "cuda" else torch.float32, keep)
+
+
+@contextmanager
+def resident(module: Module, place: Place) -> Iterator[Module]:
+    """Has `module` on the place's device inside the block; afterwards it is home again, whatever happened."""
+    try:
+        yield module.to(place.device)
+    finally:
+        module.to(place.home)
+        if not place.keep and place.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+@contextmanager
+def threads(count: int | None = None) -> Iterator[None]:
+    """Inside the block torch computes with `count` threads (None: one per core that this process may use).
+
+    Drawing token by token is faster with one: its operations are so small that threads only wait for each other.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or usable_cores())
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def usable_cores() -> int:
+    """Cores that this process may use; OMP_NUM_THREADS, where it is set, is respected."""
+    wanted = os.environ.get("OMP_NUM_THREADS", "")
+    if wanted.isdigit() and int(wanted) > 0:
+        return int(wanted)
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -1,0 +1,44 @@
+"""Device: the machine's best place is chosen, modules come home, threads are put back."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from cogvideo.device import Place, pick_place, resident, threads, usable_cores
+from cogvideo.errors import CapacityError
+
+
+def test_the_cpu_computes_in_full_precision() -> None:
+    assert pick_place("cpu") == Place(torch.device("cpu"), torch.float32)
+
+
+def test_a_gpu_is_taken_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert pick_place() == Place(torch.device("cuda"), torch.float16)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert pick_place().device.type == "cpu"
+    with pytest.raises(CapacityError, match="cuda:1"):
+        pick_place("cuda:1")
+
+
+def test_a_module_comes_home_even_after_an_error() -> None:
+    module = nn.Linear(2, 2)
+    elsewhere = Place(torch.device("meta"), torch.float32)  # stands for another device
+    with pytest.raises(RuntimeError, match="broken"), resident(module, elsewhere) as there:
+        assert there.weight.device.type == "meta"
+        raise RuntimeError("broken")
+    assert elsewhere.home.type == "meta"
+    assert Place(torch.device("meta"), torch.float32, keep=False).home.type == "cpu"
+
+
+def test_threads_are_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = torch.get_num_threads()
+    with threads(1):
+        assert torch.get_num_threads() == 1
+    assert torch.get_num_threads() == before
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert usable_cores() == 3
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    assert usable_cores() >= 1

@@ -1,0 +1,52 @@
+"""Requests: what cannot be drawn is refused when the request is made, in both languages, with the limits."""
+
+from __future__ import annotations
+
+import pytest
+
+from cogvideo.config import PRESETS, SamplingOptions, TokenSampling, VideoRequest
+from cogvideo.errors import RequestError
+
+
+@pytest.mark.parametrize(
+    "values, limit",
+    [
+        ({"seed": -1}, "4294967295"),
+        ({"seed": 2**32}, "4294967295"),
+        ({"frames": 7}, "33"),
+        ({"seconds": 3.0}, "0.5"),
+        ({"seconds": float("nan")}, "0.5"),
+    ],
+)
+def test_requests_out_of_range(values: dict, limit: str) -> None:
+    with pytest.raises(RequestError) as refusal:
+        VideoRequest("一只熊猫", **values)
+    assert limit in refusal.value.zh
+    assert limit in refusal.value.en
+    assert str(next(iter(values.values()))) in refusal.value.en
+
+
+@pytest.mark.parametrize(
+    "values", [(0.0, 12, 0.9), (1.0, 0, 0.9), (1.0, 12, -1.0), (float("nan"), 12, 0.9), (9.0, 12, 0.9)]
+)
+def test_sampling_out_of_range(values: tuple) -> None:
+    with pytest.raises(RequestError, match="out of range|cannot be"):
+        TokenSampling(*values)
+
+
+@pytest.mark.parametrize("guidance", [0.5, 21.0, float("nan")])
+def test_guidance_out_of_range(guidance: float) -> None:
+    with pytest.raises(RequestError, match="20"):
+        SamplingOptions(guidance=guidance)
+
+
+def test_rounds_and_rate_follow_from_frames_and_seconds() -> None:
+    assert [VideoRequest("一", frames=f).rounds for f in (5, 9, 17, 33)] == [0, 1, 2, 3]
+    assert VideoRequest("一", frames=33, seconds=4.0).frames_per_second == 8
+    assert VideoRequest("一", frames=5, seconds=0.5).frames_per_second == 8
+
+
+def test_presets_know_their_pixels() -> None:
+    assert PRESETS["mini"].final_size == (192, 192)
+    assert PRESETS["cogvideo"].frame_size == (160, 160)
+    assert PRESETS["cogvideo"].final_size == (480, 480)
