@@ -30,7 +30,7 @@ def test_requests_out_of_range(values: dict, limit: str) -> None:
     "values", [(0.0, 12, 0.9), (1.0, 0, 0.9), (1.0, 12, -1.0), (float("nan"), 12, 0.9), (9.0, 12, 0.9)]
 )
 def test_sampling_out_of_range(values: tuple) -> None:
-    with pytest.raises(RequestError, match="out of range|cannot be"):
+    with pytest.raises(RequestError, match=r"out of range|cannot be"):
         TokenSampling(*values)
 
 
