@@ -1,0 +1,101 @@
+"""The files of one job: uint8 frames [F, H, W, 3] become thumbnails, strips and videos in the job's folder. No torch.
+
+Every file appears whole (written under another name, then renamed), is never changed afterwards and has a name that
+says what it is, so that a browser may keep it for ever.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from cogvideo.config import CLIP_FRAMES, VideoRequest
+from cogvideo.events import Frames
+
+WriteVideo = Callable[[Frames, Path, float, dict[str, Any] | None], None]
+"""(frames, path, frames per second, metadata) -> an mp4 at path."""
+
+THUMB = 96
+"""Pixels of the longer side of a thumbnail."""
+SMOOTH = 8.0
+"""Frames a second below which some players stutter: slower clips repeat frames."""
+
+
+def thumbnail(frame: Frames) -> bytes:
+    """A frame [H, W, 3] as WebP, at most THUMB pixels wide and high."""
+    image = Image.fromarray(frame)
+    image.thumbnail((THUMB, THUMB), Image.Resampling.BICUBIC)
+    buffer = io.BytesIO()
+    image.save(buffer, "WEBP", quality=82)
+    return buffer.getvalue()
+
+
+def sprite(frames: Frames) -> bytes:
+    """All frames [F, H, W, 3] side by side in one WebP, thumbnail size each."""
+    thumbs = [Image.fromarray(frame) for frame in frames]
+    for thumb in thumbs:
+        thumb.thumbnail((THUMB, THUMB), Image.Resampling.BICUBIC)
+    width, height = thumbs[0].size
+    strip = Image.new("RGB", (width * len(thumbs), height))
+    for place, thumb in enumerate(thumbs):
+        strip.paste(thumb, (place * width, 0))
+    buffer = io.BytesIO()
+    strip.save(buffer, "WEBP", quality=82)
+    return buffer.getvalue()
+
+
+def playback(frames: Frames, seconds: float, rate: float) -> Frames:
+    """The frames [F, H, W, 3] of a clip of `seconds`, repeated so that they can be played at `rate` frames a second.
+
+    Frame i belongs to the time i * seconds / (F - 1) and is shown around that moment, so that every level of one
+    clip has the same length and the same clock.
+    """
+    count = round(seconds * rate) + 1
+    nearest = np.rint(np.linspace(0, len(frames) - 1, count)).astype(int)
+    return frames[nearest]  # [count, H, W, 3]
+
+
+@dataclass(frozen=True)
+class Folder:
+    """The folder of one job. File names are made here alone; no name holds anything a user typed."""
+
+    path: Path
+    write_video: WriteVideo
+
+    def keyframe(self, index: int, frame: Frames) -> str:
+        """Writes keyframe `index` and returns the file's name."""
+        return self._write(f"key-{index}.webp", thumbnail(frame))
+
+    def clip(self, name: str, frames: Frames, request: VideoRequest, comment: dict[str, Any] | None) -> dict[str, Any]:
+        """Writes the clip so far and its strip; returns their names and the number of frames, as the log keeps them.
+
+        Fewer frames than keyframes are the beginning of a clip that was stopped: it is as much shorter.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        seconds = request.seconds * min(1.0, (len(frames) - 1) / (CLIP_FRAMES[0] - 1))
+        rate = max(SMOOTH, request.frames_per_second)
+        self.write_video(playback(frames, seconds, rate), self.path / f"{name}.mp4", rate, comment)
+        return {
+            "video": f"{name}.mp4",
+            "strip": self._write(f"{name}-strip.webp", sprite(frames)),
+            "poster": self._write(f"{name}-poster.webp", thumbnail(frames[len(frames) // 2])),
+            "frames": len(frames),
+        }
+
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(file.stat().st_size for file in self.path.iterdir()) if self.path.is_dir() else 0
+
+    def _write(self, name: str, data: bytes) -> str:
+        self.path.mkdir(parents=True, exist_ok=True)
+        unfinished = self.path / f".{name}"
+        unfinished.write_bytes(data)
+        os.replace(unfinished, self.path / name)
+        return name
