@@ -1,0 +1,78 @@
+"""The small VQ-VAE's networks: what `mini`'s codec configuration plugs into icetk's HVQVAE as `target`.
+
+The encoder reads every 8 x 8 patch on its own, so that a token depends on its own patch alone: a subject that moves by
+whole cells keeps its tokens, which is what the transformer can learn from little data. The decoder is convolutional, so
+that patches meet without seams. (icetk's own encoder attends over the whole picture: every token would change when
+anything moves.)
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class PatchEncoder(nn.Module):
+    """Normalised pixels [B, 3, H, W] -> features [B, C, H/4, W/4], each from its own 4 x 4 patch."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.patch = nn.Conv2d(3, channels, kernel_size=4, stride=4)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        features: Tensor = self.patch(pixels)
+        return features
+
+
+class PatchMerge(nn.Module):
+    """Features [B, C, 2h, 2w] -> [B, C_out, h, w]: the four corners of a patch become one vector, then an MLP."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.merge = nn.Conv2d(in_channels, out_channels, kernel_size=2, stride=2)
+        self.hidden = nn.Conv2d(out_channels, 2 * out_channels, kernel_size=1)
+        self.out = nn.Conv2d(2 * out_channels, out_channels, kernel_size=1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        merged: Tensor = self.merge(features)  # [B, C_out, h, w]
+        return merged + self.out(F.silu(self.hidden(F.silu(merged))))
+
+
+class ResBlock(nn.Module):
+    """Two 3 x 3 convolutions and a skip connection; no normalisation: its statistics would couple distant places."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+        nn.init.zeros_(self.conv2.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv2(F.silu(self.conv1(F.silu(x))))
+
+
+class ShuffleDecoder(nn.Module):
+    """Codes [B, z, h, w] -> normalised pixels [B, 3, 8h, 8w]; each level doubles the sides by pixel shuffling."""
+
+    def __init__(self, z_channels: int, channels: tuple[int, ...] = (128, 96, 48), blocks: tuple[int, ...] = (2, 1, 1)):
+        super().__init__()
+        self.conv_in = nn.Conv2d(z_channels, channels[0], 3, padding=1)
+        widths = [*channels, 3]
+        self.levels = nn.ModuleList()
+        for width, following, count in zip(channels, widths[1:], blocks, strict=True):
+            expand = nn.Conv2d(width, 4 * following, 3 if following == 3 else 1, padding=1 if following == 3 else 0)
+            self.levels.append(
+                nn.Sequential(*(ResBlock(width) for _ in range(count)), nn.SiLU(), expand, nn.PixelShuffle(2))
+            )
+
+    def forward(self, codes: Tensor) -> Tensor:
+        x: Tensor = self.conv_in(codes)  # [B, C, h, w]
+        for level in self.levels:
+            x = level(x)  # [B, C', 2h, 2w]
+        return x
+
+    def get_last_layer(self) -> torch.nn.Parameter:
+        """The last convolution's weight; HVQVAE offers it to training with an adaptive loss."""
+        convolutions = [m for m in self.modules() if isinstance(m, nn.Conv2d)]
+        return convolutions[-1].weight

@@ -1,0 +1,1 @@
+"""Training: the synthetic world of `mini`, objectives, the loop, export, the judge. Inference never imports it."""

@@ -1,0 +1,204 @@
+"""Training of the VQ-VAE: world frames at both sizes -> encoder, codebook and decoder of `assets/<preset>/codec.*`.
+
+One codebook serves the small frames and the super-resolved ones, as in the published model, so a batch holds whole
+small frames and crops of large ones. The codebook follows the encoder by exponential moving averages (van den Oord et
+al. 2017, appendix A.1), starts from k-means and moves unused codes to where the encoder's output is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cogvideo.training.render import COARSE, FINE, render_state
+from cogvideo.training.world import DURATIONS, HeldOut, sample_clip
+
+MEAN = (0.79093, 0.76271, 0.75340)
+STD = (0.30379, 0.32279, 0.32800)
+
+
+@dataclass(frozen=True)
+class CodecOptions:
+    """How the codec is trained; the defaults made the shipped one."""
+
+    small_frames: int = 48
+    fine_crops: int = 24
+    crop_cells: int = 8
+    """Side of a fine crop in tokens (8 pixels each)."""
+    warmup_steps: int = 200
+    """Steps without quantisation; then k-means makes the codebook."""
+    restart_every: int = 50
+    decay: float = 0.98
+    commitment: float = 0.25
+    background_weight: float = 0.5
+    subject_weight: float = 3.0
+
+
+def sample_frames(
+    rng: np.random.Generator, held_out: HeldOut, count: int, cell: int
+) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    """`count` frames at random moments of random clips: uint8 [count, H, W, 3] and masks [count, H, W]."""
+    pictures, masks = [], []
+    for _ in range(count):
+        clip = sample_clip(rng, held_out, float(rng.choice(DURATIONS)))
+        # Interpolation shows every eighth of a second and less: all moments count alike.
+        moment = float(rng.integers(0, round(clip.duration * 16) + 1)) / 16
+        if rng.random() < 0.4:
+            moment = float(round(moment))
+        picture, mask = render_state(clip.subject, clip.scene, clip.variant, clip.state(moment), cell)
+        pictures.append(picture)
+        masks.append(mask)
+    return np.stack(pictures), np.stack(masks)
+
+
+def _crop_to_subject(
+    rng: np.random.Generator,
+    pictures: npt.NDArray[Any],
+    masks: npt.NDArray[Any],
+    cells: int,
+    patch: int,
+) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    """Crops of `cells` patches, mostly about the subject, aligned to the token grid."""
+    side, limit = cells * patch, pictures.shape[1] // patch - cells
+    out, out_masks = [], []
+    for picture, mask in zip(pictures, masks, strict=True):
+        ys, xs = np.nonzero(mask > 0.5)
+        if len(ys) and rng.random() < 0.85:
+            at = rng.integers(len(ys))
+            corner = [int(v[at]) // patch - int(rng.integers(cells)) for v in (ys, xs)]
+        else:
+            corner = [int(rng.integers(limit + 1)) for _ in range(2)]
+        y, x = (min(max(c, 0), limit) * patch for c in corner)
+        out.append(picture[y : y + side, x : x + side])
+        out_masks.append(mask[y : y + side, x : x + side])
+    return np.stack(out), np.stack(out_masks)
+
+
+def normalise(pixels: npt.NDArray[Any]) -> Tensor:
+    """uint8 [B, H, W, 3] -> normalised float [B, 3, H, W], as icetk's image tokenizer does."""
+    x = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255.0
+    return (x - torch.tensor(MEAN).view(1, 3, 1, 1)) / torch.tensor(STD).view(1, 3, 1, 1)
+
+
+class CodecTask:
+    """Loss of the codec for the training loop; `codec` is icetk's HVQVAE, used at level 1 alone."""
+
+    def __init__(self, codec: Any, held_out: HeldOut, options: CodecOptions, seed: int) -> None:
+        self.codec = codec
+        self.held_out = held_out
+        self.options = options
+        self.seed = seed
+        codec.quantize.register_buffer("usage", torch.zeros(codec.quantize.n_embed), persistent=False)
+        # The codebook follows by averages, and the level above is not used: neither has gradients.
+        codec.quantize.embed.weight.requires_grad_(False)
+
+    @property
+    def module(self) -> nn.Module:
+        codec: nn.Module = self.codec
+        return codec
+
+    def batch(self, step: int, process: int = 0) -> tuple[Tensor, Tensor]:
+        """Normalised pixels [B, 3, H, W] and subject masks [B, 1, H, W] of step `step`."""
+        rng = np.random.default_rng((self.seed, process, step))
+        o = self.options
+        small, small_masks = sample_frames(rng, self.held_out, o.small_frames, COARSE)
+        fine, fine_masks = sample_frames(rng, self.held_out, o.fine_crops, FINE)
+        fine, fine_masks = _crop_to_subject(rng, fine, fine_masks, o.crop_cells, COARSE)
+        pixels = normalise(np.concatenate([small, fine]))
+        masks = torch.from_numpy(np.concatenate([small_masks, fine_masks])).unsqueeze(1)
+        return pixels, masks
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """Normalised pixels [B, 3, H, W] -> vectors before quantisation [B, z, h, w]."""
+        codec = self.codec
+        z: Tensor = codec.quantize.proj(codec.down_samplers[0](codec.enc(pixels)))
+        return z
+
+    def loss(self, step: int, process: int = 0) -> tuple[Tensor, dict[str, float]]:
+        """Weighted squared error of the reconstruction, plus the commitment of the encoder to its codes."""
+        o = self.options
+        pixels, masks = self.batch(step, process)
+        z = self.encode(pixels)
+        commitment = z.new_zeros(())
+        if step >= o.warmup_steps:
+            if step == o.warmup_steps:
+                self._start_codebook(step)
+            flat = z.permute(0, 2, 3, 1).reshape(-1, z.shape[1])
+            ids = nearest(flat.detach(), self.codec.quantize.embed.weight)
+            quantised = self.codec.quantize.embed.weight[ids].view(z.shape[0], *z.shape[2:], -1).permute(0, 3, 1, 2)
+            commitment = F.mse_loss(z, quantised)
+            self._follow(flat.detach(), ids, step)
+            z = z + (quantised - z).detach()
+        error = (self.codec.decs[1](z) - pixels).square()
+        weights = o.background_weight + o.subject_weight * masks
+        loss = (error * weights).mean() + o.commitment * commitment
+        scaled = error.detach() * torch.tensor(STD).view(1, 3, 1, 1).square()
+        psnr = [float(-10 * torch.log10(part.mean())) for part in scaled.split([o.small_frames, o.fine_crops])]
+        used = float((self.codec.quantize.usage > 0.05).float().mean())
+        return loss, {"psnr_small": psnr[0], "psnr_fine": psnr[1], "used": used}
+
+    @torch.no_grad()
+    def _start_codebook(self, step: int) -> None:
+        """k-means over the encoder's output of a few fresh batches."""
+        vectors = []
+        for extra in range(10):
+            z = self.encode(self.batch(10_000_000 + step + extra)[0])
+            vectors.append(z.permute(0, 2, 3, 1).reshape(-1, z.shape[1]))
+        points = torch.unique(torch.cat(vectors), dim=0)
+        generator = torch.Generator().manual_seed(self.seed)
+        centres = points[torch.randperm(len(points), generator=generator)[: self.codec.quantize.n_embed]].clone()
+        for _ in range(8):
+            ids = nearest(points, centres)
+            counts = torch.bincount(ids, minlength=len(centres)).unsqueeze(1)
+            sums = torch.zeros_like(centres).index_add_(0, ids, points)
+            centres = torch.where(counts > 0, sums / counts.clamp(min=1), centres)
+        quantize = self.codec.quantize
+        quantize.embed.weight.copy_(centres)
+        quantize.cluster_size.fill_(1.0)
+        quantize.embed_avg.copy_(centres)
+        self.codec.quantize.usage.fill_(1.0)
+
+    @torch.no_grad()
+    def _follow(self, flat: Tensor, ids: Tensor, step: int) -> None:
+        """Move the codes to the average of their vectors; move codes that nothing chose to random vectors."""
+        o, quantize = self.options, self.codec.quantize
+        counts = torch.bincount(ids, minlength=quantize.n_embed).float()
+        sums = torch.zeros_like(quantize.embed.weight).index_add_(0, ids, flat)
+        quantize.cluster_size.mul_(o.decay).add_(counts, alpha=1 - o.decay)
+        quantize.embed_avg.mul_(o.decay).add_(sums, alpha=1 - o.decay)
+        self.codec.quantize.usage.mul_(0.995).add_(counts, alpha=0.005)
+        quantize.embed.weight.copy_(quantize.embed_avg / quantize.cluster_size.clamp(min=1e-5).unsqueeze(1))
+        if step % o.restart_every == 0:
+            self._restart_unused(flat, ids)
+
+    def _restart_unused(self, flat: Tensor, ids: Tensor) -> None:
+        """Give unused codes the vectors that are worst served."""
+        quantize = self.codec.quantize
+        dead = (quantize.cluster_size < 0.01).nonzero().squeeze(1)
+        distance = (flat - quantize.embed.weight[ids]).square().sum(1)
+        worst = distance.topk(min(len(dead), len(flat) // 8)).indices
+        dead = dead[: len(worst)]
+        quantize.embed.weight[dead] = flat[worst]
+        quantize.embed_avg[dead] = flat[worst] * 0.2
+        quantize.cluster_size[dead] = 0.2
+        self.codec.quantize.usage[dead] = 0.1
+
+
+@torch.inference_mode()
+def tokenise(codec: Any, pixels: npt.NDArray[Any]) -> Tensor:
+    """Frames uint8 [B, H, W, 3] -> tokens [B, N], as `FrameCodec.encode` does, without its one-hot matrices."""
+    z = codec.quantize.proj(codec.down_samplers[0](codec.enc(normalise(pixels))))
+    flat = z.permute(0, 2, 3, 1).reshape(-1, z.shape[1])
+    return nearest(flat, codec.quantize.embed.weight).view(len(pixels), -1)
+
+
+def nearest(vectors: Tensor, codes: Tensor) -> Tensor:
+    """Index of the closest code [n] of every vector [n, z], in pieces that stay in the cache."""
+    half = 0.5 * codes.square().sum(1)
+    return torch.cat([(part @ codes.t() - half).argmax(1) for part in vectors.split(2048)])

@@ -1,0 +1,60 @@
+"""Muon (Jordan et al. 2024) in single precision: momentum, made orthogonal, as the step of a matrix.
+
+torch.optim.Muon computes in bfloat16, which cost 7 s a step for `mini` on two cores of a processor that emulates it;
+here matrices of one shape go through the Newton-Schulz iteration together, in fp32, in 0.3 s.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+_QUINTIC = (3.4445, -4.7750, 2.0315)
+
+
+def orthogonalise(matrices: Tensor, iterations: int = 5) -> Tensor:
+    """Matrices [n, rows, columns] -> matrices of the same row and column spaces with singular values near 1."""
+    a, b, c = _QUINTIC
+    tall = matrices.shape[1] > matrices.shape[2]
+    x = matrices.mT if tall else matrices
+    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
+    for _ in range(iterations):
+        gram = x @ x.mT  # [n, r, r]
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.mT if tall else x
+
+
+class Muon(torch.optim.Optimizer):
+    """Muon with Nesterov momentum and decoupled weight decay; steps are scaled to the size that AdamW's would have."""
+
+    def __init__(self, weights: Iterable[Tensor], lr: float, momentum: float = 0.95, weight_decay: float = 0.0) -> None:
+        super().__init__(weights, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """One step of every matrix that has a gradient."""
+        for group in self.param_groups:
+            by_shape: dict[torch.Size, list[Tensor]] = defaultdict(list)
+            for weight in group["params"]:
+                if weight.grad is not None:
+                    by_shape[weight.shape].append(weight)
+            for weights in by_shape.values():
+                self._step_together(weights, group["lr"], group["momentum"], group["weight_decay"])
+
+    def _step_together(self, weights: list[Tensor], lr: float, momentum: float, weight_decay: float) -> None:
+        directions = []
+        for weight in weights:
+            gradient = weight.grad
+            assert gradient is not None
+            state = self.state[weight]
+            if not state:
+                state["momentum"] = torch.zeros_like(weight)
+            state["momentum"].lerp_(gradient, 1 - momentum)
+            directions.append(torch.lerp(gradient, state["momentum"], momentum))
+        rows, columns = weights[0].shape
+        size = 0.2 * max(rows, columns) ** 0.5
+        for weight, direction in zip(weights, orthogonalise(torch.stack(directions)), strict=True):
+            weight.mul_(1 - lr * weight_decay).add_(direction, alpha=-lr * size)

@@ -1,0 +1,214 @@
+"""What the three networks learn, as one loss: clips of the world -> cross-entropy of each network's tokens.
+
+For a model as small as `mini` the backbone, stage 1, stage 2 and super-resolution learn together (the paper freezes a
+large pretrained backbone and trains each `attention_plus` beside it): every step holds single frames (text to image),
+stage-1 clips, stage-2 windows and frames at both sizes, so the shipped three share one backbone that suits them all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cogvideo.config import Preset
+from cogvideo.models.superres_lm import PAD, SuperResLM
+from cogvideo.models.video_lm import VideoLM
+from cogvideo.text import (
+    TextTokenizer,
+    between_text,
+    first_frame_text,
+    superres_text,
+    unconditional_text,
+    video_text,
+)
+from cogvideo.training.render import COARSE, FINE, render_state
+from cogvideo.training.world import Clip, HeldOut, caption, sample_clip
+
+Tokenise = Callable[[npt.NDArray[np.uint8]], Tensor]
+"""Frames uint8 [B, H, W, 3] -> tokens int64 [B, N]."""
+
+
+@dataclass(frozen=True)
+class ObjectiveOptions:
+    """How many sequences of each kind a step holds, and what counts in them."""
+
+    images: int = 12
+    clips: int = 16
+    windows: int = 8
+    superres: int = 3
+    unconditional: float = 0.1
+    """Share of stage-1 clips whose prompt is left out, for guidance."""
+    background_weight: float = 0.5
+    subject_weight: float = 2.5
+    """Weights of a token's loss in clips and windows: most tokens are background that never changes."""
+    image_subject_weight: float = 1.0
+    seed: int = 0
+
+
+class WorldModels(nn.Module):
+    """The three networks on one backbone, as they ship."""
+
+    def __init__(self, preset: Preset) -> None:
+        super().__init__()
+        self.stage1 = VideoLM(preset.model, 1)
+        self.stage2 = VideoLM(preset.model, 2, transformer=self.stage1.transformer)
+        self.superres = SuperResLM(preset.model, transformer=self.stage1.transformer)
+
+
+def pad_left(rows: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
+    """Token rows of different lengths -> [B, T] padded on the left to the longest, and lengths [B]."""
+    longest = max(len(row) for row in rows)
+    padded = [[pad] * (longest - len(row)) + list(row) for row in rows]
+    return torch.tensor(padded), torch.tensor([len(row) for row in rows])
+
+
+def subject_cells(mask: npt.NDArray[np.float32], patch: int) -> npt.NDArray[np.bool_]:
+    """Opacity [H, W] -> which tokens [N] show some of the subject."""
+    height, width = (side // patch for side in mask.shape)
+    return np.asarray(mask.reshape(height, patch, width, patch).max((1, 3)).reshape(-1) > 0.05)
+
+
+def window_times(rng: np.random.Generator, clip: Clip) -> tuple[float, npt.NDArray[np.float64]]:
+    """A stage-2 window of `clip`: its duration in seconds and the times of its five frames.
+
+    Round r of interpolation works on windows of duration / 2**r that start at multiples of it.
+    """
+    round_ = int(rng.integers(1, 4))
+    seconds = clip.duration / 2**round_
+    start = seconds * int(rng.integers(2**round_))
+    return seconds, start + seconds * np.arange(5) / 4
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Tokens [B, F, N] with the weight of each token's loss, and the text that goes before them."""
+
+    text: Tensor
+    text_length: Tensor
+    tokens: Tensor
+    weights: Tensor
+
+
+class WorldTask:
+    """Loss of all four objectives for the training loop."""
+
+    def __init__(
+        self,
+        models: WorldModels,
+        preset: Preset,
+        tokenizer: TextTokenizer,
+        tokenise: Tokenise,
+        held_out: HeldOut,
+        options: ObjectiveOptions,
+    ) -> None:
+        self.models = models
+        self.preset = preset
+        self.tokenizer = tokenizer
+        self.pad = tokenizer.token("<pad>")
+        self.tokenise = tokenise
+        self.held_out = held_out
+        self.options = options
+
+    @property
+    def module(self) -> nn.Module:
+        return self.models
+
+    def loss(self, step: int, process: int = 0) -> tuple[Tensor, dict[str, float]]:
+        """Sum of the four losses of step `step`, and each of them by name."""
+        rng = np.random.default_rng((self.options.seed, process, step))
+        losses = {
+            "image": self._image_loss(rng),
+            "stage1": self._clip_loss(rng),
+            "stage2": self._window_loss(rng),
+            "superres": self._superres_loss(rng),
+        }
+        return torch.stack(list(losses.values())).sum(), {name: float(v.detach()) for name, v in losses.items()}
+
+    def _image_loss(self, rng: np.random.Generator) -> Tensor:
+        """Text to image, backbone alone: the first frame of a clip."""
+        clips = self._sample(rng, self.options.images)
+        texts = [first_frame_text(self.tokenizer, self.preset, caption(rng, clip)) for clip in clips]
+        rows = self._rows(texts, clips, [[0.0]] * len(clips), self.options.image_subject_weight)
+        logits = self.models.stage1.forward_images(rows.text, rows.text_length, rows.tokens[:, 0])
+        return weighted_loss(logits, rows.tokens[:, 0], rows.weights[:, 0])
+
+    def _clip_loss(self, rng: np.random.Generator) -> Tensor:
+        """Stage 1: frames 2..5 given those before them and the duration."""
+        clips = self._sample(rng, self.options.clips)
+        texts = [self._clip_text(rng, clip) for clip in clips]
+        rows = self._rows(texts, clips, [clip.frame_times(5) for clip in clips], self.options.subject_weight)
+        logits = self.models.stage1.forward_training(rows.text, rows.text_length, rows.tokens)
+        return weighted_loss(logits[:, 1:], rows.tokens[:, 1:], rows.weights[:, 1:])
+
+    def _clip_text(self, rng: np.random.Generator, clip: Clip) -> list[int]:
+        if rng.random() < self.options.unconditional:
+            return unconditional_text(self.tokenizer, self.preset, clip.duration)
+        return video_text(self.tokenizer, self.preset, caption(rng, clip), clip.duration)
+
+    def _window_loss(self, rng: np.random.Generator) -> Tensor:
+        """Stage 2: frames 1 and 3 of a window given frames 0, 2 and 4."""
+        clips = self._sample(rng, self.options.windows)
+        windows = [window_times(rng, clip) for clip in clips]
+        texts = [
+            between_text(self.tokenizer, caption(rng, c), seconds)
+            for c, (seconds, _) in zip(clips, windows, strict=True)
+        ]
+        rows = self._rows(texts, clips, [times for _, times in windows], self.options.subject_weight)
+        logits = self.models.stage2.forward_training(rows.text, rows.text_length, rows.tokens)
+        between = list(self.models.stage2.layout.generated)
+        return weighted_loss(logits[:, between], rows.tokens[:, between], rows.weights[:, between])
+
+    def _superres_loss(self, rng: np.random.Generator) -> Tensor:
+        """Super-resolution: the fine tokens of a frame at any moment, given its coarse tokens."""
+        clips = self._sample(rng, self.options.superres)
+        moments = [float(rng.integers(0, 33)) / 32 * clip.duration for clip in clips]
+        texts = [superres_text(self.tokenizer, caption(rng, clip)) for clip in clips]
+        text, text_length = pad_left(texts, PAD)
+        states = [clip.state(moment) for clip, moment in zip(clips, moments, strict=True)]
+        small = [render_state(c.subject, c.scene, c.variant, s, COARSE)[0] for c, s in zip(clips, states, strict=True)]
+        large = [render_state(c.subject, c.scene, c.variant, s, FINE) for c, s in zip(clips, states, strict=True)]
+        coarse = self.tokenise(np.stack(small))
+        fine = self.tokenise(np.stack([picture for picture, _ in large]))
+        cells = np.stack([subject_cells(mask, self.preset.cell) for _, mask in large])
+        logits = self.models.superres(text, text_length, coarse)
+        return weighted_loss(logits, fine, self._weigh(cells, self.options.subject_weight))
+
+    def _sample(self, rng: np.random.Generator, count: int) -> list[Clip]:
+        return [sample_clip(rng, self.held_out) for _ in range(count)]
+
+    def _rows(
+        self,
+        texts: list[list[int]],
+        clips: list[Clip],
+        times: Sequence[Sequence[float] | npt.NDArray[np.float64]],
+        subject_weight: float,
+    ) -> Rows:
+        """Render and tokenise the frames of each clip at its times (as many for every clip)."""
+        drawn = [
+            render_state(clip.subject, clip.scene, clip.variant, state)
+            for clip, moments in zip(clips, times, strict=True)
+            for state in clip.states(moments)
+        ]
+        shape = (len(clips), len(times[0]))
+        tokens = self.tokenise(np.stack([picture for picture, _ in drawn])).unflatten(0, shape)  # [B, F, N]
+        cells = np.stack([subject_cells(mask, self.preset.cell) for _, mask in drawn])
+        weights = self._weigh(cells, subject_weight).unflatten(0, shape)
+        text, text_length = pad_left(texts, self.pad)
+        return Rows(text, text_length, tokens, weights)
+
+    def _weigh(self, cells: npt.NDArray[np.bool_], subject_weight: float) -> Tensor:
+        o = self.options
+        return torch.from_numpy(np.where(cells, subject_weight, o.background_weight).astype(np.float32))
+
+
+def weighted_loss(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+    """Mean cross-entropy of logits [..., V] under weights [...], in nats a token."""
+    nll = F.cross_entropy(logits.flatten(0, -2), targets.flatten(), reduction="none")
+    flat = weights.flatten()
+    return (nll * flat).sum() / flat.sum()

@@ -1,0 +1,317 @@
+"""The small world that `mini` knows: who does what where, how it moves, and how a person would say it. No torch.
+
+In: a random generator. Out: a `Clip` (subject, scene, motion, size, place) with a caption, and `Clip.state(seconds)`,
+the subject's place, size and angle at any moment. `render.py` turns states into pixels.
+
+Lengths are in cells: one cell is one token's patch, and the field is `FIELD` x `FIELD` cells. Speeds are one cell a
+second, so the five frames of a four-second clip stand one cell apart and those of a two-second clip half a cell: the
+frame-rate token means something.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+FIELD: Final = 8
+"""Cells along each side of a frame."""
+
+DURATIONS: Final = (4.0, 2.0, 1.0, 0.5)
+"""Seconds of a five-frame window that keyframes are trained on."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """Somebody or something that clips are about."""
+
+    name: str
+    emoji: str
+    measure: str
+    """Measure word with numeral, such as 一只."""
+    kind: str
+    """Decides which verbs are natural: animal, flyer, vehicle, ball, fruit, sky."""
+    aliases: tuple[str, ...] = ()
+    """Other names that a person would use."""
+
+
+SUBJECTS: Final = (
+    Subject("熊猫", "🐼", "一只", "animal", ("大熊猫",)),
+    Subject("小猫", "🐱", "一只", "animal", ("猫", "猫咪")),
+    Subject("小狗", "🐶", "一只", "animal", ("狗", "狗狗")),
+    Subject("兔子", "🐰", "一只", "animal", ("小兔子",)),
+    Subject("老虎", "🐯", "一只", "animal", ("小老虎",)),
+    Subject("青蛙", "🐸", "一只", "animal", ("小青蛙",)),
+    Subject("小猪", "🐷", "一只", "animal", ("猪",)),
+    Subject("企鹅", "🐧", "一只", "animal", ("小企鹅",)),
+    Subject("猫头鹰", "🦉", "一只", "flyer"),
+    Subject("章鱼", "🐙", "一只", "animal"),
+    Subject("蝴蝶", "🦋", "一只", "flyer"),
+    Subject("汽车", "🚘", "一辆", "vehicle", ("小汽车", "轿车")),
+    Subject("公交车", "🚍", "一辆", "vehicle", ("公共汽车", "巴士")),
+    Subject("火箭", "🚀", "一枚", "flyer"),
+    Subject("帆船", "⛵", "一艘", "vehicle", ("小船",)),
+    Subject("足球", "⚽", "一个", "ball"),
+    Subject("篮球", "🏀", "一个", "ball"),
+    Subject("苹果", "🍎", "一个", "fruit", ("红苹果",)),
+    Subject("西瓜", "🍉", "一块", "fruit"),
+    Subject("草莓", "🍓", "一颗", "fruit"),
+    Subject("香蕉", "🍌", "一根", "fruit"),
+    Subject("太阳", "🌞", "一轮", "sky", ("红太阳",)),
+    Subject("月亮", "🌙", "一弯", "sky"),
+    Subject("星星", "⭐", "一颗", "sky", ("小星星",)),
+)
+
+SCENES: Final = ("草地", "雪地", "大海", "夜空", "沙漠", "街道")
+
+SCENE_PHRASES: Final = {
+    "草地": ("草原上", "草地上", "草地里", "绿色的草地上"),
+    "雪地": ("雪里", "雪地上", "雪地里", "白色的雪地上"),
+    "大海": ("海上", "大海上", "海面上", "蓝色的大海上"),
+    "夜空": ("星空中", "夜空中", "夜空里", "黑色的夜空中"),
+    "沙漠": ("沙漠里", "沙漠中", "金色的沙漠里"),
+    "街道": ("马路上", "街道上", "街上", "城市的街道上"),
+}
+
+MOTIONS: Final = ("向左", "向右", "向上", "向下", "跳", "旋转", "变大", "变小")
+
+_TRAVEL: Final = {
+    "animal": ("跑", "走", "移动"),
+    "flyer": ("飞", "移动"),
+    "vehicle": ("开", "行驶", "移动"),
+    "ball": ("滚", "滚动", "移动"),
+    "fruit": ("滚", "移动"),
+    "sky": ("移动", "飞"),
+}
+
+_DIRECTIONS: Final = {
+    "向左": ("向左", "往左"),
+    "向右": ("向右", "往右"),
+    "向上": ("向上", "往上"),
+    "向下": ("向下", "往下"),
+}
+
+DIRECTION_WORDS: Final = tuple(word for words in _DIRECTIONS.values() for word in words)
+
+_VERBS: Final = {
+    "跳": ("跳", "跳跃", "跳来跳去", "上下跳动"),
+    "旋转": ("旋转", "转圈", "转动", "不停地旋转"),
+    "变大": ("变大", "越来越大", "慢慢变大"),
+    "变小": ("变小", "越来越小", "慢慢变小"),
+}
+
+SIZE_WORDS: Final = {2: ("小小的", "很小的"), 3: ("可爱的", "漂亮的"), 4: ("巨大的", "很大的")}
+
+BASE_SIZES: Final = (2, 3, 4)
+"""Sizes in cells of a subject that keeps its size."""
+_SIZE_ODDS: Final = (0.15, 0.7, 0.15)
+
+JUMP_HEIGHT: Final = 2.0
+JUMP_PERIOD: Final = 2.0
+SPEED: Final = 1.0
+"""Cells a second."""
+GROWTH: Final = 0.5
+"""Cells a second that the side of a growing subject gains."""
+TURN: Final = 90.0
+"""Degrees a second, clockwise."""
+
+
+@dataclass(frozen=True)
+class State:
+    """Where the subject is: centre (y, x) and side in cells, angle in degrees clockwise."""
+
+    y: float
+    x: float
+    size: float
+    angle: float
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One clip of the world. `y` and `x` are the subject's centre at time 0, in cells from the top left corner."""
+
+    subject: int
+    scene: int
+    motion: int
+    variant: int
+    """Which drawing of the scene."""
+    size: float
+    y: float
+    x: float
+    duration: float
+    """Seconds that the five keyframes span."""
+
+    def state(self, seconds: float) -> State:
+        """The subject `seconds` after the first frame; places are whole small-frame pixels, eighths of a cell."""
+        y, x, size, angle = self.y, self.x, self.size, 0.0
+        match MOTIONS[self.motion]:
+            case "向左":
+                x -= SPEED * seconds
+            case "向右":
+                x += SPEED * seconds
+            case "向上":
+                y -= SPEED * seconds
+            case "向下":
+                y += SPEED * seconds
+            case "跳":
+                phase = (seconds % JUMP_PERIOD) / JUMP_PERIOD
+                y -= JUMP_HEIGHT * 4 * phase * (1 - phase)
+            case "旋转":
+                angle = TURN * seconds
+            case "变大":
+                size += GROWTH * seconds
+            case "变小":
+                size -= GROWTH * seconds
+        return State(round(y * FIELD) / FIELD, round(x * FIELD) / FIELD, size, angle % 360.0)
+
+    def states(self, times: Iterable[float]) -> list[State]:
+        return [self.state(t) for t in times]
+
+    def frame_times(self, frames: int) -> list[float]:
+        """Times in seconds of `frames` frames, first and last included."""
+        return [self.duration * i / (frames - 1) for i in range(frames)]
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Pairs that training never shows, to see whether the model combines what it knows."""
+
+    subject_motion: frozenset[tuple[int, int]]
+    subject_scene: frozenset[tuple[int, int]]
+
+    def contains(self, clip: Clip) -> bool:
+        return (clip.subject, clip.motion) in self.subject_motion or (clip.subject, clip.scene) in self.subject_scene
+
+
+def draw_held_out(seed: int = 2022, share: float = 0.08) -> HeldOut:
+    """Draw `share` of the subject-motion and subject-scene pairs; the panda on grass that the README shows stays in."""
+    rng = np.random.default_rng(seed)
+
+    def pick(columns: int, keep: set[tuple[int, int]]) -> frozenset[tuple[int, int]]:
+        pairs = [(s, c) for s in range(len(SUBJECTS)) for c in range(columns) if (s, c) not in keep]
+        chosen = rng.choice(len(pairs), size=round(share * len(SUBJECTS) * columns), replace=False)
+        return frozenset(pairs[i] for i in chosen)
+
+    motions = pick(len(MOTIONS), {(0, MOTIONS.index("向右"))})
+    scenes = pick(len(SCENES), {(0, SCENES.index("草地"))})
+    return HeldOut(motions, scenes)
+
+
+def _start_range(motion: str, size: float, duration: float) -> tuple[float, float, float, float]:
+    """Bounds (top, bottom, left, right) in cells of the centre at time 0 that keep the whole subject inside."""
+    low, high = size / 2, FIELD - size / 2
+    top, bottom, left, right = low, high, low, high
+    way = SPEED * duration
+    if motion == "向左":
+        left += way
+    elif motion == "向右":
+        right -= way
+    elif motion == "向上":
+        top += way
+    elif motion == "向下":
+        bottom -= way
+    elif motion == "跳":
+        top += JUMP_HEIGHT
+    elif motion == "变大":
+        grown = size + GROWTH * duration
+        top = left = grown / 2
+        bottom = right = FIELD - grown / 2
+    return top, bottom, left, right
+
+
+def _stands_well(bottom: float, kind: str, scene: str) -> bool:
+    """Whether a subject that reaches down to `bottom` cells looks at home: feet on the ground, wings above."""
+    if scene == "夜空":
+        return True
+    return bottom <= 5 if kind in ("flyer", "sky") else bottom >= 6
+
+
+def sample_clip(rng: np.random.Generator, held_out: HeldOut, duration: float | None = None, variants: int = 2) -> Clip:
+    """Draw a clip that training may show: never a held-out pair, always inside the frame, centred on half cells."""
+    while True:
+        subject = int(rng.integers(len(SUBJECTS)))
+        scene = int(rng.integers(len(SCENES)))
+        motion = int(rng.integers(len(MOTIONS)))
+        clip = place_clip(rng, subject, scene, motion, duration, variants)
+        if not held_out.contains(clip):
+            return clip
+
+
+def place_clip(
+    rng: np.random.Generator,
+    subject: int,
+    scene: int,
+    motion: int,
+    duration: float | None = None,
+    variants: int = 2,
+) -> Clip:
+    """Draw duration (where None), size, start and scene drawing for a given subject, scene and motion."""
+    seconds = float(rng.choice(DURATIONS, p=(0.4, 0.25, 0.2, 0.15))) if duration is None else duration
+    name = MOTIONS[motion]
+    if name == "变大":
+        size = 2.0
+    elif name == "变小":
+        size = 4.0
+    else:
+        size = float(rng.choice(BASE_SIZES, p=_SIZE_ODDS))
+    top, bottom, left, right = _start_range(name, size, seconds)
+    # The subject's corner sits on the token grid at time 0, so that steps of whole cells repeat its tokens.
+    offset = (size / 2) % 1.0
+    ys = np.arange(np.ceil(top - offset), np.floor(bottom - offset) + 1) + offset
+    xs = np.arange(np.ceil(left - offset), np.floor(right - offset) + 1) + offset
+    natural = [y for y in ys if _stands_well(y + size / 2, SUBJECTS[subject].kind, SCENES[scene])]
+    return Clip(
+        subject=subject,
+        scene=scene,
+        motion=motion,
+        variant=int(rng.integers(variants)),
+        size=size,
+        y=float(rng.choice(natural if natural else ys)),
+        x=float(rng.choice(xs)),
+        duration=seconds,
+    )
+
+
+def verb_phrases(subject: Subject, motion: str) -> tuple[str, ...]:
+    """Natural ways to say what `subject` does, such as 向右跑."""
+    if motion in _DIRECTIONS:
+        ways = [d + t for d in _DIRECTIONS[motion] for t in _TRAVEL[subject.kind]]
+        if motion == "向上":
+            ways += ["上升"]
+        if motion == "向下":
+            ways += ["下降", "落下来"]
+        return tuple(ways)
+    return _VERBS[motion]
+
+
+TEMPLATES: Final = (
+    "{q}{a}{n}在{s}{v}",
+    "{s}有{q}{a}{n}在{v}",
+    "{s}，{q}{a}{n}正在{v}",
+    "{q}{a}{n}正在{s}{v}",
+    "在{s}，{q}{a}{n}{v}",
+    "{a}{n}在{s}{v}",
+)
+"""Phrasings of a whole caption: q measure word, a adjective, n name, s scene, v verb."""
+
+
+def caption(rng: np.random.Generator, clip: Clip, partial: float = 0.06) -> str:
+    """A natural sentence for `clip`. With probability `partial` each, scene or verb is left unsaid."""
+    subject = SUBJECTS[clip.subject]
+    scene = str(rng.choice(SCENE_PHRASES[SCENES[clip.scene]]))
+    verb = str(rng.choice(verb_phrases(subject, MOTIONS[clip.motion])))
+    sized = MOTIONS[clip.motion] not in ("变大", "变小")
+    # A size that differs from the usual one is said; the usual one gets an idle adjective now and then.
+    said = (sized and clip.size != 3) or rng.random() < 0.15
+    adjective = str(rng.choice(SIZE_WORDS[int(clip.size) if sized else 3])) if said else ""
+    name = str(rng.choice(subject.aliases)) if subject.aliases and rng.random() < 0.15 else subject.name
+    words = {"q": subject.measure, "a": adjective, "n": name, "s": scene, "v": verb}
+    roll = rng.random()
+    if roll < partial:
+        return "{q}{a}{n}{v}".format(**words)
+    if roll < 2 * partial:
+        return "{q}{a}{n}在{s}".format(**words)
+    template = str(rng.choice(TEMPLATES, p=(0.35, 0.13, 0.13, 0.13, 0.13, 0.13)))
+    return template.format(**words)
