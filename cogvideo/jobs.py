@@ -17,16 +17,20 @@ from collections.abc import AsyncIterator, Callable, Generator
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, TYPE_CHECKING, Any, Protocol
 
-from cogvideo.config import Preset, VideoRequest
+from cogvideo.config import PRESETS, Preset, VideoRequest
 from cogvideo.errors import Cancelled, CapacityError, CogVideoError, RequestError
 from cogvideo.events import Done, Event, LevelDone
 from cogvideo.pace import Pace, tokens_per_stage
 from cogvideo.results import Folder, WriteVideo
 from cogvideo.store import Entry, Record, Store
 from cogvideo.take import Take
+from cogvideo.video import write_video
 from cogvideo.view import ACTIVE, FINAL, Sentence, View, fold, request_from_dict, request_to_dict
+
+if TYPE_CHECKING:
+    from cogvideo.text import CheckedPrompt
 
 LOG = logging.getLogger(__name__)
 
@@ -41,15 +45,19 @@ FORBIDDEN = RequestError(
 
 
 class Pipeline(Protocol):
-    """What the worker needs of a pipeline (`cogvideo.pipeline.CogVideoPipeline`)."""
+    """What jobs need of a pipeline (`cogvideo.pipeline.CogVideoPipeline`)."""
+
+    def check(self, request: VideoRequest) -> CheckedPrompt:
+        """What the model reads, and notes about it. Raises RequestError."""
+        ...
+
+    def load(self) -> None:
+        """Reads the weights now instead of at the first token. Raises WeightsError, CapacityError."""
+        ...
 
     def stream(self, request: VideoRequest, stop: Callable[[], bool] | None = None) -> Generator[Event, None, None]:
         """Yields events; asks `stop` once per token and raises Cancelled once it says True."""
         ...
-
-
-Check = Callable[[VideoRequest], tuple[str, tuple[Sentence, ...]]]
-"""A request as it was typed -> what the model reads and notes about it. Raises RequestError."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +92,7 @@ class Jobs:
     """All jobs of one server and one accelerator.
 
     `data`: folder for the log and the clips, made where missing, used by one server at a time (CapacityError).
-    `pipeline`: called in the worker's thread for the first job, or at once with `start(preload=True)`.
+    `pipeline`: called once, for the first prompt or for `start(preload=True)`; only the worker lets it draw.
     """
 
     def __init__(
@@ -92,14 +100,15 @@ class Jobs:
         data: Path,
         preset: Preset,
         pipeline: Callable[[], Pipeline],
-        check: Check,
-        write_video: WriteVideo,
+        video_writer: WriteVideo,
         limits: Limits | None = None,
     ) -> None:
         self.preset = preset
         self.limits = limits or Limits()
         self.results = data / "results"
-        self._make_pipeline, self._check, self._write_video = pipeline, check, write_video
+        self._make_pipeline, self._write_video = pipeline, video_writer
+        self._made: Pipeline | None = None
+        self._making = threading.Lock()
         self.results.mkdir(parents=True, exist_ok=True)
         self._lock_file = _lock_folder(data)
         self._store = Store(data / "jobs.sqlite")
@@ -141,15 +150,15 @@ class Jobs:
 
     def submit(self, request: VideoRequest, key: str, comment: bool = True) -> View:
         """Checks the request and queues it. Raises RequestError and CapacityError; then nothing is stored."""
-        text, notes = self._check(request)
         owner = owner_of(key)
+        checked = self._pipeline().check(request)
         now = time.time()
         view = View(
             id=secrets.token_urlsafe(16),
             status="queued",
-            request=replace(request, prompt=text),
+            request=replace(request, prompt=checked.text),
             created=now,
-            notes=notes,
+            notes=tuple((note.zh, note.en) for note in checked.notes),
             comment=comment,
             total=sum(tokens_per_stage(self.preset.model, request).values()),
         )
@@ -376,6 +385,13 @@ class Jobs:
         if not self.holds(job, key):
             raise FORBIDDEN
 
+    def _pipeline(self) -> Pipeline:
+        """The one pipeline, made by whoever needs it first: the check at the door or the worker."""
+        with self._making:
+            if self._made is None:
+                self._made = self._make_pipeline()
+            return self._made
+
     def _folder(self, job: str) -> Folder:
         return Folder(self.results / job, self._write_video)
 
@@ -386,16 +402,14 @@ class Jobs:
     # The worker. Everything below runs in its thread.
 
     def _work(self, preload: bool) -> None:
-        pipeline: Pipeline | None = None
         if preload:
             try:
-                pipeline = self._make_pipeline()
+                self._pipeline().load()
             except Exception:  # the first job meets the same error and shows it to a person
                 LOG.exception("The model could not be loaded ahead of time")
         while job := self._claim():
             try:
-                pipeline = pipeline or self._make_pipeline()
-                self._run(job, pipeline)
+                self._run(job, self._pipeline())
             except Exception as error:
                 LOG.exception("Job failed")
                 self._end(job, "failed", {"error": _sentence(error)})
@@ -447,6 +461,23 @@ class Jobs:
         if not view.comment:
             return None
         return {"app": "CogVideo for everyone", "model": self.preset.name, **request_to_dict(view.request)}
+
+
+def open_jobs(data: Path, model: str, limits: Limits | None = None, device: str | None = None) -> Jobs:
+    """Jobs for the model called `model`, with the real pipeline, which is imported when it is needed."""
+    preset = PRESETS.get(model)
+    if preset is None:
+        names = ", ".join(PRESETS)
+        raise RequestError(
+            f"没有名为 {model} 的模型：可用的有 {names}。", f"There is no model called {model}: there are {names}."
+        )
+
+    def make() -> Pipeline:
+        from cogvideo.pipeline import CogVideoPipeline
+
+        return CogVideoPipeline.from_pretrained(model, device=device)
+
+    return Jobs(data, preset, make, write_video, limits)
 
 
 def owner_of(key: str) -> str:

@@ -8,24 +8,21 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from PIL import Image
 
 from cogvideo.config import CLIP_FRAMES, VideoRequest
 from cogvideo.events import Frames
 
-WriteVideo = Callable[[Frames, Path, float, dict[str, Any] | None], None]
-"""(frames, path, frames per second, metadata) -> an mp4 at path."""
+WriteVideo = Callable[[Path, Frames, float, Mapping[str, Any] | None], object]
+"""(path, frames, seconds from first to last frame, metadata) -> a video at path (`cogvideo.video.write_video`)."""
 
 THUMB = 96
 """Pixels of the longer side of a thumbnail."""
-SMOOTH = 8.0
-"""Frames a second below which some players stutter: slower clips repeat frames."""
 
 
 def thumbnail(frame: Frames) -> bytes:
@@ -51,17 +48,6 @@ def sprite(frames: Frames) -> bytes:
     return buffer.getvalue()
 
 
-def playback(frames: Frames, seconds: float, rate: float) -> Frames:
-    """The frames [F, H, W, 3] of a clip of `seconds`, repeated so that they can be played at `rate` frames a second.
-
-    Frame i belongs to the time i * seconds / (F - 1) and is shown around that moment, so that every level of one
-    clip has the same length and the same clock.
-    """
-    count = round(seconds * rate) + 1
-    nearest = np.rint(np.linspace(0, len(frames) - 1, count)).astype(int)
-    return frames[nearest]  # [count, H, W, 3]
-
-
 @dataclass(frozen=True)
 class Folder:
     """The folder of one job. File names are made here alone; no name holds anything a user typed."""
@@ -79,9 +65,8 @@ class Folder:
         Fewer frames than keyframes are the beginning of a clip that was stopped: it is as much shorter.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        seconds = request.seconds * min(1.0, (len(frames) - 1) / (CLIP_FRAMES[0] - 1))
-        rate = max(SMOOTH, request.frames_per_second)
-        self.write_video(playback(frames, seconds, rate), self.path / f"{name}.mp4", rate, comment)
+        drawn = max(1, min(len(frames), CLIP_FRAMES[0]) - 1) / (CLIP_FRAMES[0] - 1)  # part of the clip's length
+        self.write_video(self.path / f"{name}.mp4", frames, request.seconds * drawn, comment)
         return {
             "video": f"{name}.mp4",
             "strip": self._write(f"{name}-strip.webp", sprite(frames)),

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from cogvideo.config import CLIP_FRAMES, PRESETS, VideoRequest
-from cogvideo.errors import Cancelled, RequestError
+from cogvideo.errors import Cancelled
 from cogvideo.events import (
     Done,
     Event,
@@ -23,6 +23,7 @@ from cogvideo.events import (
     SuperResolved,
 )
 from cogvideo.pace import tokens_per_stage
+from cogvideo.text import CheckedPrompt, clean_prompt
 
 SIDE = 64
 PRESET = PRESETS["mini"]
@@ -40,6 +41,7 @@ class FakePipeline:
         self._busy = 0
         self.most_busy = 0
         self.started: list[VideoRequest] = []
+        self.loaded = 0
         self.fail: Exception | None = None
 
     def step(self, count: int = 1) -> None:
@@ -50,6 +52,13 @@ class FakePipeline:
 
     def close(self) -> None:
         self._free.clear()
+
+    def check(self, request: VideoRequest) -> CheckedPrompt:
+        text, notes = clean_prompt(request.prompt)
+        return CheckedPrompt(text, tuple(notes))
+
+    def load(self) -> None:
+        self.loaded += 1
 
     def stream(self, request: VideoRequest, stop: Callable[[], bool] | None = None) -> Generator[Event, None, None]:
         with self._lock:
@@ -112,14 +121,6 @@ def moving_square(count: int, seed: int) -> Frames:
     return frames
 
 
-def check(request: VideoRequest) -> tuple[str, tuple[tuple[str, str], ...]]:
-    """A door as strict as the tests need."""
-    text = request.prompt.strip()
-    if not text:
-        raise RequestError("提示词是空的。", "The prompt is empty.")
-    return text, (("已转换。", "Converted."),) if "熊貓" in text else ()
-
-
-def write_bytes(frames: Frames, path: Path, rate: float, comment: dict[str, Any] | None) -> None:
+def write_bytes(path: Path, frames: Frames, seconds: float, comment: Mapping[str, Any] | None) -> None:
     """Stands for the mp4 where only the file's existence matters."""
-    path.write_bytes(f"{len(frames)} frames at {rate}, {comment}".encode())
+    path.write_bytes(f"{len(frames)} frames in {seconds} s, {comment}".encode())

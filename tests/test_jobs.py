@@ -7,15 +7,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from fakes import PRESET, FakePipeline, check, write_bytes
+from fakes import PRESET, FakePipeline, write_bytes
 
 from cogvideo.config import SamplingOptions, TokenSampling, VideoRequest
 from cogvideo.errors import CapacityError, RequestError, WeightsError
 from cogvideo.jobs import Jobs, Limits, Pipeline, new_key
 from cogvideo.pace import Pace, tokens_per_stage
-from cogvideo.results import playback
 from cogvideo.view import View, request_from_dict, request_to_dict
 
 KEY, OTHER = "k" * 20, "o" * 20
@@ -25,7 +23,7 @@ WISH = VideoRequest("一只熊猫在草地上向右跑", seed=7, frames=9, super
 def _open(
     data: Path, fake: Pipeline, limits: Limits | None = None, factory: Callable[[], Pipeline] | None = None
 ) -> Jobs:
-    return Jobs(data, PRESET, factory or (lambda: fake), check, write_bytes, limits or Limits(preview_seconds=0))
+    return Jobs(data, PRESET, factory or (lambda: fake), write_bytes, limits or Limits(preview_seconds=0))
 
 
 @pytest.fixture
@@ -93,7 +91,7 @@ def test_the_log_alone_gives_the_finished_view(jobs: Jobs, fake: FakePipeline, t
     after = again.view(job)
     again.close()
     assert after.request == before.request and after.request.sampling == sampling
-    assert after.notes == (("已转换。", "Converted."),) and not after.comment
+    assert "熊猫" in after.request.prompt and "converted" in after.notes[0][1] and not after.comment
     assert (after.status, after.video, after.keyframes) == ("done", "final.mp4", before.keyframes)
 
 
@@ -265,31 +263,46 @@ def test_errors_reach_the_person_and_the_next_job_runs(jobs: Jobs, fake: FakePip
     assert until(jobs, jobs.submit(WISH, KEY).id, finished).status == "done"
 
 
-def test_a_model_that_cannot_be_loaded_fails_the_job_not_the_server(tmp_path: Path) -> None:
-    def broken() -> Pipeline:
-        raise WeightsError("缺少权重。", "Weights are missing.")
+def test_a_model_that_cannot_be_made_refuses_at_the_door_and_the_server_lives(tmp_path: Path) -> None:
+    broken = [True]
 
-    jobs = _open(tmp_path, FakePipeline(), factory=broken)
+    def make() -> Pipeline:
+        if broken:
+            raise WeightsError("缺少权重。", "Weights are missing.")
+        return FakePipeline(free=True)
+
+    jobs = _open(tmp_path, FakePipeline(), factory=make)
     jobs.start(preload=True)
-    view = until(jobs, jobs.submit(WISH, KEY).id, finished)
-    assert (view.status, view.error) == ("failed", ("缺少权重。", "Weights are missing."))
+    with pytest.raises(WeightsError):
+        jobs.submit(WISH, KEY)
+    assert jobs.history(KEY) == []
+    broken.clear()
+    assert until(jobs, jobs.submit(WISH, KEY).id, finished).status == "done"
     jobs.close()
 
 
-def test_the_pipeline_is_made_once_in_the_worker(tmp_path: Path) -> None:
-    made: list[str] = []
-    fake = FakePipeline(free=True)
+def test_the_pipeline_is_made_once_and_when_needed(tmp_path: Path) -> None:
+    made: list[FakePipeline] = []
 
     def make() -> Pipeline:
-        made.append(threading.current_thread().name)
-        return fake
+        made.append(FakePipeline(free=True))
+        return made[-1]
 
-    jobs = _open(tmp_path, fake, factory=make)
+    jobs = _open(tmp_path, FakePipeline(), factory=make)
     assert made == []
     jobs.start()
     for _ in range(2):
         until(jobs, jobs.submit(WISH, KEY).id, finished)
-    assert made == ["cogvideo-worker"]
+    assert len(made) == 1 and made[0].loaded == 0
+    jobs.close()
+
+
+def test_preloading_reads_the_weights_before_the_first_job(tmp_path: Path, fake: FakePipeline) -> None:
+    fake.open()
+    jobs = _open(tmp_path, fake)
+    jobs.start(preload=True)
+    until(jobs, jobs.submit(WISH, KEY).id, finished)
+    assert fake.loaded == 1
     jobs.close()
 
 
@@ -377,19 +390,6 @@ def test_time_left_adds_up_the_stages() -> None:
     pace.advance("keyframes", 128, 11.0)
     assert pace.seconds_left(plan, 128) == pytest.approx(1.5 + 8 + 9)
     assert Pace({}).seconds_left(plan, 0) is None
-
-
-@pytest.mark.parametrize("frames", [5, 9, 17, 33])
-@pytest.mark.parametrize("seconds", [0.5, 1.0, 2.0, 4.0])
-def test_every_level_of_a_clip_plays_on_the_same_clock(frames: int, seconds: float) -> None:
-    rate = max(8.0, (frames - 1) / seconds)
-    clips = [np.arange(count).reshape(-1, 1, 1, 1).astype(np.uint8) for count in (5, 9, 17, 33) if count <= frames]
-    played = [playback(clip, seconds, rate) for clip in clips]
-    assert len({len(clip) for clip in played}) == 1
-    for clip, source in zip(played, clips, strict=True):
-        assert clip[0] == 0 and clip[-1] == len(source) - 1 and len(np.unique(clip)) == len(source)
-    if rate == (frames - 1) / seconds:
-        assert len(played[-1]) == frames  # nothing is repeated at the clip's own rate
 
 
 def test_requests_survive_json() -> None:
