@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property, lru_cache
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +31,50 @@ class Sight(Enum):
     CAUSAL = 1
     """Slots up to and including its own number."""
     ALL = 2
+
+
+class Stretch(NamedTuple):
+    """A range of places in a cache: keys start..end - 1 are seen, and the slot's own key is the last of them."""
+
+    start: int
+    end: int
+
+
+class Shelf:
+    """Places of temporal keys, so arranged that everything a slot being drawn sees lies side by side.
+
+    One compartment for each region (stage 1: a single one); in it a copy of the text, then the cells of the region
+    frame by frame in decoding order. Whoever draws cell k of a frame sees its region's compartment up to itself.
+    """
+
+    def __init__(self, text: int, order: tuple[int, ...], regions: Indices) -> None:
+        """`order`: frames (time-order numbers) in decoding order; `regions` [tokens_per_frame]: as in `Layout`."""
+        self.text = text
+        self.order = order
+        _, self._region, sizes = np.unique(regions, return_inverse=True, return_counts=True)
+        widths = text + len(order) * sizes
+        self._starts = np.cumsum(widths) - widths  # [regions]
+        self._sizes = sizes
+        self._rank = np.zeros(len(regions), dtype=np.int64)  # of each cell within its region
+        for region in range(len(sizes)):
+            self._rank[self._region == region] = np.arange(sizes[region])
+        self.capacity = int(widths.sum())
+
+    def frame_places(self, frame: int) -> Indices:
+        """Place of the key of each cell of `frame`, [tokens_per_frame]."""
+        before = self.text + self.order.index(frame) * self._sizes  # [regions]
+        return np.asarray((self._starts + before)[self._region] + self._rank)
+
+    def text_places(self) -> Indices:
+        """Places of the copies of the text, [regions, text]."""
+        return np.asarray(self._starts[:, None] + np.arange(self.text))
+
+    def stretches(self, frame: int) -> list[Stretch]:
+        """What each slot of a drawn `frame` sees; the text is the first `text` places of it."""
+        return [
+            Stretch(int(start), int(place) + 1)
+            for start, place in zip(self._starts[self._region], self.frame_places(frame), strict=True)
+        ]
 
 
 @dataclass(frozen=True)
@@ -82,14 +126,13 @@ class Layout:
 
     # -- positions -------------------------------------------------------------------------------------------
 
-    @property
-    def first_extra_position(self) -> int:
-        """Positions from here on are rows 0, 1, ... of the extra position table."""
-        return self.image_start + self.tokens_per_frame
+    def frame_rows(self, frame: int) -> Indices:
+        """Rows of the slots of `frame` in their position table, [tokens_per_frame].
 
-    def frame_positions(self, frame: int) -> Indices:
-        """Positions of the slots of `frame` (time order), [tokens_per_frame]."""
-        return self.image_start + frame * self.tokens_per_frame + np.arange(self.tokens_per_frame)
+        The first frame's are rows of the backbone's table, from `image_start`; the others' are rows of the extra one.
+        """
+        before = self.image_start if frame == 0 else (frame - 1) * self.tokens_per_frame
+        return before + np.arange(self.tokens_per_frame)
 
     def superres_positions(self) -> Indices:
         """Positions of the coarse tokens in super-resolution: one later than the slots they were drawn in."""
@@ -160,10 +203,10 @@ class Layout:
         return np.sort(tiles.reshape(-1, window * window), axis=1)
 
     @lru_cache  # noqa: B019
-    def window_mask(self, shift: int) -> Mask:
-        """Stage 2, temporal channel: who sees whom inside each window, [windows, frames * w * w, frames * w * w].
+    def window_mask(self, shift: int, frames: tuple[int, ...]) -> Mask:
+        """Stage 2, temporal channel: who sees whom inside each window, [windows, F * w * w, F * w * w].
 
-        Within a window, slots are ordered by frame (time order), then by slot as in `windows`.
+        Within a window, slots are ordered by frame as in `frames` (F of them), then by cell as in `windows`.
         """
         cells = self.windows(shift)  # [windows, w * w], ascending
         region = self.regions(shift)[cells]
@@ -171,8 +214,7 @@ class Layout:
         causal = near & (cells[:, :, None] >= cells[:, None, :])
         blocks = {Sight.NONE: np.zeros_like(near), Sight.CAUSAL: causal, Sight.ALL: near}
         rows = [
-            np.concatenate([blocks[self.temporal_sight(2, frame, seen)] for seen in range(self.frames)], axis=2)
-            for frame in range(self.frames)
+            np.concatenate([blocks[self.temporal_sight(2, frame, seen)] for seen in frames], axis=2) for frame in frames
         ]
         return np.concatenate(rows, axis=1)
 
@@ -185,6 +227,16 @@ class Layout:
         """Stage 2: cells that share a region in `layer`, [cell, seen cell]."""
         region = self.regions(self.shift(layer))
         return np.asarray(region[:, None] == region[None, :])
+
+    # -- the cache of the temporal channel: what a slot sees is one stretch of it --------------------------------
+
+    @lru_cache  # noqa: B019
+    def shelf(self, stage: Stage, layer: int, text: int) -> Shelf:
+        """How `layer` (by its parity) keeps temporal keys while frames are drawn, with `text` text slots."""
+        size = self.tokens_per_frame
+        if stage == 1:
+            return Shelf(text, tuple(range(self.frames)), np.zeros(size, dtype=np.int64))
+        return Shelf(text, self.stage2_order, self.regions(self.shift(layer)))
 
     # -- private -----------------------------------------------------------------------------------------------
 

@@ -121,41 +121,87 @@ class ImagePattern:
         return linear(backbone.dense, merge_heads(torch.cat((text, frame), dim=2)))
 
 
+class Keeper(Protocol):
+    """Takes the keys and values of a pass for later; see `cache.py`. All [B, heads, T + F * N, d]."""
+
+    def keep_spatial(self, layer: int, k: Tensor, v: Tensor) -> None: ...
+
+    def keep_temporal(self, layer: int, k: Tensor, v: Tensor) -> None: ...
+
+
+@dataclass(frozen=True)
+class TextPattern:
+    """The backbone alone over text alone: what the first frame is drawn after."""
+
+    text_mask: Tensor  # [B, 1, 1, T]
+    keeper: Keeper
+
+    @classmethod
+    def of(cls, seen: Tensor, dtype: torch.dtype, keeper: Keeper) -> TextPattern:
+        return cls(additive(seen, dtype)[:, None, None], keeper)
+
+    def __call__(self, backbone: Any, own: AttentionPlus, layer: int, hidden: Tensor) -> Tensor:
+        q, k, v = split_heads(linear(backbone.query_key_value, hidden), own.heads)
+        self.keeper.keep_spatial(layer, k, v)
+        return linear(backbone.dense, merge_heads(attend(q, k, v, self.text_mask)))
+
+
 @dataclass(frozen=True)
 class ClipPattern:
-    """Both channels over text and all frames in time order, in one pass: the form that is trained."""
+    """Both channels over text and whole frames in one pass: the form that is trained.
+
+    With a `keeper` it is also the pass that reads the given frames before others are drawn; only then `boost` may
+    be other than 0: it is added to the spatial channel's scores of frame and text.
+    """
 
     text: int
     frames: int
     text_mask: Tensor  # [B, 1, 1, T]
     spatial_mask: Tensor  # [B * F, 1, N, T + N]
     temporal: TemporalPattern
+    keeper: Keeper | None = None
 
     @classmethod
-    def of(cls, layout: Layout, stage: Stage, text_length: Tensor, text: int, dtype: torch.dtype) -> ClipPattern:
-        seen = text_seen(text_length, text)
-        frames = range(layout.frames)
+    def of(
+        cls,
+        layout: Layout,
+        stage: Stage,
+        frames: tuple[int, ...],
+        seen: Tensor,
+        dtype: torch.dtype,
+        keeper: Keeper | None = None,
+        boost: float = 0.0,
+    ) -> ClipPattern:
+        """`frames`: their numbers in time order; `seen` [B, T]: real text slots."""
+        text = seen.shape[1]
         own = torch.stack([torch.as_tensor(layout.spatial_mask(stage, f), device=seen.device) for f in frames])
         # batch-major: rows of one sample's frames follow each other
-        spatial = _beside_text(seen.repeat_interleave(layout.frames, 0), own.repeat(len(seen), 1, 1))
+        spatial = _beside_text(seen.repeat_interleave(len(frames), 0), own.repeat(len(seen), 1, 1))
+        spatial_mask = additive(spatial, dtype)[:, None]
+        spatial_mask[..., :text] += boost
         return cls(
             text=text,
-            frames=layout.frames,
+            frames=len(frames),
             text_mask=additive(seen, dtype)[:, None, None],
-            spatial_mask=additive(spatial, dtype)[:, None],
-            temporal=(CausalFrames if stage == 1 else WindowedFrames).of(layout, seen, dtype),
+            spatial_mask=spatial_mask,
+            temporal=(CausalFrames if stage == 1 else WindowedFrames).of(layout, frames, seen, dtype),
+            keeper=keeper,
         )
 
     def __call__(self, backbone: Any, own: AttentionPlus, layer: int, hidden: Tensor) -> Tensor:
-        spatial = linear(backbone.dense, merge_heads(self._spatial(backbone, own.heads, hidden)))
+        spatial = linear(backbone.dense, merge_heads(self._spatial(backbone, own.heads, layer, hidden)))
         q, k, v = split_heads(own.query_key_value[layer](hidden), own.heads)
+        if self.keeper is not None:
+            self.keeper.keep_temporal(layer, k, v)
         temporal = own.dense[layer](merge_heads(self.temporal(layer, q[:, :, self.text :], k, v)))
         mixed = own.mix(layer, spatial[:, self.text :], temporal)
         return torch.cat((spatial[:, : self.text], mixed), dim=1)
 
-    def _spatial(self, backbone: Any, heads: int, hidden: Tensor) -> Tensor:
+    def _spatial(self, backbone: Any, heads: int, layer: int, hidden: Tensor) -> Tensor:
         """Frames become rows of the batch, so that no frame meets another: -> [B, heads, S, d]."""
         q, k, v = split_heads(linear(backbone.query_key_value, hidden), heads)
+        if self.keeper is not None:
+            self.keeper.keep_spatial(layer, k, v)
         t = self.text
         text = attend(q[:, :, :t], k[:, :, :t], v[:, :, :t], self.text_mask)
         rows = attend(self._fold(q[:, :, t:]), self._beside(k), self._beside(v), self.spatial_mask)
@@ -188,9 +234,9 @@ class CausalFrames:
     masks: tuple[Tensor, ...]  # frame i: [B, 1, N, T + (i + 1) * N]
 
     @classmethod
-    def of(cls, layout: Layout, seen: Tensor, dtype: torch.dtype) -> CausalFrames:
+    def of(cls, layout: Layout, frames: tuple[int, ...], seen: Tensor, dtype: torch.dtype) -> CausalFrames:
         own = torch.as_tensor(layout.spatial_mask(1, 0), device=seen.device)
-        earlier = [own.new_ones(len(own), i * len(own)) for i in range(layout.frames)]
+        earlier = [own.new_ones(len(own), i * len(own)) for i in range(len(frames))]
         return cls(
             tuple(additive(_beside_text(seen, torch.cat((past, own), 1)[None]), dtype)[:, None] for past in earlier)
         )
@@ -212,23 +258,22 @@ class WindowedFrames:
     """Stage 2: windows become rows of the batch; odd layers have their own windows."""
 
     text: int
-    frames: int
     orders: tuple[Tensor, Tensor]  # even, odd layers: slot numbers, windows first, [W * F * w * w]
     reverts: tuple[Tensor, Tensor]  # their inverses
     masks: tuple[Tensor, Tensor]  # [B * W, 1, F * w * w, T + F * w * w]
 
     @classmethod
-    def of(cls, layout: Layout, seen: Tensor, dtype: torch.dtype) -> WindowedFrames:
-        frame = torch.arange(layout.frames, device=seen.device)[:, None] * layout.tokens_per_frame
+    def of(cls, layout: Layout, frames: tuple[int, ...], seen: Tensor, dtype: torch.dtype) -> WindowedFrames:
+        frame = torch.arange(len(frames), device=seen.device)[:, None] * layout.tokens_per_frame
         orders, masks = [], []
         for parity in (0, 1):
             cells = torch.as_tensor(layout.windows(layout.shift(parity)), device=seen.device)  # [W, w * w]
-            near = torch.as_tensor(layout.window_mask(layout.shift(parity)), device=seen.device)
+            near = torch.as_tensor(layout.window_mask(layout.shift(parity), frames), device=seen.device)
             orders.append((frame + cells[:, None]).flatten())
             rows = _beside_text(seen.repeat_interleave(len(near), 0), near.repeat(len(seen), 1, 1))
             masks.append(additive(rows, dtype)[:, None])
         even, odd = orders
-        return cls(seen.shape[1], layout.frames, (even, odd), (even.argsort(), odd.argsort()), (masks[0], masks[1]))
+        return cls(seen.shape[1], (even, odd), (even.argsort(), odd.argsort()), (masks[0], masks[1]))
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         parity, batch = layer % 2, len(q)
@@ -244,6 +289,42 @@ class WindowedFrames:
         text = x[:, None, :, : self.text].expand(-1, windows, -1, -1, -1)
         inside = x[:, :, order + self.text].unflatten(2, (windows, -1)).transpose(1, 2)
         return torch.cat((text, inside), dim=3).flatten(0, 1)
+
+
+class Shelves(Protocol):
+    """The cache as a step sees it; see `cache.py`. Each returns keys and values [B, heads, seen, d]."""
+
+    def spatial(self, layer: int, k_v: Tensor) -> tuple[Tensor, Tensor, Tensor | None]: ...
+
+    def temporal(self, layer: int, k_v: Tensor) -> tuple[Tensor, Tensor, Tensor | None]: ...
+
+
+@dataclass(frozen=True)
+class StepPattern:
+    """One slot of a frame being drawn: its keys and values join the cache, then it attends to what the cache shows.
+
+    `both`: whether the temporal channel takes part; the first frame is drawn by the backbone alone.
+    """
+
+    shelves: Shelves
+    both: bool
+
+    def __call__(self, backbone: Any, own: AttentionPlus, layer: int, hidden: Tensor) -> Tensor:
+        q, k_v = self._split(linear(backbone.query_key_value, hidden), own.heads)
+        spatial = linear(backbone.dense, merge_heads(attend(q, *self.shelves.spatial(layer, k_v))))
+        if not self.both:
+            return spatial
+        plus = own.query_key_value[layer]
+        q, k_v = self._split(linear(plus, hidden), own.heads)
+        temporal = linear(own.dense[layer], merge_heads(attend(q, *self.shelves.temporal(layer, k_v))))
+        return own.mix(layer, spatial, temporal)
+
+    @staticmethod
+    def _split(qkv: Tensor, heads: int) -> tuple[Tensor, Tensor]:
+        """[B, 1, 3h] -> q [B, heads, 1, d], k and v [2, B, heads, 1, d]."""
+        batch, _, width = qkv.shape
+        parts = qkv.view(batch, 1, 3, heads, width // (3 * heads)).permute(2, 0, 3, 1, 4)
+        return parts[0], parts[1:]
 
 
 def _beside_text(text: Tensor, own: Tensor) -> Tensor:

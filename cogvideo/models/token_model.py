@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,6 +13,21 @@ from cogvideo.config import ModelConfig
 from cogvideo.layout import Layout
 from cogvideo.models.attention import INIT_STD, linear
 from cogvideo.models.sat_bridge import BaseMixin, BaseModel, Transformer, build_transformer, sat_arguments
+
+
+def left_pad(
+    texts: Sequence[Sequence[int]], slots: int | None = None, pad: int = 0, device: str | torch.device = "cpu"
+) -> tuple[Tensor, Tensor]:
+    """Ids of several texts -> text [B, slots] with `pad` on the left, text_length [B].
+
+    `slots` None: as many as the longest text has. Raises ValueError for a text that is empty or too long.
+    """
+    lengths = [len(text) for text in texts]
+    slots = max(lengths) if slots is None else slots
+    if min(lengths) < 1 or max(lengths) > slots:
+        raise ValueError(f"texts of {lengths} tokens do not fit {slots} slots; each needs at least one")
+    rows = [[pad] * (slots - len(text)) + list(text) for text in texts]
+    return torch.tensor(rows, device=device), torch.tensor(lengths, device=device)
 
 
 class ExtraPositions(BaseMixin):

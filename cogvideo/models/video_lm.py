@@ -12,7 +12,16 @@ from torch import Tensor
 
 from cogvideo.config import ModelConfig
 from cogvideo.layout import Stage
-from cogvideo.models.attention import AttentionPlus, ClipPattern, ImagePattern, Pattern
+from cogvideo.models.attention import (
+    AttentionPlus,
+    ClipPattern,
+    ImagePattern,
+    Pattern,
+    StepPattern,
+    TextPattern,
+    text_seen,
+)
+from cogvideo.models.cache import Cache
 from cogvideo.models.sat_bridge import Transformer
 from cogvideo.models.token_model import ExtraPositions, TokenModel, text_positions
 
@@ -52,10 +61,12 @@ class VideoLM(TokenModel):
             raise ValueError(
                 f"frames {list(frames.shape)} do not fit {self.layout.frames} frames of {self.config.grid}"
             )
-        pattern = ClipPattern.of(self.layout, self.stage, text_length, text.shape[1], self.dtype)
+        seen = text_seen(text_length, text.shape[1])
+        clip = tuple(range(count))
+        pattern = ClipPattern.of(self.layout, self.stage, clip, seen, self.dtype)
         wanted = list(range(count) if scored is None else scored)
         slots = torch.arange(count * size, device=text.device).view(count, size)[wanted].flatten() + text.shape[1]
-        logits = self._run(text, text_length, self.slots(frames).flatten(1), pattern, slots)
+        logits = self._run(text, text_length, self.slots(frames).flatten(1), pattern, slots, clip)
         return logits.unflatten(1, (len(wanted), size))
 
     def forward_images(self, text: Tensor, text_length: Tensor, frames: Tensor) -> Tensor:
@@ -64,22 +75,59 @@ class VideoLM(TokenModel):
         text [B, T] left-padded ids, text_length [B], frames [B, N] -> [B, N, image_tokens] fp32.
         """
         pattern = ImagePattern.of(self.layout, text_length, text.shape[1], self.dtype)
-        return self._run(text, text_length, self.slots(frames), pattern, slice(text.shape[1], None))
+        return self._run(text, text_length, self.slots(frames), pattern, slice(text.shape[1], None), (0,))
+
+    @torch.inference_mode()
+    def prefill(self, cache: Cache, text: Tensor, text_length: Tensor, given: Tensor | None = None) -> None:
+        """Read the text and the frames that `cache` says are given; their keys and values go into it.
+
+        text [B, T] left-padded ids, text_length [B], given [B, frames, N] in time order (None: no frame).
+        """
+        seen = text_seen(text_length, text.shape[1])
+        cache.set_text(seen)
+        slots = text[:, :0] if given is None else self.slots(given).flatten(1)
+        pattern: Pattern
+        if cache.both:
+            pattern = ClipPattern.of(self.layout, self.stage, cache.given, seen, self.dtype, cache, cache.boost)
+        else:
+            pattern = TextPattern.of(seen, self.dtype, cache)
+        self._run(text, text_length, slots, pattern, slice(0, 0), cache.given)
+
+    @torch.inference_mode()
+    def decode_one(self, cache: Cache, ids: Tensor, frame: int, slot: int) -> Tensor:
+        """What `slot` of `frame` predicts; its keys and values join `cache`.
+
+        ids [B]: what the slot holds -> logits [B, image_tokens] fp32. Slots of a frame come in ascending order.
+        """
+        logits: Tensor = self(
+            ids[:, None],
+            cache.seek(frame, slot),
+            None,
+            pattern=StepPattern(cache, cache.both),
+            base_slots=1 if frame == 0 else 0,
+            scored=slice(None),
+        )[0]
+        return logits[:, 0]
 
     def _run(
-        self, text: Tensor, text_length: Tensor, slots: Tensor, pattern: Pattern, scored: Tensor | slice
+        self,
+        text: Tensor,
+        text_length: Tensor,
+        slots: Tensor,
+        pattern: Pattern,
+        scored: Tensor | slice,
+        frames: tuple[int, ...],
     ) -> Tensor:
-        """text [B, T], slots [B, S] of frames in time order -> logits of the `scored` places in text and slots."""
+        """text [B, T], slots [B, S] of `frames` -> logits of the `scored` places in text and slots."""
         layout, (batch, length) = self.layout, text.shape
-        later = slots.shape[1] - layout.tokens_per_frame
-        first = torch.as_tensor(layout.frame_positions(0), device=text.device)
-        rows = torch.cat((first, torch.arange(later, device=text.device))).expand(batch, -1)
+        rows = [text_positions(text_length, length)]
+        rows += [torch.as_tensor(layout.frame_rows(f), device=text.device).expand(batch, -1) for f in frames]
         logits: Tensor = self(
             torch.cat((text, slots), dim=1),
-            torch.cat((text_positions(text_length, length), rows), dim=1),
+            torch.cat(rows, dim=1),
             None,
             pattern=pattern,
-            base_slots=length + layout.tokens_per_frame,
+            base_slots=length + (layout.tokens_per_frame if frames else 0),
             scored=scored,
         )[0]
         return logits

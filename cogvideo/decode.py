@@ -1,0 +1,152 @@
+"""The autoregressive loop: text (and given frames) in, image tokens out, one by one.
+
+`first_frame`, `keyframes` and `interpolate` are iterators: each token appears as soon as it is drawn, and whoever stops
+asking stops the work. `collect` runs one of them to its end. How a token is drawn from its scores is the caller's
+business: `draw`.
+
+    first = collect(first_frame(lm, texts, draw))                                    # [rows, 1, N]
+    rest = collect(keyframes(lm, texts, first[:, 0], draw, unconditional=others))    # [rows, 4, N]
+    between = collect(interpolate(lm2, texts2, clip[:, [0, 1, 2]], draw))            # [rows, 2, N]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from cogvideo.errors import Cancelled
+from cogvideo.models.cache import Cache
+from cogvideo.models.token_model import left_pad
+from cogvideo.models.video_lm import VideoLM
+
+Draw = Callable[[Tensor, int, int], Tensor]
+"""(logits [rows, image_tokens] fp32, frame, slot) -> ids [rows] int64. `frame` counts from 0 within the sequence."""
+
+Stop = Callable[[], bool]
+"""Asked once a token; True raises `Cancelled` before the next one is computed."""
+
+Texts = Sequence[Sequence[int]]
+"""Ids of the text of each row. Rows may differ in length; none may be empty."""
+
+
+class Token(NamedTuple):
+    """One token of every row has been drawn."""
+
+    frame: int
+    """Time-order number within the sequence (0 .. 4)."""
+    slot: int
+    ids: Tensor  # [rows]
+
+
+def first_frame(
+    lm: VideoLM, texts: Texts, draw: Draw, *, text_boost: float = 1.4, stop: Stop | None = None
+) -> Iterator[Token]:
+    """Frame 0 from text (with its suffix) by the backbone alone: tokens_per_frame tokens, frame 0."""
+    cache = prefill(lm, texts, given=(), boost=text_boost, both=False)
+    yield from fill(lm, cache, 0, draw, stop=stop)
+
+
+def keyframes(
+    lm: VideoLM,
+    texts: Texts,
+    first: Tensor,
+    draw: Draw,
+    *,
+    unconditional: Texts | None = None,
+    guidance: float = 3.0,
+    text_boost: float = 1.4,
+    stop: Stop | None = None,
+) -> Iterator[Token]:
+    """Frames 1 .. 4 after `first` [rows, N], one after the other, by stage 1.
+
+    `unconditional`: texts of the sequences to be guided away from, one for each row; logits are then
+    u + guidance * (c - u) and no boost is used. None: no guidance, and the boost.
+    """
+    yield from _draw(lm, texts, (0,), first[:, None], draw, unconditional, guidance, text_boost, stop)
+
+
+def interpolate(
+    lm: VideoLM,
+    texts: Texts,
+    given: Tensor,
+    draw: Draw,
+    *,
+    unconditional: Texts | None = None,
+    guidance: float = 3.0,
+    text_boost: float = 1.4,
+    stop: Stop | None = None,
+) -> Iterator[Token]:
+    """Frames 1 and 3 between `given` [rows, 3, N], which are frames 0, 2 and 4 of the sequence, by stage 2.
+
+    All blocks of a round are rows of one call. Guidance: see `keyframes`.
+    """
+    yield from _draw(lm, texts, lm.layout.given, given, draw, unconditional, guidance, text_boost, stop)
+
+
+def collect(tokens: Iterable[Token], on_token: Callable[[Token], None] | None = None) -> Tensor:
+    """Run to the end -> ids [rows, frames, N], frames as they were drawn; `on_token` sees each token."""
+    frames: dict[int, list[Tensor]] = {}
+    for token in tokens:
+        frames.setdefault(token.frame, []).append(token.ids)
+        if on_token is not None:
+            on_token(token)
+    return torch.stack([torch.stack(ids, dim=1) for ids in frames.values()], dim=1)
+
+
+def prefill(
+    lm: VideoLM, texts: Texts, given: tuple[int, ...], tokens: Tensor | None = None, *, boost: float, both: bool
+) -> Cache:
+    """Read `texts` and the frames `given`, whose `tokens` are [rows, len(given), N], into a new cache."""
+    weight = lm.transformer.word_embeddings.weight
+    text, text_length = left_pad(texts, device=weight.device)
+    cache = Cache(lm.layout, lm.stage, len(texts), text.shape[1], given, both, boost, like=weight)
+    lm.prefill(cache, text, text_length, tokens)
+    return cache
+
+
+def decode_one(lm: VideoLM, cache: Cache, ids: Tensor, frame: int, slot: int, guidance: float | None = None) -> Tensor:
+    """Scores of the token of `slot`, which holds `ids` [samples] -> [samples, image_tokens] fp32.
+
+    With `guidance` the cache has two rows for a sample: first all conditional ones, then all unconditional ones.
+    """
+    if guidance is None:
+        return lm.decode_one(cache, ids, frame, slot)
+    with_text, without = lm.decode_one(cache, ids.repeat(2), frame, slot).chunk(2)
+    return torch.lerp(without, with_text, guidance)
+
+
+def fill(
+    lm: VideoLM, cache: Cache, frame: int, draw: Draw, guidance: float | None = None, stop: Stop | None = None
+) -> Iterator[Token]:
+    """Draw `frame` token by token after what `cache` holds."""
+    samples = cache.rows if guidance is None else cache.rows // 2
+    start = lm.config.start_of_image
+    ids = torch.full((samples,), start, device=lm.transformer.word_embeddings.weight.device)
+    for slot in range(lm.layout.tokens_per_frame):
+        if stop is not None and stop():
+            raise Cancelled
+        ids = draw(decode_one(lm, cache, ids, frame, slot, guidance), frame, slot)
+        yield Token(frame, slot, ids)
+
+
+def _draw(
+    lm: VideoLM,
+    texts: Texts,
+    given: tuple[int, ...],
+    tokens: Tensor,
+    draw: Draw,
+    unconditional: Texts | None,
+    guidance: float,
+    text_boost: float,
+    stop: Stop | None,
+) -> Iterator[Token]:
+    """All frames that are not `given`, in time order."""
+    if unconditional is not None:
+        texts, tokens, text_boost = [*texts, *unconditional], tokens.repeat(2, 1, 1), 0.0
+    cache = prefill(lm, texts, given, tokens, boost=text_boost, both=True)
+    for frame in range(lm.layout.frames):
+        if frame not in given:
+            yield from fill(lm, cache, frame, draw, guidance if unconditional is not None else None, stop)
