@@ -24,6 +24,7 @@ def write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
     halves = {n: t.detach().half().contiguous() if t.is_floating_point() else t for n, t in tensors.items()}
     temporary = path.with_suffix(".tmp")
     save_file(halves, temporary)
+    temporary.chmod(0o644)  # safetensors makes it readable by its owner alone
     os.replace(temporary, path)
 
 

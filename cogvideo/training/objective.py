@@ -38,10 +38,10 @@ Tokenise = Callable[[npt.NDArray[np.uint8]], Tensor]
 class ObjectiveOptions:
     """How many sequences of each kind a step holds, and what counts in them."""
 
-    images: int = 12
-    clips: int = 16
-    windows: int = 8
-    superres: int = 3
+    images: int = 32
+    clips: int = 12
+    windows: int = 6
+    superres: int = 2
     unconditional: float = 0.1
     """Share of stage-1 clips whose prompt is left out, for guidance."""
     background_weight: float = 0.5
