@@ -1,0 +1,179 @@
+"""Every kernel equals its reference: plain PyTorch, Triton in its interpreter; compiled, it fits the cards it is for."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from kernels import local_attention as door
+from kernels import reference
+
+ROOT = Path(__file__).resolve().parent.parent
+needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton exists for Linux only")
+
+
+@dataclass(frozen=True)
+class Case:
+    fine: tuple[int, int]
+    coarse: tuple[int, int]
+    head: int = 16
+    batch: int = 1
+    heads: int = 2
+    fine_window: tuple[int, int] = (9, 5)
+    coarse_window: tuple[int, int] = (5, 5)
+
+
+CASES = {
+    "smaller than a window": Case((6, 6), (2, 2)),
+    "several samples, odd head": Case((6, 9), (2, 3), head=7, batch=2),
+    "wider than high": Case((9, 15), (3, 5), head=24),
+    "more than one tile": Case((12, 21), (4, 7), head=64, heads=1),
+    "height and width scaled differently": Case((12, 10), (4, 5)),
+    "no scaling, other windows": Case((5, 7), (5, 7), fine_window=(1, 3), coarse_window=(3, 1)),
+}
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+TOLERANCE = {torch.float32: 5e-6, torch.float16: 4e-3, torch.bfloat16: 4e-2}
+
+
+def tensors(case: Case, dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
+    """q, k_fine, v_fine, k_coarse, v_coarse; not contiguous, as a model's fused projection makes them."""
+    generator = torch.Generator().manual_seed(1)
+    fine, coarse = case.fine[0] * case.fine[1], case.coarse[0] * case.coarse[1]
+
+    def draw(cells: int, count: int) -> list[torch.Tensor]:
+        mixed = torch.randn(case.batch, cells, count, case.heads, case.head, generator=generator).to(dtype)
+        return [t.transpose(1, 2).detach().requires_grad_() for t in mixed.unbind(2)]
+
+    return [*draw(fine, 3), *draw(coarse, 2)]
+
+
+def largest_differences(function: Callable[..., torch.Tensor], case: Case, dtype: torch.dtype) -> list[float]:
+    """Between `function` and the oracle in fp32: of the output, then of the five gradients."""
+    shapes = (case.fine, case.coarse, case.fine_window, case.coarse_window)
+    tested = tensors(case, dtype)
+    oracle = [t.detach().float().requires_grad_() for t in tested]
+    out, right = function(*tested, *shapes), reference.local_attention_dense(*oracle, *shapes)
+    direction = torch.randn(out.shape, generator=torch.Generator().manual_seed(2)).to(dtype)
+    out.backward(direction)
+    right.backward(direction.float())
+    pairs = [(out, right), *((a.grad, b.grad) for a, b in zip(tested, oracle))]
+    return [(a.float() - b).abs().max().item() for a, b in pairs]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", CASES)
+def test_plain_equals_the_oracle(name: str, dtype: torch.dtype) -> None:
+    assert max(largest_differences(reference.local_attention, CASES[name], dtype)) < TOLERANCE[dtype]
+
+
+def test_a_cell_sees_its_windows_and_nothing_else() -> None:
+    # With equal keys a query averages what it sees, so the values tell who was seen.
+    case = CASES["more than one tile"]
+    q, k_fine, v_fine, k_coarse, v_coarse = (torch.zeros_like(t) for t in tensors(case))
+    Hf, Wf = case.fine
+    y, x = torch.arange(Hf).repeat_interleave(Wf), torch.arange(Wf).repeat(Hf)
+    v_fine[..., 0], v_fine[..., 1], v_fine[..., 2] = 1, y, x
+    v_coarse[..., 3] = 1
+    out = reference.local_attention(q, k_fine, v_fine, k_coarse, v_coarse, case.fine, case.coarse)[0, 0]
+    corner, middle = out[0], out[6 * Wf + 10]
+    # corner: rows 0..4, columns 0..2 of the fine grid; rows 0..2, columns 0..2 of the coarse one
+    assert corner[:4].tolist() == pytest.approx([15 / 24, 2 * 15 / 24, 1 * 15 / 24, 9 / 24])
+    # middle: 9 x 5 fine cells around (6, 10); around coarse cell (2, 3) one of five rows is outside
+    assert middle[:4].tolist() == pytest.approx([45 / 65, 6 * 45 / 65, 10 * 45 / 65, 20 / 65])
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"coarse": (2, 4)}, "no whole multiple"),
+        ({"fine_window": (8, 5)}, "odd sides"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_refused(change: dict[str, tuple[int, int]], words: str) -> None:
+    case = Case(**({"fine": (6, 9), "coarse": (2, 3)} | change))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=words):
+        reference.local_attention(*tensors(case), case.fine, case.coarse, case.fine_window, case.coarse_window)
+
+
+def test_a_wrong_tensor_is_named() -> None:
+    case = Case((6, 9), (2, 3))
+    q, k_fine, v_fine, k_coarse, v_coarse = tensors(case)
+    with pytest.raises(ValueError, match="v_coarse has shape"):
+        door.local_attention(q, k_fine, v_fine, k_coarse, v_coarse[:, :, :5], case.fine, case.coarse)
+
+
+# --- the fast kernel ------------------------------------------------------------------------------------------------
+
+
+@needs_triton
+def test_triton_equals_the_oracle_in_its_interpreter() -> None:
+    answer = subprocess.run(
+        [sys.executable, "tests/interpreter_cases.py"],
+        cwd=ROOT,
+        env=os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert answer.returncode == 0, answer.stderr
+    found = json.loads(answer.stdout)
+    assert len(found) == len(CASES) * len(DTYPES)
+    for dtype in DTYPES:
+        worst = {name: max(errors) for name, errors in found.items() if name.endswith(str(dtype))}
+        assert max(worst.values()) < TOLERANCE[dtype], worst
+
+
+SHARED_MEMORY = {75: 64, 86: 99, 90: 227}
+"""KiB that one block may use on a Turing, a consumer Ampere and a Hopper card."""
+
+
+@needs_triton
+@pytest.mark.parametrize(("capability", "type_name", "head"), [(75, "fp16", 64), (86, "fp32", 64), (90, "bf16", 128)])
+def test_triton_compiles_and_fits_the_card(
+    capability: int, type_name: str, head: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Triton compiles for a card that is not there; what remains untested without one is only the speed.
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    triton = pytest.importorskip("triton")
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from kernels import local_attention_triton as fast
+
+    windows = dict(FINE_Y=4, FINE_X=2, COARSE_Y=2, COARSE_X=2, HALF_Y=4, HALF_X=2)
+    constants = windows | fast.tiling(head, 4 if type_name == "fp32" else 2)
+    for kernel in (fast._forward, fast._backward_queries, fast._backward_keys):
+        names = [parameter.name for parameter in kernel.params]
+        kinds = {"LSE": "*fp32", "DELTA": "*fp32", "scale": "fp32"}
+        pointers = {"Q", "K", "V", "KF", "VF", "KC", "VC", "OUT", "GO", "GQ", "GK", "GV"}
+        signature = {
+            name: "constexpr" if name in constants else f"*{type_name}" if name in pointers else kinds.get(name, "i32")
+            for name in names
+        }
+        fixed = {(i,): constants[name] for i, name in enumerate(names) if name in constants}
+        source = ASTSource(fn=kernel, signature=signature, constexprs=fixed)
+        compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32))
+        assert compiled.metadata.shared <= SHARED_MEMORY[capability] * 1024, kernel.__name__
+
+
+def test_the_door_says_why_it_takes_the_plain_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "float64" in str(door.why_not(torch.empty(1, 1, 4, 64, dtype=torch.float64)))
+    assert "wider" in str(door.why_not(torch.empty(1, 1, 4, 65)))
+    assert "cpu" in str(door.why_not(torch.empty(1, 1, 4, 64)))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert "not installed" in str(door.why_not(torch.empty(1, 1, 4, 64)))
+
+
+def test_the_door_works_where_the_kernel_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert max(largest_differences(door.local_attention, CASES["wider than high"], torch.float32)) < 5e-6
