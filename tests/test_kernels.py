@@ -1,4 +1,4 @@
-"""Every kernel equals its reference: plain PyTorch, Triton in its interpreter; compiled, it fits the cards it is for."""
+"""Every kernel equals its reference, in plain PyTorch and in Triton's interpreter, and compiled fits its cards."""
 
 from __future__ import annotations
 
