@@ -1,0 +1,173 @@
+"""Preset -> ready networks: where sizes, files and classes meet. The three share one backbone in memory.
+
+In: a preset's name, or a folder of published checkpoints. Out: `LoadedModels`, in evaluation mode, without gradients.
+Networks are made without storage and take the file's tensors: random weights are never drawn.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from cogvideo import weights
+from cogvideo.config import ASSETS, PRESETS, ModelConfig
+from cogvideo.models.sat_bridge import Transformer, build_transformer
+from cogvideo.models.superres_lm import SuperResLM
+from cogvideo.models.token_model import TokenModel
+from cogvideo.models.video_lm import VideoLM
+
+Part = Literal["stage1", "stage2", "superres"]
+PARTS: tuple[Part, ...] = ("stage1", "stage2", "superres")
+BACKBONE = "transformer."
+
+
+@dataclass(frozen=True)
+class LoadedModels:
+    """The networks that were asked for; asking for another is an error of the caller."""
+
+    networks: dict[Part, TokenModel]
+
+    @property
+    def stage1(self) -> VideoLM:
+        return self._video("stage1")
+
+    @property
+    def stage2(self) -> VideoLM:
+        return self._video("stage2")
+
+    @property
+    def superres(self) -> SuperResLM:
+        network = self.networks["superres"]
+        assert isinstance(network, SuperResLM)
+        return network
+
+    def _video(self, part: Part) -> VideoLM:
+        network = self.networks[part]
+        assert isinstance(network, VideoLM)
+        return network
+
+
+def load(
+    preset_name: str,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+    parts: Sequence[Part] = PARTS,
+) -> LoadedModels:
+    """The networks of a preset.
+
+    From assets/<preset>/{backbone,stage1,stage2,superres}.safetensors where the folder has a backbone, else in the
+    published format from $SAT_HOME (~/.sat_models). Raises WeightsError for missing, damaged or foreign files.
+    """
+    config = PRESETS[preset_name].model
+    folder = ASSETS / preset_name
+    if preset_name == "mini" or (folder / "backbone.safetensors").exists():
+        return load_safetensors(folder, config, dtype, device, parts)
+    return load_published(published_home(), config, dtype, device, parts)
+
+
+def published_home() -> Path:
+    """Where the published checkpoints live: $SAT_HOME, or ~/.sat_models as SwissArmyTransformer has it."""
+    return Path(os.environ.get("SAT_HOME", "~/.sat_models")).expanduser()
+
+
+def load_safetensors(
+    folder: Path,
+    config: ModelConfig,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+    parts: Sequence[Part] = PARTS,
+) -> LoadedModels:
+    """From a folder with `transformer.*` in backbone.safetensors and `mixins.*` in the file of each part."""
+    path = folder / "backbone.safetensors"
+    backbone = _backbone(config, path, weights.read_safetensors(path), dtype, device)
+    networks = {}
+    for part in parts:
+        path = folder / f"{part}.safetensors"
+        networks[part] = _network(config, part, backbone, path, weights.read_safetensors(path), dtype, device)
+    return LoadedModels(networks)
+
+
+def load_published(
+    directory: Path,
+    config: ModelConfig | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+    parts: Sequence[Part] = PARTS,
+) -> LoadedModels:
+    """From the published checkpoints in `directory`; sizes from their `model_config.json` where `config` is None.
+
+    Each file has a backbone of its own. Tensor by tensor, what equals the first one's is shared with it.
+    """
+    config = weights.published_config(directory) if config is None else config
+    networks: dict[Part, TokenModel] = {}
+    first: tuple[weights.Tensors, Transformer] | None = None
+    for part in parts:
+        folder = directory / weights.PUBLISHED[part]
+        path, tensors = weights.checkpoint_file(folder), weights.read_published(folder)
+        if first is None:
+            backbone = _backbone(config, path, tensors, dtype, device)
+            first = (tensors, backbone)
+        else:
+            backbone = _shared_backbone(config, path, tensors, *first, dtype, device)
+        networks[part] = _network(config, part, backbone, path, tensors, dtype, device)
+    return LoadedModels(networks)
+
+
+def _backbone(
+    config: ModelConfig, path: Path, tensors: weights.Tensors, dtype: torch.dtype, device: str | torch.device
+) -> Transformer:
+    """A backbone with the tensors of a file."""
+    transformer = build_transformer(config, "meta")
+    wanted = transformer.state_dict()
+    weights.check(path, tensors, {BACKBONE + name: like for name, like in wanted.items()})
+    transformer.load_state_dict({name: tensors[BACKBONE + name].to(device, dtype) for name in wanted}, assign=True)
+    return transformer
+
+
+def _shared_backbone(
+    config: ModelConfig,
+    path: Path,
+    tensors: weights.Tensors,
+    first: weights.Tensors,
+    loaded: Transformer,
+    dtype: torch.dtype,
+    device: str | torch.device,
+) -> Transformer:
+    """`loaded`, which came from `first`, where `tensors` are equal; else one that shares what is equal."""
+    shared = loaded.state_dict()
+    weights.check(path, tensors, {BACKBONE + name: like for name, like in shared.items()})
+    own = [name for name in shared if not torch.equal(tensors[BACKBONE + name], first[BACKBONE + name])]
+    if not own:
+        return loaded
+    transformer = build_transformer(config, "meta")
+    different = {name: tensors[BACKBONE + name].to(device, dtype) for name in own}
+    transformer.load_state_dict(shared | different, assign=True)
+    return transformer
+
+
+def _network(
+    config: ModelConfig,
+    part: Part,
+    backbone: Transformer,
+    path: Path,
+    tensors: weights.Tensors,
+    dtype: torch.dtype,
+    device: str | torch.device,
+) -> TokenModel:
+    """One network on `backbone`, with the `mixins.*` of a file."""
+    network: TokenModel
+    if part == "superres":
+        network = SuperResLM(config, backbone, "meta")
+    else:
+        network = VideoLM(config, 1 if part == "stage1" else 2, backbone, "meta")
+    wanted = {name: like for name, like in network.state_dict().items() if not name.startswith(BACKBONE)}
+    weights.check(path, tensors, wanted)
+    own: dict[str, Tensor] = {name: tensors[name].to(device, dtype) for name in wanted}
+    network.load_state_dict(own, strict=False, assign=True)
+    return network.eval().requires_grad_(False)

@@ -1,0 +1,173 @@
+"""Files of weights: read and written whole, checked name by name, with errors that say which file and what to do.
+
+In: paths. Out: dictionaries of tensors on the CPU, mapped from the file and not copied, so that nothing is in memory
+twice. Two formats: safetensors (ours) and the published one, a folder for each network with `latest`,
+`model_config.json` and `<iteration>/mp_rank_00_model_states.pt`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import tempfile
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from cogvideo.config import ModelConfig
+from cogvideo.errors import WeightsError
+
+Tensors = dict[str, Tensor]
+
+PUBLISHED = {"stage1": "cogvideo-stage1", "stage2": "cogvideo-stage2", "superres": "cogview2-dsr"}
+"""Folder of each network in the published format."""
+
+PUBLISHED_IMAGE_TOKENS = 20000
+PUBLISHED_IMAGE_START = 512
+PUBLISHED_VOCABULARY = 150010
+PUBLISHED_START_OF_IMAGE = 150000
+SPECIAL_TOKENS = 3
+"""A checkpoint with another vocabulary (a toy) ends with the special tokens, <start_of_image> first."""
+
+
+def read_safetensors(path: Path) -> Tensors:
+    """All tensors of a file. Raises WeightsError where it is missing or damaged."""
+    require(path)
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise damaged(path, error) from error
+
+
+def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Write all tensors beside `path`, then rename: whoever reads sees the old file or the whole new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
+    os.close(handle)
+    try:
+        save_file({key: value.contiguous() for key, value in tensors.items()}, name, dict(metadata or {}))
+        Path(name).chmod(0o644)
+        os.replace(name, path)
+    finally:
+        Path(name).unlink(missing_ok=True)
+
+
+def read_published(folder: Path) -> Tensors:
+    """Tensors of one network in the published format, mapped from the file. Raises WeightsError."""
+    path = checkpoint_file(folder)
+    try:
+        # Files of torch before 1.6 are no zip archives and cannot be mapped.
+        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except (RuntimeError, OSError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        raise damaged(path, error) from error
+    tensors = loaded.get("module") if isinstance(loaded, dict) else None
+    if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
+        raise damaged(path, "no tensors under the key 'module'")
+    return tensors
+
+
+def checkpoint_file(folder: Path) -> Path:
+    """The file that `latest` names, or the only one there. Raises WeightsError where there is none."""
+    latest = folder / "latest"
+    name = "mp_rank_00_model_states.pt"
+    if latest.is_file():
+        path = folder / latest.read_text(encoding="utf-8").strip() / name
+        require(path)
+        return path
+    found = sorted(folder.glob(f"*/{name}"))
+    if len(found) != 1:
+        require(latest)
+    return found[0]
+
+
+def published_config(directory: Path) -> ModelConfig:
+    """Sizes of the three networks in `directory`, from their `model_config.json`. Raises WeightsError."""
+    stage1, stage2, superres = (_read_json(directory / name / "model_config.json") for name in PUBLISHED.values())
+    try:
+        text, first, end = _numbers(stage1["layout"])
+        superres_text, coarse_end, fine_end = _numbers(superres["layout"])
+        tokens = first - text
+        side, upscale = round(tokens**0.5), round(((fine_end - coarse_end) / tokens) ** 0.5)
+        vocabulary = stage1["vocab_size"]
+        return ModelConfig(
+            layers=stage1["num_layers"],
+            hidden=stage1["hidden_size"],
+            heads=stage1["num_attention_heads"],
+            vocab_size=vocabulary,
+            image_tokens=PUBLISHED_IMAGE_TOKENS,
+            start_of_image=(
+                PUBLISHED_START_OF_IMAGE if vocabulary == PUBLISHED_VOCABULARY else vocabulary - SPECIAL_TOKENS
+            ),
+            grid=(side, side),
+            keyframes=(end - text) // tokens,
+            text_length=text,
+            image_start=PUBLISHED_IMAGE_START,
+            base_positions=stage1["max_sequence_length"],
+            extra_positions=stage1["additional_seqlen"],
+            window=stage2["window_size"],
+            upscale=upscale,
+            superres_text_length=superres_text,
+            fine_window=(2 * superres["kernel_size"] - 1, superres["kernel_size"]),
+            coarse_window=(superres["kernel_size2"], superres["kernel_size2"]),
+        )
+    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+        raise damaged(directory / PUBLISHED["stage1"] / "model_config.json", f"{error!r}") from error
+
+
+def check(path: Path, tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
+    """All of `wanted` (names and shapes count) are in `tensors`. Raises WeightsError naming the first that is not."""
+    for name, like in wanted.items():
+        if name not in tensors:
+            raise WeightsError(
+                f"权重文件 {path} 缺少张量 {name}：文件不完整或属于别的模型。请删除后重新获取。",
+                f"The weights file {path} lacks the tensor {name}: it is incomplete or belongs to another model. "
+                "Delete it and fetch it again.",
+            )
+        if tensors[name].shape != like.shape:
+            found, expected = list(tensors[name].shape), list(like.shape)
+            raise WeightsError(
+                f"权重文件 {path} 中张量 {name} 的形状为 {found}，应为 {expected}：属于别的模型。请换成匹配的文件。",
+                f"In the weights file {path} the tensor {name} has shape {found} where {expected} is wanted: "
+                "it belongs to another model. Put the matching file in its place.",
+            )
+
+
+def require(path: Path) -> None:
+    """Raises WeightsError where `path` is no file."""
+    if not path.is_file():
+        raise WeightsError(
+            f"找不到权重文件 {path}。请重新克隆本项目或重新下载模型。",
+            f"The weights file {path} is missing. Clone the project again, or download the model again.",
+        )
+
+
+def damaged(path: Path, reason: object) -> WeightsError:
+    """The error for a file that is there but cannot be read."""
+    return WeightsError(
+        f"权重文件 {path} 已损坏或下载不完整（{reason}）。请删除后重新获取。",
+        f"The weights file {path} is damaged or incomplete ({reason}). Delete it and fetch it again.",
+    )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    require(path)
+    try:
+        read = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise damaged(path, error) from error
+    if not isinstance(read, dict):
+        raise damaged(path, "not a JSON object")
+    return read
+
+
+def _numbers(layout: str) -> tuple[int, int, int]:
+    """From "64, 464, 2064" to (64, 464, 2064): where text, first frame and sequence end."""
+    text, first, end = (int(part) for part in layout.split(","))
+    return text, first, end
