@@ -1,25 +1,32 @@
-"""Logits [.., V] -> token ids [..]: "cluster" sampling, exact in closed form, with noise that is a pure function of its key.
+"""Logits [.., V] -> token ids [..]: "cluster" sampling, exact in closed form; its noise is a pure function of a key.
 
 The image codebook is split into clusters of similar tokens. A draw keeps the most probable clusters, draws one of
 them and then a token inside it; both steps together are one distribution, which `distribution` gives in closed form.
 
 A token is drawn by an exponential race: argmax of p[token] / e[token], where e ~ Exp(1). That is the Gumbel-max trick
 with one logarithm less. The noise e is a hash of (seed, stage, frame, slot, token id), so a video is a function of its
-seed and prompt alone, whatever the batch, the order of the draws or the device. Pure: no state, no generator.
+seed and prompt alone, whatever the batch, the order of the draws or the device. No generator, no state.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Mapping, Sequence
+from enum import IntEnum
 
 import torch
 from torch import Tensor
 
 from cogvideo.config import TokenSampling
+from cogvideo.errors import WeightsError
 
-STAGE_KEYS: Final = {"keyframes": 1, "interpolate": 2, "superres": 3}
-"""The word that each stage puts into its noise keys, so that two stages never share their noise."""
+
+class StageKey(IntEnum):
+    """The word that each stage puts into its noise keys, so that no two share their noise. Never renumber."""
+
+    KEYFRAMES = 1
+    INTERPOLATE = 2
+    SUPERRES = 3
+
 
 _WORD = 0xFFFFFFFF  # hashes are 32-bit words kept in int64, where no product below overflows
 _GOLDEN = 0x1E3779B9  # odd, below 2**31: spreads small counters over all bits
@@ -77,11 +84,43 @@ class ClusterSampler:
         dense = torch.zeros(rows.shape, dtype=torch.float32, device=rows.device)
         return dense.scatter_add_(1, ids, probabilities).view(logits.shape)
 
+    @torch.inference_mode()
     def draw(self, logits: Tensor, keys: Tensor, options: TokenSampling) -> Tensor:
         """logits [R, V], keys [R, 2] of `noise_keys` -> token ids [R]. A row that is not finite draws a valid id."""
         ids, probabilities = self.candidates(logits, options)
         winner = (probabilities / exponential_noise(keys, ids)).argmax(-1, keepdim=True)  # [R, 1]
         return ids.gather(1, winner).squeeze(1)
+
+
+class Dice:
+    """Draws the frames of one batch: what `decode` calls for every token.
+
+    `frames`: for each frame of the sequence (as `decode` numbers it) the keys [slots, R, 2] of its R rows' draws.
+    """
+
+    def __init__(self, sampler: ClusterSampler, options: TokenSampling, frames: Mapping[int, Tensor]) -> None:
+        self._sampler, self._options = sampler, options
+        self._keys = {frame: keys.to(sampler.device) for frame, keys in frames.items()}
+        self._sum = torch.zeros((), device=sampler.device)
+
+    def __call__(self, logits: Tensor, frame: int, slot: int) -> Tensor:
+        """logits [R, V] of `slot` of `frame` -> token ids [R]."""
+        self._sum = self._sum + logits.sum()  # finite as long as all logits were; looked at once a frame
+        return self._sampler.draw(logits, self._keys[frame][slot], self._options)
+
+    def check(self) -> None:
+        """Raises WeightsError where a logit was not a finite number since the last check."""
+        if not bool(torch.isfinite(self._sum)):
+            raise not_finite()
+        self._sum = torch.zeros_like(self._sum)
+
+
+def not_finite() -> WeightsError:
+    return WeightsError(
+        "模型算出了无效数值（NaN 或无穷大）：权重文件可能已损坏，或当前精度不够；请重新下载权重，或改用 cpu。",
+        "The model computed values that are no numbers (NaN or infinity): its weights may be damaged, or the precision "
+        "too low; download the weights again, or use cpu.",
+    )
 
 
 def distribution(logits: Tensor, options: TokenSampling, labels: Tensor) -> Tensor:

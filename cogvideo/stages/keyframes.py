@@ -1,0 +1,78 @@
+"""Texts of B videos -> their five keyframes, tokens [B, 5, N], one token of each at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from cogvideo import decode
+from cogvideo.config import SamplingOptions
+from cogvideo.decode import Stop, Texts, Token
+from cogvideo.models.video_lm import VideoLM
+from cogvideo.sampling import ClusterSampler, Dice, StageKey, noise_keys
+from cogvideo.stages import moments
+
+
+@dataclass(frozen=True)
+class KeyframeTexts:
+    """Token ids of B videos: what the first frame reads, what the others read, what guidance compares with.
+
+    `unconditional` None: no guidance.
+    """
+
+    first: Texts
+    video: Texts
+    unconditional: Texts | None
+
+
+class KeyframeStep(NamedTuple):
+    """One more token of a keyframe is drawn."""
+
+    frame: int
+    """0 .. 4."""
+    drawn: int
+    """Tokens of this keyframe so far."""
+    clip: Tensor  # [B, 5, N], filled as far as drawn, 0 elsewhere
+
+
+def draw(
+    lm: VideoLM,
+    texts: KeyframeTexts,
+    sampler: ClusterSampler,
+    options: SamplingOptions,
+    seeds: Sequence[int],
+    stop: Stop | None = None,
+) -> Iterator[KeyframeStep]:
+    """Draw all keyframes of B videos with `seeds` [B]. Raises Cancelled, WeightsError."""
+    layout = lm.layout
+    clip = torch.zeros(len(seeds), layout.frames, layout.tokens_per_frame, dtype=torch.long, device=sampler.device)
+    keys = {
+        frame: noise_keys(seeds, StageKey.KEYFRAMES, [moment] * len(seeds), layout.tokens_per_frame)
+        for frame, moment in enumerate(moments(layout.frames))
+    }
+    dice = Dice(sampler, options.first_frame, keys)
+    yield from _fill(clip, decode.first_frame(lm, texts.first, dice, text_boost=options.text_boost, stop=stop), dice)
+    dice = Dice(sampler, options.video, keys)
+    others = decode.keyframes(
+        lm,
+        texts.video,
+        clip[:, 0],
+        dice,
+        unconditional=texts.unconditional,
+        guidance=options.guidance,
+        text_boost=options.text_boost,
+        stop=stop,
+    )
+    yield from _fill(clip, others, dice)
+
+
+def _fill(clip: Tensor, tokens: Iterator[Token], dice: Dice) -> Iterator[KeyframeStep]:
+    for token in tokens:
+        clip[:, token.frame, token.slot] = token.ids
+        if token.slot + 1 == clip.shape[2]:
+            dice.check()
+        yield KeyframeStep(token.frame, token.slot + 1, clip)
