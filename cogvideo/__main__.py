@@ -28,9 +28,8 @@ COMMANDS = {
     "generate": Command("cogvideo.generate", "把一句中文变成视频文件", "turn a Chinese sentence into a video file"),
     "serve": Command("app", "在浏览器里打开网页", "open the page in a browser"),
     "parity": Command("cogvideo.parity", "与原版的数值逐项比较", "compare every number with the original release"),
-    "world": Command("cogvideo.training.world", "画训练用的小短片", "draw the clips that mini learns from"),
-    "train": Command("cogvideo.training.run", "训练模型", "train a model"),
-    "evaluate": Command("cogvideo.training.evaluate", "检验训练的结果", "judge what was trained"),
+    "train": Command("cogvideo.train", "训练模型", "train a model"),
+    "evaluate": Command("cogvideo.evaluate", "检验训练的结果", "judge what was trained"),
 }
 
 

@@ -190,7 +190,7 @@ class CodecTask:
         self.codec.quantize.usage[dead] = 0.1
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def tokenise(codec: Any, pixels: npt.NDArray[Any]) -> Tensor:
     """Frames uint8 [B, H, W, 3] -> tokens [B, N], as `FrameCodec.encode` does, without its one-hot matrices."""
     z = codec.quantize.proj(codec.down_samplers[0](codec.enc(normalise(pixels))))

@@ -315,3 +315,17 @@ def caption(rng: np.random.Generator, clip: Clip, partial: float = 0.06) -> str:
         return "{q}{a}{n}在{s}".format(**words)
     template = str(rng.choice(TEMPLATES, p=(0.35, 0.13, 0.13, 0.13, 0.13, 0.13)))
     return template.format(**words)
+
+
+def describe_world() -> dict[str, list[str]]:
+    """Names of what the world holds, for `assets/mini/world.json`."""
+    return {"subjects": [s.name for s in SUBJECTS], "scenes": list(SCENES), "motions": list(MOTIONS)}
+
+
+def describe_held_out() -> dict[str, list[list[str]]]:
+    """Names of the pairs that training never shows, for `assets/mini/held_out.json`."""
+    held_out = draw_held_out()
+    return {
+        "subject_motion": [[SUBJECTS[s].name, MOTIONS[m]] for s, m in sorted(held_out.subject_motion)],
+        "subject_scene": [[SUBJECTS[s].name, SCENES[c]] for s, c in sorted(held_out.subject_scene)],
+    }
