@@ -52,7 +52,8 @@ def toy_models(seed: int = 0) -> ToyModels:
     models = ToyModels(stage1, VideoLM(CONFIG, 2, backbone), SuperResLM(CONFIG, backbone))
     for model in models:
         for parameter in model.parameters():
-            torch.nn.init.normal_(parameter, std=0.3)
+            if parameter.dim() > 1:
+                torch.nn.init.normal_(parameter, std=0.5)
         model.eval().requires_grad_(False)
     return models
 

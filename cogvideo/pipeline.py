@@ -1,0 +1,298 @@
+"""A request -> events as the video grows, and the video: the only place where all parts meet.
+
+prompt -> text ids -> keyframes [1, 5, N] -> in-betweens [1, F, N] -> super-resolution [F, 9N] -> uint8 [F, H, W, 3]
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cogvideo.config import ASSETS, PRESETS, Preset, VideoRequest
+from cogvideo.device import Place, pick_place, resident, threads
+from cogvideo.errors import RequestError, WeightsError
+from cogvideo.events import (
+    Done,
+    Event,
+    Frames,
+    KeyframeDone,
+    KeyframePainted,
+    LevelDone,
+    Loading,
+    Progress,
+    StageName,
+    SuperResolved,
+)
+from cogvideo.frames import ICETK_FOLDER, FrameCodec
+from cogvideo.models.superres_lm import SuperResLM
+from cogvideo.models.video_lm import VideoLM
+from cogvideo.pace import tokens_per_stage
+from cogvideo.sampling import ClusterSampler
+from cogvideo.stages import interpolate, keyframes, superres
+from cogvideo.stages.keyframes import KeyframeStep, KeyframeTexts
+from cogvideo.text import (
+    CheckedPrompt,
+    TextTokenizer,
+    World,
+    between_text,
+    check_prompt,
+    first_frame_text,
+    round_seconds,
+    superres_text,
+    unconditional_text,
+    video_text,
+)
+
+PREVIEWS: Final = 4
+"""Pictures of a keyframe while it is painted, the finished one included."""
+
+FRAMES_PER_PASS: Final = 4
+"""Frames that super-resolution enlarges at once."""
+
+Stop = Callable[[], bool]
+
+
+class Models(Protocol):
+    """The three networks, in evaluation mode; they may share a backbone."""
+
+    @property
+    def stage1(self) -> VideoLM: ...
+
+    @property
+    def stage2(self) -> VideoLM: ...
+
+    @property
+    def superres(self) -> SuperResLM: ...
+
+
+@dataclass(frozen=True)
+class Text:
+    """What reads prompts."""
+
+    tokenizer: TextTokenizer
+    world: World
+
+
+class CogVideoPipeline:
+    """Text to video with one preset. Nothing is read before it is needed; any thread may be the first to need it.
+
+    `folder`: the preset's text model, clusters, codec and world; None: its assets, then icetk's own folder.
+    `load_models`: (preset name, dtype, device) -> Models; None: the files of the preset.
+    `previews`: whether keyframes are shown while they are painted.
+    """
+
+    def __init__(
+        self,
+        preset: Preset,
+        place: Place,
+        folder: Path | None = None,
+        load_models: Callable[[str, torch.dtype, torch.device], Models] | None = None,
+        previews: bool = True,
+    ) -> None:
+        self.preset, self.place, self.previews = preset, place, previews
+        self._folder = folder or ASSETS / preset.name
+        self._load_models = load_models or _load_models
+        self._lock = threading.RLock()
+        self._parts: dict[str, Any] = {}
+
+    @classmethod
+    def from_pretrained(cls, name: str = "mini", device: str | None = None, previews: bool = True) -> CogVideoPipeline:
+        """The pipeline of a preset on `device` (None: the best there is). Raises RequestError, CapacityError."""
+        if name not in PRESETS:
+            raise RequestError(
+                f"没有名为 {name} 的模型：可用的有 {'、'.join(PRESETS)}。",
+                f"There is no model called {name}: there are {', '.join(PRESETS)}.",
+            )
+        return cls(PRESETS[name], pick_place(device), previews=previews)
+
+    def __call__(self, request: VideoRequest) -> Frames:
+        """The frames uint8 [F, H, W, 3] of the video. Raises CogVideoError."""
+        *_, done = self.stream(request)
+        assert isinstance(done, Done)
+        return done.frames
+
+    def stream(self, request: VideoRequest, stop: Stop | None = None) -> Generator[Event, None, None]:
+        """The video as it grows; `Done` comes last.
+
+        Raises RequestError at once, before anything is started; later Cancelled, within a token of `stop` saying True,
+        and WeightsError.
+        """
+        checked = self.check(request)
+        return self._stream(replace(request, prompt=checked.text), stop or (lambda: False))
+
+    def check(self, request: VideoRequest) -> CheckedPrompt:
+        """What the model will read, and notes about it. Raises RequestError. Reads the vocabulary, not the networks."""
+        text: Text = self._part("text")
+        return check_prompt(request.prompt, text.tokenizer, self.preset, text.world, request.superres)
+
+    def load(self) -> None:
+        """Read all files now. Raises WeightsError, CapacityError."""
+        for _ in self._loading():
+            pass
+
+    # The parts, each made once.
+
+    def _stream(self, request: VideoRequest, stop: Stop) -> Generator[Event, None, None]:
+        yield from self._loading()
+        run = _Run(self, request, stop)
+        clip = yield from run.keyframes()  # [1, 5, N]
+        clip = yield from run.interpolate(clip)  # [1, F, N]
+        frames = yield from run.enlarge(clip)
+        yield Done(frames, request.frames_per_second, request.seed)
+
+    def _loading(self) -> Iterator[Loading]:
+        missing = [name for name in _MAKERS if name not in self._parts]
+        for number, name in enumerate(missing):
+            yield Loading(name, number, len(missing))
+            self._part(name)
+        if missing:
+            yield Loading(missing[-1], len(missing), len(missing))
+
+    def _part(self, name: str) -> Any:
+        with self._lock:
+            if name not in self._parts:
+                self._parts[name] = _MAKERS[name](self)
+            return self._parts[name]
+
+    def _make_text(self) -> Text:
+        path = self._first(self._folder / "text.model", ICETK_FOLDER.expanduser() / "ice_text.model")
+        tokenizer = TextTokenizer(path, self.preset.model.image_tokens)
+        return Text(tokenizer, World.load(self._folder / "world.json"))
+
+    def _make_clusters(self) -> ClusterSampler:
+        from cogvideo.models.loader import published_home
+
+        path = self._first(self._folder / "cluster_labels.npy", published_home() / "cluster_label2.npy")
+        labels = _read_labels(path, self.preset.model.image_tokens)
+        return ClusterSampler(labels).to(self.place.device)
+
+    def _make_codec(self) -> FrameCodec:
+        return FrameCodec.load(self.preset, self.place.device, self.place.dtype, self._folder)
+
+    def _make_models(self) -> Models:
+        return self._load_models(self.preset.name, self.place.dtype, self.place.home)
+
+    def _first(self, *paths: Path) -> Path:
+        """The first file that exists; where none does the first one, for the error to name."""
+        return next((path for path in paths if path.is_file()), paths[0])
+
+
+_MAKERS: Final[dict[str, Callable[[CogVideoPipeline], Any]]] = {
+    "text": CogVideoPipeline._make_text,
+    "clusters": CogVideoPipeline._make_clusters,
+    "codec": CogVideoPipeline._make_codec,
+    "models": CogVideoPipeline._make_models,
+}
+
+
+class _Run:
+    """One video on its way. Its methods are generators of events that return what the next step needs."""
+
+    def __init__(self, pipeline: CogVideoPipeline, request: VideoRequest, stop: Stop) -> None:
+        self.preset, self.place, self.previews = pipeline.preset, pipeline.place, pipeline.previews
+        self.tokenizer = pipeline._part("text").tokenizer
+        self.codec: FrameCodec = pipeline._part("codec")
+        self.sampler: ClusterSampler = pipeline._part("clusters")
+        self.models: Models = pipeline._part("models")
+        self.request, self.stop = request, stop
+        self.options = request.sampling or self.preset.sampling
+        self.done, self.total = 0, sum(tokens_per_stage(self.preset.model, request).values())
+
+    def keyframes(self) -> Generator[Event, None, Tensor]:
+        """-> tokens [1, 5, N]; shows every keyframe, and the five as a first video."""
+        pictures: list[Frames] = []
+        with resident(self.models.stage1, self.place) as lm, threads(1):
+            seeds = [self.request.seed]
+            for step in keyframes.draw(lm, self._keyframe_texts(), self.sampler, self.options, seeds, self.stop):
+                yield self._progress("keyframes", 1)
+                yield from self._show(step, pictures)
+        yield LevelDone(0, np.stack(pictures))
+        return step.clip
+
+    def interpolate(self, clip: Tensor) -> Generator[Event, None, Tensor]:
+        """Tokens [1, 5, N] -> [1, F, N]; shows every level."""
+        tokenizer, request = self.tokenizer, self.request
+        spans = round_seconds(request.seconds, request.rounds)
+        texts = [[between_text(tokenizer, request.prompt, span)] for span in spans]
+        options, boost, seeds = self.options.video, self.options.text_boost, [request.seed]
+        with resident(self.models.stage2, self.place) as lm, threads(1):
+            for step in interpolate.draw(lm, clip, texts, self.sampler, options, boost, seeds, self.stop):
+                if step.tokens:
+                    yield self._progress("interpolate", step.tokens)
+                if step.clip is not None:
+                    clip = step.clip
+                    yield LevelDone(step.level, self.codec.decode(clip[0], self.preset.model.grid))
+        return clip
+
+    def enlarge(self, clip: Tensor) -> Generator[Event, None, Frames]:
+        """Tokens [1, F, N] -> the final frames uint8 [F, H, W, 3]; shows each of them."""
+        model, request = self.preset.model, self.request
+        if not request.superres:
+            return self.codec.decode(clip[0], model.grid)
+        frames: list[Frames] = []
+        text = superres_text(self.tokenizer, request.prompt)
+        options, seed = self.options.superres, request.seed
+        with resident(self.models.superres, self.place) as lm, threads():
+            for part in superres.draw(lm, clip[0], text, self.sampler, options, seed, FRAMES_PER_PASS, self.stop):
+                for frame in self.codec.decode(part.tokens, model.fine_grid):
+                    yield SuperResolved(len(frames), request.frames, frame)
+                    frames.append(frame)
+                yield self._progress("superres", part.tokens.numel())
+        return np.stack(frames)
+
+    def _keyframe_texts(self) -> KeyframeTexts:
+        """Without guidance the other keyframes read the bare prompt, as in-betweens do."""
+        tokenizer, preset = self.tokenizer, self.preset
+        prompt, seconds = self.request.prompt, self.request.seconds
+        guided = self.options.guidance != 1.0
+        return KeyframeTexts(
+            first=[first_frame_text(tokenizer, preset, prompt)],
+            video=[
+                video_text(tokenizer, preset, prompt, seconds) if guided else between_text(tokenizer, prompt, seconds)
+            ],
+            unconditional=[unconditional_text(tokenizer, preset, seconds)] if guided else None,
+        )
+
+    def _show(self, step: KeyframeStep, pictures: list[Frames]) -> Iterator[Event]:
+        """A finished keyframe, or a growing one at the end of some of its rows."""
+        height, width = self.preset.model.grid
+        tokens = step.clip[0, step.frame]
+        if step.drawn == len(tokens):
+            pictures.append(self.codec.decode(tokens[None], (height, width))[0])
+            yield KeyframeDone(step.frame, pictures[-1])
+        elif self.previews and step.drawn % (width * max(1, height // PREVIEWS)) == 0:
+            picture = self.codec.decode_partial(tokens[: step.drawn], (height, width))
+            yield KeyframePainted(step.frame, step.drawn, picture)
+
+    def _progress(self, stage: StageName, tokens: int) -> Progress:
+        self.done += tokens
+        return Progress(stage, self.done, self.total)
+
+
+def _load_models(name: str, dtype: torch.dtype, device: torch.device) -> Models:
+    from cogvideo.models.loader import load
+
+    return load(name, dtype, device)
+
+
+def _read_labels(path: Path, tokens: int) -> Tensor:
+    """The cluster of every image token, int64 [tokens]. Raises WeightsError."""
+    try:
+        labels = np.load(path, allow_pickle=False)
+        if labels.shape != (tokens,):
+            raise ValueError(f"shape {labels.shape}, not {(tokens,)}")
+    except (OSError, ValueError, EOFError) as error:
+        reason = "文件不存在" if isinstance(error, FileNotFoundError) else str(error)
+        raise WeightsError(
+            f"无法读取聚类标签 {path}（{reason}）：请重新克隆本仓库，或按 README 下载已发布的模型。",
+            f"The cluster labels {path} cannot be read ({error}): clone the repository anew, or download the published "
+            "model as the README says.",
+        ) from error
+    return torch.from_numpy(labels.astype(np.int64))

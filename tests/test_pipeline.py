@@ -1,0 +1,294 @@
+"""The pipeline on toy networks: events in order with exact counts, one video for one request, lazy and safe parts."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from toy_model import TOY, ToyModels, toy_models, write_toy
+
+from cogvideo.config import SamplingOptions, VideoRequest
+from cogvideo.device import Place
+from cogvideo.errors import Cancelled, RequestError, WeightsError
+from cogvideo.events import (
+    Done,
+    Event,
+    KeyframeDone,
+    KeyframePainted,
+    LevelDone,
+    Loading,
+    Progress,
+    SuperResolved,
+)
+from cogvideo.pace import tokens_per_stage
+from cogvideo.pipeline import CogVideoPipeline
+
+PROMPT = "一只熊猫在草地上向右跑"
+CPU = Place(torch.device("cpu"), torch.float32)
+REQUEST = VideoRequest(PROMPT, seed=7, frames=9)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("toy")
+    write_toy(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def models() -> ToyModels:
+    return toy_models()
+
+
+@pytest.fixture(scope="module")
+def pipe(folder: Path, models: ToyModels) -> CogVideoPipeline:
+    return CogVideoPipeline(TOY, CPU, folder, lambda *_: models)
+
+
+@pytest.fixture(scope="module")
+def events(pipe: CogVideoPipeline) -> list[Event]:
+    pipe.load()
+    return list(pipe.stream(REQUEST))
+
+
+def of_type(events: list[Event], kind: type) -> list:
+    return [event for event in events if isinstance(event, kind)]
+
+
+def test_events_come_in_order_and_done_is_last(events: list[Event]) -> None:
+    milestones = [e for e in events if not isinstance(e, Progress | KeyframePainted)]
+    names = [type(e).__name__ for e in milestones]
+    assert names == ["KeyframeDone"] * 5 + ["LevelDone"] * 2 + ["SuperResolved"] * 9 + ["Done"]
+    assert [e.index for e in of_type(events, KeyframeDone)] == list(range(5))
+    assert [e.level for e in of_type(events, LevelDone)] == [0, 1]
+    assert [(e.index, e.total) for e in of_type(events, SuperResolved)] == [(i, 9) for i in range(9)]
+
+
+def test_progress_is_exact(events: list[Event]) -> None:
+    progress = of_type(events, Progress)
+    plan = tokens_per_stage(TOY.model, REQUEST)
+    assert {e.total for e in progress} == {sum(plan.values())}
+    done = [e.done for e in progress]
+    assert done == sorted(set(done))
+    assert done[-1] == sum(plan.values())
+    assert done[: 5 * 16] == list(range(1, 5 * 16 + 1))  # keyframes: one token at a time
+    for stage, tokens in plan.items():
+        last = max(e.done for e in progress if e.stage == stage)
+        first = min(e.done for e in progress if e.stage == stage)
+        assert last - first < tokens
+
+
+def test_pictures_fit_together(events: list[Event]) -> None:
+    keyframes = np.stack([e.frame for e in of_type(events, KeyframeDone)])
+    level0, level1 = (e.frames for e in of_type(events, LevelDone))
+    assert keyframes.shape == (5, 32, 32, 3)
+    np.testing.assert_array_equal(level0, keyframes)
+    np.testing.assert_allclose(level1[::2].astype(int), level0, atol=1)
+    (done,) = of_type(events, Done)
+    assert done.frames.dtype == np.uint8
+    np.testing.assert_array_equal(done.frames, np.stack([e.frame for e in of_type(events, SuperResolved)]))
+    assert done.frames.shape == (9, 96, 96, 3)
+    assert (done.frames_per_second, done.seed) == (2.0, 7)
+
+
+def test_keyframes_are_shown_while_they_are_painted(events: list[Event]) -> None:
+    painted = of_type(events, KeyframePainted)
+    assert [(e.index, e.tokens) for e in painted] == [(i, k) for i in range(5) for k in (4, 8, 12)]
+    finished = of_type(events, KeyframeDone)[0].frame
+    np.testing.assert_allclose(painted[2].frame[:16].astype(int), finished[:16], atol=8)
+    assert (painted[0].frame[8:] == painted[0].frame[8, 0]).all()
+
+
+def test_previews_can_be_switched_off(folder: Path, models: ToyModels, events: list[Event]) -> None:
+    quiet = CogVideoPipeline(TOY, CPU, folder, lambda *_: models, previews=False)
+    quiet.load()
+    heard = list(quiet.stream(REQUEST))
+    assert len(heard) == len([e for e in events if not isinstance(e, KeyframePainted)])
+    np.testing.assert_array_equal(heard[-1].frames, events[-1].frames)
+
+
+def test_the_same_request_gives_the_same_frames(pipe: CogVideoPipeline, events: list[Event]) -> None:
+    np.testing.assert_array_equal(pipe(REQUEST), events[-1].frames)
+    other = pipe(dataclasses.replace(REQUEST, seed=8))
+    assert (other != events[-1].frames).mean() > 0.3
+
+
+def test_two_videos_at_once_do_not_disturb_each_other(pipe: CogVideoPipeline, events: list[Event]) -> None:
+    other = VideoRequest("小猫旋转", seed=1, frames=9)
+    alone = pipe(other)
+    ours, theirs = pipe.stream(REQUEST), pipe.stream(other)
+    last: list[Event] = []
+    for pair in zip(ours, theirs):  # token by token in turn
+        last = list(pair)
+    np.testing.assert_array_equal(last[0].frames, events[-1].frames)
+    np.testing.assert_array_equal(last[1].frames, alone)
+
+
+def test_a_longer_clip_has_the_same_keyframes(pipe: CogVideoPipeline, events: list[Event]) -> None:
+    longer = list(pipe.stream(dataclasses.replace(REQUEST, frames=17)))
+    short = {e.level: e.frames for e in of_type(events, LevelDone)}
+    for level in of_type(longer, LevelDone)[:2]:
+        np.testing.assert_array_equal(level.frames, short[level.level])
+
+
+def test_without_superres_the_small_frames_are_the_video(pipe: CogVideoPipeline, events: list[Event]) -> None:
+    heard = list(pipe.stream(dataclasses.replace(REQUEST, superres=False)))
+    np.testing.assert_array_equal(heard[-1].frames, of_type(events, LevelDone)[-1].frames)
+    assert of_type(heard, SuperResolved) == []
+    progress = of_type(heard, Progress)
+    assert progress[-1].done == progress[-1].total == 9 * 16
+
+
+def test_five_frames_need_no_interpolation(pipe: CogVideoPipeline) -> None:
+    heard = list(pipe.stream(dataclasses.replace(REQUEST, frames=5)))
+    assert [e.level for e in of_type(heard, LevelDone)] == [0]
+    assert len(heard[-1].frames) == 5
+    assert {e.stage for e in of_type(heard, Progress)} == {"keyframes", "superres"}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        SamplingOptions(guidance=1.0),
+        SamplingOptions(guidance=6.0),
+        SamplingOptions(video=dataclasses.replace(SamplingOptions().video, top_k=1)),
+        SamplingOptions(video=dataclasses.replace(SamplingOptions().video, temperature=3.0)),
+    ],
+)
+def test_sampling_options_reach_the_later_keyframes(
+    pipe: CogVideoPipeline, events: list[Event], options: SamplingOptions
+) -> None:
+    frames = pipe(dataclasses.replace(REQUEST, frames=5, superres=False, sampling=options))
+    keyframes = of_type(events, LevelDone)[0].frames
+    np.testing.assert_array_equal(frames[0], keyframes[0])
+    assert (frames[1:] != keyframes[1:]).any()
+
+
+def test_the_duration_reaches_the_later_keyframes(pipe: CogVideoPipeline, events: list[Event]) -> None:
+    frames = pipe(dataclasses.replace(REQUEST, frames=5, superres=False, seconds=0.5))
+    keyframes = of_type(events, LevelDone)[0].frames
+    np.testing.assert_array_equal(frames[0], keyframes[0])
+    assert (frames[1:] != keyframes[1:]).any()
+
+
+def test_bad_requests_are_refused_before_anything_starts(folder: Path) -> None:
+    def never(*_: object) -> ToyModels:
+        raise AssertionError("networks were loaded")
+
+    pipe = CogVideoPipeline(TOY, CPU, folder, never)
+    for prompt in ("", "   ", "a panda", "熊猫\x00", "熊" * 10000, PROMPT * 9):
+        with pytest.raises(RequestError):
+            pipe.stream(VideoRequest(prompt))
+    assert pipe.check(VideoRequest("一隻熊貓")).text == "一只熊猫"
+
+
+def test_the_checked_prompt_is_drawn(pipe: CogVideoPipeline, events: list[Event]) -> None:
+    np.testing.assert_array_equal(
+        pipe(dataclasses.replace(REQUEST, prompt=" 一隻熊貓在草地上向右跑\n")), events[-1].frames
+    )
+
+
+@pytest.mark.parametrize("asked", [1, 30, 5 * 16 + 10, 5 * 16 + 32 + 2])
+def test_stop_acts_within_a_token_and_everything_shown_stays(
+    pipe: CogVideoPipeline, events: list[Event], asked: int
+) -> None:
+    questions = 0
+
+    def stop() -> bool:
+        nonlocal questions
+        questions += 1
+        return questions >= asked
+
+    heard: list[Event] = []
+    with pytest.raises(Cancelled):
+        for event in pipe.stream(REQUEST, stop):
+            heard.append(event)
+    assert questions == asked
+    assert len(of_type(heard, Progress)) == asked - 1
+    assert [type(e) for e in heard] == [type(e) for e in events[: len(heard)]]
+
+
+def test_leaving_early_puts_the_threads_back(pipe: CogVideoPipeline) -> None:
+    torch.set_num_threads(2)
+    try:
+        stream = pipe.stream(REQUEST)
+        next(stream)
+        assert torch.get_num_threads() == 1
+        stream.close()
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
+
+
+def test_parts_are_loaded_once_when_first_needed_by_any_thread(folder: Path, models: ToyModels) -> None:
+    loads: list[str] = []
+    both = threading.Barrier(2)
+
+    def load(name: str, dtype: torch.dtype, device: torch.device) -> ToyModels:
+        loads.append(name)
+        return models
+
+    pipe = CogVideoPipeline(TOY, CPU, folder, load)
+    assert loads == []
+
+    def use() -> None:
+        both.wait()
+        pipe.load()
+
+    users = [threading.Thread(target=use) for _ in range(2)]
+    for user in users:
+        user.start()
+    for user in users:
+        user.join()
+    assert loads == ["toy"]
+    assert of_type(list(pipe.stream(dataclasses.replace(REQUEST, frames=5))), Loading) == []
+
+
+def test_loading_is_told_part_by_part(folder: Path, models: ToyModels) -> None:
+    pipe = CogVideoPipeline(TOY, CPU, folder, lambda *_: models)
+    loading = of_type(list(pipe.stream(dataclasses.replace(REQUEST, frames=5, superres=False))), Loading)
+    assert [(e.done, e.total) for e in loading] == [(i, 3) for i in range(4)]  # the text came with the check
+    assert [e.part for e in loading][:3] == ["clusters", "codec", "models"]
+
+
+def test_from_pretrained_reads_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("cogvideo.pipeline.ASSETS", tmp_path)
+    pipe = CogVideoPipeline.from_pretrained("mini", device="cpu")
+    assert pipe.preset.name == "mini"
+    with pytest.raises(WeightsError, match=r"text\.model"):
+        pipe.stream(REQUEST)
+    with pytest.raises(RequestError, match="mini"):
+        CogVideoPipeline.from_pretrained("minni")
+
+
+@pytest.mark.parametrize("content", [None, b"junk", b"\x93NUMPY\x01\x00"])
+def test_missing_and_damaged_clusters_name_the_file(tmp_path: Path, models: ToyModels, content: bytes | None) -> None:
+    write_toy(tmp_path)
+    labels = tmp_path / "cluster_labels.npy"
+    labels.unlink()
+    if content is not None:
+        labels.write_bytes(content)
+    with pytest.raises(WeightsError, match=r"cluster_labels\.npy"):
+        CogVideoPipeline(TOY, CPU, tmp_path, lambda *_: models).load()
+
+
+def test_clusters_of_another_model_are_refused(tmp_path: Path, models: ToyModels) -> None:
+    write_toy(tmp_path)
+    np.save(tmp_path / "cluster_labels.npy", np.zeros(65, np.int16))
+    with pytest.raises(WeightsError, match=r"65"):
+        CogVideoPipeline(TOY, CPU, tmp_path, lambda *_: models).load()
+
+
+def test_networks_that_compute_no_numbers_end_in_a_clear_error(folder: Path) -> None:
+    broken = toy_models()
+    broken.stage2.get_mixin("attention_plus").dense[0].weight.data[0] = torch.inf
+    pipe = CogVideoPipeline(TOY, CPU, folder, lambda *_: broken)
+    heard: list[Event] = []
+    with pytest.raises(WeightsError, match="NaN"):
+        for event in pipe.stream(REQUEST):
+            heard.append(event)
+    assert [e.level for e in of_type(heard, LevelDone)] == [0]  # what was fine is kept
