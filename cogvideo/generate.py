@@ -1,0 +1,197 @@
+"""`python -m cogvideo generate`: a Chinese sentence -> an mp4 or gif file, with a progress bar."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import secrets
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from cogvideo.config import (
+    CLIP_FRAMES,
+    CLIP_SECONDS,
+    MAX_GUIDANCE,
+    MAX_SEED,
+    MAX_TEMPERATURE,
+    MIN_TEMPERATURE,
+    PRESETS,
+    SamplingOptions,
+    VideoRequest,
+)
+from cogvideo.errors import RequestError
+from cogvideo.events import Done, Event, Frames, LevelDone, Loading, Progress
+
+if TYPE_CHECKING:
+    from cogvideo.pipeline import CogVideoPipeline
+
+STAGES = {"keyframes": "关键帧 keyframes", "interpolate": "插帧 in-betweens", "superres": "超分 super-resolution"}
+
+DESCRIPTION = """\
+把一句中文变成一段视频。不需要显卡：默认的 mini 模型随仓库附带，在普通电脑上约十几秒完成。
+Turns a Chinese sentence into a video. No graphics card needed: the default model, mini, comes with this repository.
+
+The video is drawn in three steps: five keyframes, then the frames between them (5 -> 9 -> 17 -> 33), then every frame
+at three times the size. The same sentence with the same seed always gives the same video."""
+
+EXAMPLES = """\
+examples / 例子:
+  python -m cogvideo generate "一只熊猫在草地上向右跑"
+  python -m cogvideo generate "一只熊猫在草地上向右跑" --seed 7 --frames 33 --out panda.mp4
+  python -m cogvideo generate "夜空中一枚火箭向上飞" --frames 9 --seconds 2 --gif
+"""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Draws one video and returns 0; 130 where it was interrupted. Raises CogVideoError."""
+    options = _parser().parse_args(arguments)
+    request = _request(options)
+    paths = _outputs(options, request)
+    from cogvideo.pipeline import CogVideoPipeline
+
+    pipeline = CogVideoPipeline.from_pretrained(options.model, device=options.device)
+    checked = pipeline.check(request)
+    for note in checked.notes:
+        print(f"{note.zh}\n{note.en}", file=sys.stderr)
+    request = dataclasses.replace(request, prompt=checked.text)
+    if not options.quiet:
+        print(f"种子 seed: {request.seed}", file=sys.stderr)
+    frames, finished = _watch(pipeline.stream(request), quiet=options.quiet)
+    if not finished:
+        print("已中断，保留已完成的部分。\nStopped; what was finished is kept.", file=sys.stderr)
+    if frames is not None:
+        _save(paths, frames, request, None if options.no_metadata else _metadata(pipeline, request))
+    return 0 if finished else 130
+
+
+class _Parser(argparse.ArgumentParser):
+    """Wrong words end in one sentence in two languages, as all mistakes do."""
+
+    def error(self, message: str) -> NoReturn:
+        raise RequestError(
+            f"参数有误（{message}）：加 --help 查看用法。", f"Wrong arguments: {message}. See --help for how to use it."
+        )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="python -m cogvideo generate",
+        description=DESCRIPTION,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("prompt", help="what to show, in Chinese / 用中文描述画面")
+    what = parser.add_argument_group("what to draw / 生成什么")
+    what.add_argument(
+        "--seed", type=int, help=f"0 to {MAX_SEED}; same seed, same video (default: random, always shown)"
+    )
+    what.add_argument("--frames", type=int, default=33, help=f"{_choices(CLIP_FRAMES)} (default: 33)")
+    what.add_argument("--seconds", type=float, default=4.0, help=f"{_choices(CLIP_SECONDS)} (default: 4)")
+    what.add_argument("--no-superres", action="store_true", help="keep the small frames: faster / 不做超分，更快")
+    file = parser.add_argument_group("the file / 文件")
+    file.add_argument("--out", type=Path, help="name of the file, .mp4 or .gif (default: cogvideo-SEED.mp4)")
+    file.add_argument("--gif", action="store_true", help="write a .gif as well / 另存一份 gif")
+    file.add_argument("--no-metadata", action="store_true", help="keep prompt and settings out of the file")
+    how = parser.add_argument_group("how to draw / 如何生成")
+    how.add_argument("--model", default="mini", help=f"{_choices(PRESETS)} (default: mini)")
+    how.add_argument(
+        "--guidance", type=float, help=f"1 to {MAX_GUIDANCE:g}: how strictly the prompt counts (default: 3)"
+    )
+    how.add_argument(
+        "--temperature",
+        type=float,
+        help=f"{MIN_TEMPERATURE} to {MAX_TEMPERATURE:g}: low is tidy, high is wild (default: 1.0 for the first frame, "
+        "1.05 for the others)",
+    )
+    how.add_argument("--top-k", type=int, help="clusters of tokens that may be drawn (default: 16 and 12)")
+    how.add_argument("--device", help="cpu, cuda, cuda:1 (default: cuda where there is one)")
+    how.add_argument("--quiet", action="store_true", help="print the file's name and nothing else")
+    return parser
+
+
+def _choices(values: Iterable[Any]) -> str:
+    return ", ".join(f"{value:g}" if isinstance(value, float) else str(value) for value in values)
+
+
+def _request(options: argparse.Namespace) -> VideoRequest:
+    if options.model not in PRESETS:
+        raise RequestError(
+            f"没有名为 {options.model} 的模型：可用的有 {_choices(PRESETS)}。",
+            f"There is no model called {options.model}: there are {_choices(PRESETS)}.",
+        )
+    return VideoRequest(
+        prompt=options.prompt,
+        seed=secrets.randbelow(MAX_SEED + 1) if options.seed is None else options.seed,
+        frames=options.frames,
+        seconds=options.seconds,
+        superres=not options.no_superres,
+        sampling=_sampling(options, PRESETS[options.model].sampling),
+    )
+
+
+def _sampling(options: argparse.Namespace, base: SamplingOptions) -> SamplingOptions | None:
+    """The preset's options with what was asked for on top; None where nothing was."""
+    token: dict[str, Any] = {"temperature": options.temperature, "top_k": options.top_k}
+    token = {name: value for name, value in token.items() if value is not None}
+    if not token and options.guidance is None:
+        return None
+    return dataclasses.replace(
+        base,
+        first_frame=dataclasses.replace(base.first_frame, **token),
+        video=dataclasses.replace(base.video, **token),
+        guidance=base.guidance if options.guidance is None else options.guidance,
+    )
+
+
+def _outputs(options: argparse.Namespace, request: VideoRequest) -> list[Path]:
+    """The files to write; refuses now what would fail after all the work."""
+    out: Path = options.out or Path(f"cogvideo-{request.seed}.mp4")
+    if out.suffix.lower() not in (".mp4", ".gif"):
+        raise RequestError(
+            f"文件名 {out} 的后缀应为 .mp4 或 .gif：例如 --out panda.mp4。",
+            f"The file name {out} should end in .mp4 or .gif: for example --out panda.mp4.",
+        )
+    if not out.absolute().parent.is_dir():
+        raise RequestError(
+            f"文件夹 {out.parent} 不存在：请先创建它，或换一个位置。",
+            f"The folder {out.parent} does not exist: make it first, or choose another place.",
+        )
+    return [out, out.with_suffix(".gif")] if options.gif and out.suffix.lower() != ".gif" else [out]
+
+
+def _watch(events: Iterable[Event], quiet: bool) -> tuple[Frames | None, bool]:
+    """Follows a video to its end, or to Ctrl-C: the best frames there are, and whether they are the finished clip."""
+    from tqdm import tqdm
+
+    best: Frames | None = None
+    with tqdm(unit="token", disable=quiet, dynamic_ncols=True) as bar:
+        try:
+            for event in events:
+                if isinstance(event, LevelDone | Done):
+                    best = event.frames
+                _show(bar, event)
+        except KeyboardInterrupt:
+            return best, False
+    return best, True
+
+
+def _show(bar: Any, event: Event) -> None:
+    if isinstance(event, Loading):
+        bar.set_description_str(f"载入 loading {event.part}")
+    elif isinstance(event, Progress):
+        bar.total = event.total
+        bar.set_description_str(STAGES.get(event.stage, event.stage), refresh=False)
+        bar.update(event.done - bar.n)
+
+
+def _metadata(pipeline: CogVideoPipeline, request: VideoRequest) -> dict[str, Any]:
+    return {"app": "CogVideo for everyone", "model": pipeline.preset.name, **dataclasses.asdict(request)}
+
+
+def _save(paths: list[Path], frames: Frames, request: VideoRequest, metadata: dict[str, Any] | None) -> None:
+    from cogvideo.video import write_video
+
+    for path in paths:
+        print(write_video(path, frames, request.seconds, metadata))
