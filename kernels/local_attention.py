@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
+import os
+import shutil
 
 import torch
 
@@ -16,8 +19,8 @@ LARGEST_HEAD = 256
 
 def why_not(q: torch.Tensor) -> str | None:
     """Why the fast kernel cannot take queries like `q`, in words; None where it can."""
-    if importlib.util.find_spec("triton") is None:
-        return "triton is not installed (it exists for Linux only)"
+    if (obstacle := _system_obstacle()) is not None:
+        return obstacle
     if q.dtype not in DTYPES:
         return f"the kernel computes in float32, float16 and bfloat16, not in {q.dtype}"
     if q.shape[-1] * q.element_size() > LARGEST_HEAD:
@@ -30,6 +33,16 @@ def why_not(q: torch.Tensor) -> str | None:
         return "the card is older than Turing (compute capability 7.5)"
     if q.dtype == torch.bfloat16 and torch.cuda.get_device_capability(q.device) < (8, 0):
         return "bfloat16 takes an Ampere card or newer (compute capability 8.0)"
+    return None
+
+
+@functools.cache
+def _system_obstacle() -> str | None:
+    """What the machine lacks, whatever the tensors are."""
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed (it exists for Linux only)"
+    if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
+        return "there is no C compiler, which triton starts its kernels with (apt install gcc)"
     return None
 
 

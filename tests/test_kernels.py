@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -166,14 +166,29 @@ def test_triton_compiles_and_fits_the_card(
         assert compiled.metadata.shared <= SHARED_MEMORY[capability] * 1024, kernel.__name__
 
 
-def test_the_door_says_why_it_takes_the_plain_path(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def bare(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+    """For tests that take something from the machine, which the door looks at only once."""
+    door._system_obstacle.cache_clear()
+    yield monkeypatch
+    door._system_obstacle.cache_clear()
+
+
+@needs_triton
+def test_the_door_says_why_it_takes_the_plain_path() -> None:
     assert "float64" in str(door.why_not(torch.empty(1, 1, 4, 64, dtype=torch.float64)))
     assert "wider" in str(door.why_not(torch.empty(1, 1, 4, 65)))
     assert "cpu" in str(door.why_not(torch.empty(1, 1, 4, 64)))
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+
+
+def test_the_door_works_without_triton(bare: pytest.MonkeyPatch) -> None:
+    bare.setattr(importlib.util, "find_spec", lambda name: None)
     assert "not installed" in str(door.why_not(torch.empty(1, 1, 4, 64)))
-
-
-def test_the_door_works_where_the_kernel_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert max(largest_differences(door.local_attention, CASES["wider than high"], torch.float32)) < 5e-6
+
+
+@needs_triton
+def test_the_door_asks_for_a_compiler(bare: pytest.MonkeyPatch) -> None:
+    bare.delenv("CC", raising=False)
+    bare.setenv("PATH", "")
+    assert "no C compiler" in str(door.why_not(torch.empty(1, 1, 4, 64)))
