@@ -19,14 +19,16 @@ LARGEST_HEAD = 256
 
 def why_not(q: torch.Tensor) -> str | None:
     """Why the fast kernel cannot take queries like `q`, in words; None where it can."""
-    if (obstacle := _system_obstacle()) is not None:
-        return obstacle
+    if not _has_triton():
+        return "triton is not installed (it exists for Linux only)"
     if q.dtype not in DTYPES:
         return f"the kernel computes in float32, float16 and bfloat16, not in {q.dtype}"
     if q.shape[-1] * q.element_size() > LARGEST_HEAD:
         return f"heads of {q.shape[-1]} are wider than the {LARGEST_HEAD // q.element_size()} that fit on the chip"
     if _interpreted():
         return None
+    if not _has_compiler():
+        return "there is no C compiler, which triton starts its kernels with (apt install gcc)"
     if not q.is_cuda:
         return f"the tensors are on {q.device.type}; the kernel runs on NVIDIA cards"
     if torch.cuda.get_device_capability(q.device) < (7, 5):
@@ -37,13 +39,13 @@ def why_not(q: torch.Tensor) -> str | None:
 
 
 @functools.cache
-def _system_obstacle() -> str | None:
-    """What the machine lacks, whatever the tensors are."""
-    if importlib.util.find_spec("triton") is None:
-        return "triton is not installed (it exists for Linux only)"
-    if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
-        return "there is no C compiler, which triton starts its kernels with (apt install gcc)"
-    return None
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+@functools.cache
+def _has_compiler() -> bool:
+    return bool(os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang"))
 
 
 def _interpreted() -> bool:
