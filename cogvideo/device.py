@@ -61,6 +61,22 @@ def resident(module: Module, place: Place) -> Iterator[Module]:
 
 
 @contextmanager
+def enough_memory() -> Iterator[None]:
+    """Inside the block, running out of memory is a CapacityError with a remedy."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        on_device = isinstance(error, torch.OutOfMemoryError)
+        if not (on_device or isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error)):
+            raise
+        zh, en = ("显存", "graphics memory") if on_device else ("内存", "memory")
+        raise CapacityError(
+            f"{zh}不足：请关闭其他程序，减少帧数，或关闭超分后再试。",
+            f"Out of {en}: close other programs, ask for fewer frames, or switch super-resolution off, and try again.",
+        ) from error
+
+
+@contextmanager
 def threads(count: int | None = None) -> Iterator[None]:
     """Inside the block torch computes with `count` threads (None: one per core that this process may use).
 

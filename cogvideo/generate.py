@@ -53,10 +53,10 @@ def main(arguments: Sequence[str]) -> int:
 
     pipeline = CogVideoPipeline.from_pretrained(options.model, device=options.device)
     checked = pipeline.check(request)
-    for note in checked.notes:
-        print(f"{note.zh}\n{note.en}", file=sys.stderr)
     request = dataclasses.replace(request, prompt=checked.text)
     if not options.quiet:
+        for note in checked.notes:
+            print(f"{note.zh}\n{note.en}", file=sys.stderr)
         print(f"种子 seed: {request.seed}", file=sys.stderr)
     frames, finished = _watch(pipeline.stream(request), quiet=options.quiet)
     if not finished:
@@ -83,32 +83,74 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("prompt", help="what to show, in Chinese / 用中文描述画面")
-    what = parser.add_argument_group("what to draw / 生成什么")
-    what.add_argument(
-        "--seed", type=int, help=f"0 to {MAX_SEED}; same seed, same video (default: random, always shown)"
+    _what_options(parser.add_argument_group("what to draw / 生成什么"))
+    _file_options(parser.add_argument_group("the file / 文件"))
+    _how_options(parser.add_argument_group("how to draw / 如何生成"))
+    return parser
+
+
+def _what_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--seed",
+        type=int,
+        metavar="N",
+        help=f"0 to {MAX_SEED}; another seed, another video (default: random) / 种子，换一个就换一段视频",
     )
-    what.add_argument("--frames", type=int, default=33, help=f"{_choices(CLIP_FRAMES)} (default: 33)")
-    what.add_argument("--seconds", type=float, default=4.0, help=f"{_choices(CLIP_SECONDS)} (default: 4)")
-    what.add_argument("--no-superres", action="store_true", help="keep the small frames: faster / 不做超分，更快")
-    file = parser.add_argument_group("the file / 文件")
-    file.add_argument("--out", type=Path, help="name of the file, .mp4 or .gif (default: cogvideo-SEED.mp4)")
-    file.add_argument("--gif", action="store_true", help="write a .gif as well / 另存一份 gif")
-    file.add_argument("--no-metadata", action="store_true", help="keep prompt and settings out of the file")
-    how = parser.add_argument_group("how to draw / 如何生成")
-    how.add_argument("--model", default="mini", help=f"{_choices(PRESETS)} (default: mini)")
-    how.add_argument(
-        "--guidance", type=float, help=f"1 to {MAX_GUIDANCE:g}: how strictly the prompt counts (default: 3)"
+    group.add_argument(
+        "--frames",
+        type=int,
+        default=CLIP_FRAMES[-1],
+        metavar="N",
+        help=f"{_choices(CLIP_FRAMES)}: more is smoother (default: {CLIP_FRAMES[-1]}) / 帧数，越多越流畅",
     )
-    how.add_argument(
+    group.add_argument(
+        "--seconds",
+        type=float,
+        default=CLIP_SECONDS[0],
+        metavar="S",
+        help=f"{_choices(CLIP_SECONDS)}: how long the scene lasts (default: {CLIP_SECONDS[0]:g}) / 时长（秒）",
+    )
+    group.add_argument("--no-superres", action="store_true", help="keep the small frames, faster / 不做超分，更快")
+
+
+def _file_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--out", type=Path, metavar="FILE", help=".mp4 or .gif (default: cogvideo-SEED.mp4) / 输出文件名"
+    )
+    group.add_argument("--gif", action="store_true", help="write a .gif as well / 另存一份 gif")
+    group.add_argument(
+        "--no-metadata", action="store_true", help="keep prompt and settings out of the file / 文件中不保存提示词和设置"
+    )
+    group.add_argument("--quiet", action="store_true", help="print the file's name and nothing else / 只输出文件名")
+
+
+def _how_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--model", default="mini", metavar="NAME", help=f"{_choices(PRESETS)} (default: mini) / 使用哪个模型"
+    )
+    group.add_argument(
+        "--guidance",
+        type=float,
+        metavar="X",
+        help=f"1 to {MAX_GUIDANCE:g}: how strictly the prompt counts (default: 3) / 引导强度，越大越贴近描述",
+    )
+    group.add_argument(
         "--temperature",
         type=float,
+        metavar="X",
         help=f"{MIN_TEMPERATURE} to {MAX_TEMPERATURE:g}: low is tidy, high is wild (default: 1.0 for the first frame, "
-        "1.05 for the others)",
+        "1.05 for the others) / 温度，越低越规整，越高越多变",
     )
-    how.add_argument("--top-k", type=int, help="clusters of tokens that may be drawn (default: 16 and 12)")
-    how.add_argument("--device", help="cpu, cuda, cuda:1 (default: cuda where there is one)")
-    how.add_argument("--quiet", action="store_true", help="print the file's name and nothing else")
-    return parser
+    group.add_argument(
+        "--top-k",
+        type=int,
+        metavar="N",
+        help="how many clusters of similar tokens may be drawn from (default: 16 for the first frame, 12 for the "
+        "others) / 每步保留多少个候选类",
+    )
+    group.add_argument(
+        "--device", metavar="NAME", help="cpu, cuda, cuda:1 (default: cuda where there is one) / 计算设备"
+    )
 
 
 def _choices(values: Iterable[Any]) -> str:

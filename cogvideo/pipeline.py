@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from cogvideo.config import ASSETS, PRESETS, Preset, VideoRequest
-from cogvideo.device import Place, pick_place, resident, threads
+from cogvideo.device import Place, enough_memory, pick_place, resident, threads
 from cogvideo.errors import RequestError, WeightsError
 from cogvideo.events import (
     Done,
@@ -122,7 +122,7 @@ class CogVideoPipeline:
         """The video as it grows; `Done` comes last.
 
         Raises RequestError at once, before anything is started; later Cancelled, within a token of `stop` saying True,
-        and WeightsError.
+        WeightsError and CapacityError.
         """
         checked = self.check(request)
         return self._stream(replace(request, prompt=checked.text), stop or (lambda: False))
@@ -134,17 +134,19 @@ class CogVideoPipeline:
 
     def load(self) -> None:
         """Read all files now. Raises WeightsError, CapacityError."""
-        for _ in self._loading():
-            pass
+        with enough_memory():
+            for _ in self._loading():
+                pass
 
     # The parts, each made once.
 
     def _stream(self, request: VideoRequest, stop: Stop) -> Generator[Event, None, None]:
-        yield from self._loading()
-        run = _Run(self, request, stop)
-        clip = yield from run.keyframes()  # [1, 5, N]
-        clip = yield from run.interpolate(clip)  # [1, F, N]
-        frames = yield from run.enlarge(clip)
+        with enough_memory():
+            yield from self._loading()
+            run = _Run(self, request, stop)
+            clip = yield from run.keyframes()  # [1, 5, N]
+            clip = yield from run.interpolate(clip)  # [1, F, N]
+            frames = yield from run.enlarge(clip)
         yield Done(frames, request.frames_per_second, request.seed)
 
     def _loading(self) -> Iterator[Loading]:

@@ -269,19 +269,15 @@ def _check_length(text: str, tokenizer: TextTokenizer, preset: Preset, superres:
 
 
 def _unknown_notes(text: str, tokenizer: TextTokenizer, world: World) -> list[Note]:
-    zh, en = "", ""
     unknown = tokenizer.unknown_words(text)
-    if unknown:
-        zh = f"模型没有见过：{'、'.join(unknown)}。"
-        en = f"The model has never seen: {', '.join(unknown)}. "
-    elif world.subjects and not any(subject in text for subject in world.subjects):
-        zh, en = "提示词中没有模型认识的事物。", "The prompt names no subject that the model knows. "
-    if not zh:
+    if not unknown:
         return []
     known_zh, known_en = world.sentence_zh(), world.sentence_en()
     return [
         Note(
-            f"{zh}仍会生成，但画面可能与描述不符。" + (f"它认识的词——{known_zh}。" if known_zh else ""),
-            f"{en}It is drawn anyway, but may not show what you mean. " + (f"It knows {known_en}." if known_en else ""),
+            f"模型没有见过：{'、'.join(unknown)}。仍会生成，但画面可能与描述不符。"
+            + (f"它认识的词——{known_zh}。" if known_zh else ""),
+            f"The model has never seen: {', '.join(unknown)}. It is drawn anyway, but may not show what you mean."
+            + (f" It knows {known_en}." if known_en else ""),
         )
     ]

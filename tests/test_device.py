@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from cogvideo.device import Place, pick_place, resident, threads, usable_cores
+from cogvideo.device import Place, enough_memory, pick_place, resident, threads, usable_cores
 from cogvideo.errors import CapacityError
 
 
@@ -31,6 +31,25 @@ def test_a_module_comes_home_even_after_an_error() -> None:
         raise RuntimeError("broken")
     assert elsewhere.home.type == "meta"
     assert Place(torch.device("meta"), torch.float32, keep=False).home.type == "cpu"
+
+
+@pytest.mark.parametrize(
+    "error, said",
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), "graphics memory"),
+        (MemoryError(), "Out of memory"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "Out of memory"),
+    ],
+)
+def test_running_out_of_memory_comes_with_a_remedy(error: Exception, said: str) -> None:
+    with pytest.raises(CapacityError, match="fewer frames") as refusal, enough_memory():
+        raise error
+    assert said in refusal.value.en
+
+
+def test_other_errors_pass_unchanged() -> None:
+    with pytest.raises(RuntimeError, match="shapes"), enough_memory():
+        raise RuntimeError("shapes do not match")
 
 
 def test_threads_are_put_back(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from toy_model import TOY, ToyModels, toy_models, write_toy
 
 from cogvideo.config import SamplingOptions, VideoRequest
 from cogvideo.device import Place
-from cogvideo.errors import Cancelled, RequestError, WeightsError
+from cogvideo.errors import Cancelled, CapacityError, RequestError, WeightsError
 from cogvideo.events import (
     Done,
     Event,
@@ -292,3 +292,11 @@ def test_networks_that_compute_no_numbers_end_in_a_clear_error(folder: Path) -> 
         for event in pipe.stream(REQUEST):
             heard.append(event)
     assert [e.level for e in of_type(heard, LevelDone)] == [0]  # what was fine is kept
+
+
+def test_too_little_memory_is_said(folder: Path, models: ToyModels) -> None:
+    def load(*_: object) -> ToyModels:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(CapacityError, match="fewer frames"):
+        CogVideoPipeline(TOY, CPU, folder, load)(REQUEST)

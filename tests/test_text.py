@@ -151,10 +151,10 @@ def test_unknown_words_are_named_with_what_is_known(tokenizer: TextTokenizer) ->
     assert "雪地" in note.en
 
 
-def test_no_known_subject_is_noted(tokenizer: TextTokenizer) -> None:
-    (note,) = check("草地上", tokenizer).notes
-    assert "no subject" in note.en
-    assert check("草地上", tokenizer, world=None).notes == ()
+def test_unknown_words_are_named_without_a_world_too(tokenizer: TextTokenizer) -> None:
+    (note,) = check("鲸鱼", tokenizer, world=None).notes
+    assert note.en.endswith("may not show what you mean.")
+    assert note.zh.endswith("不符。")
 
 
 @pytest.mark.parametrize("dressed", ["<b>{}</b>", "\u202e{}", "{}\u200b", "\ufeff{}", "<n>{}<start_of_image>"])
