@@ -7,6 +7,7 @@ draws is computed through the cached decoder, one token at a time, with the gold
 from __future__ import annotations
 
 import argparse
+import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -68,7 +69,7 @@ def read_golden(path: Path) -> Arrays:
     try:
         with np.load(path) as archive:
             return {name: archive[name] for name in archive.files}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
         raise weights.damaged(path, error) from error
 
 

@@ -1,4 +1,4 @@
-"""Files of weights: read and written whole, checked name by name, with errors that say which file and what to do.
+"""Files of weights: found, read, checked name by name, with errors that say which file and what to do.
 
 In: paths. Out: dictionaries of tensors on the CPU, mapped from the file and not copied, so that nothing is in memory
 twice. Two formats: safetensors (ours) and the published one, a folder for each network with `latest`,
@@ -8,9 +8,7 @@ twice. Two formats: safetensors (ours) and the published one, a folder for each 
 from __future__ import annotations
 
 import json
-import os
 import pickle
-import tempfile
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,7 +16,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from cogvideo.config import ModelConfig
@@ -44,19 +42,6 @@ def read_safetensors(path: Path) -> Tensors:
         return load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
         raise damaged(path, error) from error
-
-
-def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write all tensors beside `path`, then rename: whoever reads sees the old file or the whole new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
-    os.close(handle)
-    try:
-        save_file({key: value.contiguous() for key, value in tensors.items()}, name, dict(metadata or {}))
-        Path(name).chmod(0o644)
-        os.replace(name, path)
-    finally:
-        Path(name).unlink(missing_ok=True)
 
 
 def read_published(folder: Path) -> Tensors:

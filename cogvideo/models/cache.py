@@ -116,6 +116,8 @@ class Cache:
         return self._rows[:, slot : slot + 1]
 
     def _open(self, frame: int) -> None:
+        if not 0 <= frame < (self.layout.frames if self.both else 1):
+            raise CacheFull(f"frame {frame} has no place in this cache")
         self._frame = frame
         self._rows = torch.as_tensor(self.layout.frame_rows(frame), device=self._like.device)[None]
         self._stretches = [shelf.stretches(frame) for shelf in self._shelves]

@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import logging
 import threading
+import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -24,11 +25,12 @@ _lock = threading.RLock()
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without sat's remarks on missing accelerators, which concern its own trainer."""
+    """Without sat's remarks on missing accelerators, which concern its own trainer, and on its own imports."""
     previous = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
-        yield
+        with warnings.catch_warnings(action="ignore", category=DeprecationWarning):
+            yield
     finally:
         logging.disable(previous)
 

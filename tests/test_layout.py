@@ -1,0 +1,133 @@
+"""Geometry at many sizes, against definitions written out by hand."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from oracle import same_region, sees
+from small_lm import CONFIG
+
+from cogvideo.config import PRESETS, ModelConfig
+from cogvideo.layout import Layout, Sight
+
+
+@st.composite
+def layouts(draw: st.DrawFn) -> Layout:
+    window = draw(st.sampled_from([1, 2, 3, 4]))
+    rows, columns = draw(st.integers(1, 3)), draw(st.integers(1, 3))
+    size = rows * columns * window * window
+    keyframes = draw(st.sampled_from([3, 5, 7]))
+    return Layout(
+        replace(
+            CONFIG,
+            grid=(rows * window, columns * window),
+            window=window,
+            keyframes=keyframes,
+            base_positions=CONFIG.image_start + size + 1,
+            extra_positions=size * (keyframes - 1),
+        )
+    )
+
+
+@given(layouts())
+def test_decoding_order_of_stage_2_is_undone_by_its_inverse(layout: Layout) -> None:
+    clip = list("abcdefg"[: layout.frames])
+    decoding = [clip[i] for i in layout.stage2_order]
+    assert [decoding[i] for i in layout.stage2_revert] == clip
+    assert decoding[: len(layout.given)] == clip[::2]
+
+
+@given(layouts())
+def test_positions_of_frames_follow_each_other_through_both_tables(layout: Layout) -> None:
+    n = layout.tokens_per_frame
+    first = layout.frame_rows(0)
+    assert first[0] == layout.image_start
+    assert first[-1] == layout.image_start + n - 1 < layout.config.base_positions
+    later = np.concatenate([layout.frame_rows(frame) for frame in range(1, layout.frames)])
+    assert later.tolist() == list(range(n * (layout.frames - 1)))
+
+
+@given(layouts(), st.integers(0, 3))
+def test_windows_are_a_partition_into_equal_parts(layout: Layout, layer: int) -> None:
+    windows = layout.windows(layout.shift(layer))
+    assert sorted(windows.flatten()) == list(range(layout.tokens_per_frame))
+    assert windows.shape[1] == layout.config.window**2
+    assert (np.diff(windows, axis=1) > 0).all()
+
+
+@settings(max_examples=40)
+@given(layouts(), st.integers(0, 1))
+def test_regions_are_windows_cut_at_the_wrapped_edge(layout: Layout, layer: int) -> None:
+    region = layout.regions(layout.shift(layer))
+    for cell in range(layout.tokens_per_frame):
+        for other in range(layout.tokens_per_frame):
+            assert (region[cell] == region[other]) == same_region(layout, layer % 2, cell, other)
+
+
+@settings(max_examples=40)
+@given(layouts(), st.integers(0, 1))
+def test_window_mask_is_sight_within_the_region(layout: Layout, layer: int) -> None:
+    frames = layout.stage2_order
+    cells = layout.windows(layout.shift(layer))
+    mask = layout.window_mask(layout.shift(layer), frames)
+    side = layout.config.window**2
+    for window, inside in enumerate(cells):
+        for a, frame in enumerate(frames):
+            for b, seen in enumerate(frames):
+                block = mask[window, a * side : (a + 1) * side, b * side : (b + 1) * side]
+                sight = layout.temporal_sight(2, frame, seen)
+                wanted = [[same_region(layout, layer, c, d) and sees(sight, c, d) for d in inside] for c in inside]
+                assert block.tolist() == wanted
+
+
+@settings(max_examples=40)
+@given(layouts(), st.sampled_from([1, 2]), st.integers(0, 1), st.integers(0, 5))
+def test_a_stretch_of_the_shelf_is_what_a_drawn_slot_sees(layout: Layout, stage: int, layer: int, text: int) -> None:
+    shelf = layout.shelf(1 if stage == 1 else 2, layer, text)
+    places = {frame: shelf.frame_places(frame) for frame in range(layout.frames)}
+    where = {int(place): (frame, cell) for frame in places for cell, place in enumerate(places[frame])}
+    texts = {int(place) for place in shelf.text_places().flatten()}
+    assert len(where) + len(texts) == shelf.capacity  # no two at one place, none left over
+    for frame in layout.generated if stage == 2 else range(1, layout.frames):
+        for slot, (start, end) in enumerate(shelf.stretches(frame)):
+            assert set(range(start, start + text)) <= texts
+            seen = {where[place] for place in range(start + text, end)}
+            assert seen == {
+                (other, cell)
+                for other in range(layout.frames)
+                for cell in range(layout.tokens_per_frame)
+                if (stage == 1 or same_region(layout, layer, slot, cell))
+                and sees(layout.temporal_sight(1 if stage == 1 else 2, frame, other), slot, cell)
+            }
+            assert where[end - 1] == (frame, slot)
+
+
+def test_sights_of_the_published_stages() -> None:
+    layout = Layout(PRESETS["cogvideo"].model)
+    assert [[layout.temporal_sight(1, a, b).name for b in range(5)] for a in (0, 2)] == [
+        ["CAUSAL", "NONE", "NONE", "NONE", "NONE"],
+        ["ALL", "ALL", "CAUSAL", "NONE", "NONE"],
+    ]
+    assert [[layout.temporal_sight(2, a, b).name for b in range(5)] for a in (0, 1, 3)] == [
+        ["ALL", "NONE", "ALL", "NONE", "ALL"],
+        ["ALL", "CAUSAL", "ALL", "NONE", "ALL"],
+        ["ALL", "ALL", "ALL", "CAUSAL", "ALL"],
+    ]
+    assert [layout.spatial_sight(2, frame) for frame in range(3)] == [Sight.ALL, Sight.CAUSAL, Sight.ALL]
+    assert layout.superres_positions()[[0, -1]].tolist() == [513, 912]
+    assert layout.frame_rows(4)[-1] == 1599
+
+
+@pytest.mark.parametrize("change", [{"window": 3}, {"base_positions": 30}, {"extra_positions": 95}])
+def test_sizes_that_do_not_fit_are_refused(change: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match=r"cannot"):
+        Layout(replace(CONFIG, **change))
+
+
+@pytest.mark.parametrize("config", [preset.model for preset in PRESETS.values()])
+def test_presets_fit(config: ModelConfig) -> None:
+    assert Layout(config).tokens_per_frame == config.tokens_per_frame
