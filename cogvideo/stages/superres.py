@@ -16,8 +16,8 @@ from cogvideo.models.token_model import left_pad
 from cogvideo.sampling import ClusterSampler, StageKey, noise_keys, not_finite
 from cogvideo.stages import moments
 
-DRAWS = 1024
-"""Tokens that are drawn at once: bounds the memory of the draw, not of the pass."""
+DRAWS = 128
+"""Tokens that are drawn at once: few enough for their scores to stay in a CPU's cache."""
 
 
 class FineFrames(NamedTuple):
