@@ -229,14 +229,19 @@ class Jobs:
                 views.append(self.view(record.id))
         return views
 
-    async def follow(self, job: str, tick: float = 0.1) -> AsyncIterator[View]:
-        """Yields the job's view now and after every change, at most once per `tick`; ends with a final one."""
+    async def follow(self, job: str, tick: float = 0.1, beat: float | None = None) -> AsyncIterator[View]:
+        """Yields the job's view now and after every change, at most once per `tick`; ends with a final one.
+
+        With `beat` an unchanged view comes again after so many seconds, as a sign of life.
+        """
         last: View | None = None
+        since = 0.0
         while True:
             view = self.view(job)
-            if view != last:
+            now = time.monotonic()
+            if view != last or (beat is not None and now - since >= beat):
                 yield view
-                last = view
+                last, since = view, now
             if not view.active:
                 return
             await asyncio.sleep(tick)

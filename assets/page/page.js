@@ -1,0 +1,43 @@
+// Words, addresses and the language of the page; screen.js and shelf.js use them through `window.cv`.
+window.cv = (() => {
+  const cv = { words: {}, shareBase: "" };
+
+  cv.english = () => document.documentElement.lang === "en";
+
+  // The words of a key in the page's language, {names} filled in. Always used as text, never as HTML.
+  cv.say = (key, values = {}) => {
+    const pair = cv.words[key] || ["", ""];
+    return pair[cv.english() ? 1 : 0].replace(/\{(\w+)\}/g, (_, name) => values[name] ?? "");
+  };
+
+  cv.pick = (pair) => (pair ? pair[cv.english() ? 1 : 0] : "");
+
+  cv.setLanguage = (language) => {
+    document.documentElement.lang = language === "en" ? "en" : "zh-CN";
+    window.dispatchEvent(new Event("cv-language"));
+  };
+
+  // The page's own address without its query: right behind a proxy and below a root path.
+  cv.root = () => (window.gradio_config?.root || window.location.origin).replace(/\/$/, "");
+  cv.media = (job, name) => `${cv.root()}/media/${encodeURIComponent(job)}/${encodeURIComponent(name)}`;
+
+  cv.time = (seconds) =>
+    seconds < 90
+      ? cv.say("time_seconds", { count: Math.max(1, Math.round(seconds)) })
+      : cv.say("time_minutes", { count: Math.round(seconds / 60) });
+
+  cv.fillWords = (element) => {
+    for (const node of element.querySelectorAll("[data-word]")) node.textContent = cv.say(node.dataset.word);
+  };
+
+  cv.calm = () => window.matchMedia("(prefers-reduced-motion: reduce)").matches;
+
+  // A link that fills the page in and shows the clip while the server has it. It starts nothing.
+  cv.link = (view) => {
+    const query = new URLSearchParams({ job: view.id, p: view.prompt, s: view.seed, f: view.frames, d: view.seconds });
+    for (const [name, value] of Object.entries(view.extra || {})) query.set(name, value);
+    return `${cv.shareBase || cv.root() + "/"}?${query}`;
+  };
+
+  return cv;
+})();

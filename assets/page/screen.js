@@ -1,0 +1,363 @@
+// The screen: a view of one job (props.value, made by app.py) shown in place, so that nothing jumps or flickers.
+const cv = window.cv;
+cv.words = props.words;
+cv.shareBase = props.share_base;
+
+const find = (selector) => element.querySelector(selector);
+const stage = find(".cv-stage");
+const still = find(".cv-still");
+const films = [...element.querySelectorAll(".cv-film")];
+const strip = find(".cv-strip");
+const cells = find(".cv-cells");
+const head = find(".cv-head");
+const TITLE = document.title;
+const GRID = 32; // moments of the finest clip; a cell's place on it never changes, so cells can stay while others join
+
+let view = null;
+let shown = null; // name of the film on the stage
+let film = null;
+let heard = performance.now();
+let lost = false;
+
+const active = () => view && (view.status === "queued" || view.status === "running");
+
+// The strip: one cell per frame. Keyframes come one by one; in-betweens slide in between them.
+
+function cellsWanted() {
+  if (view.strip) {
+    const url = cv.media(view.id, view.strip);
+    const partial = view.status !== "done" && view.count < 5;
+    const whole = partial ? 5 : view.count;
+    return Array.from({ length: whole }, (_, index) => ({
+      place: Math.round((index * GRID) / (whole - 1)),
+      key: Math.round((index * GRID) / (whole - 1)) % 8 === 0,
+      picture: index < view.count ? url : "",
+      sprite: [index, view.count],
+      state: index < view.count ? "done" : "",
+    }));
+  }
+  return Array.from({ length: 5 }, (_, index) => {
+    const painting = view.painting && view.painting[0] === index;
+    const name = view.keyframes[index];
+    return {
+      place: index * 8,
+      key: true,
+      picture: name ? cv.media(view.id, name) : painting ? view.painting[1] : "",
+      sprite: null,
+      state: name ? "done" : painting || (view.status === "running" && index === view.keyframes.length) ? "painting" : "",
+    };
+  });
+}
+
+function drawCells() {
+  const wanted = view ? cellsWanted() : emptyCells();
+  const kept = new Map([...cells.children].map((cell) => [Number(cell.dataset.place), cell]));
+  const fresh = cells.dataset.job !== (view ? view.id : "");
+  cells.dataset.job = view ? view.id : "";
+  cells.dataset.count = wanted.length;
+  let before = cells.firstElementChild;
+  for (const want of wanted) {
+    let cell = kept.get(want.place);
+    kept.delete(want.place);
+    if (!cell) {
+      cell = document.createElement("div");
+      cell.dataset.place = want.place;
+      cell.append(document.createElement("b"));
+      if (!fresh) cell.classList.add("cv-new");
+      cells.insertBefore(cell, [...cells.children].find((other) => Number(other.dataset.place) > want.place) || null);
+    }
+    cell.classList.toggle("cv-key", want.key);
+    cell.dataset.state = want.state;
+    const picture = cell.firstElementChild;
+    const image = want.picture ? `url("${want.picture}")` : "none";
+    if (picture.dataset.image !== image) {
+      picture.dataset.image = image;
+      picture.style.backgroundImage = image;
+    }
+    const [index, count] = want.sprite || [0, 1];
+    picture.style.backgroundSize = `${count * 100}% 100%`;
+    picture.style.backgroundPosition = count > 1 ? `${(index * 100) / (count - 1)}% 0` : "0 0";
+  }
+  for (const cell of kept.values()) cell.remove();
+}
+
+const emptyCells = () =>
+  Array.from({ length: 5 }, (_, index) => ({ place: index * 8, key: true, picture: "", sprite: null, state: "" }));
+
+// The stage: the newest keyframe until there is a film, then one film per level, exchanged when the next can play.
+
+function drawStage() {
+  element.firstElementChild.dataset.state = view ? view.status : "empty";
+  if (view && view.video) return playFilm(cv.media(view.id, view.video));
+  clearFilm();
+  const painted = view && (view.painting ? view.painting[1] : null);
+  const name = view && view.keyframes[view.keyframes.length - 1];
+  const picture = painted || (name ? cv.media(view.id, name) : "");
+  still.hidden = !picture;
+  if (picture && still.src !== picture) still.src = picture;
+}
+
+function clearFilm() {
+  shown = film = null;
+  head.hidden = true;
+  for (const each of films) {
+    each.hidden = true;
+    each.removeAttribute("src");
+    each.load();
+  }
+}
+
+function playFilm(url) {
+  if (shown === url) return;
+  const previous = film;
+  const next = films[0] === previous ? films[1] : films[0];
+  shown = url;
+  next.onloadeddata = () => {
+    if (shown !== url) return;
+    next.onloadeddata = null;
+    if (previous && Math.abs(previous.duration - next.duration) < 0.2) next.currentTime = previous.currentTime;
+    film = next;
+    next.hidden = false;
+    next.controls = !active();
+    head.hidden = false;
+    still.hidden = true;
+    if (!cv.calm()) next.play().catch(() => {});
+    if (previous) {
+      previous.hidden = true;
+      previous.removeAttribute("src");
+      previous.load();
+    }
+  };
+  next.src = url;
+}
+
+// Cells differ in width, so the way from a moment to a place on the strip leads through the cells' middles.
+
+const middles = () => [...cells.children].map((cell) => cell.offsetLeft + cell.offsetWidth / 2);
+
+function moveHead() {
+  requestAnimationFrame(moveHead);
+  if (!view || !film || !film.duration) return;
+  const places = middles();
+  const at = Math.min(1, film.currentTime / film.duration) * (places.length - 1);
+  const left = Math.floor(at);
+  const right = Math.min(left + 1, places.length - 1);
+  head.style.transform = `translateX(${cells.offsetLeft + places[left] + (places[right] - places[left]) * (at - left)}px)`;
+  const now = 1 + Math.round(at);
+  if (strip.getAttribute("aria-valuenow") !== String(now)) {
+    strip.setAttribute("aria-valuenow", now);
+    strip.setAttribute("aria-valuetext", cv.say("frame_label", { index: now, count: view.count }));
+  }
+}
+
+function seek(part) {
+  if (!film || !film.duration) return;
+  film.pause();
+  film.currentTime = Math.min(Math.max(part, 0), 1) * Math.max(0, film.duration - 0.02);
+}
+
+function seekTo(x) {
+  const places = middles();
+  const nearest = places.reduce((best, place, index) => (Math.abs(place - x) < Math.abs(places[best] - x) ? index : best), 0);
+  seek(nearest / Math.max(1, places.length - 1));
+}
+
+strip.addEventListener("pointerdown", (event) => {
+  if (!film) return;
+  const box = cells.getBoundingClientRect();
+  const follow = (move) => seekTo(move.clientX - box.left);
+  strip.setPointerCapture(event.pointerId);
+  follow(event);
+  strip.addEventListener("pointermove", follow);
+  strip.addEventListener("lostpointercapture", () => strip.removeEventListener("pointermove", follow), { once: true });
+});
+
+strip.addEventListener("keydown", (event) => {
+  if (!film || !view) return;
+  const step = { ArrowLeft: -1, ArrowDown: -1, ArrowRight: 1, ArrowUp: 1 }[event.key];
+  const now = Number(strip.getAttribute("aria-valuenow")) - 1;
+  const last = Math.max(1, view.count - 1);
+  if (step) seek((now + step) / last);
+  else if (event.key === "Home") seek(0);
+  else if (event.key === "End") seek(1);
+  else return;
+  event.preventDefault();
+});
+
+// The words: what happens, how far it is, how long it takes.
+
+function whatHappens() {
+  if (!view) return cv.say("idle");
+  if (lost) return cv.say("lost");
+  if (view.stopping) return cv.say(`stopping_${view.stopping}`);
+  if (view.status === "queued") return view.place ? cv.say("queued", { place: view.place }) : cv.say("queued_next");
+  if (view.status === "stopped" && !view.video) return cv.say("stopped_empty");
+  if (view.status !== "running") return cv.say(view.status);
+  if (view.stage === "keyframes" && view.keyframes.length >= 5 && view.rounds > 0) return roundNow();
+  if (view.stage === "keyframes") return cv.say("stage_keyframes", { index: Math.min(5, view.keyframes.length + 1) });
+  if (view.stage === "interpolate") return roundNow();
+  return cv.say(`stage_${view.stage || "load"}`);
+}
+
+const roundNow = () =>
+  cv.say("stage_interpolate", { round: Math.min(view.rounds, Math.max(0, view.level) + 1), rounds: view.rounds });
+
+// One part of the bar for each stage: super-resolution has most of the tokens, keyframes take most of the time.
+function drawBar() {
+  const plan = view ? Object.values(view.plan) : [1, 1, 1];
+  let before = 0;
+  let percent = 0;
+  const stages = plan.filter((tokens) => tokens > 0).length;
+  [...find(".cv-bar").children].forEach((segment, index) => {
+    const tokens = plan[index];
+    const part = view && tokens ? Math.min(1, Math.max(0, (view.done - before) / tokens)) : 0;
+    segment.hidden = !tokens;
+    segment.style.setProperty("--part", part);
+    before += tokens;
+    percent += tokens ? (100 * part) / stages : 0;
+  });
+  return Math.floor(percent + 1e-6);
+}
+
+function drawWords() {
+  cv.fillWords(element);
+  stage.setAttribute("aria-label", cv.say("stage_label"));
+  strip.setAttribute("aria-label", cv.say("strip_label"));
+  const percent = drawBar();
+  const what = whatHappens();
+  find(".cv-what").textContent = what;
+  find(".cv-left").textContent =
+    view && view.status === "running" && view.left !== null ? cv.say("left", { time: cv.time(view.left) }) : "";
+  find(".cv-tokens").textContent =
+    view && view.total ? cv.say("tokens", { done: view.done.toLocaleString(), total: view.total.toLocaleString() }) : "";
+  find(".cv-meta").textContent = view ? cv.say("meta", view) : "";
+  find(".cv-wish").textContent = view ? view.prompt : "";
+  const notes = view ? [view.mine ? "" : cv.say("watching"), cv.pick(view.error), ...view.notes.map(cv.pick)] : [];
+  find(".cv-note").textContent = notes.filter(Boolean).join(" ");
+  const bar = find(".cv-bar");
+  bar.setAttribute("aria-valuenow", percent);
+  bar.setAttribute("aria-label", what);
+  const live = find(".cv-live");
+  if (live.textContent !== what) live.textContent = what;
+  document.title = active() ? `${percent}% · ${TITLE}` : view && view.status === "done" && document.hidden ? `✓ ${TITLE}` : TITLE;
+}
+
+// What can be done.
+
+function drawActs() {
+  const final = view && !active();
+  const has = final && view.video;
+  const visible = {
+    stop: active() && view.mine,
+    stop_level: view && view.status === "running" && view.mine && view.stage !== "superres" && !view.stopping,
+    again: final && ["interrupted", "failed", "stopped"].includes(view.status),
+    share: has,
+    download: has,
+    gif: has && view.status === "done",
+    zip: has && view.status === "done",
+    finer: final && view.video && view.frames < 33,
+    enlarge: final && view.status === "done" && !view.superres,
+    next: final,
+    reuse: view && !view.example,
+  };
+  for (const node of element.querySelectorAll("[data-act]")) node.hidden = !visible[node.dataset.act];
+  find("[data-act=stop]").disabled = Boolean(view && view.stopping === "now");
+  strip.tabIndex = has ? 0 : -1;
+  strip.setAttribute("aria-disabled", String(!has));
+  strip.setAttribute("aria-valuemax", view ? Math.max(1, view.count || 5) : 5);
+  if (has) {
+    find("[data-act=download]").href = `${cv.media(view.id, view.video)}?download`;
+    find("[data-act=gif]").href = `${cv.media(view.id, "clip.gif")}?download`;
+    find("[data-act=zip]").href = `${cv.media(view.id, "frames.zip")}?download`;
+  }
+  if (film) film.controls = Boolean(final);
+}
+
+async function share() {
+  const url = cv.link(view);
+  const button = find("[data-act=share]");
+  const box = find(".cv-link");
+  if (navigator.share && window.matchMedia("(pointer: coarse)").matches) {
+    return navigator.share({ title: TITLE, text: view.prompt, url }).catch(() => {});
+  }
+  box.value = url;
+  box.setAttribute("aria-label", cv.say("copy_by_hand"));
+  box.hidden = false;
+  box.select();
+  try {
+    await navigator.clipboard.writeText(url);
+    button.textContent = cv.say("copied");
+    find(".cv-live").textContent = cv.say("copied");
+    setTimeout(() => (button.textContent = cv.say("share")), 2000);
+  } catch {
+    box.focus(); // no permission: the link is there, selected
+  }
+}
+
+element.addEventListener("click", (event) => {
+  const act = event.target.closest("button[data-act]")?.dataset.act;
+  if (!act || !view) return;
+  const id = view.id;
+  if (act === "share") return share();
+  if (act === "stop") {
+    view.stopping = "now"; // said at once; the server confirms
+    draw();
+    return trigger("stop", { id, level: false });
+  }
+  if (act === "stop_level") return trigger("stop", { id, level: true });
+  if (act === "reuse") return trigger("reuse", { id });
+  trigger("again", { id, change: act });
+});
+
+function draw() {
+  drawCells();
+  drawStage();
+  drawWords();
+  drawActs();
+}
+
+function hear() {
+  heard = performance.now();
+  lost = false;
+  const value = props.value;
+  const before = view && view.id;
+  view = value && value.id ? value : null;
+  if (value && value.language) cv.setLanguage(value.language);
+  if (view && view.id !== before) {
+    const query = view.example ? "" : `?job=${encodeURIComponent(view.id)}`;
+    window.history.replaceState(null, "", window.location.pathname + query);
+    find(".cv-link").hidden = true;
+    clearFilm();
+    if (before !== null && active()) element.scrollIntoView({ behavior: cv.calm() ? "auto" : "smooth", block: "nearest" });
+  }
+  draw();
+}
+
+// A phone that slept, a lost network, a restarted server: ask for the job again as soon as the server answers.
+
+async function attachAgain() {
+  if (!active() || document.hidden || performance.now() - heard < 5000) return;
+  try {
+    const answer = await fetch(`${cv.root()}/alive`, { cache: "no-store" });
+    if (!answer.ok) throw new Error(answer.statusText);
+  } catch {
+    lost = true;
+    drawWords();
+    return;
+  }
+  heard = performance.now();
+  trigger("attach", { id: view.id });
+}
+
+watch("value", hear);
+window.addEventListener("cv-language", () => draw());
+window.addEventListener("online", attachAgain);
+document.addEventListener("visibilitychange", () => {
+  if (!document.hidden) {
+    drawWords();
+    attachAgain();
+  }
+});
+setInterval(attachAgain, 1500);
+hear();
+requestAnimationFrame(moveHead);

@@ -1,0 +1,103 @@
+// Two shelves of cards: clips made beforehand, and this browser's own jobs (props.value, made by app.py).
+const cv = window.cv;
+let asked = null; // the job whose deletion waits for a second press
+
+const make = (name, className, text) => {
+  const node = document.createElement(name);
+  if (className) node.className = className;
+  if (text !== undefined) node.textContent = text;
+  return node;
+};
+
+const button = (word, act, id) => {
+  const node = make("button", "", cv.say(word));
+  node.type = "button";
+  Object.assign(node.dataset, { act, id });
+  return node;
+};
+
+function historyCard(job) {
+  const card = make("li", "cv-card");
+  const open = make("button", "cv-picture");
+  open.type = "button";
+  Object.assign(open.dataset, { act: "open", id: job.id });
+  open.setAttribute("aria-label", `${cv.say("open")}: ${job.prompt}`);
+  const picture = job.poster || job.keyframes[0];
+  if (picture) open.style.backgroundImage = `url("${cv.media(job.id, picture)}")`;
+  const text = make("p", "cv-wish", job.prompt);
+  text.lang = "zh-CN";
+  const state = make("p", "cv-small", `${cv.say(["queued", "running"].includes(job.status) ? "active" : job.status)} · ${cv.say("meta", job)}`);
+  const row = make("div", "cv-row");
+  row.append(button("reuse", "reuse", job.id));
+  if (job.status !== "running") row.append(button(asked === job.id ? "delete_sure" : "delete", "delete", job.id));
+  card.append(open, text, state, row);
+  return card;
+}
+
+function galleryCard(clip, index) {
+  const card = make("li", "cv-card");
+  const video = make("video", "cv-picture");
+  Object.assign(video, { muted: true, loop: true, playsInline: true, preload: "metadata", src: `${cv.root()}/gallery/${clip.file}` });
+  video.tabIndex = 0;
+  video.setAttribute("aria-label", cv.english() ? clip.en : clip.prompt);
+  const toggle = () => (video.paused ? video.play().catch(() => {}) : video.pause());
+  video.addEventListener("click", toggle);
+  video.addEventListener("keydown", (event) => {
+    if (event.key !== "Enter" && event.key !== " ") return;
+    event.preventDefault();
+    toggle();
+  });
+  if (!cv.calm()) visible.observe(video);
+  const text = make("p", "cv-wish", clip.prompt);
+  text.lang = "zh-CN";
+  const row = make("div", "cv-row");
+  const vary = button("variation", "vary", "");
+  vary.dataset.index = index;
+  row.append(vary);
+  card.append(video, text);
+  if (cv.english()) card.append(make("p", "cv-small", clip.en));
+  card.append(row);
+  return card;
+}
+
+// Clips play while they are in sight.
+const visible = new IntersectionObserver((entries) => {
+  for (const { target, isIntersecting } of entries) isIntersecting ? target.play().catch(() => {}) : target.pause();
+});
+
+let drawn = "";
+
+function draw() {
+  cv.fillWords(element);
+  const gallery = props.gallery || [];
+  const history = props.value || [];
+  const signature = cv.english() + JSON.stringify(history) + asked;
+  if (signature === drawn) return;
+  const galleryList = element.querySelector("[data-shelf=gallery] ul");
+  if (!galleryList.children.length || drawn.slice(0, 5) !== signature.slice(0, 5)) {
+    galleryList.replaceChildren(...gallery.map(galleryCard));
+  }
+  drawn = signature;
+  element.querySelector("[data-shelf=gallery]").hidden = !gallery.length;
+  element.querySelector("[data-shelf=history] ul").replaceChildren(...history.map(historyCard));
+  element.querySelector(".cv-none").hidden = history.length > 0;
+}
+
+element.addEventListener("click", (event) => {
+  const pressed = event.target.closest("button[data-act]");
+  if (!pressed) return;
+  const { act, id, index } = pressed.dataset;
+  if (act === "vary") return trigger("vary", { index: Number(index) });
+  if (act === "delete" && asked !== id) {
+    asked = id;
+    draw();
+    element.querySelector(`button[data-act=delete][data-id="${CSS.escape(id)}"]`).focus();
+    return;
+  }
+  asked = null;
+  trigger({ open: "open", reuse: "reuse", delete: "remove" }[act], { id });
+});
+
+watch("value", draw);
+window.addEventListener("cv-language", draw);
+draw();
