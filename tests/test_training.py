@@ -1,0 +1,188 @@
+"""Training at toy size: losses fall, a killed run goes on as if it had not been, weights find their way into files."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from torch import Tensor, nn
+
+from cogvideo.config import ASSETS, PRESETS, Preset
+from cogvideo.errors import RequestError, WeightsError
+from cogvideo.models.loader import load_safetensors
+from cogvideo.text import TextTokenizer
+from cogvideo.train import Workshop, options_from, read_recipe
+from cogvideo.training import export, render
+from cogvideo.training.initial import start_small
+from cogvideo.training.muon import Muon, orthogonalise
+from cogvideo.training.objective import ObjectiveOptions, WorldModels, WorldTask, pad_left, weighted_loss, window_times
+from cogvideo.training.run import RunOptions, Trainer, schedule
+from cogvideo.training.world import draw_held_out, sample_clip
+
+needs_font = pytest.mark.skipif(
+    not any(path.exists() for path in render.FONT_PATHS), reason="fonts-noto-color-emoji is needed to draw the world"
+)
+SMALL: Preset = dataclasses.replace(
+    PRESETS["mini"], model=dataclasses.replace(PRESETS["mini"].model, layers=2, hidden=64, heads=2)
+)
+RECIPE = Path(__file__).parent.parent / "examples" / "train_mini.toml"
+
+
+def brightness_tokens(pixels: npt.NDArray[np.uint8]) -> Tensor:
+    """A codec simple enough to be right: each patch's mean brightness, in 64 steps."""
+    count, height, width = pixels.shape[:3]
+    patches = pixels.reshape(count, height // 8, 8, width // 8, 8, 3).mean((2, 4, 5))
+    return torch.from_numpy((patches.reshape(count, -1) / 4).astype(np.int64))
+
+
+def small_task(seed: int = 0) -> WorldTask:
+    torch.manual_seed(seed)
+    models = WorldModels(SMALL)
+    start_small(models)
+    tokenizer = TextTokenizer(ASSETS / "mini" / "text.model", SMALL.model.image_tokens)
+    options = ObjectiveOptions(images=4, clips=2, windows=2, superres=1)
+    return WorldTask(models, SMALL, tokenizer, brightness_tokens, draw_held_out(), options)
+
+
+OPTIONS = RunOptions(steps=12, learning_rate=3e-3, muon_learning_rate=5e-3, warmup=2, average=0.9, save_minutes=0.0)
+
+
+@needs_font
+def test_loss_of_every_objective_falls(tmp_path: Path) -> None:
+    trainer = Trainer(small_task(), OPTIONS, tmp_path)
+    scalars = [trainer.update() for _ in range(OPTIONS.steps)]
+    for name in ("image", "stage1", "stage2", "superres"):
+        assert scalars[-1][name] < scalars[0][name] - 1.0
+
+
+@needs_font
+def test_a_killed_run_goes_on_with_the_same_losses(tmp_path: Path) -> None:
+    whole = Trainer(small_task(), OPTIONS, tmp_path / "whole")
+    expected = [whole.update()["loss"] for _ in range(4)]
+    first = Trainer(small_task(), OPTIONS, tmp_path / "killed")
+    assert [first.update()["loss"] for _ in range(2)] == expected[:2]
+    first.save()
+    second = Trainer(small_task(seed=99), OPTIONS, tmp_path / "killed")
+    second.resume()
+    assert [second.update()["loss"] for _ in range(2)] == pytest.approx(expected[2:], rel=1e-5)
+
+
+@needs_font
+def test_checkpoint_is_whole_or_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = Trainer(small_task(), OPTIONS, tmp_path)
+    trainer.save()
+    before = trainer.checkpoint.read_bytes()
+
+    def half(state: object, path: Path) -> None:
+        path.write_bytes(b"half of it")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(torch, "save", half)
+    with pytest.raises(OSError, match="disk full"):
+        trainer.save()
+    assert trainer.checkpoint.read_bytes() == before
+
+
+@needs_font
+def test_weights_that_ship_are_the_ones_that_were_trained(tmp_path: Path) -> None:
+    task = small_task()
+    trainer = Trainer(task, OPTIONS, tmp_path / "run")
+    trainer.update()
+    export.export_models(dict(task.models.state_dict()), tmp_path)
+    loaded = load_safetensors(tmp_path, SMALL.model)
+    for part in export.PARTS:
+        trained = dict(getattr(task.models, part).state_dict())
+        for name, value in getattr(loaded, part).state_dict().items():
+            assert torch.equal(value, trained[name].half().float()), name
+
+
+def test_average_includes_shared_weights_once(tmp_path: Path) -> None:
+    trainer = Trainer(small_task(), OPTIONS, tmp_path)
+    names = list(trainer.average)
+    assert sum(name.endswith("word_embeddings.weight") for name in names) == 1
+
+
+def test_pads_go_to_the_left() -> None:
+    rows, lengths = pad_left([[5, 6, 7], [8]], pad=1)
+    assert rows.tolist() == [[5, 6, 7], [1, 1, 8]]
+    assert lengths.tolist() == [3, 1]
+
+
+def test_weighted_loss_counts_what_weighs() -> None:
+    logits = torch.tensor([[[4.0, 0.0], [0.0, 4.0]]])
+    targets = torch.tensor([[0, 0]])
+    good, bad = (
+        weighted_loss(logits, targets, torch.tensor([[1.0, 0.0]])),
+        weighted_loss(logits, targets, torch.tensor([[0.0, 1.0]])),
+    )
+    assert good < 0.1 < 3.9 < bad
+
+
+def test_windows_are_those_of_interpolation() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        clip = sample_clip(rng, draw_held_out(), 4.0)
+        seconds, times = window_times(rng, clip)
+        assert seconds in (2.0, 1.0, 0.5)
+        assert times[0] % seconds == 0
+        assert times[-1] == times[0] + seconds <= clip.duration
+
+
+def test_orthogonalise_evens_out_singular_values() -> None:
+    torch.manual_seed(0)
+    for shape in ((3, 24, 40), (2, 40, 24)):
+        values = torch.linalg.svdvals(orthogonalise(torch.randn(shape)))
+        assert float(values.min()) > 0.3
+        assert float(values.max()) < 1.4
+
+
+def test_muon_solves_a_least_squares_problem() -> None:
+    torch.manual_seed(0)
+    inputs, wanted = torch.randn(64, 12), torch.randn(8, 12)
+    weight = nn.Parameter(torch.zeros(8, 12))
+    optimizer = Muon([weight], lr=0.05, momentum=0.9)
+    losses = []
+    for _ in range(200):
+        loss = (inputs @ (weight - wanted).T).square().mean()
+        losses.append(float(loss.detach()))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert losses[-1] < 0.05 * losses[0]
+
+
+def test_schedule_rises_then_falls_to_its_floor() -> None:
+    options = RunOptions(steps=100, learning_rate=1.0, final_learning_rate=0.1, warmup=10)
+    rates = [schedule(step, options) for step in range(101)]
+    assert rates[:10] == sorted(rates[:10])
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+    assert rates[-1] == pytest.approx(0.1)
+
+
+def test_shipped_recipe_fits_its_options() -> None:
+    recipe = read_recipe(RECIPE)
+    options_from(RunOptions, recipe["models"]["run"])
+    options_from(ObjectiveOptions, recipe["models"]["data"])
+    options_from(RunOptions, recipe["codec"]["run"])
+
+
+def test_recipe_with_a_misspelt_option_is_refused() -> None:
+    with pytest.raises(RequestError, match="learning_rat"):
+        options_from(RunOptions, {"steps": 3, "learning_rat": 1e-3})
+
+
+@pytest.mark.parametrize("text", ["preset = 'mini'", "not toml at all ["])
+def test_recipe_that_cannot_be_used_is_named(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "recipe.toml"
+    path.write_text(text)
+    with pytest.raises(RequestError, match="recipe"):
+        read_recipe(path)
+
+
+def test_export_without_training_says_what_is_missing(tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match="--part codec"):
+        Workshop(read_recipe(RECIPE), tmp_path).make_export()

@@ -1,0 +1,152 @@
+"""The world that mini learns from: clips stay in the picture, captions say what is shown, held-out pairs stay out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cogvideo.config import ASSETS
+from cogvideo.training import judge, render
+from cogvideo.training.world import (
+    BASE_SIZES,
+    DURATIONS,
+    FIELD,
+    MOTIONS,
+    SCENE_PHRASES,
+    SCENES,
+    SUBJECTS,
+    Clip,
+    caption,
+    describe_held_out,
+    describe_world,
+    draw_held_out,
+    place_clip,
+    sample_clip,
+)
+
+needs_font = pytest.mark.skipif(
+    not any(path.exists() for path in render.FONT_PATHS), reason="fonts-noto-color-emoji is needed to draw the world"
+)
+clips = st.builds(
+    lambda seed, subject, scene, motion, duration: place_clip(
+        np.random.default_rng(seed), subject, scene, motion, duration
+    ),
+    st.integers(0, 2**32),
+    st.integers(0, len(SUBJECTS) - 1),
+    st.integers(0, len(SCENES) - 1),
+    st.integers(0, len(MOTIONS) - 1),
+    st.sampled_from(DURATIONS),
+)
+
+
+def test_world_is_as_large_as_promised() -> None:
+    assert len(SUBJECTS) >= 24
+    assert set(SCENES) == {"草地", "雪地", "大海", "夜空", "沙漠", "街道"}
+    assert set(MOTIONS) == {"向左", "向右", "向上", "向下", "跳", "旋转", "变大", "变小"}
+    assert len({s.name for s in SUBJECTS}) == len({s.emoji for s in SUBJECTS}) == len(SUBJECTS)
+
+
+@given(clips)
+@settings(max_examples=300, deadline=None)
+def test_subject_never_leaves_the_picture(clip: Clip) -> None:
+    for state in clip.states(clip.frame_times(33)):
+        half = state.size / 2
+        assert half <= state.y <= FIELD - half
+        assert half <= state.x <= FIELD - half
+        assert min(BASE_SIZES) <= state.size <= max(BASE_SIZES)
+
+
+@given(clips)
+@settings(max_examples=100, deadline=None)
+def test_a_clip_of_half_the_duration_moves_half_as_far(clip: Clip) -> None:
+    course, start = clip.states((0, 0.5, 1.0)), clip.state(0)
+    if MOTIONS[clip.motion] in ("向左", "向右", "向上", "向下"):
+        moved = [abs(s.y - start.y) + abs(s.x - start.x) for s in course]
+        assert moved == [0, 0.5, 1.0]
+
+
+def test_sampled_clips_avoid_held_out_pairs() -> None:
+    held_out, rng = draw_held_out(), np.random.default_rng(0)
+    for _ in range(2000):
+        clip = sample_clip(rng, held_out)
+        assert (clip.subject, clip.motion) not in held_out.subject_motion
+        assert (clip.subject, clip.scene) not in held_out.subject_scene
+
+
+def test_the_pair_the_readme_shows_is_trained_on() -> None:
+    held_out = draw_held_out()
+    assert (0, MOTIONS.index("向右")) not in held_out.subject_motion
+    assert (0, SCENES.index("草地")) not in held_out.subject_scene
+
+
+def test_shipped_lists_are_the_worlds() -> None:
+    folder = ASSETS / "mini"
+    assert json.loads((folder / "world.json").read_text(encoding="utf-8")) == describe_world()
+    assert json.loads((folder / "held_out.json").read_text(encoding="utf-8")) == describe_held_out()
+
+
+@given(clips, st.integers(0, 2**32))
+@settings(max_examples=200, deadline=None)
+def test_captions_name_subject_and_scene(clip: Clip, seed: int) -> None:
+    said = caption(np.random.default_rng(seed), clip, partial=0.0)
+    subject = SUBJECTS[clip.subject]
+    assert any(name in said for name in (subject.name, *subject.aliases))
+    assert any(phrase in said for phrase in SCENE_PHRASES[SCENES[clip.scene]])
+
+
+def test_same_seed_same_clip_and_caption() -> None:
+    def draw() -> tuple[Clip, str]:
+        rng = np.random.default_rng(5)
+        clip = sample_clip(rng, draw_held_out())
+        return clip, caption(rng, clip)
+
+    assert draw() == draw()
+
+
+def test_the_shipped_vocabulary_knows_every_caption(tmp_path: Path) -> None:
+    from cogvideo.text import TextTokenizer
+
+    tokenizer = TextTokenizer(ASSETS / "mini" / "text.model", 4096)
+    rng = np.random.default_rng(0)
+    for index in range(500):
+        clip = place_clip(rng, index % len(SUBJECTS), index % len(SCENES), index % len(MOTIONS))
+        assert tokenizer.unknown_words(caption(rng, clip)) == []
+
+
+@needs_font
+@given(clips)
+@settings(max_examples=20, deadline=None)
+def test_small_frame_is_the_small_version_of_the_large_one(clip: Clip) -> None:
+    state = clip.state(clip.duration / 2)
+    small, _ = render.render_state(clip.subject, clip.scene, clip.variant, state, render.COARSE)
+    large, _ = render.render_state(clip.subject, clip.scene, clip.variant, state, render.FINE)
+    factor = render.FINE // render.COARSE
+    height, width = small.shape[:2]
+    averaged = large.reshape(height, factor, width, factor, 3).mean((1, 3))
+    assert np.abs(averaged - small).mean() < 2
+
+
+@needs_font
+@pytest.mark.parametrize("motion", range(len(MOTIONS)), ids=lambda m: MOTIONS[m])
+def test_the_judge_reads_rendered_clips(motion: int) -> None:
+    rng = np.random.default_rng(motion)
+    clip = place_clip(rng, int(rng.integers(len(SUBJECTS))), int(rng.integers(len(SCENES))), motion, 4.0)
+    readings = [judge.read_frame(frame) for frame in render.render_clip(clip)]
+    assert {r.subject for r in readings} == {clip.subject}
+    assert {r.scene for r in readings} == {clip.scene}
+    assert judge.name_motion([r.state for r in readings], clip.duration) == motion
+    meant = clip.states(clip.frame_times(5))
+    assert all(judge.is_exact(r.state, m) for r, m in zip(readings, meant, strict=True))
+
+
+@needs_font
+def test_the_judge_finds_nobody_in_an_empty_scene() -> None:
+    frame = np.rint(render.background(2, 1, render.COARSE)).astype(np.uint8)
+    reading = judge.read_frame(frame)
+    assert reading.scene == 2
+    assert reading.state is None
