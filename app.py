@@ -483,10 +483,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     port = _free_port(options.host, options.port, options.any_port)
     on_space = bool(os.environ.get("SPACE_ID"))
     limits = Limits(abandoned_seconds=120.0 if on_space else None, keep_bytes=int(options.keep_gb * 2**30))
-    jobs = open_jobs(_data_folder(options.data), options.model, limits, options.device)
+    jobs = open_jobs(
+        _data_folder(options.data), options.model, limits, options.device, options.eight_bit, options.offload
+    )
     try:
-        jobs.start(preload=options.preload)
         ui = serve(jobs, options.host, port, options.root_path)
+        jobs.start(preload=options.preload)  # after the page: reading the model must not keep it waiting
         url = f"http://{'127.0.0.1' if options.host == '0.0.0.0' else options.host}:{port}"
         print(f"打开 / Open: {url}\n停止 / Stop: Ctrl+C", flush=True)
         if options.browser:
@@ -513,6 +515,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--any-port", action="store_true", help="take the next free port where this one is taken")
     parser.add_argument("--model", default="mini", help=", ".join(PRESETS))
     parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: cuda where there is one)")
+    parser.add_argument("--eight-bit", action="store_true", help="keep the weights in 8 bits: less memory, slower")
+    parser.add_argument("--offload", action="store_true", help="keep on the card only the network at work")
     parser.add_argument("--data", type=Path, help="folder of the queue and the clips (default: ./data)")
     parser.add_argument("--keep-gb", type=float, default=2.0, help="finished clips kept, oldest go first (default: 2)")
     parser.add_argument("--root-path", help="path below which a proxy serves the page, such as /video")

@@ -27,6 +27,8 @@ class Place:
     dtype: torch.dtype
     keep: bool = True
     """Whether modules stay on the device between uses; otherwise they wait in host memory."""
+    eight_bit: bool = False
+    """Whether the layers' matrices are kept in 8 bits (bitsandbytes): half of fp16's memory, slower, not exact."""
 
     @property
     def home(self) -> torch.device:
@@ -34,7 +36,7 @@ class Place:
         return self.device if self.keep else torch.device("cpu")
 
 
-def pick_place(device: str | None = None, keep: bool = True) -> Place:
+def pick_place(device: str | None = None, keep: bool = True, eight_bit: bool = False) -> Place:
     """The best place of this machine, or the named one ("cpu", "cuda", "cuda:1"). Raises CapacityError.
 
     fp32 on a CPU, where half precision is slower, and fp16, as published, on a GPU.
@@ -46,7 +48,29 @@ def pick_place(device: str | None = None, keep: bool = True) -> Place:
             f"There is no device {name}: no usable NVIDIA card was found on this machine; use cpu.",
         )
     chosen = torch.device(name)
-    return Place(chosen, torch.float16 if chosen.type == "cuda" else torch.float32, keep)
+    return Place(chosen, torch.float16 if chosen.type == "cuda" else torch.float32, keep, eight_bit)
+
+
+def compress(network: nn.Module, place: Place) -> None:
+    """Put the matrices of all layers of `network` into 8 bits, in place; embeddings, norms and gates stay as they are.
+
+    One scale for each output row (Dettmers et al. 2022, without outlier columns). A layer that is in 8 bits already,
+    since networks share a backbone, is left alone.
+    """
+    from bitsandbytes.nn import Int8Params, Linear8bitLt
+
+    for parent in list(network.modules()):
+        for name, layer in list(parent.named_children()):
+            weight = getattr(layer, "weight", None)
+            if weight is None or weight.ndim != 2 or isinstance(layer, (nn.Embedding, Linear8bitLt)):
+                continue
+            if getattr(layer, "bias", None) is None:  # sat's embedding, which is no product
+                continue
+            outputs, inputs = weight.shape
+            small = Linear8bitLt(inputs, outputs, has_fp16_weights=False, threshold=0.0, device="meta")
+            small.weight = Int8Params(weight.detach().cpu(), requires_grad=False, has_fp16_weights=False)
+            small.bias = nn.Parameter(layer.bias.detach(), requires_grad=False)
+            setattr(parent, name, small.to(place.home).requires_grad_(False))
 
 
 @contextmanager

@@ -51,7 +51,9 @@ def main(arguments: Sequence[str]) -> int:
     paths = _outputs(options, request)
     from cogvideo.pipeline import CogVideoPipeline
 
-    pipeline = CogVideoPipeline.from_pretrained(options.model, device=options.device)
+    pipeline = CogVideoPipeline.from_pretrained(
+        options.model, device=options.device, eight_bit=options.eight_bit, offload=options.offload
+    )
     checked = pipeline.check(request)
     request = dataclasses.replace(request, prompt=checked.text)
     if not options.quiet:
@@ -150,6 +152,14 @@ def _how_options(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--device", metavar="NAME", help="cpu, cuda, cuda:1 (default: cuda where there is one) / 计算设备"
+    )
+    group.add_argument(
+        "--eight-bit",
+        action="store_true",
+        help="keep the weights in 8 bits: less memory, slower / 权重用 8 位存放，省内存",
+    )
+    group.add_argument(
+        "--offload", action="store_true", help="keep on the card only the network at work / 显卡上只放正在用的网络"
     )
 
 

@@ -468,7 +468,14 @@ class Jobs:
         return {"app": "CogVideo for everyone", "model": self.preset.name, **request_to_dict(view.request)}
 
 
-def open_jobs(data: Path, model: str, limits: Limits | None = None, device: str | None = None) -> Jobs:
+def open_jobs(
+    data: Path,
+    model: str,
+    limits: Limits | None = None,
+    device: str | None = None,
+    eight_bit: bool = False,
+    offload: bool = False,
+) -> Jobs:
     """Jobs for the model called `model`, with the real pipeline, which is imported when it is needed."""
     preset = PRESETS.get(model)
     if preset is None:
@@ -480,7 +487,7 @@ def open_jobs(data: Path, model: str, limits: Limits | None = None, device: str 
     def make() -> Pipeline:
         from cogvideo.pipeline import CogVideoPipeline
 
-        return CogVideoPipeline.from_pretrained(model, device=device)
+        return CogVideoPipeline.from_pretrained(model, device, eight_bit=eight_bit, offload=offload)
 
     return Jobs(data, preset, make, write_video, limits)
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from cogvideo.config import ASSETS, PRESETS, Preset, VideoRequest
-from cogvideo.device import Place, enough_memory, pick_place, resident, threads
+from cogvideo.device import Place, compress, enough_memory, pick_place, resident, threads
 from cogvideo.errors import RequestError, WeightsError
 from cogvideo.events import (
     Done,
@@ -103,14 +103,25 @@ class CogVideoPipeline:
         self._parts: dict[str, Any] = {}
 
     @classmethod
-    def from_pretrained(cls, name: str = "mini", device: str | None = None, previews: bool = True) -> CogVideoPipeline:
-        """The pipeline of a preset on `device` (None: the best there is). Raises RequestError, CapacityError."""
+    def from_pretrained(
+        cls,
+        name: str = "mini",
+        device: str | None = None,
+        previews: bool = True,
+        eight_bit: bool = False,
+        offload: bool = False,
+    ) -> CogVideoPipeline:
+        """The pipeline of a preset on `device` (None: the best there is). Raises RequestError, CapacityError.
+
+        For small cards: `eight_bit` keeps the layers' matrices in 8 bits, `offload` keeps on the device only the
+        network that is at work.
+        """
         if name not in PRESETS:
             raise RequestError(
                 f"没有名为 {name} 的模型：可用的有 {'、'.join(PRESETS)}。",
                 f"There is no model called {name}: there are {', '.join(PRESETS)}.",
             )
-        return cls(PRESETS[name], pick_place(device), previews=previews)
+        return cls(PRESETS[name], pick_place(device, not offload, eight_bit), previews=previews)
 
     def __call__(self, request: VideoRequest) -> Frames:
         """The frames uint8 [F, H, W, 3] of the video. Raises CogVideoError."""
@@ -179,11 +190,16 @@ class CogVideoPipeline:
         return FrameCodec.load(self.preset, self.place.device, self.place.dtype, self._folder)
 
     def _make_models(self) -> Models:
-        return self._load_models(self.preset.name, self.place.dtype, self.place.home)
+        models = self._load_models(self.preset.name, self.place.dtype, self.place.home)
+        if self.place.eight_bit:
+            for network in (models.stage1, models.stage2, models.superres):
+                compress(network, self.place)
+        return models
 
     def _first(self, *paths: Path) -> Path:
-        """The first file that exists; where none does the first one, for the error to name."""
-        return next((path for path in paths if path.is_file()), paths[0])
+        """The first file that exists; where none does, the one that the error should name."""
+        expected = paths[0] if self._folder.is_dir() else paths[-1]
+        return next((path for path in paths if path.is_file()), expected)
 
 
 _MAKERS: Final[dict[str, Callable[[CogVideoPipeline], Any]]] = {

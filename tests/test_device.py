@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from toy_model import toy_models
 
-from cogvideo.device import Place, enough_memory, pick_place, resident, threads, usable_cores
+from cogvideo.device import Place, compress, enough_memory, pick_place, resident, threads, usable_cores
 from cogvideo.errors import CapacityError
 
 
@@ -61,3 +62,20 @@ def test_threads_are_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
     assert usable_cores() == 3
     monkeypatch.delenv("OMP_NUM_THREADS")
     assert usable_cores() >= 1
+
+
+def test_eight_bits_take_a_quarter_of_the_memory_and_draw_nearly_the_same() -> None:
+    place = pick_place("cpu", eight_bit=True)
+    exact, small = toy_models(), toy_models()
+    for network in small:
+        compress(network, place)
+    text, length = torch.tensor([[70, 71, 72]]), torch.tensor([3])
+    frames = torch.arange(5 * 16).view(1, 5, 16) % 64
+    for one, other in ((exact.stage1, small.stage1), (exact.stage2, small.stage2)):
+        wanted, got = (lm.forward_training(text, length, frames) for lm in (one, other))
+        assert not torch.equal(wanted, got)
+        assert (wanted - got).abs().mean() < 0.05 * wanted.std()
+    matrix = exact.stage1.transformer.layers[0].mlp.dense_h_to_4h.weight
+    packed = small.stage1.transformer.layers[0].mlp.dense_h_to_4h.weight
+    assert packed.nbytes * 4 == matrix.nbytes
+    assert small.stage1.transformer is small.superres.transformer

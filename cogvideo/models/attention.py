@@ -7,7 +7,7 @@ In: hidden states [B, S, h] of a layer, after LN1. Out: [B, S, h], before LN3. W
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -21,8 +21,14 @@ INIT_STD = 0.02
 
 
 def linear(layer: Any, x: Tensor) -> Tensor:
-    """A linear layer of the backbone without the work that sat's version does for model parallelism."""
+    """A linear layer of the backbone without the work that sat's version does for model parallelism.
+
+    A layer whose weights are kept in 8 bits multiplies by itself.
+    """
     weight: Tensor = layer.weight
+    if weight.dtype is torch.int8:
+        product: Tensor = layer(x)
+        return product
     bias: Tensor = layer.bias
     return F.linear(x, weight, bias)
 
@@ -291,17 +297,25 @@ class WindowedFrames:
         return torch.cat((text, inside), dim=3).flatten(0, 1)
 
 
+class Seen(NamedTuple):
+    """What one slot being drawn sees: keys and values [B, heads, seen, d], and an additive mask."""
+
+    k: Tensor
+    v: Tensor
+    mask: Tensor | None
+
+
 class Shelves(Protocol):
-    """The cache as a step sees it; see `cache.py`. Each returns keys and values [B, heads, seen, d]."""
+    """The cache as a step sees it; see `cache.py`. k_v [2, B, heads, Q, d] of the Q slots of the step are kept."""
 
-    def spatial(self, layer: int, k_v: Tensor) -> tuple[Tensor, Tensor, Tensor | None]: ...
+    def spatial(self, layer: int, k_v: Tensor) -> list[Seen]: ...
 
-    def temporal(self, layer: int, k_v: Tensor) -> tuple[Tensor, Tensor, Tensor | None]: ...
+    def temporal(self, layer: int, k_v: Tensor) -> list[Seen]: ...
 
 
 @dataclass(frozen=True)
 class StepPattern:
-    """One slot of a frame being drawn: its keys and values join the cache, then it attends to what the cache shows.
+    """One slot of each frame being drawn: its keys and values join the cache, then it attends to what it may see.
 
     `both`: whether the temporal channel takes part; the first frame is drawn by the backbone alone.
     """
@@ -311,20 +325,26 @@ class StepPattern:
 
     def __call__(self, backbone: Any, own: AttentionPlus, layer: int, hidden: Tensor) -> Tensor:
         q, k_v = self._split(linear(backbone.query_key_value, hidden), own.heads)
-        spatial = linear(backbone.dense, merge_heads(attend(q, *self.shelves.spatial(layer, k_v))))
+        spatial = linear(backbone.dense, self._attend(q, self.shelves.spatial(layer, k_v)))
         if not self.both:
             return spatial
-        plus = own.query_key_value[layer]
-        q, k_v = self._split(linear(plus, hidden), own.heads)
-        temporal = linear(own.dense[layer], merge_heads(attend(q, *self.shelves.temporal(layer, k_v))))
+        q, k_v = self._split(linear(own.query_key_value[layer], hidden), own.heads)
+        temporal = linear(own.dense[layer], self._attend(q, self.shelves.temporal(layer, k_v)))
         return own.mix(layer, spatial, temporal)
 
     @staticmethod
     def _split(qkv: Tensor, heads: int) -> tuple[Tensor, Tensor]:
-        """[B, 1, 3h] -> q [B, heads, 1, d], k and v [2, B, heads, 1, d]."""
-        batch, _, width = qkv.shape
-        parts = qkv.view(batch, 1, 3, heads, width // (3 * heads)).permute(2, 0, 3, 1, 4)
+        """[B, Q, 3h] -> q [B, heads, Q, d], k and v [2, B, heads, Q, d]."""
+        batch, slots, width = qkv.shape
+        parts = qkv.view(batch, slots, 3, heads, width // (3 * heads)).permute(2, 0, 3, 1, 4)
         return parts[0], parts[1:]
+
+    @staticmethod
+    def _attend(q: Tensor, seen: list[Seen]) -> Tensor:
+        """q [B, heads, Q, d] and what each of the Q slots sees -> [B, Q, h]."""
+        if len(seen) == 1:
+            return merge_heads(attend(q, *seen[0]))
+        return merge_heads(torch.cat([attend(q[:, :, i : i + 1], *s) for i, s in enumerate(seen)], dim=2))
 
 
 def _beside_text(text: Tensor, own: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 """The judge: frames in, what they show out. It measures against the world's own drawings and learns nothing.
 
-A frame is read in two steps. The scene is the background that most of its pixels agree with; what differs from it is the
-subject's mask, which gives place and size. Then every subject at every quarter turn is drawn there, and the drawing that
-is closest names subject and angle. Frames are the world's small or large ones, before or after the codec.
+A frame is read in two steps. The scene is the background that most of its pixels agree with; what differs from it is
+the subject's mask, which gives place and size. Then every subject at every quarter turn is drawn there, and the drawing
+that is closest names subject and angle. Frames are the world's small or large ones, before or after the codec.
 """
 
 from __future__ import annotations
@@ -65,7 +65,8 @@ def read_frame(frame: Pixels, known_subject: int | None = None) -> Reading:
 
 def _read_scene(pixels: npt.NDArray[np.float32], cell: int) -> tuple[int, int, npt.NDArray[np.float32]]:
     """The background that fits most of a frame, and each pixel's distance from it [H, W]."""
-    candidates = [(s, v, np.abs(pixels - background(s, v, cell)).sum(2)) for s in range(len(SCENES)) for v in range(VARIANTS)]
+    pairs = [(scene, variant) for scene in range(len(SCENES)) for variant in range(VARIANTS)]
+    candidates = [(*pair, np.abs(pixels - background(*pair, cell)).sum(2)) for pair in pairs]
     return min(candidates, key=lambda c: float(np.minimum(c[2], 2 * _THRESHOLD).mean()))
 
 
