@@ -7,14 +7,16 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import html
 import json
+import logging
 import os
 import signal
 import socket
 import sys
 import webbrowser
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +31,32 @@ from cogvideo.errors import CapacityError, CogVideoError, RequestError
 from cogvideo.jobs import Jobs, Limits, new_key, new_seed, open_jobs
 from cogvideo.page import FOLDER, Form, Words
 
+LOG = logging.getLogger(__name__)
+
 GALLERY = Path(__file__).resolve().parent / "examples" / "gallery"
 BEAT = 2.0
 """Seconds between two signs of life of an unchanged job; the page asks again after missing two."""
 FONTS = ["system-ui", "-apple-system", "Segoe UI", "PingFang SC", "Microsoft YaHei", "Noto Sans CJK SC", "sans-serif"]
 Updates = dict[Any, Any]
 """Gradio components and what they change to."""
+
+
+def _said(handler: Callable[..., Updates]) -> Callable[..., Updates]:
+    """A handler whose errors become a sentence on the page; nothing else changes then."""
+
+    @functools.wraps(handler)
+    def answer(self: Page, me: Any, *rest: Any) -> Updates:
+        me = self.known(me)
+        try:
+            return handler(self, me, *rest)
+        except CogVideoError as error:
+            words = error.message(me["language"])
+        except Exception:
+            LOG.exception("The page could not answer")
+            words = self.say(me["language"], "unexpected")
+        return {self.notice: self.notice_of(words, "error")}
+
+    return answer
 
 
 class Page:
@@ -193,7 +215,7 @@ class Page:
     def enter(self, me: Any, request: gr.Request) -> Updates:
         """Somebody opens or reloads the page: their language, the job or the settings of the link, their history."""
         query = dict(request.query_params)
-        me = self._known(me, query.get("lang") or request.headers.get("accept-language"))
+        me = self.known(me, query.get("lang") or request.headers.get("accept-language"))
         language = me["language"]
         updates = _merge(self._clothes(language), self._rates(Form(), language))
         form, words, kind = self._from_link(query, language)
@@ -214,67 +236,49 @@ class Page:
             self.language: language,
             self.screen: {**value, "language": language},
             self.shelf: self.history(me),
-            self.notice: self._notice(words, kind),
+            self.notice: self.notice_of(words, kind),
         }
         return updates
 
+    @_said
     def submit(self, me: Any, *values: Any) -> Updates:
         """Puts what the form says into the queue, or says why not."""
         *form, fresh, comment = values
-        me = self._known(me)
-        try:
-            request = _form(form, new_seed() if fresh else None).request(self.base)
-            return self._ask(request, me, comment)
-        except CogVideoError as error:
-            return {self.notice: self._notice(error.message(me["language"]), "error")}
+        request = _form(form, new_seed() if fresh else None).request(self.base)
+        return self._ask(request, me, comment)
 
+    @_said
     def again(self, me: Any, event: gr.EventData) -> Updates:
         """A new job from the one on the screen, with one thing changed."""
-        me = self._known(me)
-        try:
-            view = self.jobs.view(str(event.id))
-            request = page.changed(view.request, str(event.change))
-            updates = self._fill(Form.of(request, self.base), me["language"])
-            return _merge(updates, self._ask(request, me, view.comment))
-        except CogVideoError as error:
-            return {self.notice: self._notice(error.message(me["language"]), "error")}
+        view = self.jobs.view(str(event.id))
+        request = page.changed(view.request, str(event.change))
+        updates = self._fill(Form.of(request, self.base), me["language"])
+        return _merge(updates, self._ask(request, me, view.comment))
 
+    @_said
     def show(self, me: Any, event: gr.EventData) -> Updates:
         """Puts a job on the screen: one of the history, or the same one after the connection was lost."""
-        me = self._known(me)
-        try:
-            return {self.screen: self._screen(str(event.id), me["key"]), self.notice: ""}
-        except CogVideoError as error:
-            return {self.notice: self._notice(error.message(me["language"]), "error")}
+        return {self.screen: self._screen(str(event.id), me["key"]), self.notice: ""}
 
+    @_said
     def stop(self, me: Any, event: gr.EventData) -> Updates:
-        me = self._known(me)
-        try:
-            self.jobs.stop(str(event.id), me["key"], after_level=bool(event.level))
-        except CogVideoError as error:
-            return {self.notice: self._notice(error.message(me["language"]), "error")}
+        self.jobs.stop(str(event.id), me["key"], after_level=bool(event.level))
         return {self.notice: ""}
 
+    @_said
     def remove(self, me: Any, event: gr.EventData) -> Updates:
-        me = self._known(me)
-        try:
-            self.jobs.delete(str(event.id), me["key"])
-        except CogVideoError as error:
-            return {self.notice: self._notice(error.message(me["language"]), "error")}
+        self.jobs.delete(str(event.id), me["key"])
         return {self.shelf: self.history(me), self.notice: ""}
 
+    @_said
     def reuse(self, me: Any, event: gr.EventData) -> Updates:
         """Fills the form with a job's settings, seed included."""
-        me = self._known(me)
-        try:
-            form = Form.of(self.jobs.view(str(event.id)).request, self.base)
-        except CogVideoError as error:
-            return {self.notice: self._notice(error.message(me["language"]), "error")}
+        form = Form.of(self.jobs.view(str(event.id)).request, self.base)
         return {**self._fill(form, me["language"]), self.notice: ""}
 
+    @_said
     def vary(self, me: Any, event: gr.EventData) -> Updates:
         """Fills the form with the settings of a clip of the gallery, with a seed of its own."""
-        me = self._known(me)
         clip = self.gallery[int(event.index)]
         form = Form(clip["prompt"], new_seed(), clip["frames"], clip["seconds"])
         return {**self._fill(form, me["language"]), self.fresh: True, self.notice: ""}
@@ -284,17 +288,17 @@ class Page:
 
     def speak(self, me: Any, language: str, frames: int, seconds: float, superres: bool) -> Updates:
         """The page in another language."""
-        me = {**self._known(me), "language": language}
+        me = {**self.known(me), "language": language}
         form = Form(frames=frames, seconds=seconds, superres=superres)
         clothes = _merge(self._clothes(language), self._rates(form, language))
         return {**clothes, self.me: me}
 
     def reckon(self, me: Any, frames: int, seconds: float, superres: bool) -> Updates:
         """What comes of the chosen frame rate and length."""
-        return self._rates(Form(frames=frames, seconds=seconds, superres=superres), self._known(me)["language"])
+        return self._rates(Form(frames=frames, seconds=seconds, superres=superres), self.known(me)["language"])
 
     def history(self, me: Any) -> list[dict[str, Any]]:
-        return [page.card_value(view) for view in self.jobs.history(self._known(me)["key"])]
+        return [page.card_value(view) for view in self.jobs.history(self.known(me)["key"])]
 
     async def tail(self, screen: Any, me: Any, request: gr.Request) -> AsyncIterator[Any]:
         """Shows the job on the screen until it is final. Ending early touches no job."""
@@ -304,7 +308,7 @@ class Page:
             return
         visitor = request.session_hash or ""
         token = self._tails[visitor] = object()
-        key = self._known(me)["key"]
+        key = self.known(me)["key"]
         mine = self.jobs.holds(job, key)
         beat = 0
         try:
@@ -327,7 +331,7 @@ class Page:
         notes = "".join(zh if language == "zh" else f"{en} " for zh, en in view.notes)
         return {
             self.screen: self._screen(view.id, me["key"]),
-            self.notice: self._notice(notes, ""),
+            self.notice: self.notice_of(notes, ""),
             self.seed: view.request.seed,
             self.shelf: self.history(me),
         }
@@ -335,7 +339,7 @@ class Page:
     def _screen(self, job: str, key: str) -> dict[str, Any]:
         return page.screen_value(self.jobs.view(job), self.jobs.holds(job, key), self.jobs.preset)
 
-    def _known(self, me: Any, accepted: str | None = None) -> dict[str, str]:
+    def known(self, me: Any, accepted: str | None = None) -> dict[str, str]:
         """What the browser remembers, made good where it remembers nothing sensible."""
         me = me if isinstance(me, dict) else {}
         key, language = me.get("key"), me.get("language")
@@ -401,7 +405,7 @@ class Page:
         title, tagline = self.say(language, "title"), self.say(language, "tagline")
         return f'<div class="cv-brand">{_asset("favicon.svg")}<div><h1>{title}</h1><p>{tagline}</p></div></div>'
 
-    def _notice(self, words: str, kind: str) -> str:
+    def notice_of(self, words: str, kind: str) -> str:
         """A sentence below the button; read out at once. Whatever it quotes is shown as text."""
         role = "alert" if kind == "error" else "status"
         return f'<p class="cv-say" role="{role}" data-kind="{kind}">{html.escape(words)}</p>' if words else ""

@@ -32,7 +32,7 @@ def pipe(tmp_path_factory: pytest.TempPathFactory) -> CogVideoPipeline:
 @pytest.fixture(autouse=True)
 def toy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, pipe: CogVideoPipeline) -> None:
     """The toy instead of mini, in an empty folder."""
-    monkeypatch.setattr(CogVideoPipeline, "from_pretrained", classmethod(lambda cls, name, device=None: pipe))
+    monkeypatch.setattr(CogVideoPipeline, "from_pretrained", classmethod(lambda cls, name, **options: pipe))
     monkeypatch.chdir(tmp_path)
 
 
