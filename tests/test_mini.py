@@ -1,0 +1,52 @@
+"""The model that ships, through the door that users take: it is complete, it draws, and it draws what was asked for."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from cogvideo.config import VideoRequest
+from cogvideo.events import Done, LevelDone
+from cogvideo.pipeline import CogVideoPipeline
+
+GRASS = VideoRequest("一只熊猫在草地上向右跑", seed=7, frames=5)
+SEA = VideoRequest("一艘帆船在大海上向左行驶", seed=7, frames=5, superres=False)
+
+
+@pytest.fixture(scope="module")
+def pipe() -> CogVideoPipeline:
+    return CogVideoPipeline.from_pretrained("mini", device="cpu")
+
+
+def colour(frames: np.ndarray) -> np.ndarray:
+    """Mean red, green and blue of the lower third of all frames."""
+    return frames[:, -frames.shape[1] // 3 :].reshape(-1, 3).mean(0)
+
+
+def test_the_first_example_is_drawn_on_grass_large_and_small(pipe: CogVideoPipeline) -> None:
+    events = list(pipe.stream(GRASS))
+    (small,) = [e.frames for e in events if isinstance(e, LevelDone)]
+    assert isinstance(events[-1], Done)
+    large = events[-1].frames
+    assert small.shape == (5, 64, 64, 3)
+    assert large.shape == (5, 192, 192, 3)
+    for frames in (small, large):
+        red, green, blue = colour(frames)
+        assert green > red
+        assert green > blue
+    shrunk = large.reshape(5, 64, 3, 64, 3, 3).mean((2, 4))
+    assert np.abs(shrunk - small).mean() < 30  # the same pictures, only larger
+
+
+def test_another_scene_has_another_colour_and_every_run_is_the_same(pipe: CogVideoPipeline) -> None:
+    frames = pipe(SEA)
+    red, _, blue = colour(frames)
+    assert blue > red
+    np.testing.assert_array_equal(pipe(SEA), frames)
+
+
+def test_its_vocabulary_knows_its_world(pipe: CogVideoPipeline) -> None:
+    assert pipe.check(GRASS).notes == ()
+    (note,) = pipe.check(VideoRequest("一只恐龙在草地上")).notes
+    assert "恐龙" in note.zh
+    assert "熊猫" in note.zh
