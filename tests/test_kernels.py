@@ -195,3 +195,33 @@ def test_the_door_asks_for_a_compiler(bare: pytest.MonkeyPatch) -> None:
     bare.delenv("CC", raising=False)
     bare.setenv("PATH", "")
     assert "no C compiler" in str(door.why_not(torch.empty(1, 1, 4, 64)))
+
+
+# --- the benchmark --------------------------------------------------------------------------------------------------
+
+
+def test_the_benchmark_runs_at_toy_size(capsys: pytest.CaptureFixture[str]) -> None:
+    from kernels import bench
+
+    assert bench.main(["--device", "cpu", "--shape", "toy", "--seconds", "0.001", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    plain = [row for row in found["rows"] if row["form"] == "plain"]
+    fast = [row for row in found["rows"] if row["form"] == "fast"]
+    assert [row["milliseconds"] > 0 and row["mebibytes"] > 0 and row["of_floor"] > 0 for row in plain] == [True, True]
+    assert all(row["milliseconds"] is None and row["note"] for row in fast)  # says why it did not run
+    assert plain[1]["mebibytes"] > plain[0]["mebibytes"]  # gradients take memory
+
+
+def test_the_floor_counts_windows_and_traffic() -> None:
+    from kernels import bench
+
+    shape = bench.Shape(samples=1, heads=1, coarse=(2, 2), upscale=2, head=8, fine_window=(3, 3), coarse_window=(1, 1))
+    slow_arithmetic = bench.Machine("", gigabytes_per_second=1e9, gigaflops=1e-6)  # a thousand operations a second
+    slow_memory = bench.Machine("", gigabytes_per_second=1e-6, gigaflops=1e9)  # a thousand bytes a second
+    fine, coarse, keys = 16, 4, 10
+    assert bench.local_attention_floor(shape, torch.float32, slow_arithmetic, False) == pytest.approx(
+        2 * 2 * fine * keys * 8
+    )
+    assert bench.local_attention_floor(shape, torch.float16, slow_memory, False) == pytest.approx(
+        2 * 8 * (4 * fine + 2 * coarse)
+    )

@@ -1,0 +1,233 @@
+"""`python -m kernels.bench`: every kernel beside its plain forms: ms, MiB and the fraction of the floor.
+
+The floor of an operation is the time that reading its inputs and writing its outputs once takes at this machine's
+bandwidth, or its arithmetic at this machine's rate, whichever is longer; both are measured first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from kernels import local_attention as door
+from kernels import reference
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of one local attention: those of the published super-resolution, of mini's, or small ones."""
+
+    samples: int
+    heads: int
+    coarse: tuple[int, int]
+    upscale: int
+    head: int
+    fine_window: tuple[int, int] = (9, 5)
+    coarse_window: tuple[int, int] = (5, 5)
+
+    @property
+    def fine(self) -> tuple[int, int]:
+        return (self.coarse[0] * self.upscale, self.coarse[1] * self.upscale)
+
+
+SHAPES = {
+    "published": Shape(samples=4, heads=48, coarse=(20, 20), upscale=3, head=64),
+    "mini": Shape(samples=4, heads=6, coarse=(8, 8), upscale=3, head=32),
+    "toy": Shape(samples=1, heads=2, coarse=(4, 4), upscale=3, head=16),
+}
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What this machine does at best, measured."""
+
+    name: str
+    gigabytes_per_second: float
+    gigaflops: float
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table."""
+
+    operation: str
+    form: str
+    milliseconds: float | None
+    mebibytes: float | None
+    floor_milliseconds: float
+    note: str = ""
+
+    @property
+    def of_floor(self) -> float | None:
+        return self.floor_milliseconds / self.milliseconds if self.milliseconds else None
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Prints the table, or JSON, and returns 0."""
+    options = _parser().parse_args(arguments)
+    device = torch.device(options.device)
+    shape = SHAPES[options.shape or ("published" if device.type == "cuda" else "toy")]
+    dtype = DTYPES[options.dtype or ("fp16" if device.type == "cuda" else "fp32")]
+    machine = measure_machine(device, dtype, options.seconds)
+    rows = list(local_attention_rows(shape, device, dtype, machine, options.seconds))
+    if options.json:
+        lines = [asdict(row) | {"of_floor": row.of_floor} for row in rows]
+        described = {"shape": asdict(shape), "dtype": str(dtype), "machine": asdict(machine), "rows": lines}
+        print(json.dumps(described, ensure_ascii=False, indent=1))
+    else:
+        print(table(shape, dtype, machine, rows))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m kernels.bench", description=__doc__)
+    parser.add_argument("--shape", choices=tuple(SHAPES), help="default: published on a GPU, toy on a CPU")
+    parser.add_argument("--dtype", choices=tuple(DTYPES), help="default: fp16 on a GPU, fp32 on a CPU")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--seconds", type=float, default=1.0, help="how long each form is repeated (default: 1)")
+    parser.add_argument("--json", action="store_true")
+    return parser
+
+
+# --- measuring ------------------------------------------------------------------------------------------------------
+
+
+def measure_machine(device: torch.device, dtype: torch.dtype, seconds: float) -> Machine:
+    """Bandwidth of a large copy and rate of a large matrix product in `dtype`."""
+    side = 8192 if device.type == "cuda" else 768
+    a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+    source = torch.empty((512 if device.type == "cuda" else 64) * 2**20, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    copy = milliseconds(lambda: target.copy_(source), device, seconds)
+    product = milliseconds(lambda: a @ b, device, seconds)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    return Machine(name, 2 * source.numel() / copy / 1e6, 2 * side**3 / product / 1e6)
+
+
+def milliseconds(call: Callable[[], object], device: torch.device, seconds: float) -> float:
+    """Median time of a call, repeated for about `seconds`, at least three times after one call to warm up."""
+    call()
+    times: list[float] = []
+    while len(times) < 3 or sum(times) < seconds * 1000:
+        times.append(_once(call, device))
+    return statistics.median(times)
+
+
+def _once(call: Callable[[], object], device: torch.device) -> float:
+    if device.type != "cuda":
+        start = time.perf_counter()
+        call()
+        return (time.perf_counter() - start) * 1000
+    before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    before.record()
+    call()
+    after.record()
+    after.synchronize()
+    return float(before.elapsed_time(after))
+
+
+def mebibytes(call: Callable[[], object], device: torch.device) -> float:
+    """What a call holds at most beyond what was there before it."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        call()
+        return (torch.cuda.max_memory_allocated(device) - before) / 2**20
+    os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # the profiler's remarks on itself
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        call()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "trace.json"
+        profile.export_chrome_trace(str(path))
+        events = json.loads(path.read_text())["traceEvents"]
+    held = most = 0
+    for event in sorted((e for e in events if e.get("name") == "[memory]"), key=lambda e: int(e["args"]["Ev Idx"])):
+        held += int(event["args"]["Bytes"])
+        most = max(most, held)
+    return most / 2**20
+
+
+# --- what is measured -----------------------------------------------------------------------------------------------
+
+
+def local_attention_rows(
+    shape: Shape, device: torch.device, dtype: torch.dtype, machine: Machine, seconds: float
+) -> Iterator[Row]:
+    """Forward, and forward with backward, of each form that can run here."""
+    tensors = _tensors(shape, device, dtype)
+    sizes = (shape.fine, shape.coarse, shape.fine_window, shape.coarse_window)
+    forms = {"fast": door.local_attention, "plain": reference.local_attention}
+    for operation, backward in (("local attention", False), ("local attention, with gradients", True)):
+        floor = local_attention_floor(shape, dtype, machine, backward)
+        for form, function in forms.items():
+            why = door.why_not(tensors[0]) if form == "fast" else None
+            if why is not None:
+                yield Row(operation, form, None, None, floor, why)
+                continue
+
+            def call(function: Callable[..., torch.Tensor] = function, backward: bool = backward) -> None:
+                with torch.set_grad_enabled(backward):
+                    out = function(*tensors, *sizes)
+                if backward:
+                    torch.autograd.grad(out, tensors, torch.ones_like(out))
+
+            yield Row(operation, form, milliseconds(call, device, seconds), mebibytes(call, device), floor)
+
+
+def _tensors(shape: Shape, device: torch.device, dtype: torch.dtype) -> list[torch.Tensor]:
+    fine, coarse = shape.fine[0] * shape.fine[1], shape.coarse[0] * shape.coarse[1]
+    return [
+        torch.randn(shape.samples, shape.heads, cells, shape.head, device=device, dtype=dtype, requires_grad=True)
+        for cells in (fine, fine, fine, coarse, coarse)
+    ]
+
+
+def local_attention_floor(shape: Shape, dtype: torch.dtype, machine: Machine, backward: bool) -> float:
+    """Milliseconds. Forward: two products with every key in a window, all tensors moved once; backward: five products
+    more, all tensors and gradients moved once more.
+    """
+    fine, coarse = shape.fine[0] * shape.fine[1], shape.coarse[0] * shape.coarse[1]
+    keys = shape.fine_window[0] * shape.fine_window[1] + shape.coarse_window[0] * shape.coarse_window[1]
+    pairs = shape.samples * shape.heads * fine * keys * shape.head
+    numbers = shape.samples * shape.heads * shape.head * (3 * fine + 2 * coarse)
+    answer = shape.samples * shape.heads * shape.head * fine
+    products = 2 + 5 * backward
+    moved = (numbers + answer) + backward * (2 * numbers + 2 * answer)
+    arithmetic = 2 * pairs * products / (machine.gigaflops * 1e6)
+    traffic = moved * torch.finfo(dtype).bits / 8 / (machine.gigabytes_per_second * 1e6)
+    return max(arithmetic, traffic)
+
+
+def table(shape: Shape, dtype: torch.dtype, machine: Machine, rows: Sequence[Row]) -> str:
+    """The rows for a person to read."""
+    lines = [
+        f"{machine.name}: {machine.gigabytes_per_second:.0f} GB/s, {machine.gigaflops:.0f} GFLOP/s in {dtype}",
+        f"local attention: {shape.samples} x {shape.heads} heads of {shape.head}, {shape.coarse} -> {shape.fine} cells",
+        f"{'operation':<34}{'form':<8}{'ms':>10}{'MiB':>10}{'floor ms':>10}{'of floor':>10}",
+    ]
+    for row in rows:
+        line = f"{row.operation:<34}{row.form:<8}"
+        if row.milliseconds is None or row.mebibytes is None or row.of_floor is None:
+            lines.append(f"{line}not run: {row.note}")
+        else:
+            lines.append(
+                f"{line}{row.milliseconds:>10.3f}{row.mebibytes:>10.1f}{row.floor_milliseconds:>10.4f}{row.of_floor:>9.1%}"
+            )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
