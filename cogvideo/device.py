@@ -64,12 +64,13 @@ def compress(network: nn.Module, place: Place) -> None:
             weight = getattr(layer, "weight", None)
             if weight is None or weight.ndim != 2 or isinstance(layer, (nn.Embedding, Linear8bitLt)):
                 continue
-            if getattr(layer, "bias", None) is None:  # sat's embedding, which is no product
+            bias = getattr(layer, "bias", None)
+            if bias is None:  # sat's embedding, which is no product
                 continue
             outputs, inputs = weight.shape
             small = Linear8bitLt(inputs, outputs, has_fp16_weights=False, threshold=0.0, device="meta")
             small.weight = Int8Params(weight.detach().cpu(), requires_grad=False, has_fp16_weights=False)
-            small.bias = nn.Parameter(layer.bias.detach(), requires_grad=False)
+            small.bias = nn.Parameter(bias.detach(), requires_grad=False)
             setattr(parent, name, small.to(place.home).requires_grad_(False))
 
 

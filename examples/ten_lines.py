@@ -6,6 +6,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the project needs no installation, only its folder
 
 from cogvideo.config import VideoRequest
+from cogvideo.events import Done
 from cogvideo.pipeline import CogVideoPipeline
 from cogvideo.video import write_video
 
@@ -13,5 +14,5 @@ pipeline = CogVideoPipeline.from_pretrained("mini")
 request = VideoRequest("一只熊猫在草地上向右跑", seed=7, frames=9)
 for event in pipeline.stream(request):  # loading, then tokens, keyframes, levels, and at the end the film
     print(type(event).__name__, end=" ", flush=True)
-frames = event.frames  # uint8 [9, 192, 192, 3]
-print("\n", write_video(Path("panda.mp4"), frames, request.seconds), frames.shape)
+    if isinstance(event, Done):  # frames: uint8 [9, 192, 192, 3]
+        print("\n", write_video(Path("panda.mp4"), event.frames, request.seconds), event.frames.shape)

@@ -8,7 +8,6 @@ anything moves.)
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -72,7 +71,7 @@ class ShuffleDecoder(nn.Module):
             x = level(x)  # [B, C', 2h, 2w]
         return x
 
-    def get_last_layer(self) -> torch.nn.Parameter:
+    def get_last_layer(self) -> Tensor:
         """The last convolution's weight; HVQVAE offers it to training with an adaptive loss."""
         convolutions = [m for m in self.modules() if isinstance(m, nn.Conv2d)]
         return convolutions[-1].weight
