@@ -38,8 +38,8 @@ Tokenise = Callable[[npt.NDArray[np.uint8]], Tensor]
 class ObjectiveOptions:
     """How many sequences of each kind a step holds, and what counts in them."""
 
-    images: int = 32
-    clips: int = 12
+    images: int = 16
+    clips: int = 20
     windows: int = 6
     superres: int = 2
     unconditional: float = 0.1
@@ -47,7 +47,7 @@ class ObjectiveOptions:
     background_weight: float = 0.5
     subject_weight: float = 2.5
     """Weights of a token's loss in clips and windows: most tokens are background that never changes."""
-    image_subject_weight: float = 1.0
+    image_subject_weight: float = 0.5
     seed: int = 0
 
 
@@ -197,8 +197,10 @@ class WorldTask:
         ]
         shape = (len(clips), len(times[0]))
         tokens = self.tokenise(np.stack([picture for picture, _ in drawn])).unflatten(0, shape)  # [B, F, N]
-        cells = np.stack([subject_cells(mask, self.preset.cell) for _, mask in drawn])
-        weights = self._weigh(cells, subject_weight).unflatten(0, shape)
+        cells = np.stack([subject_cells(mask, self.preset.cell) for _, mask in drawn]).reshape(*shape, -1)
+        # Where the subject is in any frame counts in all of them: that a place is empty again is what tells of motion,
+        # and weighing the subject alone would teach it to appear too early in the order of decoding.
+        weights = self._weigh(cells.any(1, keepdims=True).repeat(shape[1], 1), subject_weight)
         text, text_length = pad_left(texts, self.pad)
         return Rows(text, text_length, tokens, weights)
 

@@ -248,7 +248,7 @@ def place_clip(
     variants: int = 2,
 ) -> Clip:
     """Draw duration (where None), size, start and scene drawing for a given subject, scene and motion."""
-    seconds = float(rng.choice(DURATIONS, p=(0.4, 0.25, 0.2, 0.15))) if duration is None else duration
+    seconds = float(rng.choice(DURATIONS, p=(0.5, 0.25, 0.15, 0.1))) if duration is None else duration
     name = MOTIONS[motion]
     if name == "变大":
         size = 2.0
