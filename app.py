@@ -80,6 +80,7 @@ class Page:
 
     def _build(self) -> None:
         self.me = gr.BrowserState(None, storage_key="cogvideo", secret=self.jobs.secret("browser"))
+        self.wanted = gr.State("")  # the job on the screen; the screen itself may still hear from the one before
         with gr.Row(elem_id="cv-top"):
             self.brand = gr.HTML(self._brand("zh"), apply_default_css=False)
             self.language = gr.Radio(
@@ -141,9 +142,7 @@ class Page:
             )
             self.outcome = gr.HTML(self._outcome("zh", usual), apply_default_css=False, elem_id="cv-outcome")
             with gr.Group():
-                self.seed = gr.Number(
-                    label=zh["seed"], info=zh["seed_hint"], value=new_seed, precision=0, elem_id="cv-seed"
-                )
+                self.seed = gr.Number(label=zh["seed"], info=zh["seed_hint"], precision=0, elem_id="cv-seed")
                 self.fresh = gr.Checkbox(value=True, label=zh["fresh"], elem_id="cv-fresh")
             with gr.Accordion(zh["settings"], open=False, elem_id="cv-settings") as self.settings:
                 self.guidance = gr.Slider(
@@ -168,18 +167,20 @@ class Page:
 
     def _connect(self) -> None:
         wish = [self.me, *self.form, self.fresh, self.comment]
-        asked = [self.screen, self.notice, self.seed, self.shelf]
+        asked = [self.me, self.wanted, self.screen, self.notice, self.seed, self.shelf]
         filled = [*self.form, self.fresh, self.outcome, self.notice]
         quiet: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
         clothes = list(self._clothes("zh"))
-        everything = list(dict.fromkeys([self.me, self.language, *clothes, *filled, self.screen, self.shelf]))
+        everything = list(
+            dict.fromkeys([self.me, self.language, *clothes, *filled, self.wanted, self.screen, self.shelf])
+        )
 
         self._follow(self.ui.load(self.enter, [self.me], everything, **quiet))
         self._follow(self.make.click(self.submit, wish, asked, **quiet))
         self._follow(self.prompt.submit(self.submit, wish, asked, **quiet))
         self._follow(self.screen.again(self.again, [self.me], [*asked, *filled], **quiet))
-        self._follow(self.screen.attach(self.show, [self.me], [self.screen, self.notice], **quiet))
-        self._follow(self.shelf.open(self.show, [self.me], [self.screen, self.notice], **quiet))
+        self._follow(self.screen.attach(self.show, [self.me], [self.wanted, self.screen, self.notice], **quiet))
+        self._follow(self.shelf.open(self.show, [self.me], [self.wanted, self.screen, self.notice], **quiet))
         self.screen.stop(self.stop, [self.me], [self.notice], **quiet)
         self.screen.reuse(self.reuse, [self.me], filled, **quiet)
         self.shelf.reuse(self.reuse, [self.me], filled, **quiet)
@@ -202,7 +203,7 @@ class Page:
         """After `event`, show the job on the screen until it is final, then bring the history up to date."""
         tail = event.then(
             self.tail,
-            [self.screen, self.me],
+            [self.wanted, self.me],
             [self.screen],
             concurrency_limit=None,
             show_progress="hidden",
@@ -218,6 +219,7 @@ class Page:
         me = self.known(me, query.get("lang") or request.headers.get("accept-language"))
         language = me["language"]
         updates = _merge(self._clothes(language), self._rates(Form(), language))
+        updates = _merge(updates, {self.seed: gr.update(value=new_seed())})
         form, words, kind = self._from_link(query, language)
         view = None
         if "job" in query:
@@ -231,9 +233,12 @@ class Page:
         if form:
             updates = _merge(updates, self._fill(form, language))
         value = self._screen(view.id, me["key"]) if view else {}
+        if value.get("mine"):
+            updates = _merge(updates, {self.fresh: gr.update(value=True)})
         updates |= {
             self.me: me,
             self.language: language,
+            self.wanted: view.id if view else "",
             self.screen: {**value, "language": language},
             self.shelf: self.history(me),
             self.notice: self.notice_of(words, kind),
@@ -258,7 +263,8 @@ class Page:
     @_said
     def show(self, me: Any, event: gr.EventData) -> Updates:
         """Puts a job on the screen: one of the history, or the same one after the connection was lost."""
-        return {self.screen: self._screen(str(event.id), me["key"]), self.notice: ""}
+        job = str(event.id)
+        return {self.wanted: job, self.screen: self._screen(job, me["key"]), self.notice: ""}
 
     @_said
     def stop(self, me: Any, event: gr.EventData) -> Updates:
@@ -300,9 +306,8 @@ class Page:
     def history(self, me: Any) -> list[dict[str, Any]]:
         return [page.card_value(view) for view in self.jobs.history(self.known(me)["key"])]
 
-    async def tail(self, screen: Any, me: Any, request: gr.Request) -> AsyncIterator[Any]:
+    async def tail(self, job: str, me: Any, request: gr.Request) -> AsyncIterator[Any]:
         """Shows the job on the screen until it is final. Ending early touches no job."""
-        job = (screen or {}).get("id")
         if not job:
             yield gr.skip()
             return
@@ -330,6 +335,8 @@ class Page:
         language = me["language"]
         notes = "".join(zh if language == "zh" else f"{en} " for zh, en in view.notes)
         return {
+            self.me: me,
+            self.wanted: view.id,
             self.screen: self._screen(view.id, me["key"]),
             self.notice: self.notice_of(notes, ""),
             self.seed: view.request.seed,

@@ -23,7 +23,7 @@ from cogvideo.config import PRESETS, Preset, VideoRequest
 from cogvideo.errors import Cancelled, CapacityError, CogVideoError, RequestError
 from cogvideo.events import Done, Event, LevelDone
 from cogvideo.pace import Pace, tokens_per_stage
-from cogvideo.results import Folder, WriteVideo
+from cogvideo.results import EXPORTS, Folder, WriteVideo
 from cogvideo.store import Entry, Record, Store
 from cogvideo.take import Take
 from cogvideo.video import write_video
@@ -109,6 +109,7 @@ class Jobs:
         self._make_pipeline, self._write_video = pipeline, video_writer
         self._made: Pipeline | None = None
         self._making = threading.Lock()
+        self._exporting = threading.Lock()
         self.results.mkdir(parents=True, exist_ok=True)
         self._lock_file = _lock_folder(data)
         self._store = Store(data / "jobs.sqlite")
@@ -257,11 +258,27 @@ class Jobs:
         return self._pace().seconds_left(plan, 0)
 
     def file(self, job: str, name: str) -> Path | None:
-        """The path of one of a job's files; None where there is none, whatever the two strings hold."""
+        """The path of one of a job's files; None where there is none, whatever the two strings hold.
+
+        A gif and a zip of the frames are made when they are first asked for.
+        """
         folder = self.results / job
         if not _plain(job) or not folder.is_dir():
             return None
+        if name in EXPORTS:
+            return self._export(job, name)
         return next((path for path in folder.iterdir() if path.name == name and not name.startswith(".")), None)
+
+    def _export(self, job: str, name: str) -> Path | None:
+        record = self._store.job(job)
+        if record is None or record.status not in FINAL:
+            return None
+        view = self._restore(record)
+        folder = self._folder(job)
+        with self._exporting:  # once, however many ask
+            path = folder.export(name, view.request, self._comment(view))
+        self._store.resize(job, folder.size())
+        return path
 
     # The queue. All of these are called with the lock held.
 
@@ -441,7 +458,7 @@ class Jobs:
         else:
             if take.finished is None:
                 raise RuntimeError("The pipeline ended without its last event")
-            self._end(job, "done", take.clip("final", take.finished, self._comment(view)))
+            self._end(job, "done", take.last("final", take.finished, self._comment(view)))
         for stage, speed in take.pace.speeds().items():
             self._store.keep(f"speed:{self.preset.name}:{stage}", repr(speed))
 

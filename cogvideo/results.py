@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import io
 import os
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from cogvideo.config import CLIP_FRAMES, VideoRequest
@@ -21,6 +23,10 @@ from cogvideo.events import Frames
 WriteVideo = Callable[[Path, Frames, float, Mapping[str, Any] | None], object]
 """(path, frames, seconds from first to last frame, metadata) -> a video at path (`cogvideo.video.write_video`)."""
 
+EXPORTS = ("clip.gif", "frames.zip")
+"""Files made of a finished clip when somebody first asks for them."""
+FRAMES = "frames.npz"
+"""The clip's frames as they were drawn, for the exports."""
 THUMB = 96
 """Pixels of the longer side of a thumbnail."""
 
@@ -60,19 +66,40 @@ class Folder:
         return self._write(f"key-{index}.webp", thumbnail(frame))
 
     def clip(self, name: str, frames: Frames, request: VideoRequest, comment: dict[str, Any] | None) -> dict[str, Any]:
-        """Writes the clip so far and its strip; returns their names and the number of frames, as the log keeps them.
-
-        Fewer frames than keyframes are the beginning of a clip that was stopped: it is as much shorter.
-        """
+        """Writes the clip so far and its strip; returns their names and the number of frames, as the log keeps them."""
         self.path.mkdir(parents=True, exist_ok=True)
-        drawn = max(1, min(len(frames), CLIP_FRAMES[0]) - 1) / (CLIP_FRAMES[0] - 1)  # part of the clip's length
-        self.write_video(self.path / f"{name}.mp4", frames, request.seconds * drawn, comment)
+        self.write_video(self.path / f"{name}.mp4", frames, self._seconds(frames, request), comment)
         return {
             "video": f"{name}.mp4",
             "strip": self._write(f"{name}-strip.webp", sprite(frames)),
             "poster": self._write(f"{name}-poster.webp", thumbnail(frames[len(frames) // 2])),
             "frames": len(frames),
         }
+
+    def keep(self, frames: Frames) -> None:
+        """Keeps the frames of a clip that will not change any more."""
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, frames=frames)
+        self._write(FRAMES, buffer.getvalue())
+
+    def export(self, name: str, request: VideoRequest, comment: dict[str, Any] | None) -> Path | None:
+        """The path of one of EXPORTS, made now where it is missing; None where no frames were kept."""
+        path = self.path / name
+        if path.is_file():
+            return path
+        if name not in EXPORTS or not (self.path / FRAMES).is_file():
+            return None
+        with np.load(self.path / FRAMES) as kept:
+            frames = kept["frames"]  # [F, H, W, 3]
+        if name == "clip.gif":
+            self.write_video(path, frames, self._seconds(frames, request), comment)
+        else:
+            self._write(name, _zipped(frames))
+        return path
+
+    def _seconds(self, frames: Frames, request: VideoRequest) -> float:
+        """Fewer frames than keyframes are the beginning of a clip that was stopped: it is as much shorter."""
+        return request.seconds * max(1, min(len(frames), CLIP_FRAMES[0]) - 1) / (CLIP_FRAMES[0] - 1)
 
     def size(self) -> int:
         """Bytes of all files."""
@@ -84,3 +111,14 @@ class Folder:
         unfinished.write_bytes(data)
         os.replace(unfinished, self.path / name)
         return name
+
+
+def _zipped(frames: Frames) -> bytes:
+    """All frames as PNG files in one zip."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
+        for index, frame in enumerate(frames):
+            picture = io.BytesIO()
+            Image.fromarray(frame).save(picture, "PNG")
+            archive.writestr(f"frame-{index + 1:02}.png", picture.getvalue())
+    return buffer.getvalue()

@@ -87,6 +87,10 @@ class Store:
             base.execute("UPDATE jobs SET status = ?, finished = ?, bytes = ? WHERE id = ?", (status, at, size, job))
             _append(base, job, at, status, data)
 
+    def resize(self, job: str, size: int) -> None:
+        with self._lock:
+            self._base.execute("UPDATE jobs SET bytes = ? WHERE id = ?", (size, job))
+
     def delete(self, job: str) -> None:
         with self._lock, _Transaction(self._base) as base:
             base.execute("DELETE FROM jobs WHERE id = ?", (job,))

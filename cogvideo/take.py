@@ -73,7 +73,12 @@ class Take:
     def kept(self, comment: dict[str, Any] | None) -> dict[str, Any]:
         """The clip of a run that ended early: its last level, or the keyframes so far, or nothing."""
         frames = self._level if self._level is not None else np.stack(self._keyframes) if self._keyframes else None
-        return {} if frames is None else self.clip("kept", frames, comment)
+        return {} if frames is None else self.last("kept", frames, comment)
+
+    def last(self, name: str, frames: Frames, comment: dict[str, Any] | None) -> dict[str, Any]:
+        """The clip that the job leaves behind, with its frames."""
+        self.folder.keep(frames)
+        return self.clip(name, frames, comment)
 
     def _preview_due(self) -> bool:
         now = time.monotonic()

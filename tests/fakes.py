@@ -53,6 +53,12 @@ class FakePipeline:
     def close(self) -> None:
         self._free.clear()
 
+    def reset(self) -> None:
+        """Waits for orders again; steps that nobody used are taken back."""
+        self._free.clear()
+        while self._steps.acquire(blocking=False):
+            pass
+
     def check(self, request: VideoRequest) -> CheckedPrompt:
         text, notes = clean_prompt(request.prompt)
         return CheckedPrompt(text, tuple(notes))

@@ -3,17 +3,21 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from fakes import PRESET, FakePipeline, write_bytes
+from fakes import PRESET, FakePipeline, moving_square, write_bytes
+from PIL import Image
 
 from cogvideo.config import SamplingOptions, TokenSampling, VideoRequest
 from cogvideo.errors import CapacityError, RequestError, WeightsError
 from cogvideo.jobs import Jobs, Limits, Pipeline, new_key
 from cogvideo.pace import Pace, tokens_per_stage
+from cogvideo.video import read_metadata, write_video
 from cogvideo.view import View, request_from_dict, request_to_dict
 
 KEY, OTHER = "k" * 20, "o" * 20
@@ -348,6 +352,24 @@ def test_files_are_found_by_exact_name_alone(jobs: Jobs, fake: FakePipeline) -> 
     assert jobs.file(job, "final.mp4") is not None
     for folder, name in ((job, "../../jobs.sqlite"), (job, ""), ("..", "jobs.sqlite"), ("", job), (job, ".")):
         assert jobs.file(folder, name) is None
+
+
+def test_gif_and_frames_are_made_when_asked_for(tmp_path: Path) -> None:
+    jobs = Jobs(tmp_path, PRESET, lambda: FakePipeline(free=True), write_video)
+    jobs.start()
+    job = jobs.submit(WISH, KEY).id
+    assert jobs.file(job, "clip.gif") is None
+    until(jobs, job, finished)
+    gif, archive = jobs.file(job, "clip.gif"), jobs.file(job, "frames.zip")
+    assert gif and archive and jobs.file(job, "clip.gif") == gif
+    with Image.open(gif) as picture:
+        assert (picture.n_frames, picture.size) == (9, (64, 64))  # type: ignore[attr-defined]
+    assert (read_metadata(gif) or {})["seed"] == 7
+    with zipfile.ZipFile(archive) as pictures:
+        assert len(pictures.namelist()) == 9
+        with Image.open(pictures.open("frame-09.png")) as last:
+            assert np.array_equal(np.asarray(last), moving_square(33, 7)[-1])
+    jobs.close()
 
 
 def test_followers_of_one_job_see_the_end_and_cost_no_thread(jobs: Jobs, fake: FakePipeline) -> None:

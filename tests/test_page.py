@@ -1,0 +1,457 @@
+"""The page in a real browser, with a pipeline that draws one step when a test says so."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+from fakes import PRESET, FakePipeline
+
+import app
+from cogvideo.config import VideoRequest
+from cogvideo.jobs import Jobs, Limits, new_key
+from cogvideo.video import write_video
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+if CHROMIUM is None and os.environ.get("COGVIDEO_BROWSER_TESTS") != "required":
+    pytest.skip("no Chromium found; the browser tests need one", allow_module_level=True)
+
+from playwright.sync_api import Browser, Page, expect, sync_playwright  # noqa: E402
+
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+DESKTOP = {"width": 1280, "height": 900}
+PHONE = {"width": 390, "height": 844}
+PANDA = "一只熊猫在草地上向右跑"
+
+expect.set_options(timeout=20_000)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@dataclass
+class Site:
+    """A served page, its jobs and the pipeline behind them."""
+
+    url: str
+    jobs: Jobs
+    fake: FakePipeline
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    fake = FakePipeline()
+    jobs = Jobs(tmp_path_factory.mktemp("data"), PRESET, lambda: fake, write_video, Limits(preview_seconds=0))
+    port = free_port()
+    ui = app.serve(jobs, "127.0.0.1", port)
+    jobs.start()
+    yield Site(f"http://127.0.0.1:{port}/", jobs, fake)
+    ui.close()
+    jobs.close()
+
+
+@pytest.fixture
+def site(served: Site) -> Iterator[Site]:
+    """The same server for all tests; each starts with an idle worker that waits for steps."""
+    served.fake.reset()
+    yield served
+    served.fake.open()
+    with served.jobs._changed:
+        assert served.jobs._changed.wait_for(lambda: not served.jobs._views, timeout=30)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@dataclass
+class Visitor:
+    """One person's browser, and everything it complained about or asked other hosts for."""
+
+    page: Page
+    complaints: list[str] = field(default_factory=list)
+    foreign: list[str] = field(default_factory=list)
+    forgiven: bool = False
+    """The server was away for a while, and the browser may say so."""
+
+    def __post_init__(self) -> None:
+        self.page.on("console", lambda message: message.type == "error" and self.complaints.append(message.text))
+        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.page.on("request", lambda request: self._asked(request.url))
+
+    def _asked(self, url: str) -> None:
+        parts = urlsplit(url)
+        if parts.scheme not in ("data", "blob") and parts.hostname != "127.0.0.1":
+            self.foreign.append(url)
+
+    def open(self, url: str) -> Visitor:
+        self.page.goto(url)
+        expect(self.page.locator(".cv-chips button").first).to_be_visible()
+        expect(self.page.locator("html")).to_have_attribute("lang", re.compile("zh-CN|en"))
+        return self
+
+    def ask(self, prompt: str = PANDA) -> Visitor:
+        self.page.locator("#cv-prompt textarea").fill(prompt)
+        self.page.locator("#cv-make").click()
+        return self
+
+    def has_state(self, state: str) -> None:
+        expect(self.page.locator(".cv-screen")).to_have_attribute("data-state", state)
+
+    def has_cells(self, count: int, done: int) -> None:
+        expect(self.page.locator(".cv-cells > div")).to_have_count(count)
+        expect(self.page.locator(".cv-cells > div[data-state=done]")).to_have_count(done)
+
+    def film(self) -> Any:
+        return self.page.locator(".cv-film:not([hidden])")
+
+    def choose(self, group: str, label: str) -> None:
+        self.page.locator(group).get_by_label(label, exact=True).check()
+
+    def job(self) -> str:
+        return parse_qs(urlsplit(self.page.url).query)["job"][0]
+
+
+@pytest.fixture
+def visit(browser: Browser) -> Iterator[Callable[..., Visitor]]:
+    """Makes visitors; at the end none of them may have met an error or another host."""
+    visitors: list[Visitor] = []
+
+    def come(**options: Any) -> Visitor:
+        context = browser.new_context(**{"viewport": DESKTOP, "locale": "zh-CN", **options})
+        visitors.append(Visitor(context.new_page()))
+        return visitors[-1]
+
+    yield come
+    for visitor in visitors:
+        visitor.page.context.close()
+        assert visitor.foreign == []
+        assert visitor.forgiven or visitor.complaints == []
+
+
+def test_a_video_grows_from_prompt_to_film(site: Site, visit: Callable[..., Visitor]) -> None:
+    visitor = visit().open(site.url)
+    page = visitor.page
+    expect(page).to_have_title("CogVideo · 人人可用")
+    visitor.has_state("empty")
+    visitor.choose("#cv-rate", "2 帧/秒")
+    expect(page.locator("#cv-outcome")).to_contain_text("9 帧，共 4 秒")
+    visitor.ask()
+    visitor.has_state("running")
+    height = page.locator(".cv-screen").bounding_box()
+    for count in range(1, 6):
+        site.fake.step()
+        expect(page.locator(".cv-cells > div[data-state=painting]")).to_have_count(1)
+        expect(page.locator(".cv-cells > div").nth(count - 1)).to_have_attribute("data-state", "painting")
+        site.fake.step()
+        visitor.has_cells(5, count)
+    expect(visitor.film()).to_have_attribute("src", re.compile("level-0.mp4$"))
+    expect(page).to_have_title(re.compile(r"^33% · "))
+    first_length = visitor.film().evaluate("film => film.duration")
+    expect(page.locator(".cv-what")).to_have_text("第 1 轮中间帧，共 1 轮")
+    site.fake.step()
+    expect(visitor.film()).to_have_attribute("src", re.compile("level-1.mp4$"))
+    visitor.has_cells(9, 9)
+    assert visitor.film().evaluate("film => film.duration") == pytest.approx(first_length, abs=0.05)
+    site.fake.open()
+    visitor.has_state("done")
+    expect(visitor.film()).to_have_attribute("src", re.compile("final.mp4$"))
+    expect(page.locator(".cv-what")).to_have_text("完成")
+    expect(page.locator(".cv-tokens")).to_have_text("5,760 / 5,760 词元")
+    expect(page.locator("[data-act=share]")).to_be_visible()
+    assert visitor.film().evaluate("film => film.videoWidth") == 64
+    assert page.locator(".cv-screen").bounding_box() == height  # nothing jumped
+    expect(page.locator("#cv-shelf .cv-card")).to_have_count(1)
+
+
+def test_stop_keeps_what_was_drawn(site: Site, visit: Callable[..., Visitor]) -> None:
+    visitor = visit(viewport=PHONE, locale="en-US").open(site.url).ask()
+    site.fake.step(6)
+    visitor.has_cells(5, 3)
+    visitor.page.get_by_role("button", name="Stop", exact=True).click()
+    visitor.has_state("stopped")
+    expect(visitor.page.locator(".cv-what")).to_have_text("Stopped; what was drawn is kept")
+    expect(visitor.film()).to_have_attribute("src", re.compile("kept.mp4$"))
+    view = site.jobs.view(visitor.job())
+    assert (view.status, view.frames) == ("stopped", 3)
+
+
+def test_stop_after_the_round(site: Site, visit: Callable[..., Visitor]) -> None:
+    visitor = visit().open(site.url).ask()
+    site.fake.step(2)
+    visitor.has_cells(5, 1)
+    visitor.page.locator("[data-act=stop_level]").click()
+    expect(visitor.page.locator(".cv-what")).to_have_text("这一轮画完就停")
+    site.fake.open()
+    visitor.has_state("stopped")
+    visitor.has_cells(5, 5)
+
+
+def test_reload_finds_the_job_again_and_starts_nothing(site: Site, visit: Callable[..., Visitor]) -> None:
+    visitor = visit().open(site.url).ask()
+    site.fake.step(4)
+    visitor.has_cells(5, 2)
+    started, job = len(site.fake.started), visitor.job()
+    visitor.page.reload()
+    visitor.has_cells(5, 2)
+    expect(visitor.page.locator("#cv-prompt textarea")).to_have_value(PANDA)
+    expect(visitor.page.locator("[data-act=stop]")).to_be_visible()
+    visitor.page.goto("about:blank")
+    visitor.page.goto(site.url)  # without the job in the address: the browser remembers who it is
+    visitor.has_cells(5, 2)
+    site.fake.step(2)
+    visitor.has_cells(5, 3)
+    assert len(site.fake.started) == started and visitor.job() == job
+
+
+def test_a_link_lets_others_watch_but_not_stop(site: Site, visit: Callable[..., Visitor]) -> None:
+    holder = visit().open(site.url).ask()
+    site.fake.step(2)
+    holder.has_cells(5, 1)
+    other = visit(locale="en-US").open(holder.page.url)
+    other.has_cells(5, 1)
+    expect(other.page.locator(".cv-note")).to_have_text("You are watching somebody else's video.")
+    expect(other.page.locator("[data-act=stop]")).to_be_hidden()
+    expect(other.page.locator("#cv-shelf .cv-card")).to_have_count(0)
+    site.fake.open()
+    other.has_state("done")
+    holder.has_state("done")
+
+
+def test_a_shared_link_fills_the_page_and_starts_nothing(site: Site, visit: Callable[..., Visitor]) -> None:
+    key = new_key()
+    job = site.jobs.submit(VideoRequest(PANDA, seed=77, frames=9, seconds=2.0, superres=False), key).id
+    site.fake.open()
+    holder = visit().open(f"{site.url}?job={job}")
+    holder.has_state("done")
+    link = holder.page.evaluate(
+        "() => { document.querySelector('[data-act=share]').click(); return document.querySelector('.cv-link').value; }"
+    )
+    started = len(site.fake.started)
+    site.jobs.delete(job, key)
+    visitor = visit().open(link)
+    expect(visitor.page.locator("#cv-prompt textarea")).to_have_value(PANDA)
+    expect(visitor.page.locator("#cv-seed input")).to_have_value("77")
+    expect(visitor.page.locator("#cv-rate input:checked + span")).to_have_text("4 帧/秒")
+    expect(visitor.page.locator("#cv-fresh input")).not_to_be_checked()
+    expect(visitor.page.locator("#cv-notice")).to_contain_text("已不在服务器上")
+    visitor.has_state("empty")
+    assert len(site.fake.started) == started
+    visitor.page.locator("#cv-make").click()
+    visitor.has_state("done")
+    assert site.fake.started[-1] == VideoRequest(PANDA, seed=77, frames=9, seconds=2.0, superres=False)
+
+
+def test_bad_wishes_get_a_sentence_and_start_nothing(site: Site, visit: Callable[..., Visitor]) -> None:
+    started = len(site.fake.started)
+    visitor = visit().open(site.url)
+    alert = visitor.page.get_by_role("alert")
+    for prompt, sentence in (("", "是空的"), ("a panda", "没有汉字"), ("熊" * 1001, "1001"), ("   ", "是空的")):
+        visitor.ask(prompt)
+        expect(alert).to_contain_text(sentence)
+        expect(visitor.page.locator("#cv-prompt textarea")).to_have_value(prompt)
+    visitor.page.locator("#cv-fresh input").uncheck()
+    for seed, sentence in (("4294967296", "超出范围"), ("", "种子是空的"), ("-1", "超出范围")):
+        visitor.page.locator("#cv-seed input").fill(seed)
+        visitor.ask()
+        expect(alert).to_contain_text(sentence)
+    visitor.has_state("empty")
+    assert len(site.fake.started) == started and site.jobs.queue_length() == 0
+
+
+def test_whatever_is_typed_stays_text(site: Site, visit: Callable[..., Visitor]) -> None:
+    site.fake.open()
+    rest = "'; DROP TABLE jobs; ../../etc/passwd {{7*7}} ${7*7} 🐼"
+    nasty = "熊猫<img src=x onerror=\"document.title='owned'\"> " + rest + "\u202e\u200b"
+    visitor = visit().open(site.url).ask(nasty)
+    visitor.has_state("done")
+    expect(visitor.page.locator("#cv-notice .cv-say")).to_contain_text("已去掉")
+    wish = visitor.page.locator(".cv-status .cv-wish")
+    expect(wish).to_contain_text(rest)
+    assert visitor.page.locator("img[src=x]").count() == 0
+    assert "owned" not in visitor.page.title()
+    assert {path.name for path in site.jobs.results.iterdir()} >= {visitor.job()}
+    hostile = visit().open(f"{site.url}?p=<img src=x onerror=alert(1)>熊&s=1&f=<b>&job=../../jobs.sqlite")
+    expect(hostile.page.get_by_role("alert")).to_be_visible()
+    assert hostile.page.locator("img[src=x]").count() == 0
+
+
+def test_the_seed_is_always_shown_and_the_next_one_is_a_click_away(site: Site, visit: Callable[..., Visitor]) -> None:
+    site.fake.open()
+    visitor = visit().open(site.url)
+    visitor.choose("#cv-rate", "1 帧/秒")
+    visitor.ask()
+    visitor.has_state("done")
+    seed = site.jobs.view(visitor.job()).request.seed
+    expect(visitor.page.locator("#cv-seed input")).to_have_value(str(seed))
+    expect(visitor.page.locator(".cv-meta")).to_contain_text(str(seed))
+    visitor.page.locator("[data-act=next]").click()
+    expect(visitor.page.locator("#cv-seed input")).to_have_value(str((seed + 1) % 2**32))
+    visitor.has_state("done")
+    visitor.page.locator("[data-act=finer]").click()
+    visitor.has_cells(9, 9)
+    visitor.has_state("done")
+    assert [request.frames for request in site.fake.started[-3:]] == [5, 5, 9]
+    assert site.fake.started[-1].seed == (seed + 1) % 2**32
+
+
+def test_the_language_changes_everywhere_and_is_remembered(site: Site, visit: Callable[..., Visitor]) -> None:
+    visitor = visit(locale="de-DE").open(site.url)
+    page = visitor.page
+    expect(page.locator("#cv-make")).to_have_text("Make the video")
+    visitor.choose("#cv-language", "中文")
+    expect(page.locator("#cv-make")).to_have_text("生成视频")
+    expect(page.locator(".cv-empty")).to_have_text("视频将在这里逐帧出现")
+    expect(page.locator("html")).to_have_attribute("lang", "zh-CN")
+    visitor.ask("")
+    expect(page.get_by_role("alert")).to_contain_text("是空的")
+    page.reload()
+    expect(page.locator("#cv-make")).to_have_text("生成视频")
+
+
+def test_own_videos_are_listed_opened_and_deleted(site: Site, visit: Callable[..., Visitor]) -> None:
+    site.fake.open()
+    visitor = visit(viewport=PHONE).open(site.url)
+    cards = visitor.page.locator("#cv-shelf .cv-card")
+    visitor.ask("一只小猫")
+    visitor.has_state("done")
+    first = visitor.job()
+    visitor.ask("一只小狗")
+    expect(cards).to_have_count(2)
+    visitor.has_state("done")
+    cards.nth(1).locator(".cv-picture").click()
+    expect(visitor.page.locator(".cv-status .cv-wish")).to_have_text("一只小猫")
+    assert visitor.job() == first
+    cards.nth(1).get_by_role("button", name="删除").click()
+    expect(cards).to_have_count(2)  # asks first
+    cards.nth(1).get_by_role("button", name="确定删除").click()
+    expect(cards).to_have_count(1)
+    assert not (site.jobs.results / first).exists()
+
+
+def test_the_queue_says_where_one_stands(site: Site, visit: Callable[..., Visitor]) -> None:
+    first, second = visit().open(site.url).ask(), visit(locale="en-US").open(site.url)
+    first.has_state("running")
+    second.ask("一只小猫")
+    second.has_state("queued")
+    expect(second.page.locator(".cv-what")).to_have_text("Waiting; 1 before this one")
+    first.page.locator("[data-act=stop]").click()
+    first.has_state("stopped")
+    second.has_state("running")
+    assert site.fake.most_busy == 1
+
+
+def test_fits_a_phone_and_a_thumb(site: Site, visit: Callable[..., Visitor]) -> None:
+    site.fake.open()
+    visitor = visit(viewport=PHONE, has_touch=True, reduced_motion="reduce").open(site.url).ask()
+    visitor.has_state("done")
+    page = visitor.page
+    assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+    small = page.evaluate(
+        """() => [...document.querySelectorAll('button, a[href], .cv-strip, fieldset label, textarea')]
+            .filter(node => node.offsetParent && getComputedStyle(node).visibility !== 'hidden')
+            .map(node => [node.textContent.trim().slice(0, 20), node.className, node.getBoundingClientRect()])
+            .filter(([, , box]) => box.width > 0 && box.height < 44)
+            .map(([text, name, box]) => `${text} ${name} ${box.height}`)"""
+    )
+    assert small == []
+    assert visitor.film().evaluate("film => film.paused")  # reduced motion: nothing plays by itself
+
+
+def test_files_need_an_exact_name_and_nothing_is_listed(site: Site, visit: Callable[..., Visitor]) -> None:
+    site.fake.open()
+    visitor = visit().open(site.url).ask()
+    visitor.has_state("done")
+    request = visitor.page.context.request
+    job = visitor.job()
+    assert request.get(f"{site.url}media/{job}/final.mp4").ok
+    part = request.get(f"{site.url}media/{job}/final.mp4", headers={"Range": "bytes=0-99"})
+    assert part.status == 206 and len(part.body()) == 100
+    for path in (
+        f"media/{job}",
+        f"media/{job}/",
+        "media/",
+        f"media/{job}/..%2f..%2fjobs.sqlite",
+        "media/..%2f/jobs.sqlite",
+    ):
+        assert request.get(site.url + path).status == 404
+
+
+def test_a_killed_server_comes_back_with_everything(
+    browser: Browser, visit: Callable[..., Visitor], tmp_path: Path
+) -> None:
+    port = free_port()
+    server = _Server(tmp_path, port)
+    visitor = visit().open(f"http://127.0.0.1:{port}/").ask()
+    server.order("11")
+    visitor.has_cells(9, 9)
+    visitor.ask("一只小猫")
+    visitor.has_state("queued")
+    waiting = visitor.job()
+    server.kill()
+    server = _Server(tmp_path, port)
+    server.order("open")
+    visitor.has_state("done")  # found again without a reload
+    assert visitor.job() == waiting
+    cards = visitor.page.locator("#cv-shelf .cv-card")
+    expect(cards).to_have_count(2)
+    cards.nth(1).locator(".cv-picture").click()
+    visitor.has_state("interrupted")
+    visitor.has_cells(9, 9)
+    visitor.page.locator("[data-act=again]").click()
+    visitor.has_state("done")
+    visitor.forgiven = True
+    server.quit()
+
+
+class _Server:
+    """serve_fake.py in a process of its own."""
+
+    def __init__(self, data: Path, port: int) -> None:
+        script = Path(__file__).with_name("serve_fake.py")
+        self._process = subprocess.Popen(
+            [sys.executable, str(script), str(data), str(port)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert self._process.stdout is not None
+        assert any(line.strip() == "up" for line in self._process.stdout)
+
+    def order(self, words: str) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write(words + "\n")
+        self._process.stdin.flush()
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.wait(20)
+
+    def quit(self) -> None:
+        self.order("quit")
+        self._process.wait(20)
