@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from cogvideo.errors import Cancelled
-from cogvideo.models.cache import Cache
+from cogvideo.models.cache import Cache, Place
 from cogvideo.models.token_model import left_pad
 from cogvideo.models.video_lm import VideoLM
 
@@ -26,7 +26,7 @@ Draw = Callable[[Tensor, int, int], Tensor]
 """(logits [rows, image_tokens] fp32, frame, slot) -> ids [rows] int64. `frame` counts from 0 within the sequence."""
 
 Stop = Callable[[], bool]
-"""Asked once a token; True raises `Cancelled` before the next one is computed."""
+"""Asked once a step; True raises `Cancelled` before anything is computed."""
 
 Texts = Sequence[Sequence[int]]
 """Ids of the text of each row. Rows may differ in length; none may be empty."""
@@ -46,7 +46,7 @@ def first_frame(
 ) -> Iterator[Token]:
     """Frame 0 from text (with its suffix) by the backbone alone: tokens_per_frame tokens, frame 0."""
     cache = prefill(lm, texts, given=(), boost=text_boost, both=False)
-    yield from fill(lm, cache, 0, draw, stop=stop)
+    yield from fill(lm, cache, [0], draw, stop=stop)
 
 
 def keyframes(
@@ -78,12 +78,15 @@ def interpolate(
     guidance: float = 3.0,
     text_boost: float = 1.4,
     stop: Stop | None = None,
+    wavefront: bool = True,
 ) -> Iterator[Token]:
     """Frames 1 and 3 between `given` [rows, 3, N], which are frames 0, 2 and 4 of the sequence, by stage 2.
 
-    All blocks of a round are rows of one call. Guidance: see `keyframes`.
+    All blocks of a round are rows of one call. Guidance: see `keyframes`. `wavefront`: frame 3 is drawn while frame 1
+    is, as far behind as its windows ask, so that their tokens alternate: the same tokens in fewer steps.
     """
-    yield from _draw(lm, texts, lm.layout.given, given, draw, unconditional, guidance, text_boost, stop)
+    lag = lm.layout.wavefront_lag if wavefront else None
+    yield from _draw(lm, texts, lm.layout.given, given, draw, unconditional, guidance, text_boost, stop, lag)
 
 
 def collect(tokens: Iterable[Token], on_token: Callable[[Token], None] | None = None) -> Tensor:
@@ -97,39 +100,63 @@ def collect(tokens: Iterable[Token], on_token: Callable[[Token], None] | None = 
 
 
 def prefill(
-    lm: VideoLM, texts: Texts, given: tuple[int, ...], tokens: Tensor | None = None, *, boost: float, both: bool
+    lm: VideoLM,
+    texts: Texts,
+    given: tuple[int, ...],
+    tokens: Tensor | None = None,
+    *,
+    boost: float,
+    both: bool,
+    lanes: int = 1,
 ) -> Cache:
     """Read `texts` and the frames `given`, whose `tokens` are [rows, len(given), N], into a new cache."""
     weight = lm.transformer.word_embeddings.weight
     text, text_length = left_pad(texts, device=weight.device)
-    cache = Cache(lm.layout, lm.stage, len(texts), text.shape[1], given, both, boost, like=weight)
+    cache = Cache(lm.layout, lm.stage, len(texts), text.shape[1], given, both, boost, weight, lanes)
     lm.prefill(cache, text, text_length, tokens)
     return cache
 
 
-def decode_one(lm: VideoLM, cache: Cache, ids: Tensor, frame: int, slot: int, guidance: float | None = None) -> Tensor:
-    """Scores of the token of `slot`, which holds `ids` [samples] -> [samples, image_tokens] fp32.
+def decode_one(
+    lm: VideoLM, cache: Cache, ids: Tensor, places: Sequence[Place], guidance: float | None = None
+) -> Tensor:
+    """Scores of the tokens of some slots, which hold `ids` [samples, places] -> [samples, places, image_tokens] fp32.
 
     With `guidance` the cache has two rows for a sample: first all conditional ones, then all unconditional ones.
     """
     if guidance is None:
-        return lm.decode_one(cache, ids, frame, slot)
-    with_text, without = lm.decode_one(cache, ids.repeat(2), frame, slot).chunk(2)
+        return lm.decode_one(cache, ids, places)
+    with_text, without = lm.decode_one(cache, ids.repeat(2, 1), places).chunk(2)
     return torch.lerp(without, with_text, guidance)
 
 
 def fill(
-    lm: VideoLM, cache: Cache, frame: int, draw: Draw, guidance: float | None = None, stop: Stop | None = None
+    lm: VideoLM,
+    cache: Cache,
+    frames: Sequence[int],
+    draw: Draw,
+    guidance: float | None = None,
+    stop: Stop | None = None,
+    lag: int | None = None,
 ) -> Iterator[Token]:
-    """Draw `frame` token by token after what `cache` holds."""
+    """Draw `frames` after what `cache` holds, each beginning `lag` steps after the one before it.
+
+    `lag` None: when that one is complete. Less needs as many lanes in the cache as frames are drawn at once.
+    """
+    size = lm.layout.tokens_per_frame
+    lag = size if lag is None else lag
     samples = cache.rows if guidance is None else cache.rows // 2
-    start = lm.config.start_of_image
-    ids = torch.full((samples,), start, device=lm.transformer.word_embeddings.weight.device)
-    for slot in range(lm.layout.tokens_per_frame):
+    start = torch.full((samples,), lm.config.start_of_image, device=lm.transformer.word_embeddings.weight.device)
+    held = dict.fromkeys(frames, start)  # what each frame's next slot holds
+    for step in range(size + lag * (len(frames) - 1)):
         if stop is not None and stop():
             raise Cancelled
-        ids = draw(decode_one(lm, cache, ids, frame, slot, guidance), frame, slot)
-        yield Token(frame, slot, ids)
+        places = [Place(frame, step - i * lag) for i, frame in enumerate(frames) if 0 <= step - i * lag < size]
+        ids = torch.stack([held[frame] for frame, _ in places], dim=1)
+        logits = decode_one(lm, cache, ids, places, guidance)
+        for i, (frame, slot) in enumerate(places):
+            held[frame] = draw(logits[:, i], frame, slot)
+            yield Token(frame, slot, held[frame])
 
 
 def _draw(
@@ -142,11 +169,12 @@ def _draw(
     guidance: float,
     text_boost: float,
     stop: Stop | None,
+    lag: int | None = None,
 ) -> Iterator[Token]:
-    """All frames that are not `given`, in time order."""
+    """All frames that are not `given`."""
     if unconditional is not None:
         texts, tokens, text_boost = [*texts, *unconditional], tokens.repeat(2, 1, 1), 0.0
-    cache = prefill(lm, texts, given, tokens, boost=text_boost, both=True)
-    for frame in range(lm.layout.frames):
-        if frame not in given:
-            yield from fill(lm, cache, frame, draw, guidance if unconditional is not None else None, stop)
+    frames = [frame for frame in range(lm.layout.frames) if frame not in given]
+    lanes = 1 if lag is None else len(frames)
+    cache = prefill(lm, texts, given, tokens, boost=text_boost, both=True, lanes=lanes)
+    yield from fill(lm, cache, frames, draw, guidance if unconditional is not None else None, stop, lag)

@@ -189,6 +189,22 @@ class Layout:
         right = (columns + window - shift) // window
         return np.asarray(down * (width // window + 2) + right, dtype=np.int64)
 
+    @cached_property
+    def wavefront_lag(self) -> int:
+        """How many slots a drawn frame of stage 2 must stay behind the drawn frame before it.
+
+        Slot k sees all cells of earlier drawn frames in its own region, on even and on odd layers; a frame that
+        follows by this many slots finds all of them complete in earlier steps. `tokens_per_frame` is always enough.
+        """
+        cells = np.arange(self.tokens_per_frame)
+        ahead = 0
+        for parity in (0, 1):
+            _, region = np.unique(self.regions(self.shift(parity)), return_inverse=True)
+            last = np.zeros(region.max() + 1, dtype=np.int64)
+            np.maximum.at(last, region, cells)
+            ahead = max(ahead, int((last[region] - cells).max()))
+        return ahead + 1
+
     @lru_cache  # noqa: B019 - layouts are few and live as long as their model
     def windows(self, shift: int) -> Indices:
         """Cells of each window of the grid rolled by `shift`, [windows, window * window].

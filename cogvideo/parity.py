@@ -129,14 +129,14 @@ class Parity:
 
     def _taught(self, clip: Tensor, run: Callable[[decode.Draw], Iterator[decode.Token]]) -> npt.NDArray[Any]:
         """Run a decoder that draws the tokens of `clip` [samples, F, N] whatever it predicts -> its summaries."""
-        seen: list[Tensor] = []
+        seen: dict[tuple[int, int], Tensor] = {}
 
         def draw(logits: Tensor, frame: int, slot: int) -> Tensor:
-            seen.append(self._summary(logits))
+            seen[frame, slot] = self._summary(logits)
             return clip[:, frame, slot]
 
         decode.collect(run(draw))
-        return torch.stack(seen, dim=1).numpy()
+        return torch.stack([seen[place] for place in sorted(seen)], dim=1).numpy()
 
     # -- in one pass ---------------------------------------------------------------------------------------------
 

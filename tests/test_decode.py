@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from small_lm import CONFIG, random_frames, video_lm
 
 from cogvideo import decode
 from cogvideo.errors import Cancelled
-from cogvideo.models.cache import CacheFull
+from cogvideo.models.cache import CacheFull, Place
 from cogvideo.models.token_model import left_pad
 
 TEXTS = [[51, 52, 53], [54, 55, 56, 57, 58]]
@@ -99,7 +100,7 @@ def test_a_row_does_not_depend_on_its_company() -> None:
 
 
 def test_tokens_appear_one_by_one_in_time_order() -> None:
-    tokens = list(decode.interpolate(video_lm(2), TEXTS, CLIP[:, ::2], Teacher(CLIP)))
+    tokens = list(decode.interpolate(video_lm(2), TEXTS, CLIP[:, ::2], Teacher(CLIP), wavefront=False))
     assert [(token.frame, token.slot) for token in tokens] == [(f, k) for f in (1, 3) for k in range(N)]
     seen: list[decode.Token] = []
     decode.collect(iter(tokens), seen.append)
@@ -122,14 +123,14 @@ def test_a_slot_beyond_the_frame_is_refused() -> None:
     lm = video_lm(1)
     cache = decode.prefill(lm, TEXTS, (), boost=0.0, both=False)
     with pytest.raises(CacheFull, match=f"slot {N}"):
-        decode.decode_one(lm, cache, CLIP[:, 0, 0], 0, N)
+        decode.decode_one(lm, cache, CLIP[:, 0, :1], [Place(0, N)])
 
 
 def test_a_frame_beyond_the_sequence_is_refused() -> None:
     lm = video_lm(1)
     cache = decode.prefill(lm, TEXTS, (0,), CLIP[:, :1], boost=0.0, both=True)
     with pytest.raises(CacheFull, match="frame 5"):
-        decode.decode_one(lm, cache, CLIP[:, 0, 0], 5, 0)
+        decode.decode_one(lm, cache, CLIP[:, 0, :1], [Place(5, 0)])
 
 
 def test_a_text_that_runs_into_the_frames_is_refused() -> None:
@@ -141,6 +142,43 @@ def test_the_cache_does_not_grow() -> None:
     lm = video_lm(2)
     cache = decode.prefill(lm, TEXTS, lm.layout.given, CLIP[:, ::2], boost=0.0, both=True)
     before = [arena.k_v.data_ptr() for arena in (*cache._spatial, *cache._temporal)]
-    for frame in lm.layout.generated:
-        decode.collect(decode.fill(lm, cache, frame, Teacher(CLIP)))
+    decode.collect(decode.fill(lm, cache, lm.layout.generated, Teacher(CLIP)))
     assert [arena.k_v.data_ptr() for arena in (*cache._spatial, *cache._temporal)] == before
+
+
+def greedy(logits: torch.Tensor, frame: int, slot: int) -> torch.Tensor:
+    return logits.argmax(-1)
+
+
+@pytest.mark.parametrize("options", [{}, {"unconditional": OTHERS, "guidance": 3.0}])
+def test_wavefront_draws_the_tokens_of_frame_after_frame_in_fewer_steps(options: dict[str, Any]) -> None:
+    lm = video_lm(2)
+    steps = 0
+
+    def count() -> bool:
+        nonlocal steps
+        steps += 1
+        return False
+
+    def draw_all(wavefront: bool) -> torch.Tensor:
+        nonlocal steps
+        steps = 0
+        run = decode.interpolate(lm, TEXTS, CLIP[:, ::2], greedy, wavefront=wavefront, stop=count, **options)
+        return decode.collect(run)
+
+    one_by_one = draw_all(False)
+    assert steps == 2 * N
+    assert torch.equal(draw_all(True), one_by_one)
+    assert steps == N + lm.layout.wavefront_lag < 2 * N
+    assert len(one_by_one.unique()) > 5  # the greedy path is no constant
+
+
+@pytest.mark.parametrize(("missing", "finite"), [(0, True), (2, False)])
+def test_the_lag_is_the_least_at_which_nothing_unwritten_is_read(missing: int, finite: bool) -> None:
+    lm, teacher = video_lm(2), Teacher(CLIP)
+    cache = decode.prefill(lm, TEXTS, lm.layout.given, CLIP[:, ::2], boost=0.0, both=True, lanes=2)
+    for layer, arena in enumerate(cache._temporal):
+        for frame in lm.layout.generated:
+            arena.k_v[:, :, :, lm.layout.shelf(2, layer, cache.text).frame_places(frame)] = torch.nan
+    decode.collect(decode.fill(lm, cache, lm.layout.generated, teacher, lag=lm.layout.wavefront_lag - missing))
+    assert bool(teacher.scores(3).isfinite().all()) == finite

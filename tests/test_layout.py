@@ -106,6 +106,28 @@ def test_a_stretch_of_the_shelf_is_what_a_drawn_slot_sees(layout: Layout, stage:
             assert where[end - 1] == (frame, slot)
 
 
+@settings(max_examples=40)
+@given(layouts())
+def test_wavefront_lag_is_the_least_that_finds_every_region_complete(layout: Layout) -> None:
+    def complete(lag: int) -> bool:
+        """Slot k of a frame is drawn in step k + lag, slot j of the frame before it in step j."""
+        return all(
+            other < slot + lag
+            for slot in range(layout.tokens_per_frame)
+            for other in range(layout.tokens_per_frame)
+            if same_region(layout, 0, slot, other) or same_region(layout, 1, slot, other)
+        )
+
+    assert complete(layout.wavefront_lag)
+    assert not complete(layout.wavefront_lag - 1)
+    assert layout.wavefront_lag <= layout.tokens_per_frame
+
+
+def test_published_round_takes_590_steps() -> None:
+    layout = Layout(PRESETS["cogvideo"].model)
+    assert layout.tokens_per_frame + layout.wavefront_lag == 590
+
+
 def test_sights_of_the_published_stages() -> None:
     layout = Layout(PRESETS["cogvideo"].model)
     assert [[layout.temporal_sight(1, a, b).name for b in range(5)] for a in (0, 2)] == [

@@ -5,15 +5,26 @@ In: keys and values of a pass (`keep_*`) or of one slot (`spatial`, `temporal`).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
-from cogvideo.layout import Layout, Stage, Stretch
-from cogvideo.models.attention import additive
+from cogvideo.layout import Layout, Shelf, Stage, Stretch
+from cogvideo.models.attention import Seen, additive
 
 
 class CacheFull(IndexError):
     """A slot was to be kept for which there is no place: a mistake of the caller, never of the user."""
+
+
+class Place(NamedTuple):
+    """A slot to be drawn."""
+
+    frame: int
+    """Time-order number within the sequence."""
+    slot: int
 
 
 class Arena:
@@ -23,22 +34,34 @@ class Arena:
         self.capacity = capacity
         self.k_v = like.new_empty(2, rows, heads, capacity, size)
 
-    def append(self, stretch: Stretch, k_v: Tensor) -> tuple[Tensor, Tensor]:
-        """Keep k_v [2, B, heads, 1, d] at the end of `stretch`; views of the stretch's keys and of its values."""
+    def append(self, stretch: Stretch, k_v: Tensor, mask: Tensor | None) -> Seen:
+        """Keep k_v [2, B, heads, 1, d] at the end of `stretch`; views of all that is in the stretch."""
         start, end = stretch
         if end > self.capacity:
             raise CacheFull(f"place {end - 1} of a cache of {self.capacity}")
         self.k_v[:, :, :, end - 1 : end] = k_v
-        seen = self.k_v[:, :, :, start:end]
-        return seen[0], seen[1]
+        k, v = self.k_v[:, :, :, start:end]
+        return Seen(k, v, mask)
+
+
+class _Drawn:
+    """A frame being drawn: where its slots are kept and what they see."""
+
+    def __init__(
+        self, layout: Layout, shelves: Sequence[Shelf], frame: int, start: int, text: int, like: Tensor
+    ) -> None:
+        """`start`: where its compartment in the spatial channel begins: text, then its own slots."""
+        self.rows = torch.as_tensor(layout.frame_rows(frame), device=like.device)[None]  # [1, N]
+        self.own = [Stretch(start, start + text + slot + 1) for slot in range(layout.tokens_per_frame)]
+        self.across = [shelf.stretches(frame) for shelf in shelves]
 
 
 class Cache:
     """The cache of one batch of rows while frames of it are drawn. Rows may have texts of different length.
 
     text: slots of the left-padded text. given: frames that `VideoLM.prefill` reads. both: whether the temporal channel
-    takes part; the first frame is drawn without. boost: added to the scores of frame and text. like: a tensor on the
-    right device, of the right type.
+    takes part; the first frame is drawn without. boost: added to the scores of frame and text. lanes: how many frames
+    are drawn at the same time. like: a tensor on the right device, of the right type.
     """
 
     def __init__(
@@ -51,6 +74,7 @@ class Cache:
         both: bool,
         boost: float,
         like: Tensor,
+        lanes: int = 1,
     ) -> None:
         config = layout.config
         if text > layout.image_start:
@@ -58,35 +82,37 @@ class Cache:
                 f"{text} text slots run into the first frame's positions, which start at {layout.image_start}"
             )
         self.layout, self.stage, self.rows, self.text = layout, stage, rows, text
-        self.given, self.both, self.boost = given, both, boost
+        self.given, self.both, self.boost, self.lanes = given, both, boost, lanes
         self._like = like
         sizes = (rows, config.heads)
-        frame = text + layout.tokens_per_frame
-        self._spatial = [Arena(*sizes, frame, config.head_size, like) for _ in range(config.layers)]
+        self._lane = text + layout.tokens_per_frame
+        self._spatial = [Arena(*sizes, lanes * self._lane, config.head_size, like) for _ in range(config.layers)]
         self._shelves = [layout.shelf(stage, parity, text) for parity in (0, 1)]
         self._temporal = [
             Arena(*sizes, self._shelves[layer % 2].capacity, config.head_size, like)
             for layer in range(config.layers if both else 0)
         ]
-        self._bias: Tensor | None = None
-        self._own_bias: Tensor | None = None
-        self._across_bias: tuple[Tensor | None, Tensor | None] = (None, None)
-        self._frame = -1
+        self._mask: Tensor | None = None
+        self._drawn: dict[int, _Drawn] = {}
+        # What the slots of the present step see: in their own frame; across frames on even and on odd layers.
+        self._own: list[tuple[Stretch, Tensor | None]] = []
+        self._across: tuple[list[tuple[Stretch, Tensor | None]], ...] = ([], [])
 
     # -- reading the text and the given frames --------------------------------------------------------------------
 
     def set_text(self, seen: Tensor) -> None:
         """seen [B, T]: which text slots are real."""
-        self._bias = None
+        self._mask = None
         if self.boost or not bool(seen.all()):
             widest = self.text + self.layout.frames * self.layout.tokens_per_frame
-            self._bias = self._like.new_zeros(self.rows, 1, 1, widest)
-            self._bias[:, 0, 0, : self.text] = additive(seen, self._like.dtype) + self.boost
+            self._mask = self._like.new_zeros(self.rows, 1, 1, widest)
+            self._mask[:, 0, 0, : self.text] = additive(seen, self._like.dtype) + self.boost
 
     def keep_spatial(self, layer: int, k: Tensor, v: Tensor) -> None:
         """The text's keys and values, of [B, heads, T + F * N, d]: a drawn frame sees no other frame here."""
         for kept, new in zip(self._spatial[layer].k_v, (k, v), strict=True):
-            kept[:, :, : self.text] = new[:, :, : self.text]
+            lanes = kept.unflatten(2, (self.lanes, self._lane))  # [B, heads, lanes, T + N, d]
+            lanes[:, :, :, : self.text] = new[:, :, None, : self.text]
 
     def keep_temporal(self, layer: int, k: Tensor, v: Tensor) -> None:
         """Keys and values of text and given frames, [B, heads, T + F * N, d]."""
@@ -101,32 +127,44 @@ class Cache:
 
     # -- drawing -----------------------------------------------------------------------------------------------
 
-    def seek(self, frame: int, slot: int) -> Tensor:
-        """The next slot is `slot` of `frame`. -> its row in its position table, [1, 1]."""
-        if frame != self._frame:
-            self._open(frame)
-        if not 0 <= slot < self.layout.tokens_per_frame:
-            raise CacheFull(f"slot {slot} of a frame of {self.layout.tokens_per_frame}")
-        self._own = Stretch(0, self.text + slot + 1)
-        self._across = (self._stretches[0][slot], self._stretches[1][slot])
-        if self._bias is not None:
-            self._own_bias = self._bias[..., : self._own.end]
-            even, odd = self._across
-            self._across_bias = (self._bias[..., : even.end - even.start], self._bias[..., : odd.end - odd.start])
-        return self._rows[:, slot : slot + 1]
+    def seek(self, places: Sequence[Place]) -> Tensor:
+        """The slots of the next step, one of each frame being drawn -> their rows in their position table, [1, Q]."""
+        drawn = [self._frame(frame) for frame, _ in places]
+        for _, slot in places:
+            if not 0 <= slot < self.layout.tokens_per_frame:
+                raise CacheFull(f"slot {slot} of a frame of {self.layout.tokens_per_frame}")
+        slots = [(frame, place.slot) for frame, place in zip(drawn, places, strict=True)]
+        self._own = [self._masked(frame.own[slot]) for frame, slot in slots]
+        if self.both:
+            self._across = tuple([self._masked(frame.across[i][slot]) for frame, slot in slots] for i in (0, 1))
+        rows = [frame.rows[:, slot : slot + 1] for frame, slot in slots]
+        return rows[0] if len(rows) == 1 else torch.cat(rows, dim=1)
 
-    def _open(self, frame: int) -> None:
-        if not 0 <= frame < (self.layout.frames if self.both else 1):
-            raise CacheFull(f"frame {frame} has no place in this cache")
-        self._frame = frame
-        self._rows = torch.as_tensor(self.layout.frame_rows(frame), device=self._like.device)[None]
-        self._stretches = [shelf.stretches(frame) for shelf in self._shelves]
+    def spatial(self, layer: int, k_v: Tensor) -> list[Seen]:
+        """Keep k_v [2, B, heads, Q, d] of the step's slots -> what each sees of text and its own frame."""
+        return _append(self._spatial[layer], self._own, k_v)
 
-    def spatial(self, layer: int, k_v: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Keep k_v [2, B, heads, 1, d] of the slot -> keys and values it sees [B, heads, seen, d], bias."""
-        return *self._spatial[layer].append(self._own, k_v), self._own_bias
-
-    def temporal(self, layer: int, k_v: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    def temporal(self, layer: int, k_v: Tensor) -> list[Seen]:
         """As `spatial`, for the channel across frames."""
-        parity = layer % 2
-        return *self._temporal[layer].append(self._across[parity], k_v), self._across_bias[parity]
+        return _append(self._temporal[layer], self._across[layer % 2], k_v)
+
+    # -- private -----------------------------------------------------------------------------------------------
+
+    def _frame(self, frame: int) -> _Drawn:
+        if frame not in self._drawn:
+            if not 0 <= frame < (self.layout.frames if self.both else 1):
+                raise CacheFull(f"frame {frame} has no place in this cache")
+            start = len(self._drawn) % self.lanes * self._lane
+            shelves = self._shelves if self.both else ()
+            self._drawn[frame] = _Drawn(self.layout, shelves, frame, start, self.text, self._like)
+        return self._drawn[frame]
+
+    def _masked(self, stretch: Stretch) -> tuple[Stretch, Tensor | None]:
+        """With the part of the mask that is as long: text comes first in every stretch."""
+        return stretch, None if self._mask is None else self._mask[..., : stretch.end - stretch.start]
+
+
+def _append(arena: Arena, stretches: list[tuple[Stretch, Tensor | None]], k_v: Tensor) -> list[Seen]:
+    if len(stretches) == 1:
+        return [arena.append(stretches[0][0], k_v, stretches[0][1])]
+    return [arena.append(stretch, k_v[:, :, :, i : i + 1], mask) for i, (stretch, mask) in enumerate(stretches)]

@@ -21,7 +21,7 @@ from cogvideo.models.attention import (
     TextPattern,
     text_seen,
 )
-from cogvideo.models.cache import Cache
+from cogvideo.models.cache import Cache, Place
 from cogvideo.models.sat_bridge import Transformer
 from cogvideo.models.token_model import ExtraPositions, TokenModel, text_positions
 
@@ -94,20 +94,21 @@ class VideoLM(TokenModel):
         self._run(text, text_length, slots, pattern, slice(0, 0), cache.given)
 
     @torch.inference_mode()
-    def decode_one(self, cache: Cache, ids: Tensor, frame: int, slot: int) -> Tensor:
-        """What `slot` of `frame` predicts; its keys and values join `cache`.
+    def decode_one(self, cache: Cache, ids: Tensor, places: Sequence[Place]) -> Tensor:
+        """What one slot, or one slot of each of several frames, predicts; their keys and values join `cache`.
 
-        ids [B]: what the slot holds -> logits [B, image_tokens] fp32. Slots of a frame come in ascending order.
+        ids [B, places]: what the slots hold -> logits [B, places, image_tokens] fp32. Slots of a frame come in
+        ascending order.
         """
         logits: Tensor = self(
-            ids[:, None],
-            cache.seek(frame, slot),
+            ids,
+            cache.seek(places),
             None,
             pattern=StepPattern(cache, cache.both),
-            base_slots=1 if frame == 0 else 0,
+            base_slots=1 if places[0].frame == 0 else 0,
             scored=slice(None),
         )[0]
-        return logits[:, 0]
+        return logits
 
     def _run(
         self,
