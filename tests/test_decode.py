@@ -182,3 +182,14 @@ def test_the_lag_is_the_least_at_which_nothing_unwritten_is_read(missing: int, f
             arena.k_v[:, :, :, lm.layout.shelf(2, layer, cache.text).frame_places(frame)] = torch.nan
     decode.collect(decode.fill(lm, cache, lm.layout.generated, teacher, lag=lm.layout.wavefront_lag - missing))
     assert bool(teacher.scores(3).isfinite().all()) == finite
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_half_precision_scores_are_near(stage: int) -> None:
+    exact, near = Teacher(CLIP), Teacher(CLIP)
+    draw(stage, exact)
+    lm, run = video_lm(stage).to(torch.bfloat16), decode.keyframes if stage == 1 else decode.interpolate
+    decode.collect(run(lm, TEXTS, CLIP[:, 0] if stage == 1 else CLIP[:, ::2], near))
+    for frame in drawn(stage):
+        assert near.scores(frame).dtype == torch.float32
+        torch.testing.assert_close(near.scores(frame), exact.scores(frame), rtol=0.1, atol=0.3)

@@ -79,3 +79,14 @@ def test_clips_of_another_shape_are_refused() -> None:
 def test_texts_that_do_not_fit_are_refused(texts: list[list[int]]) -> None:
     with pytest.raises(ValueError, match="do not fit"):
         left_pad(texts, 3)
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_mixed_precision_trains(stage: int) -> None:
+    lm, clip, text = video_lm(stage), random_frames(2, 5), left_pad(TEXTS)
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = lm.forward_training(*text, clip)
+    assert logits.dtype == torch.float32
+    torch.testing.assert_close(logits, lm.forward_training(*text, clip), rtol=0.1, atol=0.3)
+    logits.square().mean().backward()
+    assert all(bool(weight.grad.isfinite().all()) for weight in lm.parameters() if weight.grad is not None)

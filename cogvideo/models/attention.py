@@ -94,7 +94,7 @@ class AttentionPlus(BaseMixin):
 
     def mix(self, layer: int, spatial: Tensor, temporal: Tensor) -> Tensor:
         """s * spatial + (1 - s) * temporal, s between 0 and 1 for each channel of the hidden state."""
-        return torch.lerp(temporal, spatial, torch.sigmoid(self.attn_distribution[layer]))
+        return torch.lerp(temporal, spatial, torch.sigmoid(self.attn_distribution[layer]).to(spatial.dtype))
 
 
 def _linear(inputs: int, outputs: int) -> nn.Linear:
