@@ -1,0 +1,41 @@
+"""The door to the attention of decoding: what one new slot of each row sees of the keys and values kept so far.
+
+The new slot's key and value are written into their place in the same step, and both channels go in one launch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from kernels import reference
+from kernels.conditions import why_no_triton
+from kernels.reference import Channel
+
+LARGEST_HEAD = 256
+"""Numbers of one head's vector; a block of keys as wide fits the registers of a program."""
+
+
+def why_not(channels: Sequence[Channel]) -> str | None:
+    """Why the fast kernel cannot take these channels, in words; None where it can."""
+    q = channels[0].q
+    if len(channels) > 2:
+        return f"the kernel serves one or two channels, not {len(channels)}"
+    if q.shape[-1] > LARGEST_HEAD:
+        return f"heads of {q.shape[-1]} are wider than {LARGEST_HEAD}"
+    return why_no_triton(q)
+
+
+def decode_attention(
+    channels: Sequence[Channel], spans: torch.Tensor, text: torch.Tensor | None = None
+) -> list[torch.Tensor]:
+    """As `kernels.reference.decode_attention`: for each channel [B, heads, 1, d], with k_v kept in its arena.
+
+    `spans`, int32 [channels, 2], is read on the device, so that a captured graph can be replayed for every slot.
+    """
+    if why_not(channels) is not None:
+        return reference.decode_attention(channels, spans, text)
+    from kernels.decode_attention_triton import decode_attention as fast
+
+    return fast(channels, spans, text)
