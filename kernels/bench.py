@@ -19,6 +19,7 @@ from pathlib import Path
 
 import torch
 
+from kernels import decode_attention as decoding
 from kernels import local_attention as door
 from kernels import reference
 
@@ -27,13 +28,16 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of one local attention: those of the published super-resolution, of mini's, or small ones."""
+    """Sizes of one layer: those of the published model, of mini, or small ones."""
 
     samples: int
+    """Frames that super-resolution enlarges at once; rows that decoding advances at once."""
     heads: int
     coarse: tuple[int, int]
     upscale: int
     head: int
+    places: tuple[int, int]
+    """What a slot in the middle of the last keyframe sees in the frame's own channel and in the one across frames."""
     fine_window: tuple[int, int] = (9, 5)
     coarse_window: tuple[int, int] = (5, 5)
 
@@ -43,9 +47,9 @@ class Shape:
 
 
 SHAPES = {
-    "published": Shape(samples=4, heads=48, coarse=(20, 20), upscale=3, head=64),
-    "mini": Shape(samples=4, heads=6, coarse=(8, 8), upscale=3, head=32),
-    "toy": Shape(samples=1, heads=2, coarse=(4, 4), upscale=3, head=16),
+    "published": Shape(samples=4, heads=48, coarse=(20, 20), upscale=3, head=64, places=(220, 1820)),
+    "mini": Shape(samples=4, heads=6, coarse=(8, 8), upscale=3, head=32, places=(48, 304)),
+    "toy": Shape(samples=1, heads=2, coarse=(4, 4), upscale=3, head=16, places=(12, 76)),
 }
 
 
@@ -81,7 +85,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     shape = SHAPES[options.shape or ("published" if device.type == "cuda" else "toy")]
     dtype = DTYPES[options.dtype or ("fp16" if device.type == "cuda" else "fp32")]
     machine = measure_machine(device, dtype, options.seconds)
-    rows = list(local_attention_rows(shape, device, dtype, machine, options.seconds))
+    rows = [
+        *local_attention_rows(shape, device, dtype, machine, options.seconds),
+        *decode_attention_rows(shape, device, dtype, machine, options.seconds),
+    ]
     if options.json:
         lines = [asdict(row) | {"of_floor": row.of_floor} for row in rows]
         described = {"shape": asdict(shape), "dtype": str(dtype), "machine": asdict(machine), "rows": lines}
@@ -211,11 +218,41 @@ def local_attention_floor(shape: Shape, dtype: torch.dtype, machine: Machine, ba
     return max(arithmetic, traffic)
 
 
+def decode_attention_rows(
+    shape: Shape, device: torch.device, dtype: torch.dtype, machine: Machine, seconds: float
+) -> Iterator[Row]:
+    """One slot of every row in both channels. The floor: each key and value is read once."""
+    rows, heads, head = shape.samples, shape.heads, shape.head
+    channels = [
+        reference.Channel(
+            torch.randn(rows, heads, 1, head, device=device, dtype=dtype),
+            torch.randn(2, rows, heads, 1, head, device=device, dtype=dtype),
+            torch.randn(2, rows, heads, places, head, device=device, dtype=dtype),
+        )
+        for places in shape.places
+    ]
+    spans = torch.tensor([[0, places] for places in shape.places], dtype=torch.int32, device=device)
+    numbers = 2 * rows * heads * head * sum(shape.places)
+    floor = numbers * torch.finfo(dtype).bits / 8 / (machine.gigabytes_per_second * 1e6)
+    why = decoding.why_not(channels)
+    forms = {"fast": decoding.decode_attention, "plain": reference.decode_attention}
+    for form, function in forms.items():
+        if form == "fast" and why is not None:
+            yield Row("decode attention", form, None, None, floor, why)
+            continue
+
+        def call(function: Callable[..., object] = function) -> None:
+            function(channels, spans)
+
+        yield Row("decode attention", form, milliseconds(call, device, seconds), mebibytes(call, device), floor)
+
+
 def table(shape: Shape, dtype: torch.dtype, machine: Machine, rows: Sequence[Row]) -> str:
     """The rows for a person to read."""
     lines = [
         f"{machine.name}: {machine.gigabytes_per_second:.0f} GB/s, {machine.gigaflops:.0f} GFLOP/s in {dtype}",
-        f"local attention: {shape.samples} x {shape.heads} heads of {shape.head}, {shape.coarse} -> {shape.fine} cells",
+        f"{shape.samples} x {shape.heads} heads of {shape.head}: local attention {shape.coarse} -> {shape.fine} cells, "
+        f"decoding {shape.places[0]} + {shape.places[1]} places",
         f"{'operation':<34}{'form':<8}{'ms':>10}{'MiB':>10}{'floor ms':>10}{'of floor':>10}",
     ]
     for row in rows:

@@ -287,7 +287,7 @@ def test_the_benchmark_runs_at_toy_size(capsys: pytest.CaptureFixture[str]) -> N
     found = json.loads(capsys.readouterr().out)
     plain = [row for row in found["rows"] if row["form"] == "plain"]
     fast = [row for row in found["rows"] if row["form"] == "fast"]
-    assert [row["milliseconds"] > 0 and row["mebibytes"] > 0 and row["of_floor"] > 0 for row in plain] == [True, True]
+    assert [row["milliseconds"] > 0 and row["mebibytes"] > 0 and row["of_floor"] > 0 for row in plain] == [True] * 3
     assert all(row["milliseconds"] is None and row["note"] for row in fast)  # says why it did not run
     assert plain[1]["mebibytes"] > plain[0]["mebibytes"]  # gradients take memory
 
@@ -295,7 +295,7 @@ def test_the_benchmark_runs_at_toy_size(capsys: pytest.CaptureFixture[str]) -> N
 def test_the_floor_counts_windows_and_traffic() -> None:
     from kernels import bench
 
-    shape = bench.Shape(samples=1, heads=1, coarse=(2, 2), upscale=2, head=8, fine_window=(3, 3), coarse_window=(1, 1))
+    shape = bench.Shape(1, 1, (2, 2), upscale=2, head=8, places=(1, 1), fine_window=(3, 3), coarse_window=(1, 1))
     slow_arithmetic = bench.Machine("", gigabytes_per_second=1e9, gigaflops=1e-6)  # a thousand operations a second
     slow_memory = bench.Machine("", gigabytes_per_second=1e-6, gigaflops=1e9)  # a thousand bytes a second
     fine, coarse, keys = 16, 4, 10
