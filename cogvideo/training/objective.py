@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from cogvideo.config import Preset
 from cogvideo.models.superres_lm import PAD, SuperResLM
+from cogvideo.models.token_model import left_pad
 from cogvideo.models.video_lm import VideoLM
 from cogvideo.text import (
     TextTokenizer,
@@ -42,6 +43,11 @@ class ObjectiveOptions:
     clips: int = 20
     windows: int = 6
     superres: int = 2
+    stage1_share: float = 2.0
+    stage2_share: float = 0.7
+    superres_share: float = 0.4
+    """Shares of the losses in the sum, beside 1 for single frames: a few frames of super-resolution have a large and
+    noisy gradient, which would drown what the shared backbone has to learn of motion."""
     unconditional: float = 0.1
     """Share of stage-1 clips whose prompt is left out, for guidance."""
     background_weight: float = 0.5
@@ -59,13 +65,6 @@ class WorldModels(nn.Module):
         self.stage1 = VideoLM(preset.model, 1)
         self.stage2 = VideoLM(preset.model, 2, transformer=self.stage1.transformer)
         self.superres = SuperResLM(preset.model, transformer=self.stage1.transformer)
-
-
-def pad_left(rows: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
-    """Token rows of different lengths -> [B, T] padded on the left to the longest, and lengths [B]."""
-    longest = max(len(row) for row in rows)
-    padded = [[pad] * (longest - len(row)) + list(row) for row in rows]
-    return torch.tensor(padded), torch.tensor([len(row) for row in rows])
 
 
 def subject_cells(mask: npt.NDArray[np.float32], patch: int) -> npt.NDArray[np.bool_]:
@@ -119,16 +118,26 @@ class WorldTask:
     def module(self) -> nn.Module:
         return self.models
 
-    def loss(self, step: int, process: int = 0) -> tuple[Tensor, dict[str, float]]:
-        """Sum of the four losses of step `step`, and each of them by name."""
-        rng = np.random.default_rng((self.options.seed, process, step))
+    @property
+    def learnt(self) -> nn.Module:
+        return self.models
+
+    def picture(self) -> None:
+        """Nothing: `python -m cogvideo evaluate` shows what this model draws."""
+
+    def loss(self, step: int, share: int = 0, shares: int = 1) -> tuple[Tensor, dict[str, float]]:
+        """Sum of the four losses of step `step`, and each of them by name. Every share draws clips of its own."""
+        rng = np.random.default_rng((self.options.seed, share, step))
         losses = {
             "image": self._image_loss(rng),
             "stage1": self._clip_loss(rng),
             "stage2": self._window_loss(rng),
             "superres": self._superres_loss(rng),
         }
-        return torch.stack(list(losses.values())).sum(), {name: float(v.detach()) for name, v in losses.items()}
+        o = self.options
+        shares = {"image": 1.0, "stage1": o.stage1_share, "stage2": o.stage2_share, "superres": o.superres_share}
+        total = torch.stack([shares[name] * value for name, value in losses.items()]).sum()
+        return total, {name: float(v.detach()) for name, v in losses.items()}
 
     def _image_loss(self, rng: np.random.Generator) -> Tensor:
         """Text to image, backbone alone: the first frame of a clip."""
@@ -169,15 +178,20 @@ class WorldTask:
         clips = self._sample(rng, self.options.superres)
         moments = [float(rng.integers(0, 33)) / 32 * clip.duration for clip in clips]
         texts = [superres_text(self.tokenizer, caption(rng, clip)) for clip in clips]
-        text, text_length = pad_left(texts, PAD)
+        text, text_length = left_pad(texts, pad=PAD, device=self._device)
         states = [clip.state(moment) for clip, moment in zip(clips, moments, strict=True)]
         small = [render_state(c.subject, c.scene, c.variant, s, COARSE)[0] for c, s in zip(clips, states, strict=True)]
         large = [render_state(c.subject, c.scene, c.variant, s, FINE) for c, s in zip(clips, states, strict=True)]
-        coarse = self.tokenise(np.stack(small))
-        fine = self.tokenise(np.stack([picture for picture, _ in large]))
+        coarse = self.tokenise(np.stack(small)).to(self._device)
+        fine = self.tokenise(np.stack([picture for picture, _ in large])).to(self._device)
         cells = np.stack([subject_cells(mask, self.preset.cell) for _, mask in large])
         logits = self.models.superres(text, text_length, coarse)
         return weighted_loss(logits, fine, self._weigh(cells, self.options.subject_weight))
+
+    @property
+    def _device(self) -> torch.device:
+        device: torch.device = self.models.stage1.transformer.word_embeddings.weight.device
+        return device
 
     def _sample(self, rng: np.random.Generator, count: int) -> list[Clip]:
         return [sample_clip(rng, self.held_out) for _ in range(count)]
@@ -196,17 +210,21 @@ class WorldTask:
             for state in clip.states(moments)
         ]
         shape = (len(clips), len(times[0]))
-        tokens = self.tokenise(np.stack([picture for picture, _ in drawn])).unflatten(0, shape)  # [B, F, N]
+        tokens = (
+            self.tokenise(np.stack([picture for picture, _ in drawn])).to(self._device).unflatten(0, shape)
+        )  # [B, F, N]
         cells = np.stack([subject_cells(mask, self.preset.cell) for _, mask in drawn]).reshape(*shape, -1)
         # Where the subject is in any frame counts in all of them: that a place is empty again is what tells of motion,
         # and weighing the subject alone would teach it to appear too early in the order of decoding.
         weights = self._weigh(cells.any(1, keepdims=True).repeat(shape[1], 1), subject_weight)
-        text, text_length = pad_left(texts, self.pad)
+        text, text_length = left_pad(texts, pad=self.pad, device=self._device)
         return Rows(text, text_length, tokens, weights)
 
     def _weigh(self, cells: npt.NDArray[np.bool_], subject_weight: float) -> Tensor:
         o = self.options
-        return torch.from_numpy(np.where(cells, subject_weight, o.background_weight).astype(np.float32))
+        return torch.from_numpy(np.where(cells, subject_weight, o.background_weight).astype(np.float32)).to(
+            self._device
+        )
 
 
 def weighted_loss(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
