@@ -153,7 +153,7 @@ def mebibytes(call: Callable[[], object], device: torch.device) -> float:
         before = torch.cuda.memory_allocated(device)
         call()
         return (torch.cuda.max_memory_allocated(device) - before) / 2**20
-    os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # the profiler's remarks on itself
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler's remarks on itself
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         call()
     with tempfile.TemporaryDirectory() as folder:
