@@ -28,6 +28,9 @@ COMMANDS = {
     "generate": Command("cogvideo.generate", "把一句中文变成视频文件", "turn a Chinese sentence into a video file"),
     "serve": Command("app", "在浏览器里打开网页", "open the page in a browser"),
     "parity": Command("cogvideo.parity", "与原版的数值逐项比较", "compare every number with the original release"),
+    "prepare": Command(
+        "cogvideo.prepare", "把视频和说明变成训练数据", "turn videos with captions into rows to train on"
+    ),
     "train": Command(
         "cogvideo.train", "按配方训练模型，可中断并继续", "train a model from a recipe; may be stopped and resumed"
     ),

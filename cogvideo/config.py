@@ -6,8 +6,10 @@ Whatever differs between the model that ships (`mini`) and the published one (`c
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 from cogvideo.errors import RequestError
 
@@ -181,6 +183,44 @@ PRESETS: dict[str, Preset] = {
 }
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
+
+PRESET_FILE = "preset.json"
+"""In the folder of a trained model: the preset that it was made from, and its sizes."""
+
+
+def find_preset(name: str) -> tuple[Preset, Path]:
+    """A preset's name, or the folder of a trained model -> its row and the folder of its files. Raises RequestError."""
+    if name in PRESETS:
+        return PRESETS[name], ASSETS / name
+    folder = Path(name)
+    try:
+        about = json.loads((folder / PRESET_FILE).read_text(encoding="utf-8"))
+        base = PRESETS[about["preset"]]
+        return replace(base, name=folder.name, model=resize(base.model, about["model"])), folder
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RequestError(
+            f"没有名为 {name} 的模型：可用的有 {'、'.join(PRESETS)}，或训练得到的模型文件夹（含 {PRESET_FILE}）。",
+            f"There is no model called {name}: there are {', '.join(PRESETS)}, or the folder of a trained model "
+            f"(with {PRESET_FILE}).",
+        ) from error
+
+
+def describe_preset(base: str, model: ModelConfig) -> str:
+    """What `find_preset` reads from a folder: the content of its `preset.json`."""
+    return json.dumps({"preset": base, "model": asdict(model)}, indent=1) + "\n"
+
+
+def resize(model: ModelConfig, sizes: dict[str, Any]) -> ModelConfig:
+    """`model` with some of its sizes replaced. Raises RequestError for a name that no size has."""
+    known = {field.name for field in fields(ModelConfig)}
+    if unknown := sorted(set(sizes) - known):
+        raise RequestError(
+            f"模型没有名为 {'、'.join(unknown)} 的尺寸：可用 {'、'.join(sorted(known))}。",
+            f"A model has no sizes {', '.join(unknown)}: there are {', '.join(sorted(known))}.",
+        )
+    # JSON and TOML have lists where sizes are pairs.
+    pairs: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in sizes.items()}
+    return replace(model, **pairs)
 
 
 @dataclass(frozen=True)

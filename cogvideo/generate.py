@@ -20,6 +20,7 @@ from cogvideo.config import (
     PRESETS,
     SamplingOptions,
     VideoRequest,
+    find_preset,
 )
 from cogvideo.errors import RequestError
 from cogvideo.events import Done, Event, Frames, LevelDone, Loading, Progress
@@ -128,7 +129,10 @@ def _file_options(group: argparse._ArgumentGroup) -> None:
 
 def _how_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
-        "--model", default="mini", metavar="NAME", help=f"{_choices(PRESETS)} (default: mini) / 使用哪个模型"
+        "--model",
+        default="mini",
+        metavar="NAME",
+        help=f"{_choices(PRESETS)}, or the folder of a trained model (default: mini) / 使用哪个模型",
     )
     group.add_argument(
         "--guidance",
@@ -168,18 +172,14 @@ def _choices(values: Iterable[Any]) -> str:
 
 
 def _request(options: argparse.Namespace) -> VideoRequest:
-    if options.model not in PRESETS:
-        raise RequestError(
-            f"没有名为 {options.model} 的模型：可用的有 {_choices(PRESETS)}。",
-            f"There is no model called {options.model}: there are {_choices(PRESETS)}.",
-        )
+    preset, _ = find_preset(options.model)
     return VideoRequest(
         prompt=options.prompt,
         seed=secrets.randbelow(MAX_SEED + 1) if options.seed is None else options.seed,
         frames=options.frames,
         seconds=options.seconds,
         superres=not options.no_superres,
-        sampling=_sampling(options, PRESETS[options.model].sampling),
+        sampling=_sampling(options, preset.sampling),
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -15,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cogvideo.config import ASSETS, PRESETS, Preset, VideoRequest
+from cogvideo.config import ASSETS, PRESETS, ModelConfig, Preset, VideoRequest, find_preset
 from cogvideo.device import Place, compress, enough_memory, pick_place, resident, threads
-from cogvideo.errors import RequestError, WeightsError
+from cogvideo.errors import WeightsError
 from cogvideo.events import (
     Done,
     Event,
@@ -111,17 +112,17 @@ class CogVideoPipeline:
         eight_bit: bool = False,
         offload: bool = False,
     ) -> CogVideoPipeline:
-        """The pipeline of a preset on `device` (None: the best there is). Raises RequestError, CapacityError.
+        """The pipeline of a preset, or of the folder of a trained model. Raises RequestError, CapacityError.
 
+        `device` None: the best there is.
         For small cards: `eight_bit` keeps the layers' matrices in 8 bits, `offload` keeps on the device only the
         network that is at work.
         """
-        if name not in PRESETS:
-            raise RequestError(
-                f"没有名为 {name} 的模型：可用的有 {'、'.join(PRESETS)}。",
-                f"There is no model called {name}: there are {', '.join(PRESETS)}.",
-            )
-        return cls(PRESETS[name], pick_place(device, not offload, eight_bit), previews=previews)
+        preset, folder = find_preset(name)
+        place = pick_place(device, not offload, eight_bit)
+        if name in PRESETS:
+            return cls(preset, place, previews=previews)
+        return cls(preset, place, folder, partial(_load_folder, folder, preset.model), previews)
 
     def __call__(self, request: VideoRequest) -> Frames:
         """The frames uint8 [F, H, W, 3] of the video. Raises CogVideoError."""
@@ -298,6 +299,12 @@ def _load_models(name: str, dtype: torch.dtype, device: torch.device) -> Models:
     from cogvideo.models.loader import load
 
     return load(name, dtype, device)
+
+
+def _load_folder(folder: Path, model: ModelConfig, name: str, dtype: torch.dtype, device: torch.device) -> Models:
+    from cogvideo.models.loader import load_safetensors
+
+    return load_safetensors(folder, model, dtype, device)
 
 
 def _read_labels(path: Path, tokens: int) -> Tensor:

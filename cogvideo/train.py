@@ -1,23 +1,50 @@
-"""`python -m cogvideo train CONFIG`: a recipe in, weights out. The recipe of `mini` is examples/train_mini.toml.
+"""`python -m cogvideo train CONFIG`: a recipe in, weights out.
 
-The parts are made in this order, each resumed where its last checkpoint stands: tokenizer, codec, models; `export`
-writes what ships.
+Recipes: examples/train_mini.toml (the model that ships, on the synthetic world), examples/train_own.toml (on prepared
+clips), examples/train_published.toml (the published size). A recipe has a table for every part to make; the parts are
+made in the order of `PARTS`, each resumed where its last checkpoint stands, and `export` writes what is used.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import tomllib
 from collections.abc import Callable, Sequence
 from dataclasses import fields
+from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from cogvideo.config import ASSETS, PRESETS, Preset
+from cogvideo.config import (
+    ASSETS,
+    PRESET_FILE,
+    PRESETS,
+    ModelConfig,
+    describe_preset,
+    find_preset,
+    resize,
+)
 from cogvideo.errors import RequestError, WeightsError
 
-PARTS = ("tokenizer", "codec", "models", "export")
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from cogvideo.frames import FrameCodec
+    from cogvideo.models.token_model import TokenModel
+    from cogvideo.training.dataset import ClipDataset
+    from cogvideo.training.parts import Part
+    from cogvideo.training.run import Task
+
+    Tensors = dict[str, Tensor]
+
+TRAINED = ("tokenizer", "codec", "models", "backbone", "stage1", "stage2", "superres")
+PARTS = (*TRAINED, "export", "published")
+NETWORKS = ("backbone", "stage1", "stage2", "superres")
+SMALL_FILES = ("text.model", "codec.json", "codec.safetensors", "cluster_labels.npy")
+"""What a model's folder has beside its networks; taken over from the starting point until trained anew."""
+
 Options = TypeVar("Options")
 
 
@@ -29,10 +56,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     if args.threads:
         torch.set_num_threads(args.threads)
-    torch.manual_seed(int(recipe["seed"]))
     workshop = Workshop(recipe, args.out)
-    for part in PARTS if args.part == "all" else (args.part,):
-        getattr(workshop, f"make_{part}")()
+    for part in (*(p for p in TRAINED if p in recipe), "export") if args.part == "all" else (args.part,):
+        torch.manual_seed(int(recipe["seed"]))
+        workshop.make(part)
     return 0
 
 
@@ -40,25 +67,28 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m cogvideo train",
         description="训练模型，可随时中断并继续 / train a model; may be stopped and resumed",
+        epilog="several processes: accelerate launch --num_processes 4 -m cogvideo train CONFIG",
     )
-    parser.add_argument("config", type=Path, help="recipe, such as examples/train_mini.toml")
-    parser.add_argument("--part", choices=("all", *PARTS), default="all", help="what to make (default: all, in order)")
+    parser.add_argument("config", type=Path, help="recipe, such as examples/train_own.toml")
+    parser.add_argument("--part", choices=("all", *PARTS), default="all", help="what to make (default: all it has)")
     parser.add_argument("--out", type=Path, default=Path("runs/mini"), help="folder of checkpoints and logs")
     parser.add_argument("--threads", type=int, default=0, help="processor threads (default: torch's choice)")
     return parser
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
-    """Read and check a recipe: a TOML table with `preset`, `seed`, `assets` and a table for each part."""
+    """Read and check a recipe: a TOML table with `preset`, `seed` and a table for each part to make."""
     try:
         recipe = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, tomllib.TOMLDecodeError) as error:
         raise RequestError(f"无法读取训练配置 {path}：{error}。", f"Cannot read the recipe {path}: {error}.") from error
-    missing = [name for name in ("preset", "seed", "assets", "tokenizer", "codec", "models") if name not in recipe]
-    if missing:
+    wanted = ("preset", "seed", "data", "start") if "data" in recipe else ("preset", "seed", "assets", "clusters")
+    missing = [name for name in wanted if name not in recipe]
+    if missing or not any(part in recipe for part in TRAINED):
+        missing = missing or [f"[{part}]" for part in TRAINED]
         raise RequestError(
-            f"训练配置 {path} 缺少：{'、'.join(missing)}。请参考 examples/train_mini.toml。",
-            f"The recipe {path} lacks: {', '.join(missing)}. See examples/train_mini.toml.",
+            f"训练配置 {path} 缺少：{'、'.join(missing)}。请参考 examples/train_own.toml。",
+            f"The recipe {path} lacks: {', '.join(missing)}. See examples/train_own.toml.",
         )
     if recipe["preset"] not in PRESETS:
         raise RequestError(
@@ -69,7 +99,7 @@ def read_recipe(path: Path) -> dict[str, Any]:
 
 
 def options_from(kind: Callable[..., Options], table: dict[str, Any]) -> Options:
-    """A table of the recipe as a dataclass. Raises RequestError for a name it does not have."""
+    """A table of the recipe as a dataclass. Raises RequestError for a name it does not have, or lacks."""
     known = {field.name for field in fields(kind)}  # type: ignore[arg-type]
     unknown = sorted(set(table) - known)
     if unknown:
@@ -77,89 +107,283 @@ def options_from(kind: Callable[..., Options], table: dict[str, Any]) -> Options
             f"训练配置中有未知的选项 {'、'.join(unknown)}：可用 {'、'.join(sorted(known))}。",
             f"The recipe has unknown options {', '.join(unknown)}: known are {', '.join(sorted(known))}.",
         )
-    return kind(**table)
+    try:
+        return kind(**table)
+    except TypeError as error:
+        raise RequestError(f"训练配置不完整：{error}。", f"The recipe is incomplete: {error}.") from error
 
 
 class Workshop:
-    """Makes the parts of one recipe; checkpoints go to `out`, finished files to the recipe's `assets` folder."""
+    """Makes the parts of one recipe; checkpoints go to `out`, finished files to the model's folder.
+
+    A recipe with `data` trains each network on its own on clips; one without trains all on the synthetic world.
+    """
 
     def __init__(self, recipe: dict[str, Any], out: Path) -> None:
+        from accelerate import PartialState
+
         self.recipe = recipe
         self.out = out
-        self.assets = ASSETS.parent / recipe["assets"]
-        self.preset: Preset = PRESETS[recipe["preset"]]
+        self.assets = Path(recipe.get("assets", out / "model"))
+        self.own = "data" in recipe
+        base = PRESETS[recipe["preset"]]
+        self.sizes: ModelConfig = resize(base.model, recipe.get("model", {}))
         self.seed = int(recipe["seed"])
+        self.processes = PartialState()
+        if self.own:
+            self._once(self._begin_folder)
+        self.preset = find_preset(str(self.assets))[0] if self.own else base
 
-    def make_tokenizer(self) -> None:
-        """Words of the world -> `text.model`, and what the world holds -> `world.json`, `held_out.json`."""
-        from cogvideo.training.tokenizer import train_tokenizer
+    def make(self, part: str) -> None:
+        """Make one of `PARTS`. Raises RequestError where the recipe has no table for it."""
+        if part in TRAINED and part not in self.recipe:
+            raise RequestError(f"训练配置没有 [{part}] 部分。", f"The recipe has no part [{part}].")
+        match part:
+            case "tokenizer":
+                self._once(self._make_tokenizer)
+            case "codec":
+                self._make_codec()
+            case "models":
+                self._make_models()
+            case "export":
+                self._once(self._export)
+            case "published":
+                self._once(self._publish)
+            case "backbone" | "stage1" | "stage2" | "superres":
+                self._make_network(part)
+
+    # Parts of both kinds of recipe.
+
+    def _make_tokenizer(self) -> None:
+        """Words of the world, or captions -> `text.model`; what the world holds -> `world.json`, `held_out.json`."""
+        from cogvideo.training.tokenizer import train_caption_tokenizer, train_world_tokenizer
         from cogvideo.training.world import describe_held_out, describe_world
 
-        train_tokenizer(self.assets / "text.model", **self.recipe["tokenizer"])
+        path, table = self.assets / "text.model", self.recipe["tokenizer"]
+        if self.own:
+            captions = [self._dataset[i].caption for i in range(len(self._dataset))]
+            train_caption_tokenizer(path, int(table["pieces"]), captions)
+            return
+        train_world_tokenizer(path, int(table["pieces"]))
         for name, content in (("world", describe_world()), ("held_out", describe_held_out())):
             text = json.dumps(content, ensure_ascii=False, indent=1) + "\n"
             (self.assets / f"{name}.json").write_text(text, encoding="utf-8")
 
-    def make_codec(self) -> None:
-        """World frames -> the VQ-VAE."""
+    def _make_codec(self) -> None:
+        """World frames, or keyframes of prepared clips -> the VQ-VAE, and the clusters of its codes."""
         from cogvideo.frames import build_codec
-        from cogvideo.training.codec import CodecOptions, CodecTask
-        from cogvideo.training.run import RunOptions, Trainer
+        from cogvideo.training.codec import CodecOptions, CodecTask, sample_clips, sample_world
+        from cogvideo.training.dataset import PreparedClips
         from cogvideo.training.world import draw_held_out
 
-        table = self.recipe["codec"]
+        if self.own:
+            sample = sample_clips(PreparedClips(Path(self.recipe["data"]), self.preset), self.sizes.upscale)
+        else:
+            sample = sample_world(draw_held_out())
         codec = build_codec(self.assets / "codec.json")
-        task = CodecTask(codec, draw_held_out(), options_from(CodecOptions, table.get("data", {})), self.seed)
-        Trainer(task, options_from(RunOptions, table["run"]), self.out / "codec").run()
+        options = options_from(CodecOptions, self.recipe["codec"].get("data", {}))
+        self._train("codec", CodecTask(codec, sample, options, self.seed))
+        self._once(self._export_codec)
 
-    def make_models(self) -> None:
+    def _export_codec(self) -> None:
+        from cogvideo.training.export import export_clusters, export_codec
+
+        tensors = self._trained("codec")
+        export_codec(tensors, self.assets)
+        export_clusters(tensors["quantize.embed.weight"], int(self.recipe.get("clusters", 256)), self.assets)
+
+    def _export(self) -> None:
+        """The last checkpoints -> the files that are used."""
+        from cogvideo.training.export import export_models, export_parts
+
+        if self.own:
+            export_parts({part: self._weights(part) for part in NETWORKS}, self.assets)
+        else:
+            export_models(self._trained("models"), self.assets)
+
+    def _publish(self) -> None:
+        """The exported files -> three folders in the published format."""
+        from cogvideo.training.export import to_published
+
+        to_published(self.assets, self.sizes, self.out / "published")
+
+    # The synthetic world.
+
+    def _make_models(self) -> None:
         """Clips of the world -> backbone, stage 1, stage 2 and super-resolution, together."""
+        from cogvideo.frames import build_codec
         from cogvideo.text import TextTokenizer
         from cogvideo.training.codec import tokenise
         from cogvideo.training.initial import start_small
         from cogvideo.training.objective import ObjectiveOptions, WorldModels, WorldTask
-        from cogvideo.training.run import RunOptions, Trainer
         from cogvideo.training.world import draw_held_out
 
-        table = self.recipe["models"]
-        codec = self._trained_codec()
+        codec = build_codec(self.assets / "codec.json")
+        codec.load_state_dict(self._checkpoint("codec")["module"])
+        codec.eval().requires_grad_(False)
         models = WorldModels(self.preset)
         start_small(models)
         task = WorldTask(
             models,
             self.preset,
-            TextTokenizer(self.assets / "text.model", self.preset.model.image_tokens),
+            TextTokenizer(self.assets / "text.model", self.sizes.image_tokens),
             lambda pixels: tokenise(codec, pixels),
             draw_held_out(),
-            options_from(ObjectiveOptions, {"seed": self.seed, **table.get("data", {})}),
+            options_from(ObjectiveOptions, {"seed": self.seed, **self.recipe["models"].get("data", {})}),
         )
-        Trainer(task, options_from(RunOptions, table["run"]), self.out / "models").run()
+        self._train("models", task)
 
-    def make_export(self) -> None:
-        """The last checkpoints -> the files that ship."""
-        from cogvideo.training.export import export_clusters, export_codec, export_models
+    # Own clips.
 
-        codec = self._checkpoint("codec")["module"]
-        export_codec(codec, self.assets)
-        export_clusters(codec["quantize.embed.weight"], int(self.recipe["clusters"]), self.assets)
-        state = self._checkpoint("models")
-        export_models({**state["module"], **state["average"]}, self.assets)
+    def _begin_folder(self) -> None:
+        """The model's folder: its sizes, and the tokenizer and codec that it starts with."""
+        self.assets.mkdir(parents=True, exist_ok=True)
+        source = self._start_folder or ASSETS / self.recipe["preset"]
+        for name in SMALL_FILES:
+            if (source / name).is_file() and not (self.assets / name).is_file():
+                shutil.copyfile(source / name, self.assets / f"{name}.tmp")
+                (self.assets / f"{name}.tmp").replace(self.assets / name)
+        (self.assets / PRESET_FILE).write_text(describe_preset(self.recipe["preset"], self.sizes), encoding="utf-8")
 
-    def _trained_codec(self) -> Any:
-        from cogvideo.frames import build_codec
+    @cached_property
+    def _start_folder(self) -> Path | None:
+        """Where the starting weights lie; None: nowhere ("nothing" and "small" are numbers that are made)."""
+        start = str(self.recipe["start"])
+        if start in ("nothing", "small"):
+            return None
+        if start == "published":
+            from cogvideo.models.loader import published_home
 
-        codec = build_codec(self.assets / "codec.json")
-        codec.load_state_dict(self._checkpoint("codec")["module"])
-        return codec.eval().requires_grad_(False)
+            return published_home()
+        return Path(start) if self._is_published(Path(start)) else find_preset(start)[1]
+
+    @staticmethod
+    def _is_published(folder: Path) -> bool:
+        from cogvideo.weights import PUBLISHED
+
+        return any((folder / name).is_dir() for name in PUBLISHED.values())
+
+    @cached_property
+    def _codec(self) -> FrameCodec:
+        from cogvideo.frames import FrameCodec
+
+        return FrameCodec.load(self.preset, folder=self.assets)
+
+    @cached_property
+    def _dataset(self) -> ClipDataset:
+        from cogvideo.training.dataset import open_dataset
+
+        return open_dataset(str(self.recipe["data"]), self.preset, lambda: self._codec)
+
+    def _make_network(self, part: Part) -> None:
+        """Clips -> one network, its backbone frozen unless the recipe says otherwise."""
+        from cogvideo.training.dataset import open_tokenizer
+        from cogvideo.training.parts import PartOptions, PartTask
+
+        options = options_from(PartOptions, {"seed": self.seed, **self.recipe[part].get("data", {})})
+        network = self._build(part, options.fresh)
+        tokenizer = open_tokenizer(self.assets, self.preset)
+        self._train(
+            part,
+            PartTask(network, part, self._dataset, self.preset, tokenizer, options, lambda *a: self._codec.decode(*a)),
+        )
+
+    def _build(self, part: Part, fresh: bool) -> TokenModel:
+        """A network as training begins: backbone, then what the starting point has of it, else copies and chance."""
+        import torch
+
+        from cogvideo import weights
+        from cogvideo.models.loader import fill_backbone
+        from cogvideo.models.sat_bridge import build_transformer
+        from cogvideo.models.superres_lm import SuperResLM
+        from cogvideo.models.video_lm import VideoLM
+
+        backbone = self._start("backbone") if part == "backbone" else self._weights_or_none("backbone")
+        if backbone is None:
+            transformer = build_transformer(self.sizes)
+        else:
+            transformer = fill_backbone(self.sizes, self.assets, backbone, torch.float32, "cpu")
+        network: TokenModel
+        if part == "superres":
+            network = SuperResLM(self.sizes, transformer)
+        else:
+            network = VideoLM(self.sizes, 2 if part == "stage2" else 1, transformer)
+        own = None if fresh or part == "backbone" else self._start(part)
+        if own is not None:
+            wanted = {n: t for n, t in network.state_dict().items() if n in own or n.startswith("mixins.")}
+            weights.check(self.assets, own, wanted)
+            network.load_state_dict({n: own[n].float() for n in wanted}, strict=False)
+        return network.train()
+
+    def _weights(self, part: str) -> Tensors:
+        found = self._weights_or_none(part)
+        if found is None:
+            raise self._not_trained(part)
+        return found
+
+    def _weights_or_none(self, part: str) -> Tensors | None:
+        """A network's weights: trained here, else those of the starting point, else None."""
+        return self._trained(part) if (self.out / part / "checkpoint.pt").is_file() else self._start(part)
+
+    def _start(self, part: str) -> Tensors | None:
+        """The starting point's weights of a network: `transformer.*` of the backbone, `mixins.*` of the others."""
+        from cogvideo import weights
+
+        if self.recipe["start"] == "small":
+            return self._small_start[part]
+        if self._start_folder is None:
+            return None
+        prefix = "transformer." if part == "backbone" else "mixins."
+        if self._is_published(self._start_folder):
+            folders = [self._start_folder / name for p, name in weights.PUBLISHED.items() if part in (p, "backbone")]
+            found = next((folder for folder in folders if folder.is_dir()), None)
+            tensors = {} if found is None else weights.read_published(found)
+            return {n: t for n, t in tensors.items() if n.startswith(prefix)} or None
+        path = self._start_folder / f"{part}.safetensors"
+        return weights.read_safetensors(path) if path.is_file() else None
+
+    @cached_property
+    def _small_start(self) -> dict[str, Tensors]:
+        """Starting values that let a small model learn in minutes, by network."""
+        from cogvideo.training.initial import start_small
+        from cogvideo.training.objective import WorldModels
+
+        models = WorldModels(self.preset)
+        start_small(models)
+        networks = {part: dict(getattr(models, part).state_dict()) for part in NETWORKS[1:]}
+        parts = {p: {n: t for n, t in w.items() if n.startswith("mixins.")} for p, w in networks.items()}
+        return {"backbone": {n: t for n, t in networks["stage1"].items() if n.startswith("transformer.")}, **parts}
+
+    # Training.
+
+    def _train(self, part: str, task: Task) -> None:
+        from cogvideo.training.run import RunOptions, Trainer
+
+        Trainer(task, options_from(RunOptions, self.recipe[part]["run"]), self.out / part).run()
+
+    def _once(self, work: Callable[[], None]) -> None:
+        """Do something in the main process alone; the others wait."""
+        if self.processes.is_main_process:
+            work()
+        self.processes.wait_for_everyone()
+
+    def _trained(self, part: str) -> Tensors:
+        """Weights of the last checkpoint, averaged where averaging was on."""
+        state = self._checkpoint(part)
+        return {**state["module"], **state["average"]}
 
     def _checkpoint(self, part: str) -> dict[str, Any]:
         import torch
 
         path = self.out / part / "checkpoint.pt"
         if not path.is_file():
-            raise WeightsError(
-                f"找不到检查点 {path}：请先运行 --part {part}。",
-                f"The checkpoint {path} is missing: run --part {part} first.",
-            )
+            raise self._not_trained(part)
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         return state
+
+    def _not_trained(self, part: str) -> WeightsError:
+        path = self.out / part / "checkpoint.pt"
+        return WeightsError(
+            f"找不到检查点 {path}：请先运行 --part {part}。",
+            f"The checkpoint {path} is missing: run --part {part} first.",
+        )

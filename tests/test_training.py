@@ -19,7 +19,7 @@ from cogvideo.train import Workshop, options_from, read_recipe
 from cogvideo.training import export, render
 from cogvideo.training.initial import start_small
 from cogvideo.training.muon import Muon, orthogonalise
-from cogvideo.training.objective import ObjectiveOptions, WorldModels, WorldTask, pad_left, weighted_loss, window_times
+from cogvideo.training.objective import ObjectiveOptions, WorldModels, WorldTask, weighted_loss, window_times
 from cogvideo.training.run import RunOptions, Trainer, schedule
 from cogvideo.training.world import draw_held_out, sample_clip
 
@@ -106,12 +106,6 @@ def test_average_includes_shared_weights_once(tmp_path: Path) -> None:
     assert sum(name.endswith("word_embeddings.weight") for name in names) == 1
 
 
-def test_pads_go_to_the_left() -> None:
-    rows, lengths = pad_left([[5, 6, 7], [8]], pad=1)
-    assert rows.tolist() == [[5, 6, 7], [1, 1, 8]]
-    assert lengths.tolist() == [3, 1]
-
-
 def test_weighted_loss_counts_what_weighs() -> None:
     logits = torch.tensor([[[4.0, 0.0], [0.0, 4.0]]])
     targets = torch.tensor([[0, 0]])
@@ -184,5 +178,5 @@ def test_recipe_that_cannot_be_used_is_named(tmp_path: Path, text: str) -> None:
 
 
 def test_export_without_training_says_what_is_missing(tmp_path: Path) -> None:
-    with pytest.raises(WeightsError, match="--part codec"):
-        Workshop(read_recipe(RECIPE), tmp_path).make_export()
+    with pytest.raises(WeightsError, match="--part models"):
+        Workshop(read_recipe(RECIPE), tmp_path).make("export")

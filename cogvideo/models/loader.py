@@ -83,13 +83,19 @@ def load_safetensors(
     device: str | torch.device = "cpu",
     parts: Sequence[Part] = PARTS,
 ) -> LoadedModels:
-    """From a folder with `transformer.*` in backbone.safetensors and `mixins.*` in the file of each part."""
+    """From a folder with `transformer.*` in backbone.safetensors and `mixins.*` in the file of each part.
+
+    A part's file may have some `transformer.*` as well: then its network uses those in place of the common ones.
+    """
     path = folder / "backbone.safetensors"
-    backbone = _backbone(config, path, weights.read_safetensors(path), dtype, device)
+    common = weights.read_safetensors(path)
+    first = fill_backbone(config, path, common, dtype, device)
     networks = {}
     for part in parts:
         path = folder / f"{part}.safetensors"
-        networks[part] = _network(config, part, backbone, path, weights.read_safetensors(path), dtype, device)
+        tensors = common | weights.read_safetensors(path)
+        backbone = _shared_backbone(config, path, tensors, common, first, dtype, device)
+        networks[part] = _network(config, part, backbone, path, tensors, dtype, device)
     return LoadedModels(networks)
 
 
@@ -111,7 +117,7 @@ def load_published(
         folder = directory / weights.PUBLISHED[part]
         path, tensors = weights.checkpoint_file(folder), weights.read_published(folder)
         if first is None:
-            backbone = _backbone(config, path, tensors, dtype, device)
+            backbone = fill_backbone(config, path, tensors, dtype, device)
             first = (tensors, backbone)
         else:
             backbone = _shared_backbone(config, path, tensors, *first, dtype, device)
@@ -119,10 +125,10 @@ def load_published(
     return LoadedModels(networks)
 
 
-def _backbone(
+def fill_backbone(
     config: ModelConfig, path: Path, tensors: weights.Tensors, dtype: torch.dtype, device: str | torch.device
 ) -> Transformer:
-    """A backbone with the tensors of a file."""
+    """A backbone with the tensors of the file at `path`. Raises WeightsError where they do not fit."""
     transformer = build_transformer(config, "meta")
     wanted = transformer.state_dict()
     weights.check(path, tensors, {BACKBONE + name: like for name, like in wanted.items()})
@@ -142,7 +148,10 @@ def _shared_backbone(
     """`loaded`, which came from `first`, where `tensors` are equal; else one that shares what is equal."""
     shared = loaded.state_dict()
     weights.check(path, tensors, {BACKBONE + name: like for name, like in shared.items()})
-    own = [name for name in shared if not torch.equal(tensors[BACKBONE + name], first[BACKBONE + name])]
+    pairs = ((name, tensors[BACKBONE + name], first[BACKBONE + name]) for name in shared)
+    own = [
+        name for name, tensor, loaded_one in pairs if tensor is not loaded_one and not torch.equal(tensor, loaded_one)
+    ]
     if not own:
         return loaded
     transformer = build_transformer(config, "meta")

@@ -1,4 +1,4 @@
-"""Training of the VQ-VAE: world frames at both sizes -> encoder, codebook and decoder of `assets/<preset>/codec.*`.
+"""Training of the VQ-VAE: frames at both sizes -> encoder, codebook and decoder, `codec.*` of a model's folder.
 
 One codebook serves the small frames and the super-resolved ones, as in the published model, so a batch holds whole
 small frames and crops of large ones. The codebook follows the encoder by exponential moving averages (van den Oord et
@@ -7,15 +7,18 @@ al. 2017, appendix A.1), starts from k-means and moves unused codes to where the
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.distributed
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cogvideo.training.dataset import KEYFRAMES, PreparedClips, shrink
 from cogvideo.training.render import COARSE, FINE, render_state
 from cogvideo.training.world import DURATIONS, HeldOut, sample_clip
 
@@ -38,6 +41,47 @@ class CodecOptions:
     commitment: float = 0.25
     background_weight: float = 0.5
     subject_weight: float = 3.0
+
+
+Pictures = tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]
+"""Frames uint8 [B, H, W, 3], and how much of every pixel is the subject, [B, H, W]."""
+
+Sample = Callable[[np.random.Generator, CodecOptions], Pictures]
+"""What to show the codec in a step: `small_frames` whole small frames, then `fine_crops` crops of the same size."""
+
+
+def sample_world(held_out: HeldOut) -> Sample:
+    """Frames of the synthetic world, subjects marked."""
+
+    def sample(rng: np.random.Generator, options: CodecOptions) -> Pictures:
+        small, small_masks = sample_frames(rng, held_out, options.small_frames, COARSE)
+        fine, fine_masks = sample_frames(rng, held_out, options.fine_crops, FINE)
+        fine, fine_masks = _crop_to_subject(rng, fine, fine_masks, options.crop_cells, COARSE)
+        return np.concatenate([small, fine]), np.concatenate([small_masks, fine_masks])
+
+    return sample
+
+
+def sample_clips(clips: PreparedClips, upscale: int) -> Sample:
+    """Keyframes of prepared clips, nothing marked."""
+
+    def sample(rng: np.random.Generator, options: CodecOptions) -> Pictures:
+        count = options.small_frames + options.fine_crops
+        chosen = zip(rng.integers(len(clips), size=count), rng.integers(KEYFRAMES, size=count), strict=True)
+        frames = np.stack([clips.pixels(int(clip))[frame] for clip, frame in chosen])
+        small = shrink(frames[: options.small_frames], upscale)
+        fine = _crop(rng, frames[options.small_frames :], small.shape[1:3])
+        pixels = np.concatenate([small, fine])
+        return pixels, np.zeros(pixels.shape[:3], np.float32)
+
+    return sample
+
+
+def _crop(rng: np.random.Generator, pictures: npt.NDArray[np.uint8], size: tuple[int, int]) -> npt.NDArray[np.uint8]:
+    """A crop of `size` from every picture, anywhere: real footage keeps to no grid."""
+    height, width = size
+    corners = [[int(rng.integers(limit + 1)) for limit in (p.shape[0] - height, p.shape[1] - width)] for p in pictures]
+    return np.stack([p[y : y + height, x : x + width] for p, (y, x) in zip(pictures, corners, strict=True)])
 
 
 def sample_frames(
@@ -89,9 +133,9 @@ def normalise(pixels: npt.NDArray[Any]) -> Tensor:
 class CodecTask:
     """Loss of the codec for the training loop; `codec` is icetk's HVQVAE, used at level 1 alone."""
 
-    def __init__(self, codec: Any, held_out: HeldOut, options: CodecOptions, seed: int) -> None:
+    def __init__(self, codec: Any, sample: Sample, options: CodecOptions, seed: int) -> None:
         self.codec = codec
-        self.held_out = held_out
+        self.sample = sample
         self.options = options
         self.seed = seed
         codec.quantize.register_buffer("usage", torch.zeros(codec.quantize.n_embed), persistent=False)
@@ -103,16 +147,15 @@ class CodecTask:
         codec: nn.Module = self.codec
         return codec
 
-    def batch(self, step: int, process: int = 0) -> tuple[Tensor, Tensor]:
-        """Normalised pixels [B, 3, H, W] and subject masks [B, 1, H, W] of step `step`."""
-        rng = np.random.default_rng((self.seed, process, step))
-        o = self.options
-        small, small_masks = sample_frames(rng, self.held_out, o.small_frames, COARSE)
-        fine, fine_masks = sample_frames(rng, self.held_out, o.fine_crops, FINE)
-        fine, fine_masks = _crop_to_subject(rng, fine, fine_masks, o.crop_cells, COARSE)
-        pixels = normalise(np.concatenate([small, fine]))
-        masks = torch.from_numpy(np.concatenate([small_masks, fine_masks])).unsqueeze(1)
-        return pixels, masks
+    @property
+    def learnt(self) -> nn.Module:
+        return self.module
+
+    def batch(self, step: int, share: int = 0) -> tuple[Tensor, Tensor]:
+        """Normalised pixels [B, 3, H, W] and subject masks [B, 1, H, W] of a share of step `step`."""
+        pixels, masks = self.sample(np.random.default_rng((self.seed, share, step)), self.options)
+        device = self.codec.quantize.embed.weight.device
+        return normalise(pixels).to(device), torch.from_numpy(masks).unsqueeze(1).to(device)
 
     def encode(self, pixels: Tensor) -> Tensor:
         """Normalised pixels [B, 3, H, W] -> vectors before quantisation [B, z, h, w]."""
@@ -120,10 +163,13 @@ class CodecTask:
         z: Tensor = codec.quantize.proj(codec.down_samplers[0](codec.enc(pixels)))
         return z
 
-    def loss(self, step: int, process: int = 0) -> tuple[Tensor, dict[str, float]]:
-        """Weighted squared error of the reconstruction, plus the commitment of the encoder to its codes."""
+    def loss(self, step: int, share: int = 0, shares: int = 1) -> tuple[Tensor, dict[str, float]]:
+        """Weighted squared error of the reconstruction, plus the commitment of the encoder to its codes.
+
+        Every share holds as many frames as the options say: more processes see more.
+        """
         o = self.options
-        pixels, masks = self.batch(step, process)
+        pixels, masks = self.batch(step, share)
         z = self.encode(pixels)
         commitment = z.new_zeros(())
         if step >= o.warmup_steps:
@@ -138,21 +184,33 @@ class CodecTask:
         error = (self.codec.decs[1](z) - pixels).square()
         weights = o.background_weight + o.subject_weight * masks
         loss = (error * weights).mean() + o.commitment * commitment
-        scaled = error.detach() * torch.tensor(STD).view(1, 3, 1, 1).square()
+        scaled = error.detach() * error.new_tensor(STD).view(1, 3, 1, 1).square()
         psnr = [float(-10 * torch.log10(part.mean())) for part in scaled.split([o.small_frames, o.fine_crops])]
         used = float((self.codec.quantize.usage > 0.05).float().mean())
         return loss, {"psnr_small": psnr[0], "psnr_fine": psnr[1], "used": used}
 
     @torch.no_grad()
+    def picture(self) -> npt.NDArray[np.uint8]:
+        """Eight small frames above their reconstructions."""
+        pixels = self.batch(0)[0][:8]
+        z = self.encode(pixels)
+        codes = self.codec.quantize.embed.weight
+        quantised = codes[nearest(z.permute(0, 2, 3, 1).flatten(0, 2), codes)].view(len(z), *z.shape[2:], -1)
+        rows = [denormalise(p) for p in (pixels, self.codec.decs[1](quantised.permute(0, 3, 1, 2)))]
+        return np.concatenate([np.concatenate(list(row), axis=1) for row in rows])
+
+    @torch.no_grad()
     def _start_codebook(self, step: int) -> None:
-        """k-means over the encoder's output of a few fresh batches."""
+        """k-means over the encoder's output of a few fresh batches, the same in every process."""
         vectors = []
         for extra in range(10):
             z = self.encode(self.batch(10_000_000 + step + extra)[0])
             vectors.append(z.permute(0, 2, 3, 1).reshape(-1, z.shape[1]))
         points = torch.unique(torch.cat(vectors), dim=0)
         generator = torch.Generator().manual_seed(self.seed)
-        centres = points[torch.randperm(len(points), generator=generator)[: self.codec.quantize.n_embed]].clone()
+        wanted = self.codec.quantize.n_embed
+        chosen = torch.randperm(max(wanted, len(points)), generator=generator)[:wanted] % len(points)
+        centres = points[chosen.to(points.device)].clone()
         for _ in range(8):
             ids = nearest(points, centres)
             counts = torch.bincount(ids, minlength=len(centres)).unsqueeze(1)
@@ -168,8 +226,8 @@ class CodecTask:
     def _follow(self, flat: Tensor, ids: Tensor, step: int) -> None:
         """Move the codes to the average of their vectors; move codes that nothing chose to random vectors."""
         o, quantize = self.options, self.codec.quantize
-        counts = torch.bincount(ids, minlength=quantize.n_embed).float()
-        sums = torch.zeros_like(quantize.embed.weight).index_add_(0, ids, flat)
+        counts = everywhere(torch.bincount(ids, minlength=quantize.n_embed).float())
+        sums = everywhere(torch.zeros_like(quantize.embed.weight).index_add_(0, ids, flat))
         quantize.cluster_size.mul_(o.decay).add_(counts, alpha=1 - o.decay)
         quantize.embed_avg.mul_(o.decay).add_(sums, alpha=1 - o.decay)
         self.codec.quantize.usage.mul_(0.995).add_(counts, alpha=0.005)
@@ -182,18 +240,41 @@ class CodecTask:
         quantize = self.codec.quantize
         dead = (quantize.cluster_size < 0.01).nonzero().squeeze(1)
         distance = (flat - quantize.embed.weight[ids]).square().sum(1)
-        worst = distance.topk(min(len(dead), len(flat) // 8)).indices
-        dead = dead[: len(worst)]
-        quantize.embed.weight[dead] = flat[worst]
-        quantize.embed_avg[dead] = flat[worst] * 0.2
+        vectors = from_first(flat[distance.topk(min(len(dead), len(flat) // 8)).indices])
+        dead = dead[: len(vectors)]
+        quantize.embed.weight[dead] = vectors
+        quantize.embed_avg[dead] = vectors * 0.2
         quantize.cluster_size[dead] = 0.2
         self.codec.quantize.usage[dead] = 0.1
+
+
+def denormalise(pixels: Tensor) -> npt.NDArray[np.uint8]:
+    """The reverse of `normalise`, clamped."""
+    mean, std = (pixels.new_tensor(values).view(1, 3, 1, 1) for values in (MEAN, STD))
+    bytes_ = (pixels * std + mean).clamp(0, 1).mul(255).round().to(torch.uint8)
+    return bytes_.permute(0, 2, 3, 1).cpu().numpy()
+
+
+def everywhere(values: Tensor) -> Tensor:
+    """The sum over all processes, so that every one keeps the same codebook."""
+    if torch.distributed.is_initialized():
+        torch.distributed.all_reduce(values)
+    return values
+
+
+def from_first(values: Tensor) -> Tensor:
+    """The first process's values; all have as many."""
+    values = values.contiguous()
+    if torch.distributed.is_initialized():
+        torch.distributed.broadcast(values, 0)
+    return values
 
 
 @torch.no_grad()
 def tokenise(codec: Any, pixels: npt.NDArray[Any]) -> Tensor:
     """Frames uint8 [B, H, W, 3] -> tokens [B, N], as `FrameCodec.encode` does, without its one-hot matrices."""
-    z = codec.quantize.proj(codec.down_samplers[0](codec.enc(normalise(pixels))))
+    device = codec.quantize.embed.weight.device
+    z = codec.quantize.proj(codec.down_samplers[0](codec.enc(normalise(pixels).to(device))))
     flat = z.permute(0, 2, 3, 1).reshape(-1, z.shape[1])
     return nearest(flat, codec.quantize.embed.weight).view(len(pixels), -1)
 

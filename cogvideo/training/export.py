@@ -1,11 +1,14 @@
-"""From training's checkpoints to the files that ship: fp16 safetensors under the published names, and the clusters.
+"""From training's checkpoints to the files that ship: fp16 safetensors under the published names, the clusters, and
+the published format itself, both ways.
 
-Every file is written to a temporary name and then renamed; the three networks' backbone is written once.
+Every file is written to a temporary name and then renamed; a backbone that the networks share is written once.
 """
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -14,34 +17,108 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from cogvideo import weights
+from cogvideo.config import ModelConfig
 from cogvideo.training.codec import nearest
 
 PARTS = ("stage1", "stage2", "superres")
+BACKBONE = "transformer."
+ITERATION = "1"
+"""Name of the only checkpoint in a folder of the published format that is written here."""
+
+Tensors = Mapping[str, Tensor]
 
 
-def write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+def write_tensors(tensors: Tensors, path: Path) -> None:
     """Write floating-point tensors as fp16, whole or not at all."""
-    halves = {n: t.detach().half().contiguous() if t.is_floating_point() else t for n, t in tensors.items()}
     temporary = path.with_suffix(".tmp")
-    save_file(halves, temporary)
+    save_file(_halves(tensors), temporary)
     temporary.chmod(0o644)  # safetensors makes it readable by its owner alone
     os.replace(temporary, path)
 
 
-def export_models(weights: dict[str, Tensor], folder: Path) -> None:
+def _halves(tensors: Tensors) -> dict[str, Tensor]:
+    return {n: t.detach().half().contiguous() if t.is_floating_point() else t for n, t in tensors.items()}
+
+
+def export_models(tensors: Tensors, folder: Path) -> None:
     """Weights of `WorldModels` by name -> `backbone`, `stage1`, `stage2` and `superres.safetensors` in `folder`."""
+    own = {part: _under(tensors, f"{part}.", "mixins.") for part in PARTS}
+    export_parts({"backbone": _under(tensors, f"{PARTS[0]}.", BACKBONE), **own}, folder)
+
+
+def export_parts(parts: Mapping[str, Tensors], folder: Path) -> None:
+    """Weights of `backbone` (`transformer.*`) and of each network (`mixins.*`) -> a file each in `folder`.
+
+    A network that trained the backbone further has `transformer.*` too: they are its own.
+    """
+    for part, tensors in parts.items():
+        write_tensors(tensors, folder / f"{part}.safetensors")
+
+
+def _under(tensors: Tensors, prefix: str, kind: str) -> dict[str, Tensor]:
+    return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix + kind)}
+
+
+def to_published(folder: Path, config: ModelConfig, out: Path) -> None:
+    """The networks of a model's folder -> `cogvideo-stage1`, `cogvideo-stage2` and `cogview2-dsr` in `out`.
+
+    Each has the backbone in its file, as published. Raises WeightsError.
+    """
+    backbone = weights.read_safetensors(folder / "backbone.safetensors")
     for part in PARTS:
-        own = {n.removeprefix(f"{part}."): t for n, t in weights.items() if n.startswith(f"{part}.mixins.")}
-        write_tensors(own, folder / f"{part}.safetensors")
-    prefix = f"{PARTS[0]}.transformer."
-    backbone = {n.removeprefix(f"{PARTS[0]}."): t for n, t in weights.items() if n.startswith(prefix)}
-    write_tensors(backbone, folder / "backbone.safetensors")
+        own = weights.read_safetensors(folder / f"{part}.safetensors")
+        target = out / weights.PUBLISHED[part]
+        (target / ITERATION).mkdir(parents=True, exist_ok=True)
+        path = target / ITERATION / "mp_rank_00_model_states.pt"
+        temporary = path.with_suffix(".tmp")
+        torch.save({"module": backbone | own}, temporary)
+        os.replace(temporary, path)
+        (target / "model_config.json").write_text(json.dumps(_published_sizes(config, part), indent=1))
+        (target / "latest").write_text(ITERATION)
 
 
-def export_codec(weights: dict[str, Tensor], folder: Path) -> None:
+def _published_sizes(config: ModelConfig, part: str) -> dict[str, int | str]:
+    """`model_config.json` of a network, with what `weights.published_config` reads of it."""
+    text, frame = config.text_length, config.tokens_per_frame
+    layout = (text, text + frame, text + config.keyframes * frame)
+    extra = config.extra_positions
+    if part == "superres":
+        text, fine = config.superres_text_length, config.tokens_per_frame * config.upscale**2
+        layout, extra = (text, text + frame, text + frame + fine), fine
+    return {
+        "num_layers": config.layers,
+        "hidden_size": config.hidden,
+        "num_attention_heads": config.heads,
+        "vocab_size": config.vocab_size,
+        "max_sequence_length": config.base_positions,
+        "additional_seqlen": extra,
+        "layout": ", ".join(map(str, layout)),
+        "window_size": config.window if part == "stage2" else -1,
+        "kernel_size": config.fine_window[1],
+        "kernel_size2": config.coarse_window[0],
+    }
+
+
+def from_published(directory: Path, folder: Path) -> None:
+    """The networks of three folders in the published format -> a file each in `folder`. Raises WeightsError.
+
+    Stage 1's backbone is the common one; where another network's differs, the different tensors stay with it.
+    """
+    backbone: dict[str, Tensor] = {}
+    for part in PARTS:
+        tensors = weights.read_published(directory / weights.PUBLISHED[part])
+        if not backbone:
+            backbone = {n: t for n, t in tensors.items() if n.startswith(BACKBONE)}
+        own = {n: t for n, t in tensors.items() if n not in backbone or not torch.equal(t, backbone[n])}
+        export_parts({part: own}, folder)
+    export_parts({"backbone": backbone}, folder)
+
+
+def export_codec(tensors: Tensors, folder: Path) -> None:
     """Weights of the trained HVQVAE -> `codec.safetensors`, without the statistics that only training needs."""
     statistics = ("quantize.cluster_size", "quantize.embed_avg")
-    write_tensors({n: t for n, t in weights.items() if n not in statistics}, folder / "codec.safetensors")
+    write_tensors({n: t for n, t in tensors.items() if n not in statistics}, folder / "codec.safetensors")
 
 
 def cluster_codes(codes: Tensor, clusters: int, seed: int = 0, rounds: int = 30) -> npt.NDArray[np.int16]:

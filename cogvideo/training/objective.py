@@ -135,8 +135,8 @@ class WorldTask:
             "superres": self._superres_loss(rng),
         }
         o = self.options
-        shares = {"image": 1.0, "stage1": o.stage1_share, "stage2": o.stage2_share, "superres": o.superres_share}
-        total = torch.stack([shares[name] * value for name, value in losses.items()]).sum()
+        portions = {"image": 1.0, "stage1": o.stage1_share, "stage2": o.stage2_share, "superres": o.superres_share}
+        total = torch.stack([portions[name] * value for name, value in losses.items()]).sum()
         return total, {name: float(v.detach()) for name, v in losses.items()}
 
     def _image_loss(self, rng: np.random.Generator) -> Tensor:

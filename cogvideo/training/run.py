@@ -1,7 +1,7 @@
-"""The training loop: a task and options in, checkpoints and scalars out. One process or many, by accelerate.
+"""The training loop: a task and options in, checkpoints, scalars and pictures out. One process or many, by accelerate.
 
-A step's data depends on the seed, the step and the process alone, and a checkpoint holds weights, optimizer and step,
-so that a run that was killed goes on with the same losses. Checkpoints are written to a temporary name, then renamed.
+A step's data depends on the seed and the step alone, and a checkpoint holds weights, optimizer and step, so that a run
+that was killed goes on with the same losses. Checkpoints are written to a temporary name, then renamed.
 """
 
 from __future__ import annotations
@@ -9,17 +9,26 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import time
+from collections import defaultdict
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
+import numpy as np
+import numpy.typing as npt
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.utils import DistributedType, broadcast
+from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from cogvideo.errors import RequestError
 from cogvideo.training.muon import Muon
+
+Precision = Literal["", "no", "bf16", "fp16"]
 
 
 @dataclass(frozen=True)
@@ -37,17 +46,45 @@ class RunOptions:
     clip: float = 1.0
     average: float = 0.0
     """Decay of the exponential moving average of the weights; 0 switches it off."""
+    accumulate: int = 1
+    """Shares that a process cuts its part of a step into, one after the other: less memory, the same gradients."""
+    precision: Precision = ""
+    """Of the arithmetic; weights stay fp32. Empty: what `accelerate launch` was told."""
     save_minutes: float = 2.0
+    log_every: int = 20
+    picture_every: int = 500
+    """Steps between two pictures of what the model makes of its data; 0: none."""
     seed: int = 0
 
 
 class Task(Protocol):
-    """What is learnt: a module and the loss of one step."""
+    """What is learnt: the modules that compute, those of them that learn, and the loss of one step."""
 
     @property
-    def module(self) -> nn.Module: ...
+    def module(self) -> nn.Module:
+        """Everything that computes, frozen parts included: it is moved to the device."""
 
-    def loss(self, step: int, process: int) -> tuple[Tensor, dict[str, float]]: ...
+    @property
+    def learnt(self) -> nn.Module:
+        """What training changes, a part of `module` or all of it: a checkpoint holds its tensors."""
+
+    def loss(self, step: int, share: int = 0, shares: int = 1) -> tuple[Tensor, dict[str, float]]:
+        """The loss of one of the equal `shares` of a step's data, and scalars to log."""
+
+    def picture(self) -> npt.NDArray[np.uint8] | None:
+        """Something to look at, uint8 [H, W, 3]; None where there is nothing to show."""
+
+
+class _Step(nn.Module):
+    """A task's loss as a forward pass, the form in which accelerate spreads work over processes."""
+
+    def __init__(self, task: Task) -> None:
+        super().__init__()
+        self.computing = task.module
+        self.task = task
+
+    def forward(self, step: int, share: int, shares: int) -> tuple[Tensor, dict[str, float]]:
+        return self.task.loss(step, share, shares)
 
 
 def schedule(step: int, options: RunOptions) -> float:
@@ -87,16 +124,35 @@ class Trainer:
         self.options = options
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
-        self.accelerator = Accelerator()
-        self.module = task.module
-        self.optimizers = make_optimizers(self.module, options)
-        self.rates = [[float(g["lr"]) for g in o.param_groups] for o in self.optimizers]
+        self.accelerator = Accelerator(
+            mixed_precision=options.precision or None,
+            gradient_accumulation_steps=options.accumulate,
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+        )
+        self._refuse_what_does_not_mix()
+        optimizers = make_optimizers(task.learnt, options)
+        self.rates = [[float(g["lr"]) for g in o.param_groups] for o in optimizers]
+        self.model, *self.optimizers = self.accelerator.prepare(_Step(task), *optimizers)
+        self.trained = [p for p in task.learnt.parameters() if p.requires_grad]
         self.average = {n: p.detach().clone() for n, p in self._floats()} if options.average else {}
         self.step = 0
 
+    @property
+    def _sharded(self) -> bool:
+        """Whether DeepSpeed holds the optimizer, a piece in every process."""
+        return self.accelerator.distributed_type == DistributedType.DEEPSPEED
+
+    def _refuse_what_does_not_mix(self) -> None:
+        scaled = self._sharded or self.accelerator.mixed_precision == "fp16"
+        if scaled and (self.options.muon_learning_rate or (self._sharded and self.options.average)):
+            raise RequestError(
+                "Muon 不能与 fp16 或 DeepSpeed 同用，权重平均（average）不能与 DeepSpeed 同用：请从训练配置中去掉。",
+                "Muon does not go with fp16 or DeepSpeed, nor average with DeepSpeed: take them out of the recipe.",
+            )
+
     def _floats(self) -> list[tuple[str, Tensor]]:
         """Weights and buffers to average, a shared one once."""
-        named = [*self.module.named_parameters(), *self.module.named_buffers()]
+        named = [*self.task.learnt.named_parameters(), *self.task.learnt.named_buffers()]
         return [(n, t) for n, t in named if t.is_floating_point()]
 
     @property
@@ -108,30 +164,44 @@ class Trainer:
         if not self.checkpoint.exists():
             return
         state: dict[str, Any] = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
-        self.module.load_state_dict(state["module"])
-        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
-        self.average = state["average"]
+        self.task.learnt.load_state_dict(state["module"])
+        if self._sharded:
+            self.accelerator.load_state(str(self.folder / state["pieces"]), load_module_strict=False)
+        else:
+            for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+                optimizer.load_state_dict(saved)
+        if self.accelerator.scaler is not None and "scaler" in state:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        self.average = {n: t.to(self.accelerator.device) for n, t in state["average"].items()}
         self.step = state["step"]
 
     def save(self) -> None:
-        """Write weights, optimizers and step; complete or not at all."""
+        """Write weights, optimizers and step; complete or not at all. Every process must call it."""
+        pieces = f"pieces-{self.step}"
+        if self._sharded:
+            self.accelerator.save_state(str(self.folder / pieces), exclude_frozen_parameters=True)
         if not self.accelerator.is_main_process:
             return
         state = {
-            "module": self.module.state_dict(),
-            "optimizers": [o.state_dict() for o in self.optimizers],
+            "module": self.task.learnt.state_dict(),
+            "optimizers": [] if self._sharded else [o.state_dict() for o in self.optimizers],
             "average": self.average,
             "step": self.step,
             "options": json.dumps(asdict(self.options)),
+            "pieces": pieces,
         }
+        if self.accelerator.scaler is not None:
+            state["scaler"] = self.accelerator.scaler.state_dict()
         temporary = self.checkpoint.with_suffix(".tmp")
         torch.save(state, temporary)
         os.replace(temporary, self.checkpoint)
+        for old in self.folder.glob("pieces-*"):
+            if old.name != pieces:
+                shutil.rmtree(old)
 
     def weights(self) -> dict[str, Tensor]:
         """The weights to keep: averaged where averaging is on."""
-        return {**self.module.state_dict(), **self.average}
+        return {**self.task.learnt.state_dict(), **self.average}
 
     def _set_rates(self) -> None:
         factor = schedule(self.step, self.options)
@@ -147,47 +217,97 @@ class Trainer:
             self.average[name].lerp_(value, 1 - decay)
 
     def update(self) -> dict[str, float]:
-        """One step: loss, gradients, weights. Returns the step's scalars."""
+        """One step: loss, gradients, weights. Returns the step's scalars, as this process sees them."""
         self._set_rates()
-        loss, scalars = self.task.loss(self.step, self.accelerator.process_index)
-        self.accelerator.backward(loss)
-        trained = [p for p in self.module.parameters() if p.grad is not None]
-        if self.accelerator.num_processes > 1:
-            for weight in trained:
-                weight.grad = self.accelerator.reduce(weight.grad, reduction="mean")
-        norm = torch.nn.utils.clip_grad_norm_(trained, self.options.clip)
-        if torch.isfinite(norm):  # a step with a broken gradient is skipped, not learnt
-            for optimizer in self.optimizers:
-                optimizer.step()
-        for optimizer in self.optimizers:
-            optimizer.zero_grad(set_to_none=True)
+        count = self.options.accumulate
+        first, shares = self.accelerator.process_index * count, self.accelerator.num_processes * count
+        sums: dict[str, float] = defaultdict(float)
+        for share in range(first, first + count):
+            with self.accelerator.accumulate(self.model):
+                loss, scalars = self.model(self.step, share, shares)
+                self.accelerator.backward(loss)
+                for name, value in {"loss": float(loss.detach()), **scalars}.items():
+                    sums[name] += value / count
+                if self.accelerator.sync_gradients:
+                    sums["norm"] = self._learn()
         self.step += 1
         if self.average:
             self._follow_average()
-        return {"loss": float(loss.detach()), "norm": float(norm), **scalars}
+        return dict(sums)
 
-    def run(self, log_every: int = 20) -> None:
-        """Train to the last step; scalars go to `scalars.jsonl` and to the progress bar."""
+    def _learn(self) -> float:
+        """Move the weights along their gradients; returns the gradients' norm before clipping."""
+        clipped = self.accelerator.clip_grad_norm_(self.trained, self.options.clip)
+        norm = 0.0 if clipped is None else float(clipped)
+        # A step with a broken gradient is skipped, not learnt; fp16's scaler sees to that itself.
+        for optimizer in self.optimizers if math.isfinite(norm) or self.accelerator.scaler is not None else ():
+            optimizer.step()
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        return norm
+
+    def run(self) -> None:
+        """Train to the last step; scalars go to the progress bar, to `scalars.jsonl` and to TensorBoard's files."""
         self.resume()
         saved = time.monotonic()
-        sums: dict[str, list[float]] = {}
-        main = self.accelerator.is_main_process
-        with (
-            tqdm(total=self.options.steps, initial=self.step, disable=not main, mininterval=5) as bar,
-            (self.folder / "scalars.jsonl").open("a") as log,
-        ):
+        log = _Log(self.folder, self.options, self.step) if self.accelerator.is_main_process else None
+        try:
             while self.step < self.options.steps:
-                for name, value in self.update().items():
-                    sums.setdefault(name, []).append(value)
-                bar.update()
-                if self.step % log_every == 0 or self.step == self.options.steps:
-                    means = {name: sum(v) / len(v) for name, v in sums.items()}
-                    sums.clear()
-                    if main:
-                        log.write(json.dumps({"step": self.step, **means}) + "\n")
-                        log.flush()
-                        bar.set_postfix({k: f"{v:.3f}" for k, v in means.items()}, refresh=False)
-                if time.monotonic() - saved > 60 * self.options.save_minutes:
+                scalars = self.update()
+                if log:
+                    log.add(self.step, scalars)
+                    if self.options.picture_every and self.step % self.options.picture_every == 0:
+                        log.show(self.step, self.task.picture())
+                if self._agree(time.monotonic() - saved > 60 * self.options.save_minutes):
                     self.save()
                     saved = time.monotonic()
+        finally:
+            if log:
+                log.close()
         self.save()
+
+    def _agree(self, late: bool) -> bool:
+        """The main process's answer, where all have to act on it."""
+        if not self._sharded:
+            return late
+        return bool(broadcast(torch.tensor(int(late), device=self.accelerator.device)))
+
+
+class _Log:
+    """Where a run tells how it goes: a progress bar with the time left, lines of JSON, TensorBoard, pictures."""
+
+    def __init__(self, folder: Path, options: RunOptions, step: int) -> None:
+        from tensorboardX import SummaryWriter
+
+        self.folder = folder
+        self.options = options
+        self.bar = tqdm(total=options.steps, initial=step, mininterval=5, desc=folder.name)
+        self.lines = (folder / "scalars.jsonl").open("a")
+        # A run that was killed wrote past its checkpoint: what it will write again is hidden.
+        self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=step)
+        self.sums: dict[str, list[float]] = defaultdict(list)
+
+    def add(self, step: int, scalars: dict[str, float]) -> None:
+        for name, value in scalars.items():
+            self.sums[name].append(value)
+        self.bar.update()
+        if step % self.options.log_every == 0 or step == self.options.steps:
+            means = {name: sum(v) / len(v) for name, v in self.sums.items()}
+            self.sums.clear()
+            self.lines.write(json.dumps({"step": step, **means}) + "\n")
+            self.lines.flush()
+            for name, value in means.items():
+                self.board.add_scalar(name, np.asarray(value), step)  # an array: tensorboardX 2.6 trips over floats
+            self.bar.set_postfix({k: f"{v:.3f}" for k, v in means.items()}, refresh=False)
+
+    def show(self, step: int, picture: npt.NDArray[np.uint8] | None) -> None:
+        if picture is not None:
+            folder = self.folder / "pictures"
+            folder.mkdir(exist_ok=True)
+            Image.fromarray(picture).save(folder / f"{step:07}.png")
+            self.board.add_image("picture", picture, step, dataformats="HWC")
+
+    def close(self) -> None:
+        self.bar.close()
+        self.lines.close()
+        self.board.close()
