@@ -28,7 +28,7 @@ from starlette.routing import Route
 from cogvideo import page
 from cogvideo.config import MAX_GUIDANCE, PRESETS, VideoRequest
 from cogvideo.errors import CapacityError, CogVideoError, RequestError
-from cogvideo.jobs import Jobs, Limits, new_key, new_seed, open_jobs
+from cogvideo.jobs import Jobs, Limits, new_key, new_seed, open_jobs, read_settings
 from cogvideo.page import FOLDER, Form, Words
 
 LOG = logging.getLogger(__name__)
@@ -59,6 +59,19 @@ def _said(handler: Callable[..., Updates]) -> Callable[..., Updates]:
     return answer
 
 
+def _for_programs(endpoint: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
+    """An endpoint whose errors reach the program as a sentence in both languages."""
+
+    @functools.wraps(endpoint)
+    def answer(*values: Any, **named: Any) -> dict[str, Any]:
+        try:
+            return endpoint(*values, **named)
+        except CogVideoError as error:
+            raise gr.Error(html.escape(f"{error.en} / {error.zh}"), print_exception=False) from error
+
+    return answer
+
+
 class Page:
     """The components of the page and what happens on them. One instance serves all visitors."""
 
@@ -72,6 +85,7 @@ class Page:
         with gr.Blocks(title=self.say("zh", "title"), analytics_enabled=False, fill_width=True) as self.ui:
             self._build()
             self._connect()
+            self._publish()
 
     def say(self, language: str, key: str, **values: object) -> str:
         return self.words.say(language, key, **values)
@@ -122,8 +136,8 @@ class Page:
                 label=zh["prompt"], placeholder=zh["prompt_hint"], lines=2, max_lines=5, elem_id="cv-prompt"
             )
             self.chips = gr.HTML(
-                self.examples,
-                html_template='<div class="cv-chips" role="group"></div>',
+                [[None, self.examples]],
+                html_template="<div></div>",
                 js_on_load=_asset("chips.js"),
                 apply_default_css=False,
                 elem_id="cv-chips",
@@ -144,6 +158,13 @@ class Page:
             with gr.Group():
                 self.seed = gr.Number(label=zh["seed"], info=zh["seed_hint"], precision=0, elem_id="cv-seed")
                 self.fresh = gr.Checkbox(value=True, label=zh["fresh"], elem_id="cv-fresh")
+            with gr.Accordion(zh["phrases"], open=False, elem_id="cv-phrases") as self.bank:
+                self.phrases = gr.HTML(
+                    json.loads(_asset("phrases.json")),
+                    html_template="<div></div>",
+                    js_on_load=_asset("chips.js"),
+                    apply_default_css=False,
+                )
             with gr.Accordion(zh["settings"], open=False, elem_id="cv-settings") as self.settings:
                 self.guidance = gr.Slider(
                     1, MAX_GUIDANCE / 2, usual.guidance, step=0.5, label=zh["guidance"], info=zh["guidance_hint"]
@@ -154,6 +175,7 @@ class Page:
                 self.top_k = gr.Slider(1, 40, usual.top_k, step=1, label=zh["top_k"], info=zh["top_k_hint"])
                 self.superres = gr.Checkbox(value=True, label=zh["superres"])
                 self.comment = gr.Checkbox(value=True, label=zh["comment"])
+                self.file = gr.File(label=zh["file"], file_types=[".mp4", ".gif"], height=110, elem_id="cv-file")
         self.form = [
             self.prompt,
             self.seed,
@@ -186,7 +208,9 @@ class Page:
         self.shelf.reuse(self.reuse, [self.me], filled, **quiet)
         self.shelf.vary(self.vary, [self.me], filled, **quiet)
         self.shelf.remove(self.remove, [self.me], [self.shelf, self.notice], **quiet)
+        self.file.upload(self.restore, [self.me, self.file], [*filled, self.file], **quiet)
         self.chips.choose(self.choose, None, [self.prompt], **quiet)
+        self.phrases.choose(self.append, [self.prompt], [self.prompt], **quiet)
         self.language.input(
             self.speak,
             [self.me, self.language, self.frames, self.seconds, self.superres],
@@ -198,6 +222,72 @@ class Page:
             control.change(
                 self.reckon, [self.me, self.frames, self.seconds, self.superres], [self.frames, self.outcome], **quiet
             )
+
+    def _publish(self) -> None:
+        """The same jobs for programs: named endpoints for gradio_client, curl and MCP."""
+
+        def make_video(
+            prompt: str,
+            seed: int = -1,
+            frames: int = 33,
+            seconds: float = 4.0,
+            superres: bool = True,
+            guidance: float = 3.0,
+            key: str = "",
+        ) -> dict[str, Any]:
+            """Ask for a video of a Chinese prompt.
+
+            Args:
+                prompt: what to show, in Chinese
+                seed: 0 to 4294967295; -1 draws one
+                frames: 5, 9, 17 or 33
+                seconds: 4, 2, 1 or 0.5
+                superres: whether the frames are enlarged three times at the end
+                guidance: how strictly the prompt counts; 1 switches guidance off
+                key: whoever has it may stop and delete the video; empty makes one
+            """
+            key = key or new_key()
+            form = Form(prompt, new_seed() if seed == -1 else seed, frames, seconds, guidance, superres=superres)
+            view = self.jobs.submit(form.request(self.base), key)
+            return {"id": view.id, "key": key, "seed": view.request.seed}
+
+        def video(id: str) -> dict[str, Any]:
+            """How far a video is, and where its file lies once there is one.
+
+            Args:
+                id: as `make_video` gave it
+            """
+            view = self.jobs.view(id)
+            return {
+                **{name: getattr(view, name) for name in ("id", "status", "stage", "done", "total", "seconds_left")},
+                "place": view.place,
+                "error": view.error,
+                "notes": view.notes,
+                "file": f"media/{view.id}/{view.video}" if view.video else None,
+            }
+
+        def stop_video(id: str, key: str) -> dict[str, Any]:
+            """Stop a video; what was drawn so far is kept.
+
+            Args:
+                id: as `make_video` gave it
+                key: as `make_video` gave it
+            """
+            self.jobs.stop(id, key)
+            return {"id": id}
+
+        def delete_video(id: str, key: str) -> dict[str, Any]:
+            """Delete a video and its files.
+
+            Args:
+                id: as `make_video` gave it
+                key: as `make_video` gave it
+            """
+            self.jobs.delete(id, key)
+            return {"id": id}
+
+        for endpoint in (make_video, video, stop_video, delete_video):
+            gr.api(_for_programs(endpoint), api_name=endpoint.__name__, concurrency_limit=None)  # type: ignore[attr-defined]
 
     def _follow(self, event: Any) -> None:
         """After `event`, show the job on the screen until it is final, then bring the history up to date."""
@@ -283,6 +373,16 @@ class Page:
         return {**self._fill(form, me["language"]), self.notice: ""}
 
     @_said
+    def restore(self, me: Any, file: str | None) -> Updates:
+        """Fills the form with the settings inside a file that was downloaded here."""
+        language = me["language"]
+        request = read_settings(Path(file)) if file else None
+        if request is None:
+            return {self.file: None, self.notice: self.notice_of(self.say(language, "file_without"), "error")}
+        notice = self.notice_of(self.say(language, "file_restored"), "")
+        return {**self._fill(Form.of(request, self.base), language), self.file: None, self.notice: notice}
+
+    @_said
     def vary(self, me: Any, event: gr.EventData) -> Updates:
         """Fills the form with the settings of a clip of the gallery, with a seed of its own."""
         clip = self.gallery[int(event.index)]
@@ -291,6 +391,9 @@ class Page:
 
     def choose(self, event: gr.EventData) -> str:
         return str(event.text)
+
+    def append(self, prompt: str, event: gr.EventData) -> str:
+        return f"{prompt}{event.text}"
 
     def speak(self, me: Any, language: str, frames: int, seconds: float, superres: bool) -> Updates:
         """The page in another language."""
@@ -323,7 +426,7 @@ class Page:
                 beat += 1
                 yield {**page.screen_value(view, mine, self.jobs.preset), "beat": beat}
         except RequestError:  # deleted meanwhile
-            yield {}
+            yield {"gone": job}
         finally:
             if self._tails.get(visitor) is token:
                 del self._tails[visitor]
@@ -344,7 +447,9 @@ class Page:
         }
 
     def _screen(self, job: str, key: str) -> dict[str, Any]:
-        return page.screen_value(self.jobs.view(job), self.jobs.holds(job, key), self.jobs.preset)
+        """A job that somebody chose to see; what a tail says of another one is old news."""
+        value = page.screen_value(self.jobs.view(job), self.jobs.holds(job, key), self.jobs.preset)
+        return {**value, "chosen": True}
 
     def known(self, me: Any, accepted: str | None = None) -> dict[str, str]:
         """What the browser remembers, made good where it remembers nothing sensible."""
@@ -401,11 +506,13 @@ class Page:
             self.seed: label("seed", "seed_hint"),
             self.fresh: label("fresh"),
             self.settings: label("settings"),
+            self.bank: label("phrases"),
             self.guidance: label("guidance", "guidance_hint"),
             self.temperature: label("temperature", "temperature_hint"),
             self.top_k: label("top_k", "top_k_hint"),
             self.superres: label("superres"),
             self.comment: label("comment"),
+            self.file: label("file"),
         }
 
     def _brand(self, language: str) -> str:

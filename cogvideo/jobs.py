@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Generator
 from contextlib import closing, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Protocol
 
@@ -26,7 +26,7 @@ from cogvideo.pace import Pace, tokens_per_stage
 from cogvideo.results import EXPORTS, Folder, WriteVideo
 from cogvideo.store import Entry, Record, Store
 from cogvideo.take import Take
-from cogvideo.video import write_video
+from cogvideo.video import read_metadata, write_video
 from cogvideo.view import ACTIVE, FINAL, Sentence, View, fold, request_from_dict, request_to_dict
 
 if TYPE_CHECKING:
@@ -519,6 +519,18 @@ def owner_of(key: str) -> str:
 def new_key() -> str:
     """A key for one browser or one program: whoever has it may stop and delete what was asked for with it."""
     return secrets.token_urlsafe(24)
+
+
+def read_settings(path: Path) -> VideoRequest | None:
+    """The request inside an mp4 or gif of ours, None where there is none. Raises RequestError for impossible values."""
+    settings = read_metadata(path)
+    if not settings or not isinstance(settings.get("prompt"), str):
+        return None
+    known = {field.name for field in fields(VideoRequest)}
+    try:
+        return request_from_dict({name: value for name, value in settings.items() if name in known})
+    except (TypeError, ValueError, AttributeError):  # JSON of somebody else's making
+        return None
 
 
 def new_seed() -> int:

@@ -317,10 +317,12 @@ function draw() {
 }
 
 function hear() {
-  heard = performance.now();
-  lost = false;
   const value = props.value;
   const before = view && view.id;
+  if (value && value.id && value.id !== before && !value.chosen) return; // the last words of the job shown before
+  if (value && value.gone && value.gone !== before) return;
+  heard = performance.now();
+  lost = false;
   view = value && value.id ? value : null;
   if (value && value.language) cv.setLanguage(value.language);
   if (view && view.id !== before) {

@@ -1,0 +1,205 @@
+"""What the page is made of, without a browser: its words, its form and its links."""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+import string
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import parse_qsl, urlencode
+
+import pytest
+from fakes import PRESET, FakePipeline
+from hypothesis import given
+from hypothesis import strategies as st
+
+import app
+from cogvideo.config import CLIP_FRAMES, CLIP_SECONDS, MAX_SEED, VideoRequest
+from cogvideo.errors import CapacityError, RequestError
+from cogvideo.jobs import Jobs, new_key, read_settings
+from cogvideo.page import FOLDER, LANGUAGES, Form, Words, changed, outcome, preferred_language
+from cogvideo.video import write_video
+
+WORDS = Words.load()
+BASE = PRESET.sampling
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def names(sentence: str) -> set[str]:
+    return {name for _, name, _, _ in string.Formatter().parse(sentence) if name}
+
+
+def test_every_sentence_exists_in_both_languages() -> None:
+    for key, (zh, en) in WORDS.pairs.items():
+        assert zh.strip() and en.strip(), key
+        assert names(zh) == names(en), key
+        assert re.search("[\u4e00-\u9fff]", zh) or key == "download_gif", key
+
+
+def test_every_key_that_is_used_exists() -> None:
+    python = (ROOT / "app.py").read_text("utf-8") + (ROOT / "cogvideo" / "page.py").read_text("utf-8")
+    used = set(re.findall(r'(?:say|label)\((?:self\.words, )?(?:language, |"zh", )?"(\w+)"', python))
+    used |= set(re.findall(r'zh\["(\w+)"\]', python))
+    for path in FOLDER.iterdir():
+        if path.suffix in (".js", ".html"):
+            text = path.read_text("utf-8")
+            used |= set(re.findall(r'cv\.say\("(\w+)"', text)) | set(re.findall(r'data-word="(\w+)"', text))
+    assert len(used) > 60
+    assert used - {"zh"} <= set(WORDS.pairs)
+
+
+def test_phrases_and_examples_have_a_gloss() -> None:
+    examples = json.loads((FOLDER / "examples.json").read_text("utf-8"))
+    bank = json.loads((FOLDER / "phrases.json").read_text("utf-8"))
+    for zh, en in [*examples, *(pair for _, phrases in bank for pair in phrases), *(title for title, _ in bank)]:
+        assert re.search("[\u4e00-\u9fff]", zh) and en.isascii()
+    assert {title[0] for title, _ in bank} >= {"新闻", "电影和游戏预览", "教育", "建筑", "虚拟现实", "营销", "个性化"}
+
+
+@pytest.mark.parametrize(
+    ("accepted", "language"),
+    [
+        ("zh", "zh"),
+        ("zh-HK,en;q=0.8", "zh"),
+        ("zh-Hans-CN", "zh"),
+        ("en-US,zh;q=0.5", "en"),
+        ("de", "en"),
+        (None, "zh"),
+    ],
+)
+def test_the_browser_chooses_the_language(accepted: str | None, language: str) -> None:
+    assert preferred_language(accepted) == language
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_what_comes_of_the_settings_is_said(language: str) -> None:
+    for frames in CLIP_FRAMES:
+        said = outcome(WORDS, language, frames, 0.5, 100.0)
+        assert "0.5" in said and "2" in said and "{" not in said
+
+
+forms = st.builds(
+    Form,
+    prompt=st.text(max_size=40),
+    seed=st.integers(0, MAX_SEED),
+    frames=st.sampled_from(CLIP_FRAMES),
+    seconds=st.sampled_from(CLIP_SECONDS),
+    guidance=st.sampled_from([1.0, 3.0, 4.5, 10.0]),
+    temperature=st.sampled_from([0.5, 0.95, 1.0, 1.5]),
+    top_k=st.sampled_from([6, 12, 24]),
+    superres=st.booleans(),
+)
+
+
+@given(forms)
+def test_a_form_survives_request_and_link(form: Form) -> None:
+    request = form.request(BASE)
+    assert Form.of(request, BASE) == form
+    link = {"p": form.prompt, "s": str(form.seed), "f": str(form.frames), "d": f"{form.seconds:g}", **form.query()}
+    assert Form.from_query(dict(parse_qsl(urlencode(link), keep_blank_values=True))) == form
+
+
+def test_the_usual_settings_are_the_presets_own() -> None:
+    assert Form("一", 7).request(BASE) == VideoRequest("一", 7)
+    assert Form().guidance == BASE.guidance and Form().top_k == BASE.video.top_k
+
+
+def test_nonsense_in_a_link_is_refused_with_a_sentence() -> None:
+    assert Form.from_query({"job": "x"}) is None
+    for query in ({"p": "一", "s": "x"}, {"p": "一", "f": "<b>"}, {"p": "一", "d": "1e"}):
+        with pytest.raises(RequestError):
+            Form.from_query(query)
+    with pytest.raises(RequestError):
+        Form("一", None).request(BASE)
+
+
+def test_changes_of_a_finished_job() -> None:
+    request = VideoRequest("一", MAX_SEED, 9, superres=False)
+    assert changed(request, "next").seed == 0
+    assert changed(request, "finer").frames == 17
+    assert changed(request, "enlarge").superres
+    assert changed(request, "again") == request
+
+
+def test_a_downloaded_file_gives_its_settings_back(tmp_path: Path) -> None:
+    jobs = Jobs(tmp_path / "data", PRESET, lambda: FakePipeline(free=True), write_video)
+    jobs.start()
+    request = Form("熊猫", 9, 5, 2.0, 4.0, superres=False).request(BASE)
+    jobs.submit(request, "k" * 20)
+    while (view := jobs.history("k" * 20)[0]).active:
+        pass
+    path = jobs.file(view.id, "final.mp4")
+    assert path and read_settings(path) == request
+    jobs.close()
+    for text in ("", "no video", '{"prompt": 3}'):
+        (tmp_path / "other.mp4").write_text(text)
+        assert read_settings(tmp_path / "other.mp4") is None
+
+
+def test_links_of_a_space_lead_to_its_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SPACE_ID", raising=False)
+    assert app.share_base() == ""
+    monkeypatch.setenv("SPACE_ID", "somebody/cogvideo")
+    assert app.share_base() == "https://huggingface.co/spaces/somebody/cogvideo"
+    assert app._parser().parse_args([]).host == "0.0.0.0"
+
+
+def test_a_taken_port_is_said_and_the_next_one_found_when_asked() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(CapacityError, match=f"Port {port}"):
+            app._free_port("127.0.0.1", port, search=False)
+        assert app._free_port("127.0.0.1", port, search=True) > port
+
+
+def test_the_data_folder_can_be_chosen_and_a_bad_one_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COGVIDEO_DATA", str(tmp_path / "there"))
+    assert app._data_folder(None) == tmp_path / "there"
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CapacityError, match="cannot be used"):
+        app._data_folder(tmp_path / "file")
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    jobs = Jobs(tmp_path_factory.mktemp("data"), PRESET, lambda: FakePipeline(free=True), write_video)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    ui = app.serve(jobs, "127.0.0.1", port)
+    jobs.start()
+    yield f"http://127.0.0.1:{port}/"
+    ui.close()
+    jobs.close()
+
+
+def test_programs_use_the_same_jobs(server: str, tmp_path: Path) -> None:
+    from examples.api import make
+
+    video = make(server, "一只熊猫在草地上向右跑", tmp_path / "panda.mp4", seed=7, frames=5)
+    assert video["status"] == "done"
+    assert (read_settings(tmp_path / "panda.mp4") or VideoRequest("")).seed == 7
+
+
+def test_the_api_has_its_four_endpoints_and_says_what_is_wrong(server: str) -> None:
+    from gradio_client import Client
+    from gradio_client.exceptions import AppError
+
+    client = Client(server, verbose=False)
+    api = client.view_api(return_format="dict", print_info=False)
+    assert set(api["named_endpoints"]) == {"/make_video", "/video", "/stop_video", "/delete_video"}
+    assert api["unnamed_endpoints"] == {}
+    for arguments, endpoint, sentence in (
+        (["a panda"], "/make_video", "Chinese"),
+        (["熊猫", -2], "/make_video", "out of range"),
+        (["../../jobs.sqlite"], "/video", "no such video"),
+    ):
+        with pytest.raises(AppError, match=sentence):
+            client.predict(*arguments, api_name=endpoint)
+    job = client.predict("熊猫", api_name="/make_video")
+    with pytest.raises(AppError, match="Only the person"):
+        client.predict(job["id"], new_key(), api_name="/delete_video")
