@@ -143,20 +143,25 @@ def fill(
 
     `lag` None: when that one is complete. Less needs as many lanes in the cache as frames are drawn at once.
     """
-    size = lm.layout.tokens_per_frame
-    lag = size if lag is None else lag
     samples = cache.rows if guidance is None else cache.rows // 2
     start = torch.full((samples,), lm.config.start_of_image, device=lm.transformer.word_embeddings.weight.device)
     held = dict.fromkeys(frames, start)  # what each frame's next slot holds
-    for step in range(size + lag * (len(frames) - 1)):
+    for places in schedule(frames, lm.layout.tokens_per_frame, lag):
         if stop is not None and stop():
             raise Cancelled
-        places = [Place(frame, step - i * lag) for i, frame in enumerate(frames) if 0 <= step - i * lag < size]
         ids = torch.stack([held[frame] for frame, _ in places], dim=1)
         logits = decode_one(lm, cache, ids, places, guidance)
         for i, (frame, slot) in enumerate(places):
             held[frame] = draw(logits[:, i], frame, slot)
             yield Token(frame, slot, held[frame])
+
+
+def schedule(frames: Sequence[int], size: int, lag: int | None = None) -> list[list[Place]]:
+    """The slots of each step, when each of `frames` of `size` tokens begins `lag` steps after the one before it."""
+    lag = size if lag is None else lag
+    steps = range(size + lag * (len(frames) - 1))
+    begun = [(frame, i * lag) for i, frame in enumerate(frames)]
+    return [[Place(frame, step - at) for frame, at in begun if 0 <= step - at < size] for step in steps]
 
 
 def _draw(
