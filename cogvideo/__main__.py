@@ -34,6 +34,9 @@ COMMANDS = {
     "train": Command(
         "cogvideo.train", "按配方训练模型，可中断并继续", "train a model from a recipe; may be stopped and resumed"
     ),
+    "bench": Command(
+        "cogvideo.bench", "测量每一步的速度，与机器的极限比较", "time each stage, beside the limits of the machine"
+    ),
     "evaluate": Command("cogvideo.evaluate", "检验训练的结果", "judge what was trained"),
 }
 

@@ -1,0 +1,433 @@
+"""The stages of a video, run with random weights and timed, counted, and compared with what the machine can do.
+
+In: a preset's sizes and a place. Out: a `Line` for each stage. The floor of a step is the time that reading its
+weights, keys and values once takes at this machine's bandwidth, or its arithmetic at this machine's rate, whichever is
+longer; both are measured first, with as many threads as the stage uses.
+"""
+
+from __future__ import annotations
+
+import math
+import resource
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+from torch._C._autograd import DeviceType
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from cogvideo import decode
+from cogvideo import frames as codecs
+from cogvideo.config import ASSETS, CLIP_FRAMES, ModelConfig, Preset, SamplingOptions
+from cogvideo.device import Place, threads, usable_cores
+from cogvideo.layout import Layout
+from cogvideo.models.cache import Place as Slot
+from cogvideo.models.random_weights import RandomModels, random_models
+from cogvideo.models.superres_lm import SuperResLM
+from cogvideo.models.video_lm import VideoLM
+from cogvideo.release_structure import ReleaseStructure, sample
+from cogvideo.sampling import ClusterSampler, Dice, StageKey, noise_keys
+from cogvideo.stages import superres
+from kernels.bench import milliseconds
+
+STAGES: Final = ("first", "keyframes", "interpolate", "superres", "decode")
+
+TEXT_TOKENS: Final = 24
+"""Length of the prompt that is pretended."""
+
+CLUSTERS: Final = 500
+
+FRAMES_PER_PASS: Final = 4
+"""Frames that super-resolution and the codec take at once."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What this machine does at best, measured with a number of threads (of a CPU)."""
+
+    name: str
+    threads: int
+    gigabytes_per_second: float
+    gigaflops: float
+
+    def floor(self, gigabytes: float, gigaflop: float) -> float:
+        """Seconds that moving and computing so much takes at least."""
+        return max(gigabytes / self.gigabytes_per_second, gigaflop / self.gigaflops)
+
+
+@dataclass(frozen=True)
+class Line:
+    """One stage, or one round of it, for a whole video."""
+
+    stage: str
+    rows: int
+    """Rows of a forward pass."""
+    steps: int
+    """Forward passes of the stage."""
+    measured_steps: int
+    """So many were timed, evenly spread over the stage; the seconds are theirs times steps / measured_steps."""
+    tokens: int
+    seconds: float
+    floor_seconds: float
+    peak_mebibytes: float
+    """On a GPU of the stage; on a CPU of the process so far."""
+    calls_per_step: int
+    """Operator calls of one step; on a GPU kernel launches."""
+    syncs_per_step: int
+    """How often a step waits for a number to reach Python."""
+    release_seconds: float | None = None
+    release_measured_steps: int | None = None
+
+    @property
+    def milliseconds_per_step(self) -> float:
+        return self.seconds / self.steps * 1000
+
+    @property
+    def of_floor(self) -> float:
+        return self.floor_seconds / self.seconds
+
+    @property
+    def times_release(self) -> float | None:
+        return None if self.release_seconds is None else self.release_seconds / self.seconds
+
+    def described(self) -> dict[str, Any]:
+        return asdict(self) | {
+            "milliseconds_per_step": self.milliseconds_per_step,
+            "tokens_per_second": self.tokens / self.seconds,
+            "of_floor": self.of_floor,
+            "times_release": self.times_release,
+        }
+
+
+# --- the machine ------------------------------------------------------------------------------------------------------
+
+
+def measure_machine(place: Place, cores: int, working_set: int, seconds: float) -> Machine:
+    """Bandwidth: the better of a large copy and of a matrix of `working_set` bytes times a vector, so that a model that
+    fits a cache is judged by the cache. Rate: a large matrix product. Each is repeated for `seconds`.
+    """
+    device, dtype, gpu = place.device, place.dtype, place.device.type == "cuda"
+    with threads(cores) if not gpu else nullcontext():
+        side = 8192 if gpu else 1024
+        a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+        product = milliseconds(lambda: a @ b, device, seconds)
+        source = torch.zeros((1024 if gpu else 128) * 2**20, dtype=torch.uint8, device=device)
+        target = torch.empty_like(source)
+        copied = 2 * source.numel() / milliseconds(lambda: target.copy_(source), device, seconds)
+        width = 1024
+        matrix = torch.randn(max(1, working_set // (width * dtype.itemsize)), width, device=device, dtype=dtype)
+        vector = torch.randn(width, device=device, dtype=dtype)
+        streamed = matrix.numel() * dtype.itemsize / milliseconds(lambda: matrix @ vector, device, seconds)
+    name = torch.cuda.get_device_name(device) if gpu else "CPU"
+    return Machine(name, cores, max(copied, streamed) / 1e6, 2 * side**3 / product / 1e6)
+
+
+class _Calls(TorchDispatchMode):
+    """Counts operator calls, and among them those that hand a number to Python."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = self.syncs = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.calls += 1
+        self.syncs += func.overloadpacket is torch.ops.aten._local_scalar_dense
+        return func(*args, **(kwargs or {}))
+
+
+def count_calls(step: Callable[[], object], device: torch.device) -> tuple[int, int]:
+    """Operator calls and host syncs of `step`; on a GPU kernel launches instead of calls."""
+    with _Calls() as counted:
+        step()
+    if device.type != "cuda":
+        return counted.calls, counted.syncs
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        step()
+        torch.cuda.synchronize(device)
+    launches = sum(event.device_type is DeviceType.CUDA for event in profile.events())
+    return launches, counted.syncs
+
+
+# --- one stage --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Work:
+    """A stage as the benchmark runs it: `step(i)` for i in 0 .. steps - 1, in order but perhaps not all of them."""
+
+    stage: str
+    rows: int
+    steps: int
+    tokens: int
+    step: Callable[[int], object]
+    once: float
+    """Seconds that were spent before the first step: reading text and given frames."""
+    gigabytes: float
+    """Moved by all steps together, at least."""
+    gigaflop: float
+    threads: int
+
+
+class Bench:
+    """Random weights of a preset's sizes on a place; measures the stages of one video of `frames` frames."""
+
+    def __init__(
+        self, preset: Preset, place: Place, frames: int, most: int | None, compare: bool, seconds: float
+    ) -> None:
+        self.preset, self.place, self.frames, self.most, self.compare = preset, place, frames, most, compare
+        self.options: SamplingOptions = preset.sampling
+        self.config: ModelConfig = preset.model
+        self.layout = Layout(self.config)
+        self.models: RandomModels = random_models(self.config, place.dtype, place.device)
+        labels = torch.arange(self.config.image_tokens) % min(CLUSTERS, self.config.image_tokens)
+        self.sampler = ClusterSampler(labels).to(place.device)
+        self.cores = usable_cores() if place.device.type == "cpu" else 1
+        step = int(self.weight_bytes(both=True))
+        self.machines = {n: measure_machine(place, n, step, seconds) for n in sorted({1, self.cores})}
+
+    def weight_bytes(self, both: bool) -> float:
+        """What one step must read of the weights."""
+        h, size = self.config.hidden, self.place.dtype.itemsize
+        return (self.config.layers * h * h * (16 if both else 12) + self.config.image_tokens * h) * size
+
+    def lines(self, stages: Sequence[str]) -> Iterator[Line]:
+        """One for each stage, or round of it, of those named, as soon as it is measured."""
+        for ours, theirs in self._works(stages):
+            yield self._measure(ours, theirs)
+
+    def _works(self, stages: Sequence[str]) -> Iterator[tuple[Callable[[], Work], Callable[[], Work] | None]]:
+        if "first" in stages:
+            yield self._video("first frame", 1, ())
+        if "keyframes" in stages:
+            yield self._video("keyframes", 1, (0,))
+        if "interpolate" in stages:
+            for level in range(1, CLIP_FRAMES.index(self.frames) + 1):
+                yield self._video(f"in-betweens {level}", 2**level, self.layout.given)
+        if "superres" in stages:
+            yield self._superres_work, None
+        if "decode" in stages:
+            yield self._decode_work, None
+
+    def _video(
+        self, name: str, videos: int, given: tuple[int, ...]
+    ) -> tuple[Callable[[], Work], Callable[[], Work] | None]:
+        """What makes our work, and the release's where it is to be compared."""
+        theirs = partial(self._release, name, videos, given) if self.compare else None
+        return partial(self._video_work, name, videos, given), theirs
+
+    def _measure(self, make: Callable[[], Work], theirs: Callable[[], Work] | None) -> Line:
+        device = self.place.device
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        work = make()
+        seconds, measured = self._time(work)
+        calls, syncs = count_calls(partial(work.step, work.steps // 2), device)
+        peak = _peak(device)
+        machine = self.machines[work.threads]
+        line = Line(
+            work.stage,
+            work.rows,
+            work.steps,
+            measured,
+            work.tokens,
+            seconds,
+            machine.floor(work.gigabytes, work.gigaflop),
+            peak,
+            calls,
+            syncs,
+        )
+        if theirs is None:
+            return line
+        release, release_measured = self._time(theirs())
+        return replace(line, release_seconds=release, release_measured_steps=release_measured)
+
+    def _time(self, work: Work) -> tuple[float, int]:
+        """Seconds of all steps, timed or extrapolated, and how many were timed."""
+        count = work.steps if self.most is None else min(work.steps, self.most)
+        chosen = [(2 * i + 1) * work.steps // (2 * count) for i in range(count)]
+        with threads(work.threads):
+            work.step(chosen[0])
+            _wait(self.place.device)
+            start = time.perf_counter()
+            for i in chosen:
+                work.step(i)
+            _wait(self.place.device)
+            spent = time.perf_counter() - start
+        return work.once + spent * work.steps / count, count
+
+    # -- stages 1 and 2 ------------------------------------------------------------------------------------------------
+
+    def _video_work(self, name: str, videos: int, given: tuple[int, ...]) -> Work:
+        """Frames that are not given, drawn by our decoder. `given` (): the first frame."""
+        lm, guided, both = self._network(given), given == (0,), bool(given)
+        texts = [self._text(TEXT_TOKENS)] * videos + [self._text(8)] * (videos if guided else 0)
+        rows, size = len(texts), self.layout.tokens_per_frame
+        frames = self._drawn(given)
+        lag = self.layout.wavefront_lag if lm.stage == 2 else None
+        steps = decode.schedule(frames, size, lag)
+        known = self._tokens(rows, len(given)) if given else None
+        boost = 0.0 if guided else self.options.text_boost
+        start = time.perf_counter()
+        lanes = 1 if lag is None else len(frames)
+        with threads(1):
+            cache = decode.prefill(lm, texts, given, known, boost=boost, both=both, lanes=lanes)
+            _wait(self.place.device)
+        once = time.perf_counter() - start
+        dice, held = self._dice(videos, given), self._tokens(videos, 1)[:, 0, 0]
+        guidance = self.options.guidance if guided else None
+
+        def step(number: int) -> None:
+            places = steps[number]
+            ids = torch.stack([held] * len(places), dim=1)
+            logits = decode.decode_one(lm, cache, ids, places, guidance)
+            for i, (frame, slot) in enumerate(places):
+                dice(logits[:, i], frame, slot)
+
+        bytes_, flops = self._cost(lm, given, rows, steps)
+        return Work(name, rows, len(steps), videos * len(frames) * size, step, once, bytes_, flops, 1)
+
+    def _release(self, name: str, videos: int, given: tuple[int, ...]) -> Work:
+        """The same frames by the release's structure."""
+        lm, guided, size = self._network(given), given == (0,), self.layout.tokens_per_frame
+        known = self._tokens(videos, len(given)) if given else None
+        boost = 0.0 if guided else self.options.text_boost
+        start = time.perf_counter()
+        with threads(1):
+            runs = [
+                ReleaseStructure(lm, self._text(length), videos, given, known, boost, both=bool(given))
+                for length in ((TEXT_TOKENS, 8) if guided else (TEXT_TOKENS,))
+            ]
+        once = time.perf_counter() - start
+        frames, held = self._drawn(given), self._tokens(videos, 1)[:, 0, 0]
+        keys = noise_keys([0] * videos, StageKey.KEYFRAMES, range(videos), size).to(self.place.device)
+        how = self.options.video if given else self.options.first_frame
+        last = -1
+
+        def step(number: int) -> None:
+            nonlocal last
+            frame, slot = frames[number // size], number % size
+            if number != last + 1:
+                for run in runs:
+                    run.seek(frame, slot)
+            last = number
+            scores = [run.step(held, frame, slot) for run in runs]
+            logits = scores[0] if len(scores) == 1 else scores[1] + self.options.guidance * (scores[0] - scores[1])
+            sample(logits, self.sampler.labels, keys[slot], how)
+
+        return Work(name, videos, len(frames) * size, videos * len(frames) * size, step, once, 0, 0, 1)
+
+    def _network(self, given: tuple[int, ...]) -> VideoLM:
+        return self.models.stage2 if len(given) > 1 else self.models.stage1
+
+    def _drawn(self, given: tuple[int, ...]) -> list[int]:
+        return [frame for frame in range(self.layout.frames) if frame not in given] if given else [0]
+
+    def _dice(self, videos: int, given: tuple[int, ...]) -> Dice:
+        size = self.layout.tokens_per_frame
+        keys = {f: noise_keys([0] * videos, StageKey.KEYFRAMES, [f] * videos, size) for f in self._drawn(given)}
+        return Dice(self.sampler, self.options.video if given else self.options.first_frame, keys)
+
+    def _text(self, length: int) -> list[int]:
+        spare = self.config.vocab_size - self.config.image_tokens
+        return [self.config.image_tokens + i % spare for i in range(length)]
+
+    def _tokens(self, rows: int, frames: int) -> Tensor:
+        shape = (rows, frames, self.layout.tokens_per_frame)
+        return torch.randint(self.config.image_tokens, shape, generator=torch.Generator().manual_seed(0)).to(
+            self.place.device
+        )
+
+    def _cost(
+        self, lm: VideoLM, given: tuple[int, ...], rows: int, steps: Sequence[Sequence[Slot]]
+    ) -> tuple[float, float]:
+        """Gigabytes and gigaflop of all steps: weights once a step, keys and values of what a slot sees."""
+        config, both = self.config, bool(given)
+        slots = sum(len(places) for places in steps)
+        seen: float = slots * TEXT_TOKENS + sum(
+            slot + 1 for places in steps for _, slot in places
+        )  # in the spatial channel
+        for parity in (0, 1) if both else ():
+            shelf = self.layout.shelf(lm.stage, parity, TEXT_TOKENS)
+            stretches = {frame: shelf.stretches(frame) for frame in self._drawn(given)}
+            seen += sum(s.end - s.start for places in steps for f, k in places for s in [stretches[f][k]]) / 2
+        per_position = rows * config.layers * 2 * config.hidden
+        weights = config.layers * config.hidden**2 * (16 if both else 12)
+        head = config.image_tokens * config.hidden
+        bytes_ = len(steps) * self.weight_bytes(both) + seen * per_position * self.place.dtype.itemsize
+        samples = rows // 2 if given == (0,) else rows  # guidance is linear: one row of the head for both
+        flops = 2 * slots * (rows * weights + samples * head) + 2 * seen * per_position
+        return bytes_ / 1e9, flops / 1e9
+
+    # -- super-resolution and pixels -----------------------------------------------------------------------------------
+
+    def _superres_work(self) -> Work:
+        """All frames of the video, some in each pass."""
+        lm, config, passed = self.models.superres, self.config, min(FRAMES_PER_PASS, self.frames)
+        clip, text = self._tokens(1, passed)[0], self._text(TEXT_TOKENS)
+        fine = self.layout.fine_tokens
+        how = self.options.superres
+
+        def step(_: int) -> None:
+            list(superres.draw(lm, clip, text, self.sampler, how, 0, passed))
+
+        flops = self.frames * _superres_flops(lm, TEXT_TOKENS)
+        steps = math.ceil(self.frames / passed)
+        read = steps * (self.weight_bytes(both=True) + passed * fine * config.image_tokens * 4)
+        return Work("super-res.", passed, steps, self.frames * fine, step, 0.0, read / 1e9, flops / 1e9, self.cores)
+
+    def _decode_work(self) -> Work:
+        """Tokens of the fine grid to pixels."""
+        codec = _random_codec(ASSETS / self.preset.name, self.place)
+        passed = min(FRAMES_PER_PASS, self.frames)
+        grid = self.config.fine_grid
+        codes = torch.randint(min(self.config.image_tokens, len(codec._embedding)), (passed, grid[0] * grid[1]))
+
+        def step(_: int) -> None:
+            codec.decode(codes, grid)
+
+        with FlopCounterMode(display=False) as counted:
+            codec.decode(codes[:1], grid)
+        flops = counted.get_total_flops() * self.frames
+        steps = math.ceil(self.frames / passed)
+        pixels = self.frames * grid[0] * grid[1]
+        return Work("pixels", passed, steps, pixels, step, 0.0, 0.0, flops / 1e9, self.cores)
+
+
+def _random_codec(folder: Path, place: Place) -> codecs.FrameCodec:
+    """The preset's codec without its weights."""
+    config = folder / "codec.json"
+    model: Any = codecs.build_codec(config, "meta") if config.is_file() else codecs._published_codec()
+    codecs._keep_level(model)
+    model.to(place.dtype).to_empty(device=place.device)
+    with torch.no_grad():
+        for weight in (*model.parameters(), *model.buffers()):
+            weight.normal_(std=0.02)
+    return codecs.FrameCodec(model)
+
+
+def _superres_flops(lm: SuperResLM, text: int) -> float:
+    """Of one frame."""
+    config, fine = lm.config, lm.layout.fine_tokens
+    coarse, h = lm.layout.tokens_per_frame, config.hidden
+    keys = math.prod(config.fine_window) + math.prod(config.coarse_window)
+    layer = 2 * 12 * h * h * (text + coarse + fine) + 4 * h * (fine * keys + coarse * (text + coarse) + text * text)
+    return config.layers * layer + 2 * fine * config.image_tokens * h
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _peak(device: torch.device) -> float:
+    """Mebibytes."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
