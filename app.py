@@ -142,6 +142,7 @@ class Page:
                 apply_default_css=False,
                 elem_id="cv-chips",
             )
+            self.reading = gr.HTML("", apply_default_css=False, elem_id="cv-reading")
             self.make = gr.Button(zh["make"], variant="primary", elem_id="cv-make")
             self.notice = gr.HTML("", apply_default_css=False, elem_id="cv-notice")
         with gr.Column(elem_id="cv-options"):
@@ -217,6 +218,9 @@ class Page:
             [self.me, *clothes, self.outcome],
             js="(me, language, ...rest) => { window.cv.setLanguage(language); return [me, language, ...rest]; }",
             **quiet,
+        )
+        self.prompt.change(
+            self.read, [self.me, self.prompt, self.superres], [self.reading], trigger_mode="always_last", **quiet
         )
         for control in (self.seconds, self.frames, self.superres):
             control.change(
@@ -391,6 +395,14 @@ class Page:
 
     def choose(self, event: gr.EventData) -> str:
         return str(event.text)
+
+    def read(self, me: Any, prompt: str, superres: bool) -> str:
+        """What the model reads of the prompt; nothing while there is nothing to read."""
+        try:
+            reading = self.jobs.read(VideoRequest(prompt, superres=superres))
+        except CogVideoError:
+            return ""
+        return page.reading_html(self.words, self.known(me)["language"], reading.pieces, reading.limit)
 
     def append(self, prompt: str, event: gr.EventData) -> str:
         return f"{prompt}{event.text}"

@@ -30,7 +30,7 @@ from cogvideo.video import read_metadata, write_video
 from cogvideo.view import ACTIVE, FINAL, Sentence, View, fold, request_from_dict, request_to_dict
 
 if TYPE_CHECKING:
-    from cogvideo.text import CheckedPrompt
+    from cogvideo.text import CheckedPrompt, Reading
 
 LOG = logging.getLogger(__name__)
 
@@ -49,6 +49,10 @@ class Pipeline(Protocol):
 
     def check(self, request: VideoRequest) -> CheckedPrompt:
         """What the model reads, and notes about it. Raises RequestError."""
+        ...
+
+    def read(self, request: VideoRequest) -> Reading:
+        """The prompt as the model reads it. Raises RequestError."""
         ...
 
     def load(self) -> None:
@@ -170,6 +174,10 @@ class Jobs:
             self._seen[view.id] = time.monotonic()
             self._changed.notify_all()
         return self.view(view.id)
+
+    def read(self, request: VideoRequest) -> Reading:
+        """The prompt as the model reads it, piece by piece. Raises RequestError."""
+        return self._pipeline().read(request)
 
     def stop(self, job: str, key: str, after_level: bool = False) -> None:
         """Stops the job within one token, or once the level being drawn is complete; what exists is kept."""

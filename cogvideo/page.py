@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
+import html
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -55,6 +56,19 @@ def outcome(words: Words, language: str, frames: int, seconds: float, estimate: 
     if estimate is not None:
         said.append(words.say(language, "outcome_time", time=duration_words(words, language, estimate)))
     return ("" if language == "zh" else " ").join(said)
+
+
+def reading_html(words: Words, language: str, pieces: Sequence[tuple[str, bool]], limit: int) -> str:
+    """The pieces in which a prompt is read: unknown ones and those over the limit stand out."""
+    marked = []
+    for index, (piece, known) in enumerate(pieces):
+        kind = "cut" if index >= limit else "" if known else "unknown"
+        said = words.say(language, f"{kind}_piece") if kind else ""
+        title = f' title="{html.escape(said)}"' if said else ""
+        marked.append(f'<span data-kind="{kind}"{title}>{html.escape(piece.strip())}</span>')
+    label = html.escape(words.say(language, "reading"))
+    count = html.escape(words.say(language, "reading_hint", used=len(pieces), limit=limit))
+    return f'<p class="cv-reading"><b>{label}</b> <span lang="zh-CN">{"".join(marked)}</span> <i>{count}</i></p>'
 
 
 def rate_choices(words: Words, language: str, seconds: float) -> list[tuple[str, int]]:

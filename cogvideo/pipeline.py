@@ -40,11 +40,13 @@ from cogvideo.stages import interpolate, keyframes, superres
 from cogvideo.stages.keyframes import KeyframeStep, KeyframeTexts
 from cogvideo.text import (
     CheckedPrompt,
+    Reading,
     TextTokenizer,
     World,
     between_text,
     check_prompt,
     first_frame_text,
+    read_prompt,
     round_seconds,
     superres_text,
     unconditional_text,
@@ -143,6 +145,11 @@ class CogVideoPipeline:
         """What the model will read, and notes about it. Raises RequestError. Reads the vocabulary, not the networks."""
         text: Text = self._part("text")
         return check_prompt(request.prompt, text.tokenizer, self.preset, text.world, request.superres)
+
+    def read(self, request: VideoRequest) -> Reading:
+        """The prompt as the model reads it, piece by piece. Raises RequestError."""
+        text: Text = self._part("text")
+        return read_prompt(request.prompt, text.tokenizer, self.preset, request.superres)
 
     def load(self) -> None:
         """Read all files now. Raises WeightsError, CapacityError."""

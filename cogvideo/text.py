@@ -71,6 +71,12 @@ class TextTokenizer:
             )
         return int(piece) + self.image_tokens
 
+    def pieces(self, text: str) -> list[tuple[str, bool]]:
+        """The parts in which `text` is read, in order, and whether the vocabulary has each."""
+        numbers = self._pieces.encode(text)
+        words = (str(piece).replace("\u2581", " ") for piece in self._pieces.tokenize(text))
+        return [(word, number != self.unknown) for word, number in zip(words, numbers, strict=True)]
+
     def unknown_words(self, text: str) -> list[str]:
         """The parts of `text` that the vocabulary does not have, in order, each once."""
         pieces = zip(self._pieces.tokenize(text), self._pieces.encode(text), strict=True)
@@ -174,6 +180,21 @@ def check_prompt(
     return CheckedPrompt(text, tuple(notes))
 
 
+@dataclass(frozen=True)
+class Reading:
+    """How the model reads a prompt: its pieces, whether it knows each, and how many there may be."""
+
+    pieces: tuple[tuple[str, bool], ...]
+    limit: int
+
+
+def read_prompt(prompt: str, tokenizer: TextTokenizer, preset: Preset, superres: bool = True) -> Reading:
+    """The reading of a prompt of any length. Raises RequestError where nothing is left to be read."""
+    text, _ = clean_prompt(prompt)
+    pieces = tokenizer.pieces(text)
+    return Reading(tuple(pieces), len(pieces) - _surplus(text, tokenizer, preset, superres))
+
+
 def clean_prompt(prompt: str) -> tuple[str, list[Note]]:
     """The part of the check that needs no tokenizer: -> simplified Chinese on one line, and what was changed."""
     if len(prompt) > MAX_CHARACTERS:
@@ -251,8 +272,8 @@ def _converter() -> Any:
     return opencc.OpenCC("t2s")
 
 
-def _check_length(text: str, tokenizer: TextTokenizer, preset: Preset, superres: bool) -> None:
-    """The prompt must leave room for duration and suffix, in every text of every duration that can be asked for."""
+def _surplus(text: str, tokenizer: TextTokenizer, preset: Preset, superres: bool) -> int:
+    """Tokens too many (negative: still free): room is left for duration and suffix, whatever duration is asked for."""
     texts = [first_frame_text(tokenizer, preset, text)]
     for seconds in CLIP_SECONDS:
         texts.append(video_text(tokenizer, preset, text, seconds))
@@ -260,6 +281,11 @@ def _check_length(text: str, tokenizer: TextTokenizer, preset: Preset, superres:
     surplus = max(map(len, texts)) - preset.model.text_length
     if superres:
         surplus = max(surplus, len(superres_text(tokenizer, text)) - preset.model.superres_text_length)
+    return surplus
+
+
+def _check_length(text: str, tokenizer: TextTokenizer, preset: Preset, superres: bool) -> None:
+    surplus = _surplus(text, tokenizer, preset, superres)
     if surplus > 0:
         used = len(tokenizer.encode(text))
         raise RequestError(

@@ -21,6 +21,7 @@ from cogvideo.text import (
     check_prompt,
     duration_text,
     first_frame_text,
+    read_prompt,
     round_seconds,
     superres_text,
     unconditional_text,
@@ -196,3 +197,16 @@ def test_world_file(tmp_path: Path) -> None:
     assert World.load(path) == World()
     path.write_text(json.dumps({"subjects": ["熊猫"], "motions": ["跳"]}), encoding="utf-8")
     assert World.load(path) == World(("熊猫",), (), ("跳",))
+
+
+def test_a_prompt_can_be_seen_as_the_model_reads_it(tokenizer: TextTokenizer) -> None:
+    reading = read_prompt("一隻熊貓在草地上向右跑", tokenizer, PRESET)
+    assert "".join(piece for piece, _ in reading.pieces).strip() == PROMPT
+    assert len(reading.pieces) == len(tokenizer.encode(PROMPT)) <= reading.limit
+    assert all(known for _, known in reading.pieces)
+    assert ("猹", False) in [(piece.strip(), known) for piece, known in read_prompt("熊猫猹", tokenizer, PRESET).pieces]
+    long = read_prompt("熊猫" * 100, tokenizer, PRESET)
+    with pytest.raises(RequestError, match=f"{long.limit} at most"):
+        check("熊猫" * 100, tokenizer)
+    with pytest.raises(RequestError):
+        read_prompt("  ", tokenizer, PRESET)

@@ -14,6 +14,7 @@ window.cv = (() => {
 
   cv.setLanguage = (language) => {
     document.documentElement.lang = language === "en" ? "en" : "zh-CN";
+    document.documentElement.dataset.language = language;
     window.dispatchEvent(new Event("cv-language"));
   };
 
