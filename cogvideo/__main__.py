@@ -27,6 +27,9 @@ class Command:
 COMMANDS = {
     "generate": Command("cogvideo.generate", "把一句中文变成视频文件", "turn a Chinese sentence into a video file"),
     "serve": Command("app", "在浏览器里打开网页", "open the page in a browser"),
+    "download": Command(
+        "cogvideo.download", "下载已发布的 94 亿参数模型", "fetch the published model of 9.4 billion parameters"
+    ),
     "parity": Command("cogvideo.parity", "与原版的数值逐项比较", "compare every number with the original release"),
     "prepare": Command(
         "cogvideo.prepare", "把视频和说明变成训练数据", "turn videos with captions into rows to train on"

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from cogvideo import imports
 from cogvideo.config import ASSETS, Preset
 from cogvideo.errors import WeightsError
+from cogvideo.published import ICETK_FOLDER
 
 MEAN: Final = (0.79093, 0.76271, 0.75340)
 """Mean of the pixels (0 to 1, RGB) that the codec was trained with."""
@@ -27,9 +28,6 @@ STD: Final = (0.30379, 0.32279, 0.32800)
 
 LEVEL: Final = 1
 """Level of the VQ-VAE: 0 has 4 pixels a token, 1 has 8, 2 has 16."""
-
-ICETK_FOLDER: Final = Path("~/.icetk_models")
-"""Where icetk's own downloader puts `ice_image.pt` and `ice_text.model`."""
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -147,9 +145,9 @@ def _fill(model: Any, tensors: Mapping[str, Tensor], path: Path) -> None:
 def _read(path: Path, reader: Any) -> Mapping[str, Tensor]:
     if not path.is_file():
         raise WeightsError(
-            f"找不到图像编解码器权重 {path}：请重新克隆本仓库，或按 README 下载已发布的模型。",
-            f"The image codec's weights {path} are missing: clone the repository anew, or download the published "
-            "model as the README says.",
+            f"找不到图像编解码器权重 {path}：请重新克隆本仓库，或运行 python -m cogvideo download cogvideo。",
+            f"The image codec's weights {path} are missing: clone the repository anew, or, for cogvideo, run "
+            "python -m cogvideo download cogvideo.",
         )
     try:
         tensors: Mapping[str, Tensor] = reader(path)

@@ -31,10 +31,11 @@ from cogvideo.events import (
     StageName,
     SuperResolved,
 )
-from cogvideo.frames import ICETK_FOLDER, FrameCodec
+from cogvideo.frames import FrameCodec
 from cogvideo.models.superres_lm import SuperResLM
 from cogvideo.models.video_lm import VideoLM
 from cogvideo.pace import tokens_per_stage
+from cogvideo.published import ICETK_FOLDER, published_home
 from cogvideo.sampling import ClusterSampler
 from cogvideo.stages import interpolate, keyframes, superres
 from cogvideo.stages.keyframes import KeyframeStep, KeyframeTexts
@@ -188,8 +189,6 @@ class CogVideoPipeline:
         return Text(tokenizer, World.load(self._folder / "world.json"))
 
     def _make_clusters(self) -> ClusterSampler:
-        from cogvideo.models.loader import published_home
-
         path = self._first(self._folder / "cluster_labels.npy", published_home() / "cluster_label2.npy")
         labels = _read_labels(path, self.preset.model.image_tokens)
         return ClusterSampler(labels).to(self.place.device)

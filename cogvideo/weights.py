@@ -21,6 +21,7 @@ from torch import Tensor
 
 from cogvideo.config import ModelConfig
 from cogvideo.errors import WeightsError
+from cogvideo.published import checkpoint_folder
 
 Tensors = dict[str, Tensor]
 
@@ -74,7 +75,9 @@ def checkpoint_file(folder: Path) -> Path:
 
 def published_config(directory: Path) -> ModelConfig:
     """Sizes of the three networks in `directory`, from their `model_config.json`. Raises WeightsError."""
-    stage1, stage2, superres = (_read_json(directory / name / "model_config.json") for name in PUBLISHED.values())
+    stage1, stage2, superres = (
+        _read_json(checkpoint_folder(directory, name) / "model_config.json") for name in PUBLISHED.values()
+    )
     try:
         text, first, end = _numbers(stage1["layout"])
         superres_text, coarse_end, fine_end = _numbers(superres["layout"])
@@ -128,8 +131,9 @@ def require(path: Path) -> None:
     """Raises WeightsError where `path` is no file."""
     if not path.is_file():
         raise WeightsError(
-            f"找不到权重文件 {path}。请重新克隆本项目或重新下载模型。",
-            f"The weights file {path} is missing. Clone the project again, or download the model again.",
+            f"找不到权重文件 {path}。mini：请重新克隆本项目；cogvideo：请运行 python -m cogvideo download cogvideo。",
+            f"The weights file {path} is missing. For mini clone the project again; for cogvideo run "
+            "python -m cogvideo download cogvideo.",
         )
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import app
-from cogvideo import generate
+from cogvideo import download, generate
 from cogvideo.__main__ import COMMANDS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -81,6 +81,8 @@ def test_every_command_parses(name: str) -> None:
         match words:
             case ["python", "-m", "cogvideo", "generate", _, *_]:
                 assert generate._parser().parse_args(words[4:])
+            case ["python", "-m", "cogvideo", "download", *rest]:
+                assert not rest or download._parser().parse_args(rest)
             case ["python", "-m", "cogvideo", "train", recipe]:
                 assert (ROOT / recipe).is_file()
             case ["python", "-m", "cogvideo", command]:

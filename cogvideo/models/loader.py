@@ -6,7 +6,6 @@ Networks are made without storage and take the file's tensors: random weights ar
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from cogvideo.models.sat_bridge import Transformer, build_transformer
 from cogvideo.models.superres_lm import SuperResLM
 from cogvideo.models.token_model import TokenModel
 from cogvideo.models.video_lm import VideoLM
+from cogvideo.published import checkpoint_folder, published_home
 
 Part = Literal["stage1", "stage2", "superres"]
 PARTS: tuple[Part, ...] = ("stage1", "stage2", "superres")
@@ -71,11 +71,6 @@ def load(
     return load_published(published_home(), config, dtype, device, parts)
 
 
-def published_home() -> Path:
-    """Where the published checkpoints live: $SAT_HOME, or ~/.sat_models as SwissArmyTransformer has it."""
-    return Path(os.environ.get("SAT_HOME", "~/.sat_models")).expanduser()
-
-
 def load_safetensors(
     folder: Path,
     config: ModelConfig,
@@ -114,7 +109,7 @@ def load_published(
     networks: dict[Part, TokenModel] = {}
     first: tuple[weights.Tensors, Transformer] | None = None
     for part in parts:
-        folder = directory / weights.PUBLISHED[part]
+        folder = checkpoint_folder(directory, weights.PUBLISHED[part])
         path, tensors = weights.checkpoint_file(folder), weights.read_published(folder)
         if first is None:
             backbone = fill_backbone(config, path, tensors, dtype, device)

@@ -21,7 +21,8 @@ from safetensors.numpy import save_file
 
 from cogvideo.config import CLIP_FRAMES, Preset
 from cogvideo.errors import RequestError
-from cogvideo.frames import ICETK_FOLDER, FrameCodec
+from cogvideo.frames import FrameCodec
+from cogvideo.published import ICETK_FOLDER
 from cogvideo.text import TextTokenizer
 
 Tokens = npt.NDArray[np.integer[Any]]

@@ -1,0 +1,389 @@
+"""Download: whatever the server does, what arrives is whole and right, or an error says what to do."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import threading
+import zipfile
+from collections import namedtuple
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from flaky_server import (
+    FlakyServer,
+    cut_after,
+    flaky_server,
+    ignores_ranges,
+    says_longer,
+    says_shorter,
+    silent_after,
+    status,
+    web_page,
+    web_page_in_disguise,
+)
+
+from cogvideo import download as module
+from cogvideo.__main__ import main
+from cogvideo.download import Download
+from cogvideo.errors import CapacityError, RequestError, WeightsError
+from cogvideo.fetch import Patience
+from cogvideo.published import COGVIDEO, Places, PublishedFile
+
+GOLDEN = Path(__file__).parent / "golden"
+ROOT = Path(__file__).resolve().parent.parent
+NAME = "cogvideo-stage1"
+WEIGHTS = random.Random(0).randbytes(300_000)
+HASTE = Patience(connect=5.0, silence=5.0, attempts=3, wait=lambda seconds: None)
+
+
+def archive(members: dict[str, bytes] | None = None, prefix: str = "") -> bytes:
+    """A checkpoint as it was published, or other members."""
+    usual = {
+        f"{prefix}{NAME}/latest": b"27000",
+        f"{prefix}{NAME}/model_config.json": b"{}",
+        f"{prefix}{NAME}/27000/mp_rank_00_model_states.pt": WEIGHTS,
+    }
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as packed:
+        for name, data in (usual if members is None else members).items():
+            packed.writestr(name, data)
+    return out.getvalue()
+
+
+ZIP = archive()
+
+
+@pytest.fixture
+def server() -> Iterator[FlakyServer]:
+    with flaky_server() as running:
+        running.files["/good.zip"] = ZIP
+        yield running
+
+
+@pytest.fixture
+def places(tmp_path: Path) -> Places:
+    return Places(tmp_path / "sat", tmp_path / "icetk")
+
+
+def row(server: FlakyServer, *paths: str, data: bytes = ZIP, known: bool = True) -> PublishedFile:
+    """A file that can be had at `paths`; `known`: its size and hash were written down."""
+    urls = tuple(server.url + path for path in paths)
+    known_ = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()} if known else {}
+    return PublishedFile(f"{NAME}.zip", "zip", urls=urls, **known_)
+
+
+def get(places: Places, *files: PublishedFile, **options: object) -> None:
+    Download(places, files, **({"patience": HASTE} | options)).run()  # type: ignore[arg-type]
+
+
+def assert_whole(places: Places) -> None:
+    folder = places.sat / NAME
+    assert (folder / "27000" / "mp_rank_00_model_states.pt").read_bytes() == WEIGHTS
+    assert sorted(path.name for path in folder.iterdir()) == ["27000", "latest", "model_config.json"]
+    assert {path.suffix for path in places.work.iterdir() if path.name != "hub"} <= {".lock", ""}
+
+
+def assert_nothing(places: Places) -> None:
+    assert not (places.sat / NAME).exists()
+    assert not list(places.work.glob("*.new"))
+
+
+# --- connections ----------------------------------------------------------------------------------------------------
+
+
+def test_a_lost_connection_is_taken_up_where_it_ended(server: FlakyServer, places: Places) -> None:
+    server.faults["/good.zip"] = [cut_after(100_000), cut_after(150_000)]
+    get(places, row(server, "/good.zip"))
+    assert_whole(places)
+    asked = server.ranges("/good.zip")
+    assert asked[0] is None
+    starts = [int(wanted.removeprefix("bytes=").removesuffix("-")) for wanted in asked[1:] if wanted]
+    assert 0 < starts[0] <= 100_000 < starts[1]
+    assert len(starts) == 2
+
+
+def test_another_call_goes_on_where_the_last_one_gave_up(server: FlakyServer, places: Places) -> None:
+    server.faults["/good.zip"] = [cut_after(200_000), *[status(503)] * 3]
+    with pytest.raises(WeightsError, match="503"):
+        get(places, row(server, "/good.zip"))
+    assert_nothing(places)
+    get(places, row(server, "/good.zip"))
+    assert_whole(places)
+    assert server.ranges("/good.zip")[-1] not in (None, "bytes=0-")
+
+
+def test_a_server_without_ranges_begins_again(server: FlakyServer, places: Places) -> None:
+    server.faults["/good.zip"] = [cut_after(100_000), ignores_ranges]
+    get(places, row(server, "/good.zip"))
+    assert_whole(places)
+
+
+def test_a_whole_part_is_not_fetched_again(server: FlakyServer, places: Places) -> None:
+    places.work.mkdir(parents=True)
+    (places.work / f"{NAME}.zip.part").write_bytes(ZIP)
+    get(places, row(server, "/good.zip"))
+    assert_whole(places)
+    assert server.ranges("/good.zip") == [f"bytes={len(ZIP)}-"]
+
+
+def test_a_part_longer_than_the_file_is_thrown_away(server: FlakyServer, places: Places) -> None:
+    places.work.mkdir(parents=True)
+    (places.work / f"{NAME}.zip.part").write_bytes(ZIP + b"more")
+    get(places, row(server, "/good.zip"))
+    assert_whole(places)
+
+
+def test_a_silent_server_is_asked_again(server: FlakyServer, places: Places) -> None:
+    end = threading.Event()
+    server.faults["/good.zip"] = [silent_after(100_000, end)]
+    try:
+        get(places, row(server, "/good.zip"), patience=replace(HASTE, silence=0.2))
+        assert_whole(places)
+    finally:
+        end.set()
+
+
+# --- wrong answers --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "fault, said",
+    [
+        (web_page, "web page"),
+        (web_page_in_disguise, "begins with b'<!DOCTYPE"),
+        (says_longer, "bytes instead of"),
+        (says_shorter, "bytes instead of"),
+        (status(404), "404"),
+    ],
+)
+@pytest.mark.parametrize("other", [True, False], ids=["another address", "the only one"])
+def test_wrong_answers_are_told_and_the_next_address_asked(
+    server: FlakyServer, places: Places, capsys: pytest.CaptureFixture[str], fault: object, said: str, other: bool
+) -> None:
+    server.files["/bad.zip"] = ZIP
+    server.faults["/bad.zip"] = [fault] * 9  # type: ignore[list-item]
+    if other:
+        get(places, row(server, "/bad.zip", "/good.zip"))
+        assert_whole(places)
+        assert said in capsys.readouterr().err
+    else:
+        with pytest.raises(WeightsError, match=r"--from") as refusal:
+            get(places, row(server, "/bad.zip"))
+        assert said in refusal.value.zh
+        assert said in refusal.value.en
+        assert_nothing(places)
+
+
+@pytest.mark.parametrize("fault", [says_longer, says_shorter])
+def test_a_wrong_size_is_noticed_where_nothing_is_known(server: FlakyServer, places: Places, fault: object) -> None:
+    server.files["/bad.zip"] = ZIP
+    server.faults["/bad.zip"] = [fault] * 9  # type: ignore[list-item]
+    get(places, row(server, "/bad.zip", "/good.zip", known=False))
+    assert_whole(places)
+
+
+def test_a_wrong_hash_is_noticed(server: FlakyServer, places: Places) -> None:
+    server.files["/bad.zip"] = ZIP.replace(WEIGHTS[:9], b"different")
+    get(places, row(server, "/bad.zip", "/good.zip"))
+    assert_whole(places)
+
+
+def test_without_a_hash_the_archive_itself_tells(server: FlakyServer, places: Places) -> None:
+    server.files["/bad.zip"] = ZIP.replace(WEIGHTS[:9], b"different")
+    get(places, row(server, "/bad.zip", "/good.zip", known=False))
+    assert_whole(places)
+
+
+# --- archives -------------------------------------------------------------------------------------------------------
+
+
+def test_known_prefixes_are_left_out(server: FlakyServer, places: Places) -> None:
+    server.files["/long.zip"] = data = archive(prefix="sharefs/cogview-new/")
+    get(places, row(server, "/long.zip", data=data))
+    assert_whole(places)
+
+
+@pytest.mark.parametrize("name", ["../outside", f"{NAME}/../../outside", "/outside", "C:\\outside", "..\\outside"])
+def test_archives_cannot_write_elsewhere(server: FlakyServer, places: Places, name: str, tmp_path: Path) -> None:
+    server.files["/evil.zip"] = data = archive({name: b"!", f"{NAME}/model_config.json": b"{}"})
+    with pytest.raises(WeightsError, match="unsafe path"):
+        get(places, row(server, "/evil.zip", data=data))
+    assert not list(tmp_path.rglob("outside"))
+    assert_nothing(places)
+
+
+def test_links_in_archives_are_refused(server: FlakyServer, places: Places) -> None:
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as packed:
+        link = zipfile.ZipInfo(f"{NAME}/latest")
+        link.external_attr = 0o120777 << 16
+        packed.writestr(link, "/etc/passwd")
+    server.files["/evil.zip"] = out.getvalue()
+    with pytest.raises(WeightsError, match="unsafe path"):
+        get(places, row(server, "/evil.zip", data=out.getvalue()))
+
+
+def test_an_archive_of_something_else_is_named(server: FlakyServer, places: Places) -> None:
+    server.files["/other.zip"] = data = archive({"readme.txt": b"hello"})
+    with pytest.raises(WeightsError, match=NAME):
+        get(places, row(server, "/other.zip", data=data))
+    assert_nothing(places)
+
+
+# --- Hugging Face, folders, other files -----------------------------------------------------------------------------
+
+
+def test_hugging_face_comes_first(server: FlakyServer, places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", server.url)
+    server.files[f"/THUDM/CogVideo/resolve/main/{NAME}.zip"] = ZIP
+    get(places, replace(row(server, "/good.zip"), hub=("nobody/nothing", "THUDM/CogVideo")))
+    assert_whole(places)
+    assert server.ranges("/good.zip") == []
+    assert not list(places.work.rglob("*.zip"))
+
+
+def test_without_hugging_face_the_other_addresses_follow(
+    server: FlakyServer, places: Places, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", server.url)
+    get(places, replace(row(server, "/good.zip"), hub=("nobody/nothing",)))
+    assert_whole(places)
+    assert "Not from Hugging Face nobody/nothing" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("unpacked", [True, False])
+def test_what_a_folder_has_is_not_fetched(server: FlakyServer, places: Places, tmp_path: Path, unpacked: bool) -> None:
+    source = tmp_path / "usb"
+    source.mkdir()
+    if unpacked:
+        with zipfile.ZipFile(io.BytesIO(archive(prefix="sharefs/cogview-new/"))) as packed:
+            packed.extractall(source)
+    else:
+        (source / f"{NAME}.zip").write_bytes(ZIP)
+    before = {path: path.read_bytes() for path in source.rglob("*") if path.is_file()}
+    get(places, row(server, "/good.zip"), source=source)
+    assert_whole(places)
+    assert server.requests == []
+    assert {path: path.read_bytes() for path in source.rglob("*") if path.is_file()} == before
+
+
+def test_a_damaged_file_in_the_folder_is_left_there_and_fetched(
+    server: FlakyServer, places: Places, tmp_path: Path
+) -> None:
+    (tmp_path / f"{NAME}.zip").write_bytes(ZIP[:-100])
+    get(places, row(server, "/good.zip"), source=tmp_path)
+    assert_whole(places)
+    assert (tmp_path / f"{NAME}.zip").read_bytes() == ZIP[:-100]
+
+
+def test_icetks_files_and_the_clusters_get_the_same_care(server: FlakyServer, places: Places, tmp_path: Path) -> None:
+    labels = io.BytesIO()
+    np.save(labels, np.arange(20000))
+    server.files["/labels"] = labels.getvalue()
+    server.files["/text"] = b"\x0a" + b"pieces" * 20_000
+    server.faults["/text"] = [cut_after(70_000)]
+    files = [
+        PublishedFile("cluster_label2.npy", "npy", urls=(server.url + "/labels",), size=160_128),
+        PublishedFile("ice_text.model", "sentencepiece", urls=(server.url + "/text",), icetk=True),
+    ]
+    get(places, *files)
+    assert np.array_equal(np.load(places.sat / "cluster_label2.npy"), np.arange(20000))
+    assert (places.icetk / "ice_text.model").read_bytes() == server.files["/text"]
+    assert server.ranges("/text")[1] not in (None, "bytes=0-")
+
+
+# --- the machine ----------------------------------------------------------------------------------------------------
+
+
+def test_disk_space_is_asked_before(server: FlakyServer, places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**12, 0, 40 * 10**9))
+    files = [replace(file, hub=(), urls=(server.url + "/good.zip",)) for file in COGVIDEO]
+    with pytest.raises(CapacityError, match=r"40\.0 GB free where 58\.8 GB are needed.*SAT_HOME"):
+        get(places, *files)
+    assert server.requests == []
+
+
+def test_a_disk_that_fills_up_is_named(server: FlakyServer, places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(module, "unpack", full)
+    with pytest.raises(CapacityError, match="No space left"):
+        get(places, row(server, "/good.zip"))
+    assert_nothing(places)
+
+
+def test_two_processes_fetch_a_file_once(server: FlakyServer, places: Places) -> None:
+    code = """
+import sys
+from pathlib import Path
+from cogvideo.download import Download
+from cogvideo.published import Places, PublishedFile
+Download(Places(Path(sys.argv[1]), Path(sys.argv[1])), (PublishedFile(sys.argv[2], "zip", urls=(sys.argv[3],)),)).run()
+"""
+    words = [sys.executable, "-c", code, str(places.sat), f"{NAME}.zip", server.url + "/good.zip"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    both = [subprocess.Popen(words, env=environment, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    for process in both:
+        _, err = process.communicate(timeout=120)
+        assert process.returncode == 0, err
+    assert_whole(places)
+    assert len(server.requests) == 1
+
+
+def test_what_is_there_is_neither_fetched_nor_overwritten(server: FlakyServer, places: Places) -> None:
+    get(places, row(server, "/good.zip"))
+    get(places, row(server, "/good.zip"))
+    assert len(server.requests) == 1
+    (places.sat / NAME / "model_config.json").unlink()
+    with pytest.raises(WeightsError, match="incomplete"):
+        get(places, row(server, "/good.zip"))
+    assert len(server.requests) == 1
+
+
+def test_the_licence_is_shown_once(server: FlakyServer, places: Places, capsys: pytest.CaptureFixture[str]) -> None:
+    get(places, row(server, "/good.zip"))
+    assert capsys.readouterr().err.count("The CogVideo License") == 2  # once in each language
+    shutil.rmtree(places.sat / NAME)
+    get(places, row(server, "/good.zip"))
+    assert "The CogVideo License" not in capsys.readouterr().err
+
+
+def test_a_source_that_is_no_folder_is_refused(places: Places) -> None:
+    with pytest.raises(RequestError, match="nowhere"):
+        get(places, *COGVIDEO, source=Path("nowhere"))
+
+
+def test_the_command_takes_everything_from_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, home = tmp_path / "usb", tmp_path / "home"
+    shutil.copytree(GOLDEN, source)
+    np.save(source / "cluster_label2.npy", np.arange(20000))
+    (source / "ice_text.model").write_bytes(b"\x0a")
+    (source / "ice_image.pt").write_bytes(b"\x80\x02")
+    labels = (source / "cluster_label2.npy").read_bytes()
+    files = [replace(file, hub=(), urls=()) for file in COGVIDEO]
+    files[3] = replace(files[3], size=len(labels), sha256=hashlib.sha256(labels).hexdigest())
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**12, 0, 10**12))
+    monkeypatch.setattr(module, "COGVIDEO", tuple(files))
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("SAT_HOME", str(home / "sat"))
+    assert main(["download", "cogvideo", "--from", str(source)]) == 0
+    assert str(home / "sat") in capsys.readouterr().out
+    assert Places.usual().missing() == []
+    config = json.loads((home / "sat" / NAME / "model_config.json").read_text())
+    assert config["num_layers"] == 4
+    assert main(["download", "mini"]) == 0
