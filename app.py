@@ -82,7 +82,9 @@ class Page:
         self.examples: list[list[str]] = json.loads((FOLDER / "examples.json").read_text("utf-8"))
         self.gallery = load_gallery()
         self._tails: dict[str, object] = {}  # visitor -> the newest tail of theirs; older ones end
-        with gr.Blocks(title=self.say("zh", "title"), analytics_enabled=False, fill_width=True) as self.ui:
+        with gr.Blocks(
+            title=self.say("zh", "title"), analytics_enabled=False, fill_width=True, delete_cache=(3600, 3600)
+        ) as self.ui:
             self._build()
             self._connect()
             self._publish()
@@ -496,7 +498,11 @@ class Page:
 
     def _outcome(self, language: str, form: Form) -> str:
         estimate = self.jobs.estimate(VideoRequest("", 0, form.frames, form.seconds, form.superres))
-        return f"<p>{page.outcome(self.words, language, form.frames, form.seconds, estimate)}</p>"
+        said = page.outcome(self.words, language, form.frames, form.seconds, estimate)
+        waiting = self.jobs.queue_length()
+        if waiting:
+            said += ("" if language == "zh" else " ") + self.say(language, "busy", count=waiting)
+        return f"<p>{said}</p>"
 
     def _clothes(self, language: str) -> Updates:
         """Every label of the form in `language`."""
@@ -555,6 +561,7 @@ def serve(jobs: Jobs, host: str, port: int, root_path: str | None = None) -> gr.
         share=False,
         ssr_mode=False,
         footer_links=[],
+        max_file_size="64mb",
         theme=gr.themes.Base(font=FONTS, font_mono=["ui-monospace", "monospace"], radius_size="lg"),
         css=_asset("page.css"),
         head=f"<script>{_asset('page.js')}</script>",
@@ -618,7 +625,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     try:
         ui = serve(jobs, options.host, port, options.root_path)
-        jobs.start(preload=options.preload)  # after the page: reading the model must not keep it waiting
+        jobs.start(
+            preload=options.model == "mini" if options.preload is None else options.preload
+        )  # after the page: reading the model must not keep it waiting
         url = f"http://{'127.0.0.1' if options.host == '0.0.0.0' else options.host}:{port}"
         print(f"打开 / Open: {url}\n停止 / Stop: Ctrl+C", flush=True)
         if options.browser:
@@ -650,7 +659,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--data", type=Path, help="folder of the queue and the clips (default: ./data)")
     parser.add_argument("--keep-gb", type=float, default=2.0, help="finished clips kept, oldest go first (default: 2)")
     parser.add_argument("--root-path", help="path below which a proxy serves the page, such as /video")
-    parser.add_argument("--preload", action=argparse.BooleanOptionalAction, default=True, help="load the model now")
+    parser.add_argument(
+        "--preload",
+        action=argparse.BooleanOptionalAction,
+        help="load the model now, not with the first prompt (default: for mini)",
+    )
     parser.add_argument(
         "--browser",
         action=argparse.BooleanOptionalAction,

@@ -357,6 +357,8 @@ class Jobs:
         self._store.finish(job, time.time(), status, data, self._folder(job).size())
         for table in (self._views, self._owners, self._stops, self._seen):
             table.pop(job, None)
+        if not self._views:
+            self._served.clear()  # with an empty queue all owners are equal again
         self._tidy()
         self._changed.notify_all()
 

@@ -42,7 +42,7 @@ DESKTOP = {"width": 1280, "height": 900}
 PHONE = {"width": 390, "height": 844}
 PANDA = "一只熊猫在草地上向右跑"
 
-expect.set_options(timeout=20_000)
+expect.set_options(timeout=30_000)
 
 
 def free_port() -> int:
