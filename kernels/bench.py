@@ -231,7 +231,7 @@ def decode_attention_rows(
         )
         for places in shape.places
     ]
-    spans = torch.tensor([[0, places] for places in shape.places], dtype=torch.int32, device=device)
+    spans = torch.tensor([[[0, places]] for places in shape.places], dtype=torch.int32, device=device)
     numbers = 2 * rows * heads * head * sum(shape.places)
     floor = numbers * torch.finfo(dtype).bits / 8 / (machine.gigabytes_per_second * 1e6)
     why = decoding.why_not(channels)

@@ -1,6 +1,6 @@
-"""The door to the attention of decoding: what one new slot of each row sees of the keys and values kept so far.
+"""The door to the attention of decoding: what the new slots of each row see of the keys and values kept so far.
 
-The new slot's key and value are written into their place in the same step, and both channels go in one launch.
+Their own keys and values are written into their places in the same step, and both channels go in one launch.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ def why_not(channels: Sequence[Channel]) -> str | None:
 def decode_attention(
     channels: Sequence[Channel], spans: torch.Tensor, text: torch.Tensor | None = None
 ) -> list[torch.Tensor]:
-    """As `kernels.reference.decode_attention`: for each channel [B, heads, 1, d], with k_v kept in its arena.
+    """As `kernels.reference.decode_attention`: for each channel [B, heads, Q, d], with k_v kept in its arena.
 
-    `spans`, int32 [channels, 2], is read on the device, so that a captured graph can be replayed for every slot.
+    `spans`, int32 [channels, Q, 2], is read on the device, so that a captured graph can be replayed for every slot.
     """
     if why_not(channels) is not None:
         return reference.decode_attention(channels, spans, text)

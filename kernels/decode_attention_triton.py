@@ -1,7 +1,7 @@
 """Decode attention in Triton: append and both channels in one launch. Imported only where `why_not` finds no obstacle.
 
-A program owns one head of one row in one channel. It starts from the new slot, which it also writes to its place, and
-reads the places before it once. The work is reading keys and values: nothing else is worth saving.
+A program owns one slot of one head of one row in one channel. It starts from the new slot, which it also writes to its
+place, and reads the places before it once. The work is reading keys and values: nothing else is worth saving.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 
 @triton.jit
 def _attend(
-    Q, KV, ARENA, OUT, SPANS, TEXT, channel, row, head,
-    qb, qh, kv2, kvb, kvh, a2, ab, ah, an, ob, oh, text_row, words, scale, d,
+    Q, KV, ARENA, OUT, SPANS, TEXT, span, row, head, slot,
+    qb, qh, qn, kv2, kvb, kvh, kvn, a2, ab, ah, an, ob, oh, on, text_row, words, scale, d,
     TEXTED: tl.constexpr, BLOCK: tl.constexpr, D: tl.constexpr,
 ):  # fmt: skip
-    start = tl.load(SPANS + 2 * channel)
-    own = tl.load(SPANS + 2 * channel + 1) - 1  # the new slot's place
+    start = tl.load(SPANS + 2 * span)
+    own = tl.load(SPANS + 2 * span + 1) - 1  # the slot's place
     c = tl.arange(0, D)
     within = c < d
-    q = tl.load(Q + row * qb + head * qh + c, mask=within, other=0.0).to(tl.float32) * (scale * LOG2_E)
-    new = KV + row * kvb + head * kvh + c
+    q = tl.load(Q + row * qb + head * qh + slot * qn + c, mask=within, other=0.0).to(tl.float32) * (scale * LOG2_E)
+    new = KV + row * kvb + head * kvh + slot * kvn + c
     k_own = tl.load(new, mask=within, other=0.0)
     v_own = tl.load(new + kv2, mask=within, other=0.0)
     kept = ARENA + row * ab + head * ah
@@ -57,34 +57,37 @@ def _attend(
         total = total * shrink + tl.sum(p, axis=0)
         sum_v = sum_v * shrink + tl.sum(p[:, None] * v, axis=0)
         best = higher
-    tl.store(OUT + row * ob + head * oh + c, (sum_v / total).to(OUT.dtype.element_ty), mask=within)
+    tl.store(OUT + row * ob + head * oh + slot * on + c, (sum_v / total).to(OUT.dtype.element_ty), mask=within)
 
 
 @triton.jit
 def _decode(
     Q0, KV0, ARENA0, OUT0, Q1, KV1, ARENA1, OUT1, SPANS, TEXT,
-    qb0, qh0, kv20, kvb0, kvh0, a20, ab0, ah0, an0, ob0, oh0,
-    qb1, qh1, kv21, kvb1, kvh1, a21, ab1, ah1, an1, ob1, oh1,
-    heads, text_row, words, scale, d,
+    qb0, qh0, qn0, kv20, kvb0, kvh0, kvn0, a20, ab0, ah0, an0, ob0, oh0, on0,
+    qb1, qh1, qn1, kv21, kvb1, kvh1, kvn1, a21, ab1, ah1, an1, ob1, oh1, on1,
+    heads, slots, text_row, words, scale, d,
     TEXTED: tl.constexpr, BLOCK: tl.constexpr, D: tl.constexpr,
 ):  # fmt: skip
+    slot = tl.program_id(2)
     row = (tl.program_id(0) // heads).to(tl.int64)
     head = (tl.program_id(0) % heads).to(tl.int64)
     if tl.program_id(1) == 0:
         _attend(
-            Q0, KV0, ARENA0, OUT0, SPANS, TEXT, 0, row, head,
-            qb0, qh0, kv20, kvb0, kvh0, a20, ab0, ah0, an0, ob0, oh0, text_row, words, scale, d, TEXTED, BLOCK, D,
+            Q0, KV0, ARENA0, OUT0, SPANS, TEXT, slot, row, head, slot,
+            qb0, qh0, qn0, kv20, kvb0, kvh0, kvn0, a20, ab0, ah0, an0, ob0, oh0, on0,
+            text_row, words, scale, d, TEXTED, BLOCK, D,
         )  # fmt: skip
     else:
         _attend(
-            Q1, KV1, ARENA1, OUT1, SPANS, TEXT, 1, row, head,
-            qb1, qh1, kv21, kvb1, kvh1, a21, ab1, ah1, an1, ob1, oh1, text_row, words, scale, d, TEXTED, BLOCK, D,
+            Q1, KV1, ARENA1, OUT1, SPANS, TEXT, slots + slot, row, head, slot,
+            qb1, qh1, qn1, kv21, kvb1, kvh1, kvn1, a21, ab1, ah1, an1, ob1, oh1, on1,
+            text_row, words, scale, d, TEXTED, BLOCK, D,
         )  # fmt: skip
 
 
 def decode_attention(channels: Sequence[Channel], spans: torch.Tensor, text: torch.Tensor | None) -> list[torch.Tensor]:
-    """For one or two channels [B, heads, 1, d]; one launch. See `kernels.decode_attention`."""
-    rows, heads, _, d = channels[0].q.shape
+    """For one or two channels [B, heads, Q, d]; one launch. See `kernels.decode_attention`."""
+    rows, heads, slots, d = channels[0].q.shape
     outs = [torch.empty(channel.q.shape, dtype=channel.q.dtype, device=channel.q.device) for channel in channels]
     pointers: list[torch.Tensor] = []
     strides: list[int] = []
@@ -94,10 +97,10 @@ def decode_attention(channels: Sequence[Channel], spans: torch.Tensor, text: tor
         if arena.stride(-1) != 1:
             raise ValueError("the numbers of one vector of the arena must lie side by side: it is written in place")
         pointers += [q, k_v, arena, out]
-        strides += [*q.stride()[:2], *k_v.stride()[:3], *arena.stride()[:4], *out.stride()[:2]]
+        strides += [*q.stride()[:3], *k_v.stride()[:4], *arena.stride()[:4], *out.stride()[:3]]
     words = text if text is not None else spans  # any pointer: it is not read without text
-    _decode[(rows * heads, len(channels))](
-        *pointers, spans, words, *strides, heads, words.stride(0), words.shape[-1], d**-0.5, d,
+    _decode[(rows * heads, len(channels), slots)](
+        *pointers, spans, words, *strides, heads, slots, words.stride(0), words.shape[-1], d**-0.5, d,
         TEXTED=text is not None, BLOCK=BLOCK, D=max(16, triton.next_power_of_2(d)),
     )  # fmt: skip
     return outs

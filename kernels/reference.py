@@ -136,46 +136,52 @@ def local_attention_dense(
 
 
 class Channel(NamedTuple):
-    """One channel of attention at one slot of every row: B rows, `capacity` places."""
+    """One channel of attention at one step: B rows draw Q slots each, for which the arena has `capacity` places."""
 
-    q: torch.Tensor  # [B, heads, 1, d]
-    k_v: torch.Tensor  # [2, B, heads, 1, d]: key and value of the new slot
-    arena: torch.Tensor  # [2, B, heads, capacity, d]: those of the slots before it
+    q: torch.Tensor  # [B, heads, Q, d]
+    k_v: torch.Tensor  # [2, B, heads, Q, d]: keys and values of the new slots
+    arena: torch.Tensor  # [2, B, heads, capacity, d]: those of the slots before them
 
 
 def decode_attention(
     channels: Sequence[Channel], spans: torch.Tensor, text: torch.Tensor | None = None
 ) -> list[torch.Tensor]:
-    """Keeps every channel's k_v in its arena and attends: for each channel [B, heads, 1, d]. Changes the arenas.
+    """Keeps every channel's k_v in its arena and attends: for each channel [B, heads, Q, d]. Changes the arenas.
 
-    spans: int [channels, 2], the first place that the slot sees and the one behind the last, which is its own.
+    spans: int [channels, Q, 2], for each slot the first place that it sees and the one behind the last, which is its
+        own. No slot may see the place of another slot of the same step.
     text: [B, T], added to the scores of the first T places of every span: 0 or a boost for words, -inf for padding.
     """
-    return [_decode_one(channel, start, end, text) for channel, (start, end) in zip(channels, spans.tolist())]
+    return [_decode_one(channel, slots, text) for channel, slots in zip(channels, spans.tolist())]
 
 
-def _decode_one(channel: Channel, start: int, end: int, text: torch.Tensor | None) -> torch.Tensor:
-    channel.arena[:, :, :, end - 1 : end] = channel.k_v
-    k, v = channel.arena[:, :, :, start:end]
-    mask = None
-    if text is not None:
-        mask = F.pad(text, (0, end - start - text.shape[1]))[:, None, None].to(k.dtype)  # [B, 1, 1, places]
-    return F.scaled_dot_product_attention(channel.q, k, v, attn_mask=mask)
+def _decode_one(channel: Channel, spans: list[list[int]], text: torch.Tensor | None) -> torch.Tensor:
+    answers = []
+    for slot, (start, end) in enumerate(spans):
+        channel.arena[:, :, :, end - 1] = channel.k_v[:, :, :, slot]
+        k, v = channel.arena[:, :, :, start:end]
+        mask = None
+        if text is not None:
+            mask = F.pad(text, (0, end - start - text.shape[1]))[:, None, None].to(k.dtype)  # [B, 1, 1, places]
+        answers.append(F.scaled_dot_product_attention(channel.q[:, :, slot, None], k, v, attn_mask=mask))
+    return torch.cat(answers, dim=2)
 
 
 def decode_attention_dense(
     channels: Sequence[Channel], spans: torch.Tensor, text: torch.Tensor | None = None
 ) -> list[torch.Tensor]:
-    """The same function row by row and head by head in fp32, without changing the arenas: the oracle of the tests."""
+    """The same function one row, head and slot at a time in fp32, without changing the arenas: the tests' oracle."""
     answers = []
-    for (q, k_v, arena), (start, end) in zip(channels, spans.tolist()):
+    for (q, k_v, arena), slots in zip(channels, spans.tolist()):
         out = torch.zeros_like(q)
-        for b in range(q.shape[0]):
-            for h in range(q.shape[1]):
-                k, v = torch.cat([arena[:, b, h, start : end - 1], k_v[:, b, h]], dim=1).float()  # [places, d]
-                scores = k @ q[b, h, 0].float() / math.sqrt(q.shape[-1])
-                if text is not None:
-                    scores[: text.shape[1]] += text[b].float()
-                out[b, h, 0] = torch.softmax(scores, 0) @ v
+        for slot, (start, end) in enumerate(slots):
+            for b in range(q.shape[0]):
+                for h in range(q.shape[1]):
+                    kept = arena[:, b, h, start : end - 1]
+                    k, v = torch.cat([kept, k_v[:, b, h, slot, None]], dim=1).float()  # [places, d]
+                    scores = k @ q[b, h, slot].float() / math.sqrt(q.shape[-1])
+                    if text is not None:
+                        scores[: text.shape[1]] += text[b].float()
+                    out[b, h, slot] = torch.softmax(scores, 0) @ v
         answers.append(out)
     return answers

@@ -118,10 +118,10 @@ def test_a_wrong_tensor_is_named() -> None:
 
 @dataclass(frozen=True)
 class Step:
-    """One slot of every row: the arenas' capacities and what the slot sees of them."""
+    """Some slots of every row: for each channel the arena's capacity and what each slot sees of it."""
 
     capacity: tuple[int, ...]
-    spans: list[list[int]]
+    spans: list[list[tuple[int, int]]]
     rows: int = 2
     heads: int = 2
     head: int = 16
@@ -129,10 +129,11 @@ class Step:
 
 
 STEPS = {
-    "both channels with text": Step((100, 150), [[0, 80], [37, 150]], rows=3, text=5),
-    "both channels, odd head": Step((70, 9), [[3, 70], [0, 9]], head=7),
-    "one channel": Step((65,), [[0, 65]], head=24, text=4),
-    "the very first slot": Step((3, 4), [[2, 3], [0, 1]], rows=1, head=64),
+    "both channels with text": Step((100, 150), [[(0, 80)], [(37, 150)]], rows=3, text=5),
+    "both channels, odd head": Step((70, 9), [[(3, 70)], [(0, 9)]], head=7),
+    "one channel": Step((65,), [[(0, 65)]], head=24, text=4),
+    "the very first slot": Step((3, 4), [[(2, 3)], [(0, 1)]], rows=1, head=64),
+    "two frames at a time": Step((90, 90), [[(0, 20), (50, 90)], [(3, 70), (71, 80)]], text=2),
 }
 
 
@@ -141,7 +142,11 @@ def channels(step: Step, dtype: torch.dtype = torch.float32) -> list[reference.C
     generator = torch.Generator().manual_seed(3)
     made = []
     for capacity in step.capacity:
-        qkv = torch.randn(step.rows, 1, 3, step.heads, step.head, generator=generator).to(dtype).permute(2, 0, 3, 1, 4)
+        qkv = (
+            torch.randn(step.rows, len(step.spans[0]), 3, step.heads, step.head, generator=generator)
+            .to(dtype)
+            .permute(2, 0, 3, 1, 4)
+        )
         arena = torch.randn(2, step.rows, step.heads, capacity, step.head, generator=generator).to(dtype)
         made.append(reference.Channel(qkv[0], qkv[1:], arena))
     return made
@@ -160,8 +165,9 @@ def decode_differences(function: Callable[..., list[torch.Tensor]], step: Step, 
     given, spans, text = channels(step, dtype), torch.tensor(step.spans, dtype=torch.int32), text_scores(step)
     right = reference.decode_attention_dense(given, spans, text)
     expected = [channel.arena.clone() for channel in given]
-    for arena, channel, (_, end) in zip(expected, given, step.spans):
-        arena[:, :, :, end - 1 : end] = channel.k_v
+    for arena, channel, slots in zip(expected, given, step.spans):
+        for slot, (_, end) in enumerate(slots):
+            arena[:, :, :, end - 1] = channel.k_v[:, :, :, slot]
     found = function(given, spans, text)
     differences = [(a.float() - b.float()).abs().max().item() for a, b in zip(found, right)]
     return differences + [float(not torch.equal(a.arena, b)) for a, b in zip(given, expected)]
@@ -174,8 +180,8 @@ def test_plain_decoding_equals_the_oracle(name: str, dtype: torch.dtype) -> None
 
 
 def test_decoding_says_why_it_takes_the_plain_path() -> None:
-    assert "one or two channels" in str(decoding.why_not(channels(Step((3,) * 3, [[0, 1]] * 3))))
-    assert "wider" in str(decoding.why_not(channels(Step((3,), [[0, 1]], head=300))))
+    assert "one or two channels" in str(decoding.why_not(channels(Step((3,) * 3, [[(0, 1)]] * 3))))
+    assert "wider" in str(decoding.why_not(channels(Step((3,), [[(0, 1)]], head=300))))
 
 
 # --- the fast kernel ------------------------------------------------------------------------------------------------
