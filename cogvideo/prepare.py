@@ -15,6 +15,7 @@ import multiprocessing
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -80,7 +81,7 @@ class Shard:
         _, folder = find_preset(self.options.model)
         codec = folder / "codec.safetensors"
         inputs = [(str(s.path), s.caption, _stamp(s.path)) for s in self.sources]
-        return hashlib.sha256(repr((inputs, asdict(self.options), _stamp(codec))).encode()).hexdigest()
+        return hashlib.sha256(repr((inputs, asdict(self.options), _digest(codec, _stamp(codec)))).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -184,6 +185,12 @@ def _stamp(path: Path) -> tuple[int, int]:
         return (0, 0)
     about = path.stat()
     return (about.st_size, about.st_mtime_ns)
+
+
+@lru_cache
+def _digest(path: Path, stamp: tuple[int, int]) -> str:
+    """What is in a file that has this stamp."""
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
 
 
 # How it is made.

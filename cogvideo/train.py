@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     if args.threads:
         torch.set_num_threads(args.threads)
-    workshop = Workshop(recipe, args.out)
+    workshop = Workshop(recipe, args.out or Path("runs", args.config.stem.removeprefix("train_")))
     for part in (*(p for p in TRAINED if p in recipe), "export") if args.part == "all" else (args.part,):
         torch.manual_seed(int(recipe["seed"]))
         workshop.make(part)
@@ -71,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("config", type=Path, help="recipe, such as examples/train_own.toml")
     parser.add_argument("--part", choices=("all", *PARTS), default="all", help="what to make (default: all it has)")
-    parser.add_argument("--out", type=Path, default=Path("runs/mini"), help="folder of checkpoints and logs")
+    parser.add_argument("--out", type=Path, help="folder of checkpoints and logs (train_NAME.toml: runs/NAME)")
     parser.add_argument("--threads", type=int, default=0, help="processor threads (default: torch's choice)")
     return parser
 
@@ -252,7 +252,7 @@ class Workshop:
         if start in ("nothing", "small"):
             return None
         if start == "published":
-            from cogvideo.models.loader import published_home
+            from cogvideo.published import published_home
 
             return published_home()
         return Path(start) if self._is_published(Path(start)) else find_preset(start)[1]

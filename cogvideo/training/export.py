@@ -1,5 +1,5 @@
-"""From training's checkpoints to the files that ship: fp16 safetensors under the published names, the clusters, and
-the published format itself, both ways.
+"""From training's checkpoints to the files that ship: fp16 safetensors under the published names, the clusters; and
+from those to the published format. The way back is `cogvideo/convert.py`.
 
 Every file is written to a temporary name and then renamed; a backbone that the networks share is written once.
 """
@@ -98,21 +98,6 @@ def _published_sizes(config: ModelConfig, part: str) -> dict[str, int | str]:
         "kernel_size": config.fine_window[1],
         "kernel_size2": config.coarse_window[0],
     }
-
-
-def from_published(directory: Path, folder: Path) -> None:
-    """The networks of three folders in the published format -> a file each in `folder`. Raises WeightsError.
-
-    Stage 1's backbone is the common one; where another network's differs, the different tensors stay with it.
-    """
-    backbone: dict[str, Tensor] = {}
-    for part in PARTS:
-        tensors = weights.read_published(directory / weights.PUBLISHED[part])
-        if not backbone:
-            backbone = {n: t for n, t in tensors.items() if n.startswith(BACKBONE)}
-        own = {n: t for n, t in tensors.items() if n not in backbone or not torch.equal(t, backbone[n])}
-        export_parts({part: own}, folder)
-    export_parts({"backbone": backbone}, folder)
 
 
 def export_codec(tensors: Tensors, folder: Path) -> None:

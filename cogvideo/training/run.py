@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType, broadcast
 from PIL import Image
 from torch import Tensor, nn
@@ -124,12 +125,15 @@ class Trainer:
         self.options = options
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
+        AcceleratorState._reset_state()  # or a second run of the same process could not have a precision of its own
         self.accelerator = Accelerator(
             mixed_precision=options.precision or None,
             gradient_accumulation_steps=options.accumulate,
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
         )
         self._refuse_what_does_not_mix()
+        if self._sharded:  # DeepSpeed counts in sequences; a share is one to it, whatever it holds
+            self.accelerator.deepspeed_plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = 1
         optimizers = make_optimizers(task.learnt, options)
         self.rates = [[float(g["lr"]) for g in o.param_groups] for o in optimizers]
         self.model, *self.optimizers = self.accelerator.prepare(_Step(task), *optimizers)
@@ -249,6 +253,8 @@ class Trainer:
     def run(self) -> None:
         """Train to the last step; scalars go to the progress bar, to `scalars.jsonl` and to TensorBoard's files."""
         self.resume()
+        if self.step >= self.options.steps:
+            return
         saved = time.monotonic()
         log = _Log(self.folder, self.options, self.step) if self.accelerator.is_main_process else None
         try:

@@ -1,0 +1,47 @@
+"""A dataset of one's own is one class: here, squares that move over a plain ground, drawn when they are asked for.
+
+A recipe names it: data = "examples/moving_square.py:MovingSquares". Reading rows from a disk would look the same.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from cogvideo.config import Preset
+from cogvideo.frames import FrameCodec
+from cogvideo.training.dataset import Pixels, TokenClip, to_tokens
+
+COLOURS = {"红色": (220, 50, 47), "绿色": (60, 160, 60), "蓝色": (38, 100, 210)}
+DIRECTIONS = {"向左": (0, -1), "向右": (0, 1), "向上": (-1, 0), "向下": (1, 0)}
+FRAMES = 9
+
+
+class MovingSquares:
+    """Every colour in every direction. A class is called with the preset and the codec that training uses."""
+
+    def __init__(self, preset: Preset, codec: FrameCodec) -> None:
+        self.preset, self.codec = preset, codec
+        self.cases = [(colour, direction) for colour in COLOURS for direction in DIRECTIONS]
+        self.clips: dict[int, TokenClip] = {}
+
+    def __len__(self) -> int:
+        return len(self.cases)
+
+    def __getitem__(self, index: int) -> TokenClip:
+        if index not in self.clips:  # the codec takes its time; a set this small is kept
+            colour, direction = self.cases[index]
+            pictures = np.stack([self.draw(colour, direction, i / (FRAMES - 1)) for i in range(FRAMES)])
+            frames, fine = to_tokens(self.codec, self.preset, pictures)
+            self.clips[index] = TokenClip(f"一个{colour}方块{direction}移动", 4.0, frames, fine)
+        return self.clips[index]
+
+    def draw(self, colour: str, direction: str, moment: float) -> Pixels:
+        """A frame at `moment`, 0 to 1: uint8 [H, W, 3] of the preset's final size."""
+        height, width = self.preset.final_size
+        side = height // 4
+        down, right = DIRECTIONS[direction]
+        y = round((height - side) * (0.5 + down * (moment - 0.5)))
+        x = round((width - side) * (0.5 + right * (moment - 0.5)))
+        picture = np.full((height, width, 3), 235, np.uint8)
+        picture[y : y + side, x : x + side] = COLOURS[colour]
+        return picture
