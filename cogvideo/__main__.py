@@ -30,6 +30,9 @@ COMMANDS = {
     "download": Command(
         "cogvideo.download", "下载已发布的 94 亿参数模型", "fetch the published model of 9.4 billion parameters"
     ),
+    "convert": Command(
+        "cogvideo.convert", "把已下载的模型转成加载更快的格式", "make a copy of the published model that loads faster"
+    ),
     "parity": Command("cogvideo.parity", "与原版的数值逐项比较", "compare every number with the original release"),
     "prepare": Command(
         "cogvideo.prepare", "把视频和说明变成训练数据", "turn videos with captions into rows to train on"

@@ -8,6 +8,7 @@ twice. Two formats: safetensors (ours) and the published one, a folder for each 
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import zipfile
 from collections.abc import Mapping
@@ -32,6 +33,8 @@ PUBLISHED_IMAGE_TOKENS = 20000
 PUBLISHED_IMAGE_START = 512
 PUBLISHED_VOCABULARY = 150010
 PUBLISHED_START_OF_IMAGE = 150000
+SAFETENSORS_TYPES = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32"}
+
 SPECIAL_TOKENS = 3
 """A checkpoint with another vocabulary (a toy) ends with the special tokens, <start_of_image> first."""
 
@@ -43,6 +46,42 @@ def read_safetensors(path: Path) -> Tensors:
         return load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
         raise damaged(path, error) from error
+
+
+def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """A file with `tensors` layer after layer, each written as it is read: the library would gather all of them first.
+
+    Whole or not at all. The format: the length of a JSON header, the header, the bytes of the tensors without gaps.
+    """
+    order = sorted(tensors, key=lambda name: (_layer(name), name))
+    header: dict[str, Any] = {}
+    end = 0
+    for name in order:
+        tensor = tensors[name]
+        begin, end = end, end + tensor.nbytes
+        header[name] = {
+            "dtype": SAFETENSORS_TYPES[tensor.dtype],
+            "shape": [*tensor.shape],
+            "data_offsets": [begin, end],
+        }
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # tensors begin at multiples of 8
+    part = path.with_name(path.name + ".part")
+    try:
+        with part.open("wb") as out:
+            out.write(len(text).to_bytes(8, "little") + text)
+            for name in order:
+                out.write(tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy().data)
+            out.flush()
+            os.fsync(out.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _layer(name: str) -> int:
+    """The number in a name such as transformer.layers.3.mlp; -1 for what belongs to no layer."""
+    return next((int(word) for word in name.split(".") if word.isdigit()), -1)
 
 
 def read_published(folder: Path) -> Tensors:

@@ -25,6 +25,8 @@ from cogvideo.published import checkpoint_folder, published_home
 Part = Literal["stage1", "stage2", "superres"]
 PARTS: tuple[Part, ...] = ("stage1", "stage2", "superres")
 BACKBONE = "transformer."
+CONVERTED = "cogvideo-converted"
+"""In $SAT_HOME: what `python -m cogvideo convert` makes of the published checkpoints; it loads faster."""
 
 
 @dataclass(frozen=True)
@@ -61,13 +63,15 @@ def load(
 ) -> LoadedModels:
     """The networks of a preset.
 
-    From assets/<preset>/{backbone,stage1,stage2,superres}.safetensors where the folder has a backbone, else in the
-    published format from $SAT_HOME (~/.sat_models). Raises WeightsError for missing, damaged or foreign files.
+    From {backbone,stage1,stage2,superres}.safetensors in assets/<preset> or in $SAT_HOME/cogvideo-converted, where
+    there is a backbone, else in the published format from $SAT_HOME (~/.sat_models). Raises WeightsError for missing,
+    damaged or foreign files.
     """
     config = PRESETS[preset_name].model
-    folder = ASSETS / preset_name
-    if preset_name == "mini" or (folder / "backbone.safetensors").exists():
-        return load_safetensors(folder, config, dtype, device, parts)
+    folders = ASSETS / preset_name, published_home() / CONVERTED
+    for folder in folders[:1] if preset_name == "mini" else folders:
+        if preset_name == "mini" or (folder / "backbone.safetensors").exists():
+            return load_safetensors(folder, config, dtype, device, parts)
     return load_published(published_home(), config, dtype, device, parts)
 
 
@@ -165,13 +169,21 @@ def _network(
     device: str | torch.device,
 ) -> TokenModel:
     """One network on `backbone`, with the `mixins.*` of a file."""
-    network: TokenModel
-    if part == "superres":
-        network = SuperResLM(config, backbone, "meta")
-    else:
-        network = VideoLM(config, 1 if part == "stage1" else 2, backbone, "meta")
+    network = _empty(config, part, backbone)
     wanted = {name: like for name, like in network.state_dict().items() if not name.startswith(BACKBONE)}
     weights.check(path, tensors, wanted)
     own: dict[str, Tensor] = {name: tensors[name].to(device, dtype) for name in wanted}
     network.load_state_dict(own, strict=False, assign=True)
     return network.eval().requires_grad_(False)
+
+
+def expected(config: ModelConfig, part: Part) -> weights.Tensors:
+    """Names and shapes of a network's tensors, without storage."""
+    return _empty(config, part, build_transformer(config, "meta")).state_dict()
+
+
+def _empty(config: ModelConfig, part: Part, backbone: Transformer) -> TokenModel:
+    """One network on `backbone`, its own weights without storage."""
+    if part == "superres":
+        return SuperResLM(config, backbone, "meta")
+    return VideoLM(config, 1 if part == "stage1" else 2, backbone, "meta")

@@ -1,0 +1,159 @@
+"""`python -m cogvideo convert DIR OUT`: published checkpoints -> our safetensors files, the common backbone once.
+
+In: a folder with the three checkpoints as published. Out: OUT/{backbone,stage1,stage2,superres}.safetensors and
+preset.json, layer after layer, all at once or not at all. Tensors go from the mapped file to the new one, one by one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from cogvideo import weights
+from cogvideo.config import PRESET_FILE, ModelConfig, describe_preset
+from cogvideo.errors import CapacityError, RequestError
+from cogvideo.models.loader import BACKBONE, CONVERTED, PARTS, Part, expected
+from cogvideo.published import checkpoint_folder, published_home
+
+
+@dataclass(frozen=True)
+class Converted:
+    """What became of a conversion, in bytes; `own`: for each part, tensors of the backbone that are its own."""
+
+    before: int
+    after: int
+    own: dict[str, list[str]]
+
+    def sentences(self) -> tuple[str, str]:
+        """zh, en."""
+        sizes = f"{_gigabytes(self.after)} GB", f"{_gigabytes(self.before)} GB"
+        different = {part: len(names) for part, names in self.own.items() if names}
+        if not different:
+            return (
+                f"三个网络的主干完全相同，只存一份：{sizes[0]}，原为 {sizes[1]}。",
+                f"The three networks have the same backbone, kept once: {sizes[0]} instead of {sizes[1]}.",
+            )
+        told = ", ".join(f"{part} {count}" for part, count in different.items())
+        return (
+            f"主干中有不同的张量，各自保留（{told}）；其余只存一份：{sizes[0]}，原为 {sizes[1]}。",
+            f"Tensors of the backbone that differ are kept apart ({told}), the others once: {sizes[0]} instead of "
+            f"{sizes[1]}.",
+        )
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Converts, says what became smaller, and returns 0. Raises CogVideoError."""
+    options = _parser().parse_args(arguments)
+    out = options.out or options.directory / CONVERTED
+    print("\n".join(convert(options.directory, out).sentences()))
+    print(out)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m cogvideo convert",
+        description="把已发布的检查点转换为 safetensors，相同的主干只存一份。\n"
+        "Published checkpoints become safetensors files, the common backbone once: faster to load, half the disk.\n"
+        f"A copy at $SAT_HOME/{CONVERTED} is what the model cogvideo is then read from.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "directory",
+        nargs="?",
+        type=Path,
+        default=published_home(),
+        metavar="DIR",
+        help="where cogvideo-stage1, cogvideo-stage2 and cogview2-dsr are (default: $SAT_HOME) / 检查点所在文件夹",
+    )
+    parser.add_argument(
+        "out", nargs="?", type=Path, metavar="OUT", help=f"a new folder (default: DIR/{CONVERTED}) / 输出文件夹"
+    )
+    return parser
+
+
+def convert(directory: Path, out: Path) -> Converted:
+    """Writes `out`, a new folder. Raises RequestError, WeightsError, CapacityError; then nothing is there."""
+    config = weights.published_config(directory)
+    networks = {part: _read(directory, config, part) for part in PARTS}
+    files, own = _share(networks)
+    before = sum(_bytes(tensors) for tensors in networks.values())
+    after = sum(_bytes(tensors) for tensors in files.values())
+    with _new_folder(out) as folder:
+        _require_space(folder, after)
+        for name, tensors in files.items():
+            weights.write_safetensors(folder / f"{name}.safetensors", tensors)
+        (folder / PRESET_FILE).write_text(describe_preset("cogvideo", config), encoding="utf-8")
+    return Converted(before, after, own)
+
+
+def _read(directory: Path, config: ModelConfig, part: Part) -> weights.Tensors:
+    """The tensors that the network has, mapped from its file. Raises WeightsError."""
+    folder = checkpoint_folder(directory, weights.PUBLISHED[part])
+    path, tensors = weights.checkpoint_file(folder), weights.read_published(folder)
+    wanted = expected(config, part)
+    weights.check(path, tensors, wanted)
+    return {name: tensors[name] for name in wanted}
+
+
+def _share(networks: Mapping[Part, weights.Tensors]) -> tuple[dict[str, weights.Tensors], dict[str, list[str]]]:
+    """(content of each file, names that each part has of its own): the first network's backbone is the common one."""
+    first = next(iter(networks.values()))
+    files = {"backbone": {name: tensor for name, tensor in first.items() if name.startswith(BACKBONE)}}
+    own: dict[str, list[str]] = {}
+    for part, tensors in networks.items():
+        own[part] = [n for n in files["backbone"] if tensors is not first and not _same(tensors[n], first[n])]
+        files[part] = {n: t for n, t in tensors.items() if not n.startswith(BACKBONE) or n in own[part]}
+    return files, own
+
+
+def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return one.dtype == other.dtype and torch.equal(one, other)
+
+
+@contextmanager
+def _new_folder(out: Path) -> Iterator[Path]:
+    """A folder beside `out` that becomes `out` where the block ends well, and vanishes where it does not."""
+    from filelock import FileLock
+
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(out.with_name(out.name + ".lock")):
+        if out.exists():
+            raise RequestError(
+                f"{out} 已存在：请先删除，或换一个位置。",
+                f"{out} is there already: delete it, or choose another place.",
+            )
+        folder = out.with_name(out.name + ".part")
+        if folder.exists():  # of a process that was killed
+            shutil.rmtree(folder)
+        folder.mkdir()
+        try:
+            yield folder
+            folder.rename(out)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _require_space(folder: Path, needed: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise CapacityError(
+            f"{folder.parent} 所在磁盘仅剩 {_gigabytes(free)} GB，需要 {_gigabytes(needed)} GB：请清理磁盘。",
+            f"The disk of {folder.parent} has {_gigabytes(free)} GB free where {_gigabytes(needed)} GB are needed: "
+            "make room, or choose another place.",
+        )
+
+
+def _bytes(tensors: weights.Tensors) -> int:
+    return sum(tensor.nbytes for tensor in tensors.values())
+
+
+def _gigabytes(count: int) -> str:
+    """Three digits: 22.7, or 0.00164 for a toy."""
+    return f"{count / 1e9:.3g}"
