@@ -124,10 +124,7 @@ def decode_one(
 
     With `guidance` the cache has two rows for a sample: first all conditional ones, then all unconditional ones.
     """
-    if guidance is None:
-        return lm.decode_one(cache, ids, places)
-    with_text, without = lm.decode_one(cache, ids.repeat(2, 1), places).chunk(2)
-    return torch.lerp(without, with_text, guidance)
+    return lm.decode_one(cache, ids if guidance is None else ids.repeat(2, 1), places, guidance)
 
 
 def fill(

@@ -29,6 +29,7 @@ from cogvideo.config import ASSETS, CLIP_FRAMES, ModelConfig, Preset, SamplingOp
 from cogvideo.device import Place, threads, usable_cores
 from cogvideo.layout import Layout
 from cogvideo.models.cache import Place as Slot
+from cogvideo.models.fused import fusing_pays
 from cogvideo.models.random_weights import RandomModels, random_models
 from cogvideo.models.superres_lm import SuperResLM
 from cogvideo.models.video_lm import VideoLM
@@ -186,6 +187,9 @@ class Bench:
         self.config: ModelConfig = preset.model
         self.layout = Layout(self.config)
         self.models: RandomModels = random_models(self.config, place.dtype, place.device)
+        if fusing_pays(self.config, place.device):
+            self.models.stage1.fuse()
+            self.models.stage2.fuse()
         labels = torch.arange(self.config.image_tokens) % min(CLUSTERS, self.config.image_tokens)
         self.sampler = ClusterSampler(labels).to(place.device)
         self.cores = usable_cores() if place.device.type == "cpu" else 1

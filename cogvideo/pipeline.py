@@ -32,6 +32,7 @@ from cogvideo.events import (
     SuperResolved,
 )
 from cogvideo.frames import FrameCodec
+from cogvideo.models.fused import fusing_pays
 from cogvideo.models.superres_lm import SuperResLM
 from cogvideo.models.video_lm import VideoLM
 from cogvideo.pace import tokens_per_stage
@@ -201,6 +202,9 @@ class CogVideoPipeline:
         if self.place.eight_bit:
             for network in (models.stage1, models.stage2, models.superres):
                 compress(network, self.place)
+        elif fusing_pays(self.preset.model, self.place.device):
+            models.stage1.fuse()
+            models.stage2.fuse()
         return models
 
     def _first(self, *paths: Path) -> Path:

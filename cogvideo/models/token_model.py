@@ -67,16 +67,29 @@ class TokenModel(BaseModel):
         mlp = self.transformer.layers[int(layer_id)].mlp
         return linear(mlp.dense_4h_to_h, F.gelu(linear(mlp.dense_h_to_4h, hidden_states), approximate="tanh"))
 
-    def final_forward(self, hidden: Tensor, *, scored: Tensor | slice, **_: Any) -> Tensor:
-        """Logits of the `scored` places: [B, S, h] -> [B, places, image_tokens], fp32."""
+    def final_forward(
+        self, hidden: Tensor, *, scored: Tensor | slice, guidance: float | None = None, **_: Any
+    ) -> Tensor:
+        """Logits of the `scored` places: [B, S, h] -> [B, places, image_tokens], fp32. `guidance`: see `guided`."""
         head: Tensor = self.transformer.word_embeddings.weight[: self.config.image_tokens]
         with torch.autocast(hidden.device.type, enabled=False):
-            return F.linear(hidden[:, scored].float(), head.float())
+            return F.linear(guided(hidden[:, scored], guidance).float(), head.float())
 
     def slots(self, frames: Tensor) -> Tensor:
         """Tokens [..., N] -> what their slots hold: <start_of_image>, then all tokens but the last."""
         start = torch.full_like(frames[..., :1], self.config.start_of_image)
         return torch.cat((start, frames[..., :-1]), dim=-1)
+
+
+def guided(hidden: Tensor, guidance: float | None) -> Tensor:
+    """[2B, S, h], conditional rows first -> u + guidance * (c - u), [B, S, h] fp32; None: `hidden` as it is.
+
+    The head is linear, so its product with this is the guided logits, for half the rows.
+    """
+    if guidance is None:
+        return hidden
+    with_text, without = hidden.float().chunk(2)
+    return torch.lerp(without, with_text, guidance)
 
 
 def text_positions(text_length: Tensor, slots: int) -> Tensor:

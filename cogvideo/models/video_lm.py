@@ -22,8 +22,9 @@ from cogvideo.models.attention import (
     text_seen,
 )
 from cogvideo.models.cache import Cache, Place
+from cogvideo.models.fused import FusedSteps
 from cogvideo.models.sat_bridge import Transformer
-from cogvideo.models.token_model import ExtraPositions, TokenModel, text_positions
+from cogvideo.models.token_model import ExtraPositions, TokenModel, guided, text_positions
 
 
 class VideoLM(TokenModel):
@@ -41,6 +42,7 @@ class VideoLM(TokenModel):
     ) -> None:
         super().__init__(config, transformer, device)
         self.stage: Stage = stage
+        self._fused: FusedSteps | None = None
         with torch.random.fork_rng(devices=[]), torch.device(device):
             self.add_mixin("extra_position_embedding", ExtraPositions(config.extra_positions, config.hidden))
             self.add_mixin("attention_plus", AttentionPlus(config, gated=True))
@@ -93,20 +95,31 @@ class VideoLM(TokenModel):
             pattern = TextPattern.of(seen, self.dtype, cache)
         self._run(text, text_length, slots, pattern, slice(0, 0), cache.given)
 
+    def fuse(self) -> None:
+        """From now on decode with weights laid side by side: fewer products, a copy of the layers, changes not seen."""
+        self._fused = FusedSteps(self.transformer, self.get_mixin("attention_plus"), self.config.image_tokens)
+
     @torch.inference_mode()
-    def decode_one(self, cache: Cache, ids: Tensor, places: Sequence[Place]) -> Tensor:
-        """What one slot, or one slot of each of several frames, predicts; their keys and values join `cache`.
+    def decode_one(self, cache: Cache, ids: Tensor, places: Sequence[Place], guidance: float | None = None) -> Tensor:
+        """What one slot, or one slot each of several frames, predicts; their keys and values join `cache`.
 
         ids [B, places]: what the slots hold -> logits [B, places, image_tokens] fp32. Slots of a frame come in
-        ascending order.
+        ascending order. With `guidance` rows are conditional ones, then as many unconditional ones -> logits
+        [B / 2, places, image_tokens] of the guided distribution.
         """
+        rows, base = cache.seek(places), 1 if places[0].frame == 0 else 0
+        if self._fused is not None:
+            positions = self.get_mixin("extra_position_embedding").position_embedding_forward(rows, base_slots=base)
+            hidden = self._fused.run(self.word_embedding_forward(ids) + positions, cache)
+            return self._fused.scores(guided(hidden, guidance))
         logits: Tensor = self(
             ids,
-            cache.seek(places),
+            rows,
             None,
             pattern=StepPattern(cache, cache.both),
-            base_slots=1 if places[0].frame == 0 else 0,
+            base_slots=base,
             scored=slice(None),
+            guidance=guidance,
         )[0]
         return logits
 
