@@ -19,7 +19,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType, broadcast
 from PIL import Image
@@ -129,7 +129,6 @@ class Trainer:
         self.accelerator = Accelerator(
             mixed_precision=options.precision or None,
             gradient_accumulation_steps=options.accumulate,
-            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
         )
         self._refuse_what_does_not_mix()
         if self._sharded:  # DeepSpeed counts in sequences; a share is one to it, whatever it holds

@@ -1,0 +1,94 @@
+"""A toy task of every network, and runs of it in processes of their own: `python toy_training.py FOLDER STEPS`.
+
+A process prints the number of every step when it is done.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from toy_codec import CONFIG as CODEC
+from toy_model import CONFIG, TOY, toy_models
+from toy_text import train_text_model
+
+from cogvideo.text import TextTokenizer
+from cogvideo.training.codec import CodecOptions, CodecTask
+from cogvideo.training.dataset import TokenClip
+from cogvideo.training.parts import Part, PartOptions, PartTask
+from cogvideo.training.run import RunOptions, Trainer
+
+CODEC_OPTIONS = CodecOptions(small_frames=3, fine_crops=1, warmup_steps=1, restart_every=2)
+
+
+class ToyClips:
+    """Six clips of random tokens, 33 frames each."""
+
+    def __len__(self) -> int:
+        return 6
+
+    def __getitem__(self, index: int) -> TokenClip:
+        rng = np.random.default_rng(index)
+        size = CONFIG.tokens_per_frame
+        frames, fine = (
+            rng.integers(0, CONFIG.image_tokens, (count, length)) for count, length in ((33, size), (5, 9 * size))
+        )
+        return TokenClip(f"一只{'熊猫小猫'[index % 2 * 2 :][:2]}在草地上向右跑", 4.0, frames, fine)
+
+
+def part_task(folder: Path, part: Part, **options: object) -> PartTask:
+    path = folder / "text.model"
+    tokenizer = TextTokenizer(path if path.exists() else train_text_model(folder), CONFIG.image_tokens)
+    models = toy_models()
+    network = models.stage1 if part == "backbone" else getattr(models, part)
+    chosen = PartOptions(**{"batch": 4, **options})  # type: ignore[arg-type]
+    return PartTask(network.train(), part, ToyClips(), TOY, tokenizer, chosen)
+
+
+def codec_task(folder: Path) -> CodecTask:
+    import json
+
+    from cogvideo.frames import build_codec
+
+    def sample(rng: np.random.Generator, options: CodecOptions) -> tuple[np.ndarray, np.ndarray]:
+        count = options.small_frames + options.fine_crops
+        return rng.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8), np.zeros((count, 32, 32), np.float32)
+
+    path = folder / "codec.json"
+    path.write_text(json.dumps(CODEC))
+    torch.manual_seed(0)
+    return CodecTask(build_codec(path), sample, CODEC_OPTIONS, seed=0)
+
+
+def stage1_run(folder: Path, steps: int, accumulate: int = 1) -> Trainer:
+    """A run that saves after every step."""
+    folder.mkdir(parents=True, exist_ok=True)
+    options = RunOptions(steps, 1e-2, warmup=1, average=0.9, accumulate=accumulate, save_minutes=0.0, picture_every=0)
+    return Trainer(part_task(folder, "stage1"), options, folder)
+
+
+def main() -> None:
+    folder, steps = Path(sys.argv[1]), int(sys.argv[2])
+    torch.set_num_threads(1)
+    trainer = stage1_run(folder, steps)
+    process = trainer.accelerator.process_index
+    update = trainer.update
+
+    def told() -> dict[str, float]:
+        scalars = update()
+        print(trainer.step, flush=True)
+        return scalars
+
+    trainer.update = told  # type: ignore[method-assign]
+    trainer.run()
+    codec = codec_task(folder)
+    run = Trainer(codec, RunOptions(6, picture_every=0), folder / "codec")
+    for _ in range(6):
+        run.update()
+    torch.save(codec.module.state_dict(), folder / f"codec-{process}.pt")
+
+
+if __name__ == "__main__":
+    main()
