@@ -182,6 +182,35 @@ PRESETS: dict[str, Preset] = {
     ),
 }
 
+
+@dataclass(frozen=True)
+class MemoryPreset:
+    """How a model is held while it computes. `cogvideo.memory` predicts what that takes."""
+
+    name: str
+    device: str
+    """"cuda" or "cpu"."""
+    about: str
+    eight_bit: bool = False
+    """The layers' matrices in 8 bits (bitsandbytes): half of fp16's memory, not exact."""
+    offload: bool = False
+    """Only the network at work is on the device; the others wait in host memory."""
+    frames_per_pass: int = 4
+    """Frames that super-resolution enlarges at once."""
+
+
+MEMORY: dict[str, MemoryPreset] = {
+    row.name: row
+    for row in (
+        MemoryPreset("a100", "cuda", "fp16, all networks on the card", frames_per_pass=8),
+        MemoryPreset("48g", "cuda", "the same, super-resolution in smaller bites"),
+        MemoryPreset("24g", "cuda", "fp16, one network on the card at a time", offload=True, frames_per_pass=2),
+        MemoryPreset("16g", "cuda", "8 bits, one network at a time", eight_bit=True, offload=True, frames_per_pass=2),
+        MemoryPreset("cpu", "cpu", "fp32, no card"),
+    )
+}
+"""Best first. There is none for 8 GB: one network in 8 bits already takes more."""
+
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 
 PRESET_FILE = "preset.json"

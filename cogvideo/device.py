@@ -8,13 +8,15 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import torch
 from torch import nn
 
+from cogvideo.config import ModelConfig
 from cogvideo.errors import CapacityError
+from cogvideo.memory import choose
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -29,6 +31,8 @@ class Place:
     """Whether modules stay on the device between uses; otherwise they wait in host memory."""
     eight_bit: bool = False
     """Whether the layers' matrices are kept in 8 bits (bitsandbytes): half of fp16's memory, slower, not exact."""
+    frames_per_pass: int = 4
+    """Frames that super-resolution enlarges at once."""
 
     @property
     def home(self) -> torch.device:
@@ -49,6 +53,30 @@ def pick_place(device: str | None = None, keep: bool = True, eight_bit: bool = F
         )
     chosen = torch.device(name)
     return Place(chosen, torch.float16 if chosen.type == "cuda" else torch.float32, keep, eight_bit)
+
+
+def fit_place(model: ModelConfig, device: str | None = None, memory: str | None = None) -> Place:
+    """The best place, and the named memory preset or the best one that fits. Raises RequestError, CapacityError.
+
+    A CPU is given the model even where memory may not do: other programs may make room, and files are mapped.
+    """
+    place = pick_place(device)
+    if place.device.type == "cuda":
+        row = choose(model, "cuda", torch.cuda.mem_get_info(place.device)[0], memory)
+    else:
+        row = choose(model, "cpu", 2**63 - 1, memory)
+    return replace(place, keep=not row.offload, eight_bit=row.eight_bit, frames_per_pass=row.frames_per_pass)
+
+
+def has_room(model: ModelConfig) -> bool:
+    """Whether this machine has a GPU with room for the model under some memory preset."""
+    if not torch.cuda.is_available():
+        return False
+    try:
+        fit_place(model)
+    except CapacityError:
+        return False
+    return True
 
 
 def compress(network: nn.Module, place: Place) -> None:

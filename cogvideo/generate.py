@@ -16,6 +16,7 @@ from cogvideo.config import (
     MAX_GUIDANCE,
     MAX_SEED,
     MAX_TEMPERATURE,
+    MEMORY,
     MIN_TEMPERATURE,
     PRESETS,
     SamplingOptions,
@@ -53,7 +54,11 @@ def main(arguments: Sequence[str]) -> int:
     from cogvideo.pipeline import CogVideoPipeline
 
     pipeline = CogVideoPipeline.from_pretrained(
-        options.model, device=options.device, eight_bit=options.eight_bit, offload=options.offload
+        options.model,
+        device=options.device,
+        eight_bit=options.eight_bit,
+        offload=options.offload,
+        memory=options.memory,
     )
     checked = pipeline.check(request)
     request = dataclasses.replace(request, prompt=checked.text)
@@ -156,6 +161,12 @@ def _how_options(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--device", metavar="NAME", help="cpu, cuda, cuda:1 (default: cuda where there is one) / 计算设备"
+    )
+    group.add_argument(
+        "--memory",
+        metavar="NAME",
+        help=f"{_choices(MEMORY)}: how the model is held on the card (default: $COGVIDEO_MEMORY, else the first that "
+        "fits by a prediction from the sizes, which was not yet measured on a GPU) / 显存预设",
     )
     group.add_argument(
         "--eight-bit",

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from cogvideo.config import ASSETS, PRESETS, ModelConfig, Preset, VideoRequest, find_preset
-from cogvideo.device import Place, compress, enough_memory, pick_place, resident, threads
+from cogvideo.device import Place, compress, enough_memory, fit_place, pick_place, resident, threads
 from cogvideo.errors import WeightsError
 from cogvideo.events import (
     Done,
@@ -57,9 +57,6 @@ from cogvideo.text import (
 
 PREVIEWS: Final = 4
 """Pictures of a keyframe while it is painted, the finished one included."""
-
-FRAMES_PER_PASS: Final = 4
-"""Frames that super-resolution enlarges at once."""
 
 Stop = Callable[[], bool]
 
@@ -115,15 +112,17 @@ class CogVideoPipeline:
         previews: bool = True,
         eight_bit: bool = False,
         offload: bool = False,
+        memory: str | None = None,
     ) -> CogVideoPipeline:
         """The pipeline of a preset, or of the folder of a trained model. Raises RequestError, CapacityError.
 
-        `device` None: the best there is.
+        `device` None: the best there is. `memory`: a name of `config.MEMORY`; None: $COGVIDEO_MEMORY, else what fits.
         For small cards: `eight_bit` keeps the layers' matrices in 8 bits, `offload` keeps on the device only the
         network that is at work.
         """
         preset, folder = find_preset(name)
-        place = pick_place(device, not offload, eight_bit)
+        by_hand = eight_bit or offload
+        place = pick_place(device, not offload, eight_bit) if by_hand else fit_place(preset.model, device, memory)
         if name in PRESETS:
             return cls(preset, place, previews=previews)
         return cls(preset, place, folder, partial(_load_folder, folder, preset.model), previews)
@@ -198,7 +197,9 @@ class CogVideoPipeline:
         return FrameCodec.load(self.preset, self.place.device, self.place.dtype, self._folder)
 
     def _make_models(self) -> Models:
-        models = self._load_models(self.preset.name, self.place.dtype, self.place.home)
+        # What becomes smaller waits in host memory, mapped from its file: whole, it might not fit on the device.
+        home = torch.device("cpu") if self.place.eight_bit else self.place.home
+        models = self._load_models(self.preset.name, self.place.dtype, home)
         if self.place.eight_bit:
             for network in (models.stage1, models.stage2, models.superres):
                 compress(network, self.place)
@@ -268,8 +269,9 @@ class _Run:
         frames: list[Frames] = []
         text = superres_text(self.tokenizer, request.prompt)
         options, seed = self.options.superres, request.seed
+        at_once = self.place.frames_per_pass
         with resident(self.models.superres, self.place) as lm, threads():
-            for part in superres.draw(lm, clip[0], text, self.sampler, options, seed, FRAMES_PER_PASS, self.stop):
+            for part in superres.draw(lm, clip[0], text, self.sampler, options, seed, at_once, self.stop):
                 for frame in self.codec.decode(part.tokens, model.fine_grid):
                     yield SuperResolved(len(frames), request.frames, frame)
                     frames.append(frame)
