@@ -454,7 +454,7 @@ class Page:
         return {
             self.me: me,
             self.wanted: view.id,
-            self.screen: self._screen(view.id, me["key"]),
+            self.screen: {**self._screen(view.id, me["key"]), "asked": True},
             self.notice: self.notice_of(notes, ""),
             self.seed: view.request.seed,
             self.shelf: self.history(me),

@@ -68,7 +68,8 @@ def reading_html(words: Words, language: str, pieces: Sequence[tuple[str, bool]]
         marked.append(f'<span data-kind="{kind}"{title}>{html.escape(piece.strip())}</span>')
     label = html.escape(words.say(language, "reading"))
     count = html.escape(words.say(language, "reading_hint", used=len(pieces), limit=limit))
-    return f'<p class="cv-reading"><b>{label}</b> <span lang="zh-CN">{"".join(marked)}</span> <i>{count}</i></p>'
+    text = f'<span lang="zh-CN">{"".join(marked)}</span>'
+    return f'<p class="cv-reading" tabindex="0"><b>{label}</b> <i>{count}</i> {text}</p>'
 
 
 def rate_choices(words: Words, language: str, seconds: float) -> list[tuple[str, int]]:

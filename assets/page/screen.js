@@ -10,7 +10,6 @@ const films = [...element.querySelectorAll(".cv-film")];
 const strip = find(".cv-strip");
 const cells = find(".cv-cells");
 const head = find(".cv-head");
-const TITLE = document.title;
 const GRID = 32; // moments of the finest clip; a cell's place on it never changes, so cells can stay while others join
 
 let view = null;
@@ -239,7 +238,8 @@ function drawWords() {
   bar.setAttribute("aria-label", what);
   const live = find(".cv-live");
   if (live.textContent !== what) live.textContent = what;
-  document.title = active() ? `${percent}% · ${TITLE}` : view && view.status === "done" && document.hidden ? `✓ ${TITLE}` : TITLE;
+  const unseen = view && view.status === "done" && document.hidden;
+  document.title = `${active() ? `${percent}% · ` : unseen ? "✓ " : ""}${cv.say("title")}`;
 }
 
 // What can be done.
@@ -278,7 +278,7 @@ async function share() {
   const button = find("[data-act=share]");
   const box = find(".cv-link");
   if (navigator.share && window.matchMedia("(pointer: coarse)").matches) {
-    return navigator.share({ title: TITLE, text: view.prompt, url }).catch(() => {});
+    return navigator.share({ title: cv.say("title"), text: view.prompt, url }).catch(() => {});
   }
   box.value = url;
   box.setAttribute("aria-label", cv.say("copy_by_hand"));
@@ -330,7 +330,7 @@ function hear() {
     window.history.replaceState(null, "", window.location.pathname + query);
     find(".cv-link").hidden = true;
     clearFilm();
-    if (before !== null && active()) element.scrollIntoView({ behavior: cv.calm() ? "auto" : "smooth", block: "nearest" });
+    if (value.asked) element.scrollIntoView({ behavior: cv.calm() ? "auto" : "smooth", block: "nearest" });
   }
   draw();
 }
