@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from cogvideo import many
 from cogvideo.config import (
     CLIP_FRAMES,
     CLIP_SECONDS,
@@ -43,35 +44,53 @@ examples / 例子:
   python -m cogvideo generate "一只熊猫在草地上向右跑"
   python -m cogvideo generate "一只熊猫在草地上向右跑" --seed 7 --frames 33 --out panda.mp4
   python -m cogvideo generate "夜空中一枚火箭向上飞" --frames 9 --seconds 2 --gif
+  python -m cogvideo generate --input-source examples/prompts.txt --output-path films --use-guidance-stage1
 """
 
 
 def main(arguments: Sequence[str]) -> int:
     """Draws one video and returns 0; 130 where it was interrupted. Raises CogVideoError."""
     options = _parser().parse_args(arguments)
+    if (options.prompt is None) == (options.input_source is None):
+        raise RequestError(
+            "请给出一句中文（prompt），或用 --input-source 指定提示词文件，二者选一。",
+            "Give one of two: a sentence (prompt), or a file of sentences with --input-source.",
+        )
+    if options.input_source is not None:
+        return _many(options)
     request = _request(options)
     paths = _outputs(options, request)
-    from cogvideo.pipeline import CogVideoPipeline
-
-    pipeline = CogVideoPipeline.from_pretrained(
-        options.model,
-        device=options.device,
-        eight_bit=options.eight_bit,
-        offload=options.offload,
-        memory=options.memory,
-    )
+    pipeline = _pipeline(options)
     checked = pipeline.check(request)
     request = dataclasses.replace(request, prompt=checked.text)
     if not options.quiet:
         for note in checked.notes:
             print(f"{note.zh}\n{note.en}", file=sys.stderr)
         print(f"种子 seed: {request.seed}", file=sys.stderr)
-    frames, finished = _watch(pipeline.stream(request), quiet=options.quiet)
+    frames, finished = watch(pipeline.stream(request), quiet=options.quiet)
     if not finished:
         print("已中断，保留已完成的部分。\nStopped; what was finished is kept.", file=sys.stderr)
     if frames is not None:
-        _save(paths, frames, request, None if options.no_metadata else _metadata(pipeline, request))
+        _save(paths, frames, request, None if options.no_metadata else metadata_of(pipeline, request))
     return 0 if finished else 130
+
+
+def _many(options: argparse.Namespace) -> int:
+    preset, _ = find_preset(options.model)
+    base = many.request_like(options, _sampling(options, preset.sampling) or preset.sampling)
+    return many.run(_pipeline(options), options, base)
+
+
+def _pipeline(options: argparse.Namespace) -> CogVideoPipeline:
+    from cogvideo.pipeline import CogVideoPipeline
+
+    return CogVideoPipeline.from_pretrained(
+        options.model,
+        device=options.device,
+        eight_bit=options.eight_bit,
+        offload=options.offload,
+        memory=options.memory,
+    )
 
 
 class _Parser(argparse.ArgumentParser):
@@ -90,10 +109,11 @@ def _parser() -> argparse.ArgumentParser:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("prompt", help="what to show, in Chinese / 用中文描述画面")
+    parser.add_argument("prompt", nargs="?", help="what to show, in Chinese / 用中文描述画面")
     _what_options(parser.add_argument_group("what to draw / 生成什么"))
     _file_options(parser.add_argument_group("the file / 文件"))
     _how_options(parser.add_argument_group("how to draw / 如何生成"))
+    many.add_options(parser.add_argument_group("many sentences, as in the release / 批量生成（与原版参数相同）"))
     return parser
 
 
@@ -143,21 +163,21 @@ def _how_options(group: argparse._ArgumentGroup) -> None:
         "--guidance",
         type=float,
         metavar="X",
-        help=f"1 to {MAX_GUIDANCE:g}: how strictly the prompt counts (default: 3) / 引导强度，越大越贴近描述",
+        help=f"1 to {MAX_GUIDANCE:g}: how strictly the prompt counts (default: the model's own) / 引导强度，越大越贴近描述",
     )
     group.add_argument(
         "--temperature",
         type=float,
         metavar="X",
-        help=f"{MIN_TEMPERATURE} to {MAX_TEMPERATURE:g}: low is tidy, high is wild (default: 1.0 for the first frame, "
-        "1.05 for the others) / 温度，越低越规整，越高越多变",
+        help=f"{MIN_TEMPERATURE} to {MAX_TEMPERATURE:g}: low is tidy, high is wild (default: the model's "
+        "own) / 温度，越低越规整，越高越多变",
     )
     group.add_argument(
         "--top-k",
         type=int,
         metavar="N",
-        help="how many clusters of similar tokens may be drawn from (default: 16 for the first frame, 12 for the "
-        "others) / 每步保留多少个候选类",
+        help="how many clusters of similar tokens may be drawn from (default: the model's "
+        "own) / 每步保留多少个候选类",
     )
     group.add_argument(
         "--device", metavar="NAME", help="cpu, cuda, cuda:1 (default: cuda where there is one) / 计算设备"
@@ -224,7 +244,7 @@ def _outputs(options: argparse.Namespace, request: VideoRequest) -> list[Path]:
     return [out, out.with_suffix(".gif")] if options.gif and out.suffix.lower() != ".gif" else [out]
 
 
-def _watch(events: Iterable[Event], quiet: bool) -> tuple[Frames | None, bool]:
+def watch(events: Iterable[Event], quiet: bool) -> tuple[Frames | None, bool]:
     """Follows a video to its end, or to Ctrl-C: the best frames there are, and whether they are the finished clip."""
     from tqdm import tqdm
 
@@ -249,7 +269,7 @@ def _show(bar: Any, event: Event) -> None:
         bar.update(event.done - bar.n)
 
 
-def _metadata(pipeline: CogVideoPipeline, request: VideoRequest) -> dict[str, Any]:
+def metadata_of(pipeline: CogVideoPipeline, request: VideoRequest) -> dict[str, Any]:
     return {"app": "CogVideo for everyone", "model": pipeline.preset.name, **dataclasses.asdict(request)}
 
 
