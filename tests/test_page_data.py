@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import parse_qsl, urlencode
 
+import httpx
 import pytest
 from fakes import PRESET, FakePipeline
 from hypothesis import given
@@ -183,6 +184,18 @@ def test_programs_use_the_same_jobs(server: str, tmp_path: Path) -> None:
     video = make(server, "一只熊猫在草地上向右跑", tmp_path / "panda.mp4", seed=7, frames=5)
     assert video["status"] == "done"
     assert (read_settings(tmp_path / "panda.mp4") or VideoRequest("")).seed == 7
+
+
+def test_the_shell_command_of_the_example_works(server: str) -> None:
+    from examples import api
+
+    found = re.search(r"-d '(.*)'", api.__doc__ or "")
+    assert found
+    call = f"{server}gradio_api/call/make_video"
+    event = httpx.post(call, content=found[1].encode(), headers={"Content-Type": "application/json"}).json()["event_id"]
+    answer = httpx.get(f"{call}/{event}", timeout=60).text.splitlines()
+    assert answer[0] == "event: complete"
+    assert json.loads(answer[1].removeprefix("data: "))[0]["seed"] == 7
 
 
 def test_the_api_has_its_four_endpoints_and_says_what_is_wrong(server: str) -> None:
