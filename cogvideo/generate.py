@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from cogvideo import many
+from cogvideo.choice import default_model
 from cogvideo.config import (
     CLIP_FRAMES,
     CLIP_SECONDS,
@@ -33,8 +34,8 @@ if TYPE_CHECKING:
 STAGES = {"keyframes": "关键帧 keyframes", "interpolate": "插帧 in-betweens", "superres": "超分 super-resolution"}
 
 DESCRIPTION = """\
-把一句中文变成一段视频。不需要显卡：默认的 mini 模型随仓库附带，在普通电脑上约十几秒完成。
-Turns a Chinese sentence into a video. No graphics card needed: the default model, mini, comes with this repository.
+把一句中文变成一段视频。不需要显卡：小模型 mini 随仓库附带，在普通电脑上约十几秒完成。
+Turns a Chinese sentence into a video. No graphics card needed: the small model, mini, comes with this repository.
 
 The video is drawn in three steps: five keyframes, then the frames between them (5 -> 9 -> 17 -> 33), then every frame
 at three times the size. The same sentence with the same seed always gives the same video."""
@@ -56,6 +57,7 @@ def main(arguments: Sequence[str]) -> int:
             "请给出一句中文（prompt），或用 --input-source 指定提示词文件，二者选一。",
             "Give one of two: a sentence (prompt), or a file of sentences with --input-source.",
         )
+    options.model = options.model or default_model(options.device)
     if options.input_source is not None:
         return _many(options)
     request = _request(options)
@@ -155,9 +157,9 @@ def _file_options(group: argparse._ArgumentGroup) -> None:
 def _how_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--model",
-        default="mini",
         metavar="NAME",
-        help=f"{_choices(PRESETS)}, or the folder of a trained model (default: mini) / 使用哪个模型",
+        help=f"{_choices(PRESETS)}, or the folder of a trained model (default: $COGVIDEO_MODEL, else cogvideo where "
+        "its files are there and a card has room, else mini) / 使用哪个模型",
     )
     group.add_argument(
         "--guidance",
@@ -176,8 +178,7 @@ def _how_options(group: argparse._ArgumentGroup) -> None:
         "--top-k",
         type=int,
         metavar="N",
-        help="how many clusters of similar tokens may be drawn from (default: the model's "
-        "own) / 每步保留多少个候选类",
+        help="how many clusters of similar tokens may be drawn from (default: the model's own) / 每步保留多少个候选类",
     )
     group.add_argument(
         "--device", metavar="NAME", help="cpu, cuda, cuda:1 (default: cuda where there is one) / 计算设备"
