@@ -26,7 +26,7 @@ from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from cogvideo import page
-from cogvideo.config import MAX_GUIDANCE, PRESETS, VideoRequest
+from cogvideo.config import MAX_GUIDANCE, MEMORY, PRESETS, VideoRequest
 from cogvideo.errors import CapacityError, CogVideoError, RequestError
 from cogvideo.jobs import Jobs, Limits, new_key, new_seed, open_jobs, read_settings
 from cogvideo.page import FOLDER, Form, Words
@@ -621,12 +621,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     on_space = bool(os.environ.get("SPACE_ID"))
     limits = Limits(abandoned_seconds=120.0 if on_space else None, keep_bytes=int(options.keep_gb * 2**30))
     jobs = open_jobs(
-        _data_folder(options.data), options.model, limits, options.device, options.eight_bit, options.offload
+        _data_folder(options.data),
+        options.model,
+        limits,
+        options.device,
+        options.eight_bit,
+        options.offload,
+        options.memory,
     )
     try:
         ui = serve(jobs, options.host, port, options.root_path)
         jobs.start(
-            preload=options.model == "mini" if options.preload is None else options.preload
+            preload=jobs.preset.name == "mini" if options.preload is None else options.preload
         )  # after the page: reading the model must not keep it waiting
         url = f"http://{'127.0.0.1' if options.host == '0.0.0.0' else options.host}:{port}"
         print(f"打开 / Open: {url}\n停止 / Stop: Ctrl+C", flush=True)
@@ -652,7 +658,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--host", default=host, help="address to serve at; 0.0.0.0: for other machines too")
     parser.add_argument("--port", type=int, default=port)
     parser.add_argument("--any-port", action="store_true", help="take the next free port where this one is taken")
-    parser.add_argument("--model", default="mini", help=", ".join(PRESETS))
+    parser.add_argument(
+        "--model", help=f"{', '.join(PRESETS)} (default: $COGVIDEO_MODEL, else cogvideo where it can run, else mini)"
+    )
+    parser.add_argument("--memory", help=f"{', '.join(MEMORY)} (default: $COGVIDEO_MEMORY, else what fits)")
     parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: cuda where there is one)")
     parser.add_argument("--eight-bit", action="store_true", help="keep the weights in 8 bits: less memory, slower")
     parser.add_argument("--offload", action="store_true", help="keep on the card only the network at work")

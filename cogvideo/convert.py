@@ -18,8 +18,8 @@ import torch
 from cogvideo import weights
 from cogvideo.config import PRESET_FILE, ModelConfig, describe_preset
 from cogvideo.errors import CapacityError, RequestError
-from cogvideo.models.loader import BACKBONE, CONVERTED, PARTS, Part, expected
-from cogvideo.published import checkpoint_folder, published_home
+from cogvideo.models.loader import BACKBONE, PARTS, Part, expected
+from cogvideo.published import CONVERTED, checkpoint_folder, published_home
 
 
 @dataclass(frozen=True)

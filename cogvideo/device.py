@@ -68,12 +68,12 @@ def fit_place(model: ModelConfig, device: str | None = None, memory: str | None 
     return replace(place, keep=not row.offload, eight_bit=row.eight_bit, frames_per_pass=row.frames_per_pass)
 
 
-def has_room(model: ModelConfig) -> bool:
+def has_room(model: ModelConfig, device: str | None = None) -> bool:
     """Whether this machine has a GPU with room for the model under some memory preset."""
     if not torch.cuda.is_available():
         return False
     try:
-        fit_place(model)
+        fit_place(model, device)
     except CapacityError:
         return False
     return True

@@ -165,7 +165,7 @@ def _how_options(group: argparse._ArgumentGroup) -> None:
         "--guidance",
         type=float,
         metavar="X",
-        help=f"1 to {MAX_GUIDANCE:g}: how strictly the prompt counts (default: the model's own) / 引导强度，越大越贴近描述",
+        help=f"1 to {MAX_GUIDANCE:g}: how strictly the prompt counts (default: the model's own) / 引导强度",
     )
     group.add_argument(
         "--temperature",

@@ -19,6 +19,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Protocol
 
+from cogvideo.choice import default_model
 from cogvideo.config import PRESETS, Preset, VideoRequest
 from cogvideo.errors import Cancelled, CapacityError, CogVideoError, RequestError
 from cogvideo.events import Done, Event, LevelDone
@@ -497,13 +498,15 @@ class Jobs:
 
 def open_jobs(
     data: Path,
-    model: str,
+    model: str | None,
     limits: Limits | None = None,
     device: str | None = None,
     eight_bit: bool = False,
     offload: bool = False,
+    memory: str | None = None,
 ) -> Jobs:
-    """Jobs for the model called `model`, with the real pipeline, which is imported when it is needed."""
+    """Jobs for the model called `model` (None: the best there is), with the real pipeline, imported when needed."""
+    model = model or default_model(device)
     preset = PRESETS.get(model)
     if preset is None:
         names = ", ".join(PRESETS)
@@ -514,7 +517,7 @@ def open_jobs(
     def make() -> Pipeline:
         from cogvideo.pipeline import CogVideoPipeline
 
-        return CogVideoPipeline.from_pretrained(model, device, eight_bit=eight_bit, offload=offload)
+        return CogVideoPipeline.from_pretrained(model, device, eight_bit=eight_bit, offload=offload, memory=memory)
 
     return Jobs(data, preset, make, write_video, limits)
 

@@ -27,6 +27,9 @@ LICENCE: Final = (
     "the licence on. Its text: https://github.com/THUDM/CogVideo (branch CogVideo)",
 )
 
+CONVERTED: Final = "cogvideo-converted"
+"""In $SAT_HOME: what `python -m cogvideo convert` makes of the three checkpoints; it loads faster."""
+
 PREFIXES: Final = ("", "sharefs/cogview-new")
 """Folders that may stand in front of a checkpoint's own: some archives were packed with them."""
 
@@ -141,6 +144,11 @@ class Places:
 
     def missing(self, files: tuple[PublishedFile, ...] = COGVIDEO) -> list[PublishedFile]:
         return [file for file in files if not self.has(file)]
+
+    def complete(self) -> bool:
+        """Whether the model can be read: all files are there; for the archives a converted copy will do."""
+        converted = (self.sat / CONVERTED / "backbone.safetensors").is_file()
+        return all(converted and file.format == "zip" for file in self.missing())
 
 
 def published_home() -> Path:

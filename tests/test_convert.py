@@ -19,6 +19,7 @@ from cogvideo.config import PRESETS, find_preset
 from cogvideo.convert import convert
 from cogvideo.errors import CapacityError, RequestError, WeightsError
 from cogvideo.models import loader
+from cogvideo.published import CONVERTED
 
 GOLDEN = Path(__file__).parent / "golden"
 STAGE2 = Path("cogvideo-stage2", "38000", "mp_rank_00_model_states.pt")
@@ -151,7 +152,7 @@ def test_the_converted_copy_is_preferred(
 ) -> None:
     monkeypatch.setenv("SAT_HOME", str(published))
     assert main(["convert", str(published)]) == 0
-    toy, _ = find_preset(str(published / loader.CONVERTED))
+    toy, _ = find_preset(str(published / CONVERTED))
     monkeypatch.setitem(PRESETS, "cogvideo", toy)
     for path in published.rglob("*.pt"):
         path.unlink()

@@ -12,7 +12,7 @@ from toy_model import TOY, toy_models, write_toy
 
 from cogvideo import generate
 from cogvideo.__main__ import main
-from cogvideo.config import SamplingOptions, VideoRequest
+from cogvideo.config import PRESETS, VideoRequest
 from cogvideo.device import Place
 from cogvideo.events import Event, LevelDone
 from cogvideo.pipeline import CogVideoPipeline
@@ -37,7 +37,7 @@ def toy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, pipe: CogVideoPipeline)
 
 
 def requested(words: list[str]) -> VideoRequest:
-    return generate._request(generate._parser().parse_args(words))
+    return generate._request(generate._parser().parse_args([*words, "--model", "mini"]))
 
 
 def test_a_sentence_becomes_a_film_that_knows_how_it_was_made(
@@ -109,7 +109,7 @@ def test_options_reach_the_request() -> None:
     assert sampling.guidance == 5
     assert {sampling.video.temperature, sampling.first_frame.temperature} == {0.8}
     assert {sampling.video.top_k, sampling.first_frame.top_k} == {4}
-    assert sampling.superres == SamplingOptions().superres
+    assert sampling.superres == PRESETS["mini"].sampling.superres
 
 
 def test_a_random_seed_is_another_one_each_time() -> None:

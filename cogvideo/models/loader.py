@@ -20,13 +20,11 @@ from cogvideo.models.sat_bridge import Transformer, build_transformer
 from cogvideo.models.superres_lm import SuperResLM
 from cogvideo.models.token_model import TokenModel
 from cogvideo.models.video_lm import VideoLM
-from cogvideo.published import checkpoint_folder, published_home
+from cogvideo.published import CONVERTED, checkpoint_folder, published_home
 
 Part = Literal["stage1", "stage2", "superres"]
 PARTS: tuple[Part, ...] = ("stage1", "stage2", "superres")
 BACKBONE = "transformer."
-CONVERTED = "cogvideo-converted"
-"""In $SAT_HOME: what `python -m cogvideo convert` makes of the published checkpoints; it loads faster."""
 
 
 @dataclass(frozen=True)
