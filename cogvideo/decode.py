@@ -42,11 +42,14 @@ class Token(NamedTuple):
 
 
 def first_frame(
-    lm: VideoLM, texts: Texts, draw: Draw, *, text_boost: float = 1.4, stop: Stop | None = None
+    lm: VideoLM, texts: Texts, draw: Draw, *, text_boost: float = 1.4, stop: Stop | None = None, ahead: int = 1
 ) -> Iterator[Token]:
-    """Frame 0 from text (with its suffix) by the backbone alone: tokens_per_frame tokens, frame 0."""
+    """Frame 0 from text (with its suffix) by the backbone alone: tokens_per_frame tokens, frame 0.
+
+    `ahead`: see `speculate`; as for the other two, more than 1 changes the number of steps and not the tokens.
+    """
     cache = prefill(lm, texts, given=(), boost=text_boost, both=False)
-    yield from fill(lm, cache, [0], draw, stop=stop)
+    yield from _fill(lm, cache, [0], draw, None, stop, None, None, ahead)
 
 
 def keyframes(
@@ -59,13 +62,14 @@ def keyframes(
     guidance: float = 3.0,
     text_boost: float = 1.4,
     stop: Stop | None = None,
+    ahead: int = 1,
 ) -> Iterator[Token]:
     """Frames 1 .. 4 after `first` [rows, N], one after the other, by stage 1.
 
     `unconditional`: texts of the sequences to be guided away from, one for each row; logits are then
     u + guidance * (c - u) and no boost is used. None: no guidance, and the boost.
     """
-    yield from _draw(lm, texts, (0,), first[:, None], draw, unconditional, guidance, text_boost, stop)
+    yield from _draw(lm, texts, (0,), first[:, None], draw, unconditional, guidance, text_boost, stop, None, ahead)
 
 
 def interpolate(
@@ -79,14 +83,16 @@ def interpolate(
     text_boost: float = 1.4,
     stop: Stop | None = None,
     wavefront: bool = True,
+    ahead: int = 1,
 ) -> Iterator[Token]:
     """Frames 1 and 3 between `given` [rows, 3, N], which are frames 0, 2 and 4 of the sequence, by stage 2.
 
     All blocks of a round are rows of one call. Guidance: see `keyframes`. `wavefront`: frame 3 is drawn while frame 1
-    is, as far behind as its windows ask, so that their tokens alternate: the same tokens in fewer steps.
+    is, as far behind as its windows ask, so that their tokens alternate: the same tokens in fewer steps. With `ahead`
+    frames come one after the other.
     """
-    lag = lm.layout.wavefront_lag if wavefront else None
-    yield from _draw(lm, texts, lm.layout.given, given, draw, unconditional, guidance, text_boost, stop, lag)
+    lag = lm.layout.wavefront_lag if wavefront and ahead == 1 else None
+    yield from _draw(lm, texts, lm.layout.given, given, draw, unconditional, guidance, text_boost, stop, lag, ahead)
 
 
 def collect(tokens: Iterable[Token], on_token: Callable[[Token], None] | None = None) -> Tensor:
@@ -153,6 +159,46 @@ def fill(
             yield Token(frame, slot, held[frame])
 
 
+def speculate(
+    lm: VideoLM,
+    cache: Cache,
+    frame: int,
+    draw: Draw,
+    ahead: int,
+    guess: Tensor | None = None,
+    guidance: float | None = None,
+    stop: Stop | None = None,
+) -> Iterator[Token]:
+    """Draw `frame` some slots at a time: those after the next one are fed with guesses, and kept as far as they hold.
+
+    A step reads `ahead` slots. The first holds what was drawn, so its draw is right; where it equals the guess in the
+    next slot, so is the next draw, and so on in every row: draws are a function of their key and scores alone, hence
+    the tokens are those of `fill`. What the guesses draw is the guess of the next step (Jacobi's iteration). `guess`
+    [rows, N]: the first guesses; None: the token before. Each step waits once for the device.
+    """
+    size = lm.layout.tokens_per_frame
+    device = lm.transformer.word_embeddings.weight.device
+    samples = cache.rows if guidance is None else cache.rows // 2
+    ids = torch.full((samples, size + 1), lm.config.start_of_image, device=device)  # what each slot holds; one spare
+    if guess is not None:
+        ids[:, 1:] = guess
+    slot = 0
+    while slot < size:
+        if stop is not None and stop():
+            raise Cancelled
+        end = min(slot + ahead, size)
+        logits = decode_one(lm, cache, ids[:, slot:end], [Place(frame, s) for s in range(slot, end)], guidance)
+        drawn = torch.stack([draw(logits[:, i], frame, slot + i) for i in range(end - slot)], dim=1)
+        held = (drawn == ids[:, slot + 1 : end + 1]).all(0)[:-1]
+        kept = 1 + int(held.long().cumprod(0).sum())
+        ids[:, slot + 1 : end + 1] = drawn
+        for i in range(kept):
+            yield Token(frame, slot + i, drawn[:, i])
+        slot += kept
+        if guess is None:
+            ids[:, end + 1 : slot + ahead + 1] = drawn[:, -1:]
+
+
 def schedule(frames: Sequence[int], size: int, lag: int | None = None) -> list[list[Place]]:
     """The slots of each step, when each of `frames` of `size` tokens begins `lag` steps after the one before it."""
     lag = size if lag is None else lag
@@ -171,12 +217,38 @@ def _draw(
     guidance: float,
     text_boost: float,
     stop: Stop | None,
-    lag: int | None = None,
+    lag: int | None,
+    ahead: int,
 ) -> Iterator[Token]:
     """All frames that are not `given`."""
+    known = {frame: tokens[:, i] for i, frame in enumerate(given)}
     if unconditional is not None:
         texts, tokens, text_boost = [*texts, *unconditional], tokens.repeat(2, 1, 1), 0.0
     frames = [frame for frame in range(lm.layout.frames) if frame not in given]
     lanes = 1 if lag is None else len(frames)
     cache = prefill(lm, texts, given, tokens, boost=text_boost, both=True, lanes=lanes)
-    yield from fill(lm, cache, frames, draw, guidance if unconditional is not None else None, stop, lag)
+    yield from _fill(lm, cache, frames, draw, guidance if unconditional is not None else None, stop, lag, known, ahead)
+
+
+def _fill(
+    lm: VideoLM,
+    cache: Cache,
+    frames: Sequence[int],
+    draw: Draw,
+    guidance: float | None,
+    stop: Stop | None,
+    lag: int | None,
+    known: dict[int, Tensor] | None,
+    ahead: int,
+) -> Iterator[Token]:
+    """`fill`, or `speculate` where it is to look ahead; then each frame is guessed from the one before it."""
+    if ahead == 1:
+        yield from fill(lm, cache, frames, draw, guidance, stop, lag)
+        return
+    clip = dict(known or {})
+    for frame in frames:
+        tokens: list[Tensor] = []
+        for token in speculate(lm, cache, frame, draw, ahead, clip.get(frame - 1), guidance, stop):
+            tokens.append(token.ids)
+            yield token
+        clip[frame] = torch.stack(tokens, dim=1)

@@ -298,11 +298,12 @@ class WindowedFrames:
 
 
 class Seen(NamedTuple):
-    """What one slot being drawn sees: keys and values [B, heads, seen, d], and an additive mask."""
+    """What slots being drawn see: keys and values [B, heads, seen, d], an additive mask, and how many slots it is."""
 
     k: Tensor
     v: Tensor
     mask: Tensor | None
+    slots: int = 1
 
 
 class Shelves(Protocol):
@@ -325,11 +326,11 @@ class StepPattern:
 
     def __call__(self, backbone: Any, own: AttentionPlus, layer: int, hidden: Tensor) -> Tensor:
         q, k_v = self._split(linear(backbone.query_key_value, hidden), own.heads)
-        spatial = linear(backbone.dense, self._attend(q, self.shelves.spatial(layer, k_v)))
+        spatial = linear(backbone.dense, merge_heads(attend_step(q, self.shelves.spatial(layer, k_v))))
         if not self.both:
             return spatial
         q, k_v = self._split(linear(own.query_key_value[layer], hidden), own.heads)
-        temporal = linear(own.dense[layer], self._attend(q, self.shelves.temporal(layer, k_v)))
+        temporal = linear(own.dense[layer], merge_heads(attend_step(q, self.shelves.temporal(layer, k_v))))
         return own.mix(layer, spatial, temporal)
 
     @staticmethod
@@ -339,12 +340,13 @@ class StepPattern:
         parts = qkv.view(batch, slots, 3, heads, width // (3 * heads)).permute(2, 0, 3, 1, 4)
         return parts[0], parts[1:]
 
-    @staticmethod
-    def _attend(q: Tensor, seen: list[Seen]) -> Tensor:
-        """q [B, heads, Q, d] and what each of the Q slots sees -> [B, Q, h]."""
-        if len(seen) == 1:
-            return merge_heads(attend(q, *seen[0]))
-        return merge_heads(torch.cat([attend(q[:, :, i : i + 1], *s) for i, s in enumerate(seen)], dim=2))
+
+def attend_step(q: Tensor, seen: list[Seen]) -> Tensor:
+    """q [B, heads, Q, d] and what its slots see, in their order -> [B, heads, Q, d]."""
+    if len(seen) == 1:
+        return attend(q, seen[0].k, seen[0].v, seen[0].mask)
+    parts = q.split([each.slots for each in seen], dim=2)
+    return torch.cat([attend(part, each.k, each.v, each.mask) for part, each in zip(parts, seen)], dim=2)
 
 
 def _beside_text(text: Tensor, own: Tensor) -> Tensor:

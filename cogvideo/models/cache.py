@@ -27,6 +27,15 @@ class Place(NamedTuple):
     slot: int
 
 
+class Run(NamedTuple):
+    """Slots of one step whose places follow each other: each sees what lies before all of them, and those before it."""
+
+    stretch: Stretch
+    """What the last of them sees."""
+    slots: int
+    mask: Tensor | None
+
+
 class Arena:
     """Keys and values of one layer and channel: [2, B, heads, capacity, d]."""
 
@@ -34,15 +43,15 @@ class Arena:
         self.capacity = capacity
         self.k_v = like.new_empty(2, rows, heads, capacity, size)
 
-    def append(self, stretch: Stretch, k_v: Tensor, mask: Tensor | None) -> Seen:
-        """Keep k_v [2, B, heads, 1, d] at the end of `stretch`; views of all that is in the stretch."""
-        start, end = stretch
+    def append(self, run: Run, k_v: Tensor) -> Seen:
+        """Keep k_v [2, B, heads, slots, d] at the end of the run's stretch; views of all that is in the stretch."""
+        (start, end), slots, mask = run
         if end > self.capacity:
             raise CacheFull(f"place {end - 1} of a cache of {self.capacity}")
         # `narrow` and `unbind`, since indexing costs as much as the copy of a small step
-        self.k_v.narrow(3, end - 1, 1).copy_(k_v)
+        self.k_v.narrow(3, end - slots, slots).copy_(k_v)
         k, v = self.k_v.narrow(3, start, end - start).unbind(0)
-        return Seen(k, v, mask)
+        return Seen(k, v, mask, slots)
 
 
 class _Drawn:
@@ -96,8 +105,8 @@ class Cache:
         self._mask: Tensor | None = None
         self._drawn: dict[int, _Drawn] = {}
         # What the slots of the present step see: in their own frame; across frames on even and on odd layers.
-        self._own: list[tuple[Stretch, Tensor | None]] = []
-        self._across: tuple[list[tuple[Stretch, Tensor | None]], ...] = ([], [])
+        self._own: list[Run] = []
+        self._across: tuple[list[Run], ...] = ([], [])
 
     # -- reading the text and the given frames --------------------------------------------------------------------
 
@@ -129,15 +138,15 @@ class Cache:
     # -- drawing -----------------------------------------------------------------------------------------------
 
     def seek(self, places: Sequence[Place]) -> Tensor:
-        """The slots of the next step, one of each frame being drawn -> their rows in their position table, [1, Q]."""
+        """The slots of the next step -> their rows in their position table, [1, Q]. Slots of a frame are ascending."""
         drawn = [self._frame(frame) for frame, _ in places]
         for _, slot in places:
             if not 0 <= slot < self.layout.tokens_per_frame:
                 raise CacheFull(f"slot {slot} of a frame of {self.layout.tokens_per_frame}")
         slots = [(frame, place.slot) for frame, place in zip(drawn, places, strict=True)]
-        self._own = [self._masked(frame.own[slot]) for frame, slot in slots]
+        self._own = self._runs([frame.own[slot] for frame, slot in slots])
         if self.both:
-            self._across = tuple([self._masked(frame.across[i][slot]) for frame, slot in slots] for i in (0, 1))
+            self._across = tuple(self._runs([frame.across[i][slot] for frame, slot in slots]) for i in (0, 1))
         rows = [frame.rows[:, slot : slot + 1] for frame, slot in slots]
         return rows[0] if len(rows) == 1 else torch.cat(rows, dim=1)
 
@@ -160,12 +169,26 @@ class Cache:
             self._drawn[frame] = _Drawn(self.layout, shelves, frame, start, self.text, self._like)
         return self._drawn[frame]
 
-    def _masked(self, stretch: Stretch) -> tuple[Stretch, Tensor | None]:
-        """With the part of the mask that is as long: text comes first in every stretch."""
-        return stretch, None if self._mask is None else self._mask[..., : stretch.end - stretch.start]
+    def _runs(self, stretches: list[Stretch]) -> list[Run]:
+        """Neighbours together, with the part of the mask that is as long: text comes first in every stretch."""
+        joined: list[tuple[Stretch, int]] = []
+        for start, end in stretches:
+            if joined and joined[-1][0] == (start, end - 1):
+                joined[-1] = (Stretch(start, end), joined[-1][1] + 1)
+            else:
+                joined.append((Stretch(start, end), 1))
+        return [Run(stretch, slots, self._masked(stretch.end - stretch.start, slots)) for stretch, slots in joined]
+
+    def _masked(self, length: int, slots: int) -> Tensor | None:
+        text = None if self._mask is None else self._mask[..., :length]
+        if slots == 1:
+            return text
+        later = self._like.new_full((slots, length), float("-inf")).triu_(length - slots + 1)
+        return later[None, None] if text is None else text + later
 
 
-def _append(arena: Arena, stretches: list[tuple[Stretch, Tensor | None]], k_v: Tensor) -> list[Seen]:
-    if len(stretches) == 1:
-        return [arena.append(stretches[0][0], k_v, stretches[0][1])]
-    return [arena.append(stretch, k_v[:, :, :, i : i + 1], mask) for i, (stretch, mask) in enumerate(stretches)]
+def _append(arena: Arena, runs: list[Run], k_v: Tensor) -> list[Seen]:
+    if len(runs) == 1:
+        return [arena.append(runs[0], k_v)]
+    parts = k_v.split([run.slots for run in runs], dim=3)
+    return [arena.append(run, part) for run, part in zip(runs, parts, strict=True)]

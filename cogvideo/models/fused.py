@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cogvideo.config import ModelConfig
-from cogvideo.models.attention import AttentionPlus, Seen, attend
+from cogvideo.models.attention import AttentionPlus, attend_step
 from cogvideo.models.cache import Cache
 
 LARGEST = 2**28
@@ -101,17 +101,10 @@ class FusedSteps:
         channels = 2 if cache.both else 1
         size = width // (3 * channels * self.heads)
         parts = q_k_v.view(batch, slots, channels, 3, self.heads, size).permute(2, 3, 0, 4, 1, 5)
-        done = _seen(parts[0, 0], cache.spatial(layer, parts[0, 1:]))  # [B, heads, Q, d]
+        done = attend_step(parts[0, 0], cache.spatial(layer, parts[0, 1:]))  # [B, heads, Q, d]
         if cache.both:
-            done = torch.cat((done, _seen(parts[1, 0], cache.temporal(layer, parts[1, 1:]))), dim=1)
+            done = torch.cat((done, attend_step(parts[1, 0], cache.temporal(layer, parts[1, 1:]))), dim=1)
         return done.transpose(1, 2).flatten(2)
-
-
-def _seen(q: Tensor, seen: list[Seen]) -> Tensor:
-    """q [B, heads, Q, d] and what each of the Q slots sees -> [B, heads, Q, d]."""
-    if len(seen) == 1:
-        return attend(q, *seen[0])
-    return torch.cat([attend(q[:, :, i : i + 1], *each) for i, each in enumerate(seen)], dim=2)
 
 
 def _fold(backbone: Any, own: AttentionPlus, layer: int) -> tuple[_Affine, _Affine]:

@@ -101,13 +101,13 @@ class VideoLM(TokenModel):
 
     @torch.inference_mode()
     def decode_one(self, cache: Cache, ids: Tensor, places: Sequence[Place], guidance: float | None = None) -> Tensor:
-        """What one slot, or one slot each of several frames, predicts; their keys and values join `cache`.
+        """What slots predict, one or more of one frame or of several; their keys and values join `cache`.
 
         ids [B, places]: what the slots hold -> logits [B, places, image_tokens] fp32. Slots of a frame come in
         ascending order. With `guidance` rows are conditional ones, then as many unconditional ones -> logits
         [B / 2, places, image_tokens] of the guided distribution.
         """
-        rows, base = cache.seek(places), 1 if places[0].frame == 0 else 0
+        rows, base = cache.seek(places), len(places) if places[0].frame == 0 else 0
         if self._fused is not None:
             positions = self.get_mixin("extra_position_embedding").position_embedding_forward(rows, base_slots=base)
             hidden = self._fused.run(self.word_embedding_forward(ids) + positions, cache)
