@@ -157,6 +157,8 @@ def check(path: Path, tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor
                 f"The weights file {path} lacks the tensor {name}: it is incomplete or belongs to another model. "
                 "Delete it and fetch it again.",
             )
+        if tensors[name].dtype not in SAFETENSORS_TYPES:
+            raise damaged(path, f"{name}: {tensors[name].dtype}")
         if tensors[name].shape != like.shape:
             found, expected = list(tensors[name].shape), list(like.shape)
             raise WeightsError(

@@ -147,6 +147,32 @@ def test_a_tensor_of_another_shape_is_named(published: Path) -> None:
     refused(lambda: loader.load_published(published), str(published / STAGE1), name, "[33]", "[32]")
 
 
+def test_a_tensor_of_whole_numbers_is_named(published: Path) -> None:
+    name = "transformer.word_embeddings.weight"
+    edit(published / STAGE1, lambda tensors: tensors.update({name: tensors[name].long()}))
+    refused(lambda: loader.load_published(published), str(published / STAGE1), name, "int64")
+
+
+def test_another_networks_file_is_named(published: Path) -> None:
+    superres = published / "cogview2-dsr" / "20000" / "mp_rank_00_model_states.pt"
+    shutil.copy(superres, published / STAGE1)
+    refused(lambda: loader.load_published(published), str(published / STAGE1), "mixins.")
+
+
+class Payload:
+    """What a pickle would call while it is read."""
+
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[str]]:
+        return Path.touch, (Path("called"),)  # type: ignore[return-value]
+
+
+def test_code_in_a_file_never_runs(published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save({"module": {"weight": Payload()}}, published / STAGE1)
+    refused(lambda: loader.load_published(published), str(published / STAGE1))
+    assert not (tmp_path / "called").exists()
+
+
 @pytest.mark.parametrize("keep", [0, 5, 300, -1])
 def test_damaged_safetensors_are_named(shipped: Path, keep: int) -> None:
     path = shipped / "stage1.safetensors"
