@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from flaky_server import (
     FlakyServer,
     cut_after,
@@ -34,9 +35,12 @@ from flaky_server import (
 
 from cogvideo import download as module
 from cogvideo.__main__ import main
+from cogvideo.config import find_preset
+from cogvideo.convert import convert
 from cogvideo.download import Download
 from cogvideo.errors import CapacityError, RequestError, WeightsError
 from cogvideo.fetch import Patience
+from cogvideo.models.loader import load_published, load_safetensors
 from cogvideo.published import COGVIDEO, Places, PublishedFile
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -387,3 +391,21 @@ def test_the_command_takes_everything_from_a_folder(
     config = json.loads((home / "sat" / NAME / "model_config.json").read_text())
     assert config["num_layers"] == 4
     assert main(["download", "mini"]) == 0
+
+
+def test_from_a_server_that_hangs_up_twice_to_networks(server: FlakyServer, places: Places, tmp_path: Path) -> None:
+    files = []
+    for name in ("cogvideo-stage1", "cogvideo-stage2", "cogview2-dsr"):
+        packed = shutil.make_archive(str(tmp_path / name), "zip", GOLDEN, name)
+        server.files[f"/{name}"] = data = Path(packed).read_bytes()
+        server.faults[f"/{name}"] = [cut_after(len(data) // 3), cut_after(len(data) // 3)]
+        known = hashlib.sha256(data).hexdigest()
+        files.append(PublishedFile(f"{name}.zip", "zip", urls=(f"{server.url}/{name}",), size=len(data), sha256=known))
+    get(places, *files)
+    convert(places.sat, tmp_path / "converted")
+    preset, folder = find_preset(str(tmp_path / "converted"))
+    wanted, got = load_published(GOLDEN), load_safetensors(folder, preset.model)
+    for part, network in wanted.networks.items():
+        tensors = got.networks[part].state_dict()
+        assert all(torch.equal(tensor, tensors[name]) for name, tensor in network.state_dict().items())
+    assert all(len(server.ranges(f"/{file.installed}")) == 3 for file in files)
