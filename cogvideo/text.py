@@ -42,8 +42,9 @@ class TextTokenizer:
             self._pieces: Any = IcetkTokenizer(str(path))
         except FileNotFoundError:
             raise WeightsError(
-                f"找不到文本词表 {path}：请重新下载该文件，或重新克隆本仓库。",
-                f"The text vocabulary {path} is missing: download it again, or clone the repository anew.",
+                f"找不到文本词表 {path}：mini 请重新克隆本仓库，cogvideo 请运行 python -m cogvideo download cogvideo。",
+                f"The text vocabulary {path} is missing: for mini clone the repository anew, for cogvideo run "
+                "python -m cogvideo download cogvideo.",
             ) from None
         except Exception as error:  # protobuf and SentencePiece raise types of their own, down to RuntimeError
             raise WeightsError(
