@@ -58,6 +58,11 @@ from cogvideo.text import (
 PREVIEWS: Final = 4
 """Pictures of a keyframe while it is painted, the finished one included."""
 
+LOOK_AHEAD: Final = 8
+"""Slots of a keyframe that one step reads on a CPU. With `mini` and real prompts, one core: 4.5 to 7.3 tokens
+a step, keyframes in 26 to 57 % of the time. Off for frames between, where the wavefront is as fast, and on a GPU, where
+each step would wait for the host."""
+
 Stop = Callable[[], bool]
 
 
@@ -240,7 +245,8 @@ class _Run:
         pictures: list[Frames] = []
         with resident(self.models.stage1, self.place) as lm, threads(1):
             seeds = [self.request.seed]
-            for step in keyframes.draw(lm, self._keyframe_texts(), self.sampler, self.options, seeds, self.stop):
+            texts, ahead = self._keyframe_texts(), LOOK_AHEAD if self.place.device.type == "cpu" else 1
+            for step in keyframes.draw(lm, texts, self.sampler, self.options, seeds, self.stop, ahead):
                 yield self._progress("keyframes", 1)
                 yield from self._show(step, pictures)
         yield LevelDone(0, np.stack(pictures))

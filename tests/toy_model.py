@@ -11,7 +11,7 @@ import torch
 from toy_codec import write_codec
 from toy_text import train_text_model
 
-from cogvideo.config import PRESETS, ModelConfig, Preset
+from cogvideo.config import PRESETS, ModelConfig, Preset, SamplingOptions
 from cogvideo.models.superres_lm import SuperResLM
 from cogvideo.models.video_lm import VideoLM
 
@@ -35,7 +35,7 @@ CONFIG = ModelConfig(
     coarse_window=(3, 3),
 )
 
-TOY: Preset = dataclasses.replace(PRESETS["mini"], name="toy", model=CONFIG)
+TOY: Preset = dataclasses.replace(PRESETS["mini"], name="toy", model=CONFIG, sampling=SamplingOptions())
 
 
 class ToyModels(NamedTuple):

@@ -46,8 +46,9 @@ def draw(
     options: SamplingOptions,
     seeds: Sequence[int],
     stop: Stop | None = None,
+    ahead: int = 1,
 ) -> Iterator[KeyframeStep]:
-    """Draw all keyframes of B videos with `seeds` [B]. Raises Cancelled, WeightsError."""
+    """Draw keyframes of B videos, `seeds` [B]. `ahead`: see `decode.speculate`. Raises Cancelled, WeightsError."""
     layout = lm.layout
     clip = torch.zeros(len(seeds), layout.frames, layout.tokens_per_frame, dtype=torch.long, device=sampler.device)
     keys = {
@@ -55,7 +56,8 @@ def draw(
         for frame, moment in enumerate(moments(layout.frames))
     }
     dice = Dice(sampler, options.first_frame, keys)
-    yield from _fill(clip, decode.first_frame(lm, texts.first, dice, text_boost=options.text_boost, stop=stop), dice)
+    first = decode.first_frame(lm, texts.first, dice, text_boost=options.text_boost, stop=stop, ahead=ahead)
+    yield from _fill(clip, first, dice)
     dice = Dice(sampler, options.video, keys)
     others = decode.keyframes(
         lm,
@@ -66,6 +68,7 @@ def draw(
         guidance=options.guidance,
         text_boost=options.text_boost,
         stop=stop,
+        ahead=ahead,
     )
     yield from _fill(clip, others, dice)
 
