@@ -17,6 +17,7 @@ import socket
 import sys
 import webbrowser
 from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,7 @@ class Page:
         self.jobs = jobs
         self.words = Words.load()
         self.base = jobs.preset.sampling
+        self.usual = Form.usual(jobs.preset)
         self.examples: list[list[str]] = json.loads((FOLDER / "examples.json").read_text("utf-8"))
         self.gallery = load_gallery()
         self._tails: dict[str, object] = {}  # visitor -> the newest tail of theirs; older ones end
@@ -132,7 +134,7 @@ class Page:
 
     def _build_form(self) -> None:
         zh = {key: self.say("zh", key) for key in self.words.pairs if "{" not in self.words.pairs[key][0]}
-        usual = Form()
+        usual = self.usual
         with gr.Column(elem_id="cv-wish"):
             self.prompt = gr.Textbox(
                 label=zh["prompt"], placeholder=zh["prompt_hint"], lines=2, max_lines=5, elem_id="cv-prompt"
@@ -176,7 +178,7 @@ class Page:
                     0.5, 1.5, usual.temperature, step=0.05, label=zh["temperature"], info=zh["temperature_hint"]
                 )
                 self.top_k = gr.Slider(1, 40, usual.top_k, step=1, label=zh["top_k"], info=zh["top_k_hint"])
-                self.superres = gr.Checkbox(value=True, label=zh["superres"])
+                self.superres = gr.Checkbox(value=usual.superres, label=zh["superres"])
                 self.comment = gr.Checkbox(value=True, label=zh["comment"])
                 self.file = gr.File(label=zh["file"], file_types=[".mp4", ".gif"], height=110, elem_id="cv-file")
         self.form = [
@@ -238,7 +240,7 @@ class Page:
             frames: int = 33,
             seconds: float = 4.0,
             superres: bool = True,
-            guidance: float = 3.0,
+            guidance: float = 0.0,
             key: str = "",
         ) -> dict[str, Any]:
             """Ask for a video of a Chinese prompt.
@@ -249,11 +251,13 @@ class Page:
                 frames: 5, 9, 17 or 33
                 seconds: 4, 2, 1 or 0.5
                 superres: whether the frames are enlarged three times at the end
-                guidance: how strictly the prompt counts; 1 switches guidance off
+                guidance: how strictly the prompt counts; 1 switches guidance off, 0 leaves it to the model
                 key: whoever has it may stop and delete the video; empty makes one
             """
             key = key or new_key()
-            form = Form(prompt, new_seed() if seed == -1 else seed, frames, seconds, guidance, superres=superres)
+            drawn = new_seed() if seed == -1 else seed
+            form = replace(self.usual, prompt=prompt, seed=drawn, frames=frames, seconds=seconds, superres=superres)
+            form = replace(form, guidance=guidance or form.guidance)
             view = self.jobs.submit(form.request(self.base), key)
             return {"id": view.id, "key": key, "seed": view.request.seed}
 
@@ -314,7 +318,7 @@ class Page:
         query = dict(request.query_params)
         me = self.known(me, query.get("lang") or request.headers.get("accept-language"))
         language = me["language"]
-        updates = _merge(self._clothes(language), self._rates(Form(), language))
+        updates = _merge(self._clothes(language), self._rates(self.usual, language))
         updates = _merge(updates, {self.seed: gr.update(value=new_seed())})
         form, words, kind = self._from_link(query, language)
         view = None
@@ -392,7 +396,9 @@ class Page:
     def vary(self, me: Any, event: gr.EventData) -> Updates:
         """Fills the form with the settings of a clip of the gallery, with a seed of its own."""
         clip = self.gallery[int(event.index)]
-        form = Form(clip["prompt"], new_seed(), clip["frames"], clip["seconds"])
+        form = replace(
+            self.usual, prompt=clip["prompt"], seed=new_seed(), frames=clip["frames"], seconds=clip["seconds"]
+        )
         return {**self._fill(form, me["language"]), self.fresh: True, self.notice: ""}
 
     def choose(self, event: gr.EventData) -> str:
@@ -477,7 +483,7 @@ class Page:
     def _from_link(self, query: dict[str, str], language: str) -> tuple[Form | None, str, str]:
         """The form a link describes, and a sentence about it with its kind."""
         try:
-            form = Form.from_query(query)
+            form = Form.from_query(query, self.usual)
             if form and form.seed is not None:
                 form.request(self.base)
         except RequestError as error:

@@ -132,6 +132,8 @@ class Preset:
     first_frame_suffix: str = " 高清摄影"
     video_suffix: str = " 视频"
     unconditional: str = "视频"
+    enlarge: bool = True
+    """Whether super-resolution is on unless somebody says otherwise."""
 
     @property
     def frame_size(self) -> tuple[int, int]:
@@ -173,6 +175,7 @@ PRESETS: dict[str, Preset] = {
             text_boost=0.0,
         ),
         cell=8,
+        enlarge=False,  # its super-resolution has seen too few frames to keep faces whole
     ),
     "cogvideo": Preset(
         name="cogvideo",

@@ -140,7 +140,11 @@ def _what_options(group: argparse._ArgumentGroup) -> None:
         metavar="S",
         help=f"{_choices(CLIP_SECONDS)}: how long the scene lasts (default: {CLIP_SECONDS[0]:g}) / 时长（秒）",
     )
-    group.add_argument("--no-superres", action="store_true", help="keep the small frames, faster / 不做超分，更快")
+    group.add_argument(
+        "--superres",
+        action=argparse.BooleanOptionalAction,
+        help="enlarge every frame three times at the end (default: not for mini) / 是否做超分，mini 默认不做",
+    )
 
 
 def _file_options(group: argparse._ArgumentGroup) -> None:
@@ -210,7 +214,7 @@ def _request(options: argparse.Namespace) -> VideoRequest:
         seed=secrets.randbelow(MAX_SEED + 1) if options.seed is None else options.seed,
         frames=options.frames,
         seconds=options.seconds,
-        superres=not options.no_superres,
+        superres=preset.enlarge if options.superres is None else options.superres,
         sampling=_sampling(options, preset.sampling),
     )
 

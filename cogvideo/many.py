@@ -91,7 +91,7 @@ def request_like(options: argparse.Namespace, sampling: SamplingOptions) -> Vide
         seed=SEED if options.seed is None else options.seed,
         frames=CLIP_FRAMES[0] if small else options.frames,
         seconds=options.seconds,
-        superres=not (small or options.no_superres),
+        superres=not small and options.superres is not False,
         sampling=sampling,
     )
 

@@ -94,6 +94,11 @@ class Form:
     top_k: int = 12
     superres: bool = True
 
+    @classmethod
+    def usual(cls, preset: Preset) -> Form:
+        """What a new page shows: the preset's own options."""
+        return cls(guidance=preset.sampling.guidance, top_k=preset.sampling.video.top_k, superres=preset.enlarge)
+
     def request(self, base: SamplingOptions) -> VideoRequest:
         """The request. `base`: the preset's options. Raises RequestError, also for a seed that is missing."""
         if self.seed is None:
@@ -129,16 +134,18 @@ class Form:
             request.superres,
         )
 
-    def query(self) -> dict[str, str]:
+    def query(self, usual: Form) -> dict[str, str]:
         """The rarer settings as short names of a link, where they differ from the usual ones."""
-        usual = Form()
         short = {"g": "guidance", "t": "temperature", "k": "top_k"}
         query = {n: f"{getattr(self, f):g}" for n, f in short.items() if getattr(self, f) != getattr(usual, f)}
-        return query if self.superres else {**query, "sr": "0"}
+        return query if self.superres == usual.superres else {**query, "sr": str(int(self.superres))}
 
     @classmethod
-    def from_query(cls, query: Mapping[str, str]) -> Form | None:
-        """The form that a link describes; None where it describes none. Raises RequestError for nonsense."""
+    def from_query(cls, query: Mapping[str, str], usual: Form) -> Form | None:
+        """The form that a link describes; None where it describes none. Raises RequestError for nonsense.
+
+        `usual`: what holds for settings that the link does not name.
+        """
         if "p" not in query:
             return None
         try:
@@ -147,10 +154,10 @@ class Form:
                 int(query["s"]) if "s" in query else None,
                 int(query.get("f", "33")),
                 float(query.get("d", "4")),
-                float(query.get("g", "3")),
+                float(query.get("g", usual.guidance)),
                 float(query.get("t", "1")),
-                int(query.get("k", "12")),
-                query.get("sr", "1") != "0",
+                int(query.get("k", usual.top_k)),
+                query["sr"] != "0" if "sr" in query else usual.superres,
             )
         except ValueError:
             raise RequestError(
@@ -172,7 +179,7 @@ def screen_value(view: View, mine: bool, preset: Preset) -> dict[str, Any]:
         "seconds": request.seconds,
         "superres": request.superres,
         "rounds": request.rounds,
-        "extra": Form.of(request, preset.sampling).query(),
+        "extra": Form.of(request, preset.sampling).query(Form.usual(preset)),
         "keyframes": view.keyframes,
         "painting": view.painting,
         "level": view.level,

@@ -29,7 +29,8 @@ def main() -> None:
     pipeline = CogVideoPipeline.from_pretrained("mini")
     for number, clip in enumerate(clips):
         if number in chosen:
-            request = VideoRequest(clip["prompt"], clip["seed"], clip["frames"], clip["seconds"])
+            large = pipeline.preset.enlarge
+            request = VideoRequest(clip["prompt"], clip["seed"], clip["frames"], clip["seconds"], superres=large)
             settings = {"prompt": request.prompt, "seed": request.seed, "model": "mini"}
             print(write_video(FOLDER / clip["file"], pipeline(request), request.seconds, settings), clip["prompt"])
 

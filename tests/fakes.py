@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Generator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from cogvideo.pace import tokens_per_stage
 from cogvideo.text import CheckedPrompt, Reading, clean_prompt
 
 SIDE = 64
-PRESET = PRESETS["mini"]
+PRESET = replace(PRESETS["mini"], enlarge=True)
 
 
 class FakePipeline:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
 from cogvideo.config import VideoRequest
 from cogvideo.events import Done, LevelDone
 from cogvideo.pipeline import CogVideoPipeline
+from cogvideo.training.judge import name_motion, read_frame
+from cogvideo.training.render import FONT_PATHS
+from cogvideo.training.world import MOTIONS, SCENES, SUBJECTS
 
 GRASS = VideoRequest("一只熊猫在草地上向右跑", seed=7, frames=5)
 SEA = VideoRequest("一艘帆船在大海上向左行驶", seed=7, frames=5, superres=False)
@@ -50,3 +55,14 @@ def test_its_vocabulary_knows_its_world(pipe: CogVideoPipeline) -> None:
     (note,) = pipe.check(VideoRequest("一只恐龙在草地上")).notes
     assert "恐龙" in note.zh
     assert "熊猫" in note.zh
+
+
+@pytest.mark.skipif(not any(p.exists() for p in FONT_PATHS), reason="the judge draws with fonts-noto-color-emoji")
+def test_a_panda_runs_to_the_right_on_grass(pipe: CogVideoPipeline) -> None:
+    keyframes = next(e.frames for e in pipe.stream(GRASS) if isinstance(e, LevelDone))
+    readings = [read_frame(frame) for frame in keyframes]
+    assert {SCENES[r.scene] for r in readings} == {"草地"}
+    assert {SUBJECTS[r.subject].name for r in readings} == {"熊猫"}
+    states = [r.state for r in readings]
+    assert MOTIONS[name_motion(states, GRASS.seconds)] == "向右"
+    assert all(now.x < later.x for now, later in pairwise(states) if now and later)

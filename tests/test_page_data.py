@@ -7,6 +7,7 @@ import re
 import socket
 import string
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import parse_qsl, urlencode
 
@@ -17,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import app
-from cogvideo.config import CLIP_FRAMES, CLIP_SECONDS, MAX_SEED, VideoRequest
+from cogvideo.config import CLIP_FRAMES, CLIP_SECONDS, MAX_SEED, PRESETS, VideoRequest
 from cogvideo.errors import CapacityError, RequestError
 from cogvideo.jobs import Jobs, new_key, read_settings
 from cogvideo.page import FOLDER, LANGUAGES, Form, Words, changed, outcome, preferred_language
@@ -25,6 +26,7 @@ from cogvideo.video import write_video
 
 WORDS = Words.load()
 BASE = PRESET.sampling
+USUAL = Form.usual(PRESET)
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -98,20 +100,20 @@ forms = st.builds(
 def test_a_form_survives_request_and_link(form: Form) -> None:
     request = form.request(BASE)
     assert Form.of(request, BASE) == form
-    link = {"p": form.prompt, "s": str(form.seed), "f": str(form.frames), "d": f"{form.seconds:g}", **form.query()}
-    assert Form.from_query(dict(parse_qsl(urlencode(link), keep_blank_values=True))) == form
+    link = {"p": form.prompt, "s": str(form.seed), "f": str(form.frames), "d": f"{form.seconds:g}", **form.query(USUAL)}
+    assert Form.from_query(dict(parse_qsl(urlencode(link), keep_blank_values=True)), USUAL) == form
 
 
 def test_the_usual_settings_are_the_presets_own() -> None:
-    assert Form("一", 7).request(BASE) == VideoRequest("一", 7)
-    assert Form().guidance == BASE.guidance and Form().top_k == BASE.video.top_k
+    assert replace(USUAL, prompt="一", seed=7).request(BASE) == VideoRequest("一", 7)
+    assert Form.usual(PRESETS["mini"]).superres is PRESETS["mini"].enlarge
 
 
 def test_nonsense_in_a_link_is_refused_with_a_sentence() -> None:
-    assert Form.from_query({"job": "x"}) is None
+    assert Form.from_query({"job": "x"}, USUAL) is None
     for query in ({"p": "一", "s": "x"}, {"p": "一", "f": "<b>"}, {"p": "一", "d": "1e"}):
         with pytest.raises(RequestError):
-            Form.from_query(query)
+            Form.from_query(query, USUAL)
     with pytest.raises(RequestError):
         Form("一", None).request(BASE)
 
