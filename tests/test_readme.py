@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import app
-from cogvideo import download, generate
+from cogvideo import download, evaluate, generate
 from cogvideo.__main__ import COMMANDS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -83,6 +83,8 @@ def test_every_command_parses(name: str) -> None:
                 assert generate._parser().parse_args(words[4:])
             case ["python", "-m", "cogvideo", "download", *rest]:
                 assert not rest or download._parser().parse_args(rest)
+            case ["python", "-m", "cogvideo", "evaluate", *rest]:
+                assert evaluate._parser().parse_args(rest)
             case ["python", "-m", "cogvideo", "train", recipe]:
                 assert (ROOT / recipe).is_file()
             case ["python", "-m", "cogvideo", command]:
