@@ -118,7 +118,7 @@ def test_make_run_installs_once(tmp_path: Path) -> None:
     (venv / "bin").mkdir(parents=True)
     for stamp in ("bin/python", ".installed", ".installed-dev"):
         (venv / stamp).touch()
-    plan = run("make", "-n", "run", f"VENV={venv}")
+    plan = run("make", "-n", "run", f"VENV={venv}", MAKEFLAGS="", MAKELEVEL="0")  # also where make runs the tests
     assert plan.stdout.split() == [str(venv / "bin" / "python"), "app.py"]
 
 

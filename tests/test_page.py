@@ -192,7 +192,7 @@ def test_a_video_grows_from_prompt_to_film(site: Site, visit: Callable[..., Visi
     expect(page.locator("[data-act=share]")).to_be_visible()
     assert visitor.film().evaluate("film => film.videoWidth") == 64
     assert page.locator(".cv-screen").bounding_box() == height  # nothing jumped
-    expect(page.locator("#cv-shelf .cv-card")).to_have_count(1)
+    expect(page.locator("[data-shelf=history] .cv-card")).to_have_count(1)
 
 
 def test_stop_keeps_what_was_drawn(site: Site, visit: Callable[..., Visitor]) -> None:
@@ -243,7 +243,7 @@ def test_a_link_lets_others_watch_but_not_stop(site: Site, visit: Callable[..., 
     other.has_cells(5, 1)
     expect(other.page.locator(".cv-note")).to_have_text("You are watching somebody else's video.")
     expect(other.page.locator("[data-act=stop]")).to_be_hidden()
-    expect(other.page.locator("#cv-shelf .cv-card")).to_have_count(0)
+    expect(other.page.locator("[data-shelf=history] .cv-card")).to_have_count(0)
     site.fake.open()
     other.has_state("done")
     holder.has_state("done")
@@ -343,7 +343,7 @@ def test_the_language_changes_everywhere_and_is_remembered(site: Site, visit: Ca
 def test_own_videos_are_listed_opened_and_deleted(site: Site, visit: Callable[..., Visitor]) -> None:
     site.fake.open()
     visitor = visit(viewport=PHONE).open(site.url)
-    cards = visitor.page.locator("#cv-shelf .cv-card")
+    cards = visitor.page.locator("[data-shelf=history] .cv-card")
     visitor.ask("一只小猫")
     visitor.has_state("done")
     first = visitor.job()
@@ -473,7 +473,7 @@ def test_a_killed_server_comes_back_with_everything(
     server.order("open")
     visitor.has_state("done")  # found again without a reload
     assert visitor.job() == waiting
-    cards = visitor.page.locator("#cv-shelf .cv-card")
+    cards = visitor.page.locator("[data-shelf=history] .cv-card")
     expect(cards).to_have_count(2)
     cards.nth(1).locator(".cv-picture").click()
     visitor.has_state("interrupted")

@@ -66,18 +66,18 @@ const visible = new IntersectionObserver((entries) => {
 });
 
 let drawn = "";
+let labelled = ""; // the gallery's button in the language it was last drawn in
 
 function draw() {
   cv.fillWords(element);
   const gallery = props.gallery || [];
   const history = props.value || [];
-  const signature = cv.english() + JSON.stringify(history) + asked;
+  const label = cv.say("variation"); // empty until the page's words have arrived
+  const signature = label + JSON.stringify(history) + asked;
   if (signature === drawn) return;
-  const galleryList = element.querySelector("[data-shelf=gallery] ul");
-  if (!galleryList.children.length || drawn.slice(0, 5) !== signature.slice(0, 5)) {
-    galleryList.replaceChildren(...gallery.map(galleryCard));
-  }
+  if (label !== labelled) element.querySelector("[data-shelf=gallery] ul").replaceChildren(...gallery.map(galleryCard));
   drawn = signature;
+  labelled = label;
   element.querySelector("[data-shelf=gallery]").hidden = !gallery.length;
   element.querySelector("[data-shelf=history] ul").replaceChildren(...history.map(historyCard));
   element.querySelector(".cv-none").hidden = history.length > 0;
