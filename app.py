@@ -239,7 +239,7 @@ class Page:
             seed: int = -1,
             frames: int = 33,
             seconds: float = 4.0,
-            superres: bool = True,
+            superres: bool = self.usual.superres,
             guidance: float = 0.0,
             key: str = "",
         ) -> dict[str, Any]:

@@ -264,10 +264,10 @@ def resize(model: ModelConfig, sizes: dict[str, Any]) -> ModelConfig:
 
 @dataclass(frozen=True)
 class VideoRequest:
-    """One wish: a prompt and how to draw it. Made by `check_request`-style validation at the door.
+    """One wish: a prompt and how to draw it. Its numbers are checked here, its prompt by `text.check_prompt`.
 
-    `seconds` is the length of the whole clip; with `frames` it fixes the frame rate. `seed` None means
-    "draw one and tell me which".
+    `seconds` is the length of the whole clip; with `frames` it fixes the frame rate. Raises
+    RequestError for a seed, a number of frames or a length that does not exist.
     """
 
     prompt: str

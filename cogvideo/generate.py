@@ -79,7 +79,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def _many(options: argparse.Namespace) -> int:
     preset, _ = find_preset(options.model)
-    base = many.request_like(options, _sampling(options, preset.sampling) or preset.sampling)
+    base = many.request_like(options, _sampling(options, preset.sampling) or preset.sampling, preset.enlarge)
     return many.run(_pipeline(options), options, base)
 
 

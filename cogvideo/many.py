@@ -80,8 +80,11 @@ def run(pipeline: CogVideoPipeline, options: argparse.Namespace, base: VideoRequ
     return 2 if refused else 0
 
 
-def request_like(options: argparse.Namespace, sampling: SamplingOptions) -> VideoRequest:
-    """What all films have in common, without a sentence. Raises RequestError."""
+def request_like(options: argparse.Namespace, sampling: SamplingOptions, enlarge: bool) -> VideoRequest:
+    """What all films have in common, without a sentence. Raises RequestError.
+
+    `enlarge`: whether super-resolution is on where the options do not say.
+    """
     small = options.stage == "stage-1"
     if options.guidance is None:
         guidance = options.guidance_alpha if options.use_guidance_stage1 else 1.0
@@ -91,7 +94,7 @@ def request_like(options: argparse.Namespace, sampling: SamplingOptions) -> Vide
         seed=SEED if options.seed is None else options.seed,
         frames=CLIP_FRAMES[0] if small else options.frames,
         seconds=options.seconds,
-        superres=not small and options.superres is not False,
+        superres=not small and (enlarge if options.superres is None else options.superres),
         sampling=sampling,
     )
 

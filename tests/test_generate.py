@@ -103,6 +103,8 @@ def test_mistakes_end_in_a_sentence_in_two_languages(
 
 def test_options_reach_the_request() -> None:
     assert requested([PROMPT]).sampling is None
+    assert requested([PROMPT]).superres is PRESETS["mini"].enlarge
+    assert requested([PROMPT, "--superres"]).superres
     assert requested([PROMPT, "--seconds", "2"]).seconds == 2.0
     sampling = requested([PROMPT, "--guidance", "5", "--temperature", "0.8", "--top-k", "4"]).sampling
     assert sampling is not None

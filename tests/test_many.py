@@ -15,7 +15,7 @@ from test_generate import pipe, toy  # noqa: F401
 
 from cogvideo import generate, many
 from cogvideo.__main__ import main
-from cogvideo.config import VideoRequest
+from cogvideo.config import PRESETS, VideoRequest
 from cogvideo.events import Event
 from cogvideo.pipeline import CogVideoPipeline
 from cogvideo.video import read_metadata
@@ -129,13 +129,21 @@ def test_sentences_can_be_typed(monkeypatch: pytest.MonkeyPatch, typed: str) -> 
 def test_the_releases_words_mean_what_they_say() -> None:
     def like(*words: str) -> VideoRequest:
         options = generate._parser().parse_args(["--input-source", "x", *words])
-        return many.request_like(options, generate.find_preset("mini")[0].sampling)
+        return many.request_like(options, PRESETS["mini"].sampling, enlarge=True)
 
     assert like().sampling.guidance == 1.0  # type: ignore[union-attr]
     assert like("--use-guidance-stage1", "--guidance-alpha", "5").sampling.guidance == 5.0  # type: ignore[union-attr]
     assert (like("--stage-1").frames, like("--stage-1").superres) == (5, False)
     assert (like("--both-stages").frames, like("--stage-2").superres) == (33, True)
     assert like().seed == like().seed
+
+
+@pytest.mark.parametrize(
+    "words, usual, expected", [([], False, False), ([], True, True), (["--superres"], False, True)]
+)
+def test_films_are_enlarged_where_asked_or_usual(words: list[str], usual: bool, expected: bool) -> None:
+    options = generate._parser().parse_args(["--input-source", "x", *words])
+    assert many.request_like(options, PRESETS["mini"].sampling, usual).superres is expected
 
 
 @pytest.mark.parametrize(
