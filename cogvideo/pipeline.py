@@ -6,11 +6,11 @@ prompt -> text ids -> keyframes [1, 5, N] -> in-betweens [1, F, N] -> super-reso
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from cogvideo.config import ASSETS, PRESETS, ModelConfig, Preset, VideoRequest, find_preset
 from cogvideo.device import Place, compress, enough_memory, fit_place, pick_place, resident, threads
-from cogvideo.errors import WeightsError
+from cogvideo.errors import RequestError, WeightsError
 from cogvideo.events import (
     Done,
     Event,
@@ -54,6 +54,7 @@ from cogvideo.text import (
     unconditional_text,
     video_text,
 )
+from cogvideo.tokens import TokenFrames
 
 PREVIEWS: Final = 4
 """Pictures of a keyframe while it is painted, the finished one included."""
@@ -85,6 +86,15 @@ class Text:
 
     tokenizer: TextTokenizer
     world: World
+
+
+class Parts(NamedTuple):
+    """What draws videos, ready for work."""
+
+    tokenizer: TextTokenizer
+    sampler: ClusterSampler
+    codec: FrameCodec
+    models: Models
 
 
 class CogVideoPipeline:
@@ -149,6 +159,9 @@ class CogVideoPipeline:
 
     def check(self, request: VideoRequest) -> CheckedPrompt:
         """What the model will read, and notes about it. Raises RequestError. Reads the vocabulary, not the networks."""
+        for given in (request.first_frame, request.clip):
+            if given is not None:
+                check_given(self.preset.model, given)
         text: Text = self._part("text")
         return check_prompt(request.prompt, text.tokenizer, self.preset, text.world, request.superres)
 
@@ -156,6 +169,17 @@ class CogVideoPipeline:
         """The prompt as the model reads it, piece by piece. Raises RequestError."""
         text: Text = self._part("text")
         return read_prompt(request.prompt, text.tokenizer, self.preset, request.superres)
+
+    def encode(self, picture: Frames) -> TokenFrames:
+        """A picture uint8 [H, W, 3] of the preset's `frame_size` -> the tokens of a first frame."""
+        tokens = self._part("codec").encode(picture[None])  # [1, N]
+        return TokenFrames.of(tokens.tolist())
+
+    def decode(self, tokens: TokenFrames) -> Frames:
+        """Tokens [F, N] -> the pictures that the model sees in them, uint8 [F, H, W, 3]. Raises RequestError."""
+        check_given(self.preset.model, tokens)
+        frames: Frames = self._part("codec").decode(torch.tensor(tokens.rows()), self.preset.model.grid)
+        return frames
 
     def load(self) -> None:
         """Read all files now. Raises WeightsError, CapacityError."""
@@ -165,12 +189,17 @@ class CogVideoPipeline:
 
     # The parts, each made once.
 
+    def parts(self) -> Parts:
+        """Whatever is needed to draw, read where it was not yet. Raises WeightsError, CapacityError."""
+        names = "clusters", "codec", "models"
+        return Parts(self._part("text").tokenizer, *(self._part(name) for name in names))
+
     def _stream(self, request: VideoRequest, stop: Stop) -> Generator[Event, None, None]:
         with enough_memory():
             yield from self._loading()
             run = _Run(self, request, stop)
-            clip = yield from run.keyframes()  # [1, 5, N]
-            clip = yield from run.interpolate(clip)  # [1, F, N]
+            clip = yield from run.begin()  # [B, 5 or more, N]
+            clip = yield from run.interpolate(clip)  # [B, F, N]
             frames = yield from run.enlarge(clip)
         yield Done(frames, request.frames_per_second, request.seed)
 
@@ -232,46 +261,58 @@ class _Run:
 
     def __init__(self, pipeline: CogVideoPipeline, request: VideoRequest, stop: Stop) -> None:
         self.preset, self.place, self.previews = pipeline.preset, pipeline.place, pipeline.previews
-        self.tokenizer = pipeline._part("text").tokenizer
-        self.codec: FrameCodec = pipeline._part("codec")
-        self.sampler: ClusterSampler = pipeline._part("clusters")
-        self.models: Models = pipeline._part("models")
+        self.tokenizer, self.sampler, self.codec, self.models = pipeline.parts()
         self.request, self.stop = request, stop
         self.options = request.sampling or self.preset.sampling
         self.done, self.total = 0, sum(tokens_per_stage(self.preset.model, request).values())
 
+    def begin(self) -> Generator[Event, None, Tensor]:
+        """-> tokens [B, 5, N] of keyframes, or those [1, F, N] that were drawn before, shown at once."""
+        given = self.request.clip
+        if given is None:
+            return (yield from self.keyframes())
+        clip = self._tensor(given)[None]  # [1, F, N]
+        yield self._level(self.request.started_rounds, clip)
+        return clip
+
     def keyframes(self) -> Generator[Event, None, Tensor]:
-        """-> tokens [1, 5, N]; shows every keyframe, and the five as a first video."""
-        pictures: list[Frames] = []
+        """-> tokens [B, 5, N]; shows every keyframe, and the five as a first video. B: the number of drafts, or 1."""
+        request, first = self.request, self.request.first_frame
+        given = None if first is None else self._tensor(first).repeat(request.drafts, 1)  # [B, N]
         with resident(self.models.stage1, self.place) as lm, threads(1):
-            seeds = [self.request.seed]
-            texts, ahead = self._keyframe_texts(), LOOK_AHEAD if self.place.device.type == "cpu" else 1
-            for step in keyframes.draw(lm, texts, self.sampler, self.options, seeds, self.stop, ahead):
-                yield self._progress("keyframes", 1)
-                yield from self._show(step, pictures)
-        yield LevelDone(0, np.stack(pictures))
+            texts = keyframe_texts(self.tokenizer, self.preset, [request] * request.drafts, self.options.guidance)
+            ahead = LOOK_AHEAD if self.place.device.type == "cpu" else 1
+            for step in keyframes.draw(lm, texts, self.sampler, self.options, request.seeds, self.stop, ahead, given):
+                if step.tokens:
+                    yield self._progress("drafts" if request.drafts > 1 else "keyframes", step.tokens)
+                yield from self._show(step)
+        yield self._level(0, step.clip)
         return step.clip
 
     def interpolate(self, clip: Tensor) -> Generator[Event, None, Tensor]:
-        """Tokens [1, 5, N] -> [1, F, N]; shows every level."""
-        tokenizer, request = self.tokenizer, self.request
-        spans = round_seconds(request.seconds, request.rounds)
-        texts = [[between_text(tokenizer, request.prompt, span)] for span in spans]
-        options, boost, seeds = self.options.video, self.options.text_boost, [request.seed]
+        """Tokens [1, 5 or more, N] -> [1, F, N]; shows every level. Drafts stay as they are."""
+        request = self.request
+        begun, wanted = request.started_rounds, request.rounds
+        if request.drafts > 1 or begun == wanted:
+            return clip
+        spans = round_seconds(request.seconds, wanted)[begun:]
+        texts = [[between_text(self.tokenizer, request.prompt, span)] for span in spans]
+        seeds = [request.seed if request.between_seed is None else request.between_seed]
+        wish = self.sampler, self.options.video, self.options.text_boost, seeds, self.stop
         with resident(self.models.stage2, self.place) as lm, threads(1):
-            for step in interpolate.draw(lm, clip, texts, self.sampler, options, boost, seeds, self.stop):
+            for step in interpolate.draw(lm, clip, texts, *wish, first_level=begun + 1):
                 if step.tokens:
                     yield self._progress("interpolate", step.tokens)
                 if step.clip is not None:
                     clip = step.clip
-                    yield LevelDone(step.level, self.codec.decode(clip[0], self.preset.model.grid))
+                    yield self._level(step.level, clip)
         return clip
 
     def enlarge(self, clip: Tensor) -> Generator[Event, None, Frames]:
-        """Tokens [1, F, N] -> the final frames uint8 [F, H, W, 3]; shows each of them."""
+        """Tokens [B, F, N] -> the final frames uint8 [F, H, W, 3]; shows each of them. Drafts stay small."""
         model, request = self.preset.model, self.request
-        if not request.superres:
-            return self.codec.decode(clip[0], model.grid)
+        if request.drafts > 1 or not request.superres:
+            return self._pictures(clip)
         frames: list[Frames] = []
         text = superres_text(self.tokenizer, request.prompt)
         options, seed = self.options.superres, request.seed
@@ -284,33 +325,62 @@ class _Run:
                 yield self._progress("superres", part.tokens.numel())
         return np.stack(frames)
 
-    def _keyframe_texts(self) -> KeyframeTexts:
-        """Without guidance the other keyframes read the bare prompt, as in-betweens do."""
-        tokenizer, preset = self.tokenizer, self.preset
-        prompt, seconds = self.request.prompt, self.request.seconds
-        guided = self.options.guidance != 1.0
-        return KeyframeTexts(
-            first=[first_frame_text(tokenizer, preset, prompt)],
-            video=[
-                video_text(tokenizer, preset, prompt, seconds) if guided else between_text(tokenizer, prompt, seconds)
-            ],
-            unconditional=[unconditional_text(tokenizer, preset, seconds)] if guided else None,
-        )
+    def _show(self, step: KeyframeStep) -> Iterator[Event]:
+        """A finished keyframe, or a growing one at the end of some of its rows; of every draft."""
+        height, width = grid = self.preset.model.grid
+        size, rows = height * width, width * max(1, height // PREVIEWS)
+        for draft, tokens in enumerate(step.clip[:, step.frame, : step.drawn]):
+            if step.drawn == size:
+                yield KeyframeDone(step.frame, self.codec.decode(tokens[None], grid)[0], draft)
+            elif self.previews and step.drawn % rows == 0:
+                yield KeyframePainted(step.frame, step.drawn, self.codec.decode_partial(tokens, grid), draft)
 
-    def _show(self, step: KeyframeStep, pictures: list[Frames]) -> Iterator[Event]:
-        """A finished keyframe, or a growing one at the end of some of its rows."""
-        height, width = self.preset.model.grid
-        tokens = step.clip[0, step.frame]
-        if step.drawn == len(tokens):
-            pictures.append(self.codec.decode(tokens[None], (height, width))[0])
-            yield KeyframeDone(step.frame, pictures[-1])
-        elif self.previews and step.drawn % (width * max(1, height // PREVIEWS)) == 0:
-            picture = self.codec.decode_partial(tokens[: step.drawn], (height, width))
-            yield KeyframePainted(step.frame, step.drawn, picture)
+    def _level(self, level: int, clip: Tensor) -> LevelDone:
+        return LevelDone(level, self._pictures(clip), clip.cpu().numpy())
+
+    def _pictures(self, clip: Tensor) -> Frames:
+        """Tokens [B, F, N] -> uint8 [F, H, W, 3]; several videos side by side."""
+        return side_by_side([self.codec.decode(video, self.preset.model.grid) for video in clip])
+
+    def _tensor(self, given: TokenFrames) -> Tensor:
+        return torch.tensor(given.rows(), device=self.sampler.device)  # [F, N]
 
     def _progress(self, stage: StageName, tokens: int) -> Progress:
         self.done += tokens
         return Progress(stage, self.done, self.total)
+
+
+def keyframe_texts(
+    tokenizer: TextTokenizer, preset: Preset, requests: Sequence[VideoRequest], guidance: float
+) -> KeyframeTexts:
+    """What the keyframes of each request read. Without guidance all but the first read the bare prompt."""
+    wishes = [(request.prompt, request.seconds) for request in requests]
+    first = [first_frame_text(tokenizer, preset, prompt) for prompt, _ in wishes]
+    if guidance == 1.0:
+        return KeyframeTexts(first, [between_text(tokenizer, *wish) for wish in wishes], None)
+    return KeyframeTexts(
+        first,
+        [video_text(tokenizer, preset, *wish) for wish in wishes],
+        [unconditional_text(tokenizer, preset, seconds) for _, seconds in wishes],
+    )
+
+
+def check_given(model: ModelConfig, given: TokenFrames) -> None:
+    """Raises RequestError where the tokens are no frames of this model."""
+    rows = given.rows()
+    if len(rows[0]) != model.tokens_per_frame or max(map(max, rows)) >= model.image_tokens:
+        raise RequestError(
+            "起始画面属于另一个模型：请换回该模型，或重新选择起始画面。",
+            "The frames to start from belong to another model: choose that model again, or other frames.",
+        )
+
+
+def side_by_side(videos: Sequence[Frames]) -> Frames:
+    """Up to four videos [F, H, W, 3] -> one [F, H, W, 3], or [F, 2H, 2W, 3], row by row; white where none is left."""
+    if len(videos) == 1:
+        return videos[0]
+    four = [*videos, *[np.full_like(videos[0], 255)] * (4 - len(videos))]
+    return np.concatenate([np.concatenate(four[row : row + 2], axis=2) for row in (0, 2)], axis=1)
 
 
 def _load_models(name: str, dtype: torch.dtype, device: torch.device) -> Models:
