@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cogvideo.errors import RequestError
+from cogvideo.tokens import TokenFrames
 
 CLIP_FRAMES = (5, 9, 17, 33)
 """Frames of a clip after 0, 1, 2 and 3 rounds of interpolation."""
@@ -20,6 +21,9 @@ CLIP_SECONDS = (4.0, 2.0, 1.0, 0.5)
 """Durations of a whole clip that a user may ask for, in seconds."""
 
 MAX_SEED = 2**32 - 1
+
+MAX_DRAFTS = 4
+"""Strips of keyframes that are drawn side by side, to choose from."""
 
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.05, 5.0
 
@@ -267,7 +271,8 @@ class VideoRequest:
     """One wish: a prompt and how to draw it. Its numbers are checked here, its prompt by `text.check_prompt`.
 
     `seconds` is the length of the whole clip; with `frames` it fixes the frame rate. Raises
-    RequestError for a seed, a number of frames or a length that does not exist.
+    RequestError for a seed, a number of frames or a length that does not exist, and where `first_frame` is not one
+    frame or `clip` is not the beginning of this video.
     """
 
     prompt: str
@@ -277,13 +282,22 @@ class VideoRequest:
     superres: bool = True
     sampling: SamplingOptions | None = None
     """None: the preset's own options."""
+    between_seed: int | None = None
+    """Seed of the frames between keyframes; None: `seed`."""
+    drafts: int = 1
+    """More than 1: only keyframes, of so many videos with the seeds `seed`, `seed` + 1, ..., in one batch."""
+    first_frame: TokenFrames | None = None
+    """The first frame, where it is not to be drawn."""
+    clip: TokenFrames | None = None
+    """5, 9, 17 or 33 frames of this very video that were drawn before: only what is missing is drawn."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.seed <= MAX_SEED:
-            raise RequestError(
-                f"种子 {self.seed} 超出范围：请输入 0 到 {MAX_SEED} 之间的整数。",
-                f"Seed {self.seed} is out of range: give a whole number from 0 to {MAX_SEED}.",
-            )
+        for seed in (self.seed, self.between_seed):
+            if seed is not None and not 0 <= seed <= MAX_SEED:
+                raise RequestError(
+                    f"种子 {seed} 超出范围：请输入 0 到 {MAX_SEED} 之间的整数。",
+                    f"Seed {seed} is out of range: give a whole number from 0 to {MAX_SEED}.",
+                )
         if self.frames not in CLIP_FRAMES:
             raise RequestError(
                 f"不支持 {self.frames} 帧：请选择 5、9、17 或 33 帧。",
@@ -294,6 +308,32 @@ class VideoRequest:
                 f"不支持 {self.seconds} 秒：请选择 4、2、1 或 0.5 秒。",
                 f"{self.seconds} seconds do not exist: choose 4, 2, 1 or 0.5.",
             )
+        if not 1 <= self.drafts <= MAX_DRAFTS:
+            raise RequestError(
+                f"草稿数 {self.drafts} 超出范围：请输入 1 到 {MAX_DRAFTS}。",
+                f"{self.drafts} drafts are out of range: give a number from 1 to {MAX_DRAFTS}.",
+            )
+        self._check_start()
+
+    def _check_start(self) -> None:
+        first = self.first_frame is None or self.first_frame.frames == 1
+        clip = self.clip is None or (self.clip.frames in CLIP_FRAMES and self.clip.frames <= self.frames)
+        if not first or not clip or (self.clip is not None and self.drafts > 1):
+            raise RequestError(
+                "起始画面与所选帧数不符：起始画面应为一帧，续画的片段应为 5、9、17 或 33 帧且不多于所选帧数。",
+                "The frames to start from do not fit: a first frame is one frame, and a clip to go on with has 5, 9, "
+                "17 or 33 frames and no more than are asked for.",
+            )
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """One seed for each video of a draft; of anything else its own."""
+        return tuple((self.seed + number) % (MAX_SEED + 1) for number in range(self.drafts))
+
+    @property
+    def started_rounds(self) -> int:
+        """Rounds of interpolation that `clip` has behind it."""
+        return CLIP_FRAMES.index(self.clip.frames) if self.clip else 0
 
     @property
     def rounds(self) -> int:

@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 Frames = npt.NDArray[np.uint8]
-StageName = Literal["load", "keyframes", "interpolate", "superres"]
+Tokens = npt.NDArray[np.int64]
+StageName = Literal["load", "drafts", "keyframes", "interpolate", "superres"]
 
 
 @dataclass(frozen=True)
@@ -45,22 +46,29 @@ class KeyframePainted:
     index: int
     tokens: int
     frame: Frames  # [H, W, 3]
+    draft: int = 0
+    """Which of several videos drawn side by side."""
 
 
 @dataclass(frozen=True)
 class KeyframeDone:
-    """Keyframe `index` (0..4) is final."""
+    """Keyframe `index` (0..4) of video `draft` is final."""
 
     index: int
     frame: Frames  # [H, W, 3]
+    draft: int = 0
 
 
 @dataclass(frozen=True)
 class LevelDone:
-    """Interpolation level `level` is complete: 0 = the keyframes alone, 1..3 = 9, 17, 33 frames."""
+    """Interpolation level `level` is complete: 0 = the keyframes alone, 1..3 = 9, 17, 33 frames.
+
+    Of drafts the frames show all videos at once, two by two.
+    """
 
     level: int
     frames: Frames  # [F, H, W, 3]
+    tokens: Tokens | None = None  # [B, F, N], of B videos; what a later run can go on from
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,15 @@ MEANINGFUL = 16
 
 
 def tokens_per_stage(model: ModelConfig, request: VideoRequest) -> dict[str, int]:
-    """Tokens that each stage draws for `request`, in the order in which the stages run."""
-    fine = model.fine_grid[0] * model.fine_grid[1]
+    """Tokens that each stage draws for `request`, in the order in which the stages run; given ones are not drawn."""
+    frame, fine = model.tokens_per_frame, model.fine_grid[0] * model.fine_grid[1]
+    missing = CLIP_FRAMES[0] - (request.first_frame is not None)  # keyframes
+    if request.drafts > 1:
+        return {"drafts": request.drafts * missing * frame, "interpolate": 0, "superres": 0}
+    between = request.frames - (request.clip.frames if request.clip else CLIP_FRAMES[0])
     return {
-        "keyframes": CLIP_FRAMES[0] * model.tokens_per_frame,
-        "interpolate": (request.frames - CLIP_FRAMES[0]) * model.tokens_per_frame,
+        "keyframes": 0 if request.clip else missing * frame,
+        "interpolate": between * frame,
         "superres": request.frames * fine if request.superres else 0,
     }
 

@@ -43,12 +43,13 @@ def draw(
     seeds: Sequence[int],
     stop: Stop | None = None,
     max_rows: int = MAX_ROWS,
+    first_level: int = 1,
 ) -> Iterator[BetweenStep]:
     """One round for each entry of `texts`: ids of B videos, with that round's duration. Raises Cancelled, WeightsError.
 
-    clip [B, F, N] with F odd, seeds [B].
+    clip [B, F, N] with F odd, seeds [B]. `first_level`: number of the first of these rounds.
     """
-    for level, round_texts in enumerate(texts, start=1):
+    for level, round_texts in enumerate(texts, start=first_level):
         grown = _spread(clip)  # [B, 2F-1, N]
         blocks = [(video, 4 * block) for video in range(len(clip)) for block in range(clip.shape[1] // 2)]
         for at in range(0, len(blocks), max_rows):

@@ -30,13 +30,15 @@ class KeyframeTexts:
 
 
 class KeyframeStep(NamedTuple):
-    """One more token of a keyframe is drawn."""
+    """One more token of a keyframe is drawn, or all of a first frame that was given."""
 
     frame: int
     """0 .. 4."""
     drawn: int
     """Tokens of this keyframe so far."""
     clip: Tensor  # [B, 5, N], filled as far as drawn, 0 elsewhere
+    tokens: int
+    """Tokens that this step drew, over all videos."""
 
 
 def draw(
@@ -47,17 +49,25 @@ def draw(
     seeds: Sequence[int],
     stop: Stop | None = None,
     ahead: int = 1,
+    given: Tensor | None = None,
 ) -> Iterator[KeyframeStep]:
-    """Draw keyframes of B videos, `seeds` [B]. `ahead`: see `decode.speculate`. Raises Cancelled, WeightsError."""
+    """Draw keyframes of B videos, `seeds` [B]. `ahead`: see `decode.speculate`. Raises Cancelled, WeightsError.
+
+    `given` [B, N]: first frames that are there already; None: they are drawn too.
+    """
     layout = lm.layout
     clip = torch.zeros(len(seeds), layout.frames, layout.tokens_per_frame, dtype=torch.long, device=sampler.device)
     keys = {
         frame: noise_keys(seeds, StageKey.KEYFRAMES, [moment] * len(seeds), layout.tokens_per_frame)
         for frame, moment in enumerate(moments(layout.frames))
     }
-    dice = Dice(sampler, options.first_frame, keys)
-    first = decode.first_frame(lm, texts.first, dice, text_boost=options.text_boost, stop=stop, ahead=ahead)
-    yield from _fill(clip, first, dice)
+    if given is None:
+        dice = Dice(sampler, options.first_frame, keys)
+        first = decode.first_frame(lm, texts.first, dice, text_boost=options.text_boost, stop=stop, ahead=ahead)
+        yield from _fill(clip, first, dice)
+    else:
+        clip[:, 0] = given
+        yield KeyframeStep(0, layout.tokens_per_frame, clip, 0)
     dice = Dice(sampler, options.video, keys)
     others = decode.keyframes(
         lm,
@@ -78,4 +88,4 @@ def _fill(clip: Tensor, tokens: Iterator[Token], dice: Dice) -> Iterator[Keyfram
         clip[:, token.frame, token.slot] = token.ids
         if token.slot + 1 == clip.shape[2]:
             dice.check()
-        yield KeyframeStep(token.frame, token.slot + 1, clip)
+        yield KeyframeStep(token.frame, token.slot + 1, clip, len(clip))
