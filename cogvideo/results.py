@@ -10,6 +10,7 @@ import io
 import os
 import zipfile
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import numpy as np
 from PIL import Image
 
 from cogvideo.config import CLIP_FRAMES, VideoRequest
+from cogvideo.errors import CapacityError
 from cogvideo.events import Frames
 
 WriteVideo = Callable[[Path, Frames, float, Mapping[str, Any] | None], object]
@@ -56,7 +58,10 @@ def sprite(frames: Frames) -> bytes:
 
 @dataclass(frozen=True)
 class Folder:
-    """The folder of one job. File names are made here alone; no name holds anything a user typed."""
+    """The folder of one job. File names are made here alone; no name holds anything a user typed.
+
+    Whatever writes raises CapacityError where the disk does not take it.
+    """
 
     path: Path
     write_video: WriteVideo
@@ -67,7 +72,7 @@ class Folder:
 
     def clip(self, name: str, frames: Frames, request: VideoRequest, comment: dict[str, Any] | None) -> dict[str, Any]:
         """Writes the clip so far and its strip; returns their names and the number of frames, as the log keeps them."""
-        self.path.mkdir(parents=True, exist_ok=True)
+        self._make()
         self.write_video(self.path / f"{name}.mp4", frames, self._seconds(frames, request), comment)
         return {
             "video": f"{name}.mp4",
@@ -105,12 +110,36 @@ class Folder:
         """Bytes of all files."""
         return sum(file.stat().st_size for file in self.path.iterdir()) if self.path.is_dir() else 0
 
+    def clear(self) -> None:
+        """Removes what a killed process left half-written."""
+        for path in self.path.glob(".*"):
+            path.unlink(missing_ok=True)
+
     def _write(self, name: str, data: bytes) -> str:
-        self.path.mkdir(parents=True, exist_ok=True)
+        self._make()
         unfinished = self.path / f".{name}"
-        unfinished.write_bytes(data)
-        os.replace(unfinished, self.path / name)
+        try:
+            unfinished.write_bytes(data)
+            os.replace(unfinished, self.path / name)
+        except OSError as error:
+            with suppress(OSError):
+                unfinished.unlink(missing_ok=True)
+            raise _full(error) from error
         return name
+
+    def _make(self) -> None:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise _full(error) from error
+
+
+def _full(error: OSError) -> CapacityError:
+    return CapacityError(
+        f"无法在数据文件夹中保存结果（{error.strerror}）：请检查服务器的磁盘空间和文件夹权限。",
+        f"The results cannot be written to the data folder ({error.strerror}): check the server's disk space and the "
+        "folder's rights.",
+    )
 
 
 def _zipped(frames: Frames) -> bytes:

@@ -9,10 +9,13 @@ from __future__ import annotations
 import json
 import sqlite3
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from cogvideo.errors import CapacityError
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS jobs (
@@ -53,12 +56,28 @@ class Entry:
 
 
 class Store:
-    """Opens (or makes) the file at `path`. Raises sqlite3.Error where the file cannot be used."""
+    """Opens (or makes) the file at `path`. Raises CapacityError where it is damaged or the disk does not take it.
+
+    Whatever writes is in the file whole or not at all, and raises CapacityError where the disk does not take it.
+    """
 
     def __init__(self, path: Path) -> None:
         self._lock = threading.Lock()
-        self._base = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
-        self._base.executescript("PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL;" + SCHEMA)
+        self._path = path
+        try:
+            self._base = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
+            self._base.executescript("PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL;" + SCHEMA)
+            found = self._base.execute("PRAGMA quick_check").fetchone()[0]
+        except sqlite3.OperationalError as error:
+            raise self._unwritable(error) from error
+        except sqlite3.DatabaseError as error:
+            found = str(error)
+        if found != "ok":
+            raise CapacityError(
+                f"队列文件 {path} 已损坏（{found}）：请移走整个数据文件夹，或用 --data 指定另一个。",
+                f"The file of the queue {path} is damaged ({found}): move the whole data folder away, or name another "
+                "with --data.",
+            )
 
     def close(self) -> None:
         with self._lock:
@@ -67,32 +86,32 @@ class Store:
     def add(self, record: Record) -> None:
         """Writes a new job together with its first log entry, "queued"."""
         row = (record.id, record.owner, json.dumps(record.request), record.status, record.created)
-        with self._lock, _Transaction(self._base) as base:
+        with self._writing() as base:
             base.execute("INSERT INTO jobs (id, owner, request, status, created) VALUES (?, ?, ?, ?, ?)", row)
             _append(base, record.id, record.created, "queued", {})
 
     def append(self, job: str, at: float, kind: str, data: dict[str, Any]) -> None:
-        with self._lock:
-            _append(self._base, job, at, kind, data)
+        with self._writing() as base:
+            _append(base, job, at, kind, data)
 
     def move(self, job: str, at: float, status: str, data: dict[str, Any]) -> None:
         """The job is now `status`: row and log entry of that kind in one transaction."""
-        with self._lock, _Transaction(self._base) as base:
+        with self._writing() as base:
             base.execute("UPDATE jobs SET status = ? WHERE id = ?", (status, job))
             _append(base, job, at, status, data)
 
     def finish(self, job: str, at: float, status: str, data: dict[str, Any], size: int) -> None:
         """As `move`, for the last time: `size` is the number of bytes of the job's files."""
-        with self._lock, _Transaction(self._base) as base:
+        with self._writing() as base:
             base.execute("UPDATE jobs SET status = ?, finished = ?, bytes = ? WHERE id = ?", (status, at, size, job))
             _append(base, job, at, status, data)
 
     def resize(self, job: str, size: int) -> None:
-        with self._lock:
-            self._base.execute("UPDATE jobs SET bytes = ? WHERE id = ?", (size, job))
+        with self._writing() as base:
+            base.execute("UPDATE jobs SET bytes = ? WHERE id = ?", (size, job))
 
     def delete(self, job: str) -> None:
-        with self._lock, _Transaction(self._base) as base:
+        with self._writing() as base:
             base.execute("DELETE FROM jobs WHERE id = ?", (job,))
             base.execute("DELETE FROM log WHERE job = ?", (job,))
 
@@ -101,13 +120,13 @@ class Store:
         return found[0] if found else None
 
     def with_status(self, statuses: Sequence[str]) -> list[Record]:
-        """Jobs in one of `statuses`, oldest first."""
+        """Jobs in one of `statuses`, oldest first: in the order in which they came, whatever the clock said."""
         marks = ",".join("?" * len(statuses))
-        return self._records(f"WHERE status IN ({marks}) ORDER BY created, rowid", tuple(statuses))
+        return self._records(f"WHERE status IN ({marks}) ORDER BY rowid", tuple(statuses))
 
     def of_owner(self, owner: str, limit: int) -> list[Record]:
         """The owner's jobs, newest first."""
-        return self._records("WHERE owner = ? ORDER BY created DESC, rowid DESC LIMIT ?", (owner, limit))
+        return self._records("WHERE owner = ? ORDER BY rowid DESC LIMIT ?", (owner, limit))
 
     def log(self, job: str, after: int = 0) -> list[Entry]:
         """The job's entries with seq > `after`, in order."""
@@ -119,7 +138,7 @@ class Store:
 
     def setting(self, name: str, make: Callable[[], str]) -> str:
         """The stored value of `name`; made once and kept where there is none."""
-        with self._lock, _Transaction(self._base) as base:
+        with self._writing() as base:
             row = base.execute("SELECT value FROM settings WHERE name = ?", (name,)).fetchone()
             if row is None:
                 row = (make(),)
@@ -132,28 +151,35 @@ class Store:
         return {name: value for name, value in rows if name.startswith(prefix)}
 
     def keep(self, name: str, value: str) -> None:
+        with self._writing() as base:
+            base.execute("INSERT OR REPLACE INTO settings (name, value) VALUES (?, ?)", (name, value))
+
+    @contextmanager
+    def _writing(self) -> Iterator[sqlite3.Connection]:
+        """One transaction, which no other thread disturbs."""
         with self._lock:
-            self._base.execute("INSERT OR REPLACE INTO settings (name, value) VALUES (?, ?)", (name, value))
+            try:
+                self._base.execute("BEGIN IMMEDIATE")
+                yield self._base
+                self._base.execute("COMMIT")
+            except sqlite3.OperationalError as error:
+                raise self._unwritable(error) from error
+            finally:
+                if self._base.in_transaction:  # on some errors SQLite has rolled back already
+                    self._base.execute("ROLLBACK")
+
+    def _unwritable(self, error: sqlite3.Error) -> CapacityError:
+        return CapacityError(
+            f"无法写入数据文件夹中的 {self._path.name}（{error}）：请检查服务器的磁盘空间和文件夹权限。",
+            f"{self._path.name} in the data folder cannot be written ({error}): check the server's disk space and the "
+            "folder's rights.",
+        )
 
     def _records(self, where: str, values: tuple[Any, ...]) -> list[Record]:
         query = f"SELECT id, owner, request, status, created, finished, bytes FROM jobs {where}"
         with self._lock:
             rows = self._base.execute(query, values).fetchall()
         return [Record(row[0], row[1], json.loads(row[2]), *row[3:]) for row in rows]
-
-
-class _Transaction:
-    """BEGIN IMMEDIATE ... COMMIT, or ROLLBACK where the block raises."""
-
-    def __init__(self, base: sqlite3.Connection) -> None:
-        self._base = base
-
-    def __enter__(self) -> sqlite3.Connection:
-        self._base.execute("BEGIN IMMEDIATE")
-        return self._base
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._base.execute("COMMIT" if kind is None else "ROLLBACK")
 
 
 def _append(base: sqlite3.Connection, job: str, at: float, kind: str, data: dict[str, Any]) -> None:
