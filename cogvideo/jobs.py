@@ -13,9 +13,11 @@ import secrets
 import shutil
 import threading
 import time
+from collections import defaultdict, deque
 from collections.abc import AsyncIterator, Callable, Generator
 from contextlib import closing, suppress
 from dataclasses import dataclass, fields, replace
+from heapq import heapify, heappop, heappush
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Protocol
 
@@ -125,6 +127,7 @@ class Jobs:
         self._seen: dict[str, float] = {}  # job -> when somebody last looked, monotonic
         self._stops: dict[str, Stop] = {}
         self._turns = 0
+        self._places: dict[str, int] | None = None  # waiting job -> jobs before it; None: to be counted anew
         self._closing = False
         self._worker: threading.Thread | None = None
         self._recover()
@@ -173,6 +176,7 @@ class Jobs:
             self._store.add(Record(view.id, owner, _stored(view), "queued", now, None, 0))
             self._views[view.id], self._owners[view.id] = view, owner
             self._seen[view.id] = time.monotonic()
+            self._places = None
             self._changed.notify_all()
         return self.view(view.id)
 
@@ -309,21 +313,28 @@ class Jobs:
 
     def _order(self) -> list[str]:
         """Waiting jobs in the order in which they will run: owners take turns, each owner's own jobs in order."""
-        served = dict(self._served)
         turn = self._turns
-        waiting = [job for job, view in self._views.items() if view.status == "queued"]
+        theirs: dict[str, deque[tuple[int, str]]] = defaultdict(deque)  # owner -> their jobs, with age in the queue
+        for age, (job, view) in enumerate(self._views.items()):
+            if view.status == "queued":
+                theirs[self._owners[job]].append((age, job))
+        turns = [(self._served.get(owner, 0), *waiting[0], owner) for owner, waiting in theirs.items()]
+        heapify(turns)
         order: list[str] = []
-        while waiting:
-            job = min(waiting, key=lambda job: served.get(self._owners[job], 0))  # first of the least recently served
-            waiting.remove(job)
+        while turns:
+            _, _, job, owner = heappop(turns)  # the oldest job of the least recently served
             order.append(job)
             turn += 1
-            served[self._owners[job]] = turn
+            theirs[owner].popleft()
+            if theirs[owner]:
+                heappush(turns, (turn, *theirs[owner][0], owner))
         return order
 
     def _place(self, job: str) -> int:
-        running = sum(1 for view in self._views.values() if view.status == "running")
-        return running + self._order().index(job)
+        if self._places is None:
+            running = sum(1 for view in self._views.values() if view.status == "running")
+            self._places = {job: running + index for index, job in enumerate(self._order())}
+        return self._places[job]
 
     def _claim(self) -> str | None:
         """Waits for the next job and marks it running; None when the server closes."""
@@ -338,6 +349,7 @@ class Jobs:
 
     def _begin(self, job: str) -> str:
         self._turns += 1
+        self._places = None
         self._served[self._owners[job]] = self._turns
         self._stops[job] = Stop()
         self._store.move(job, time.time(), "running", {})
@@ -358,6 +370,7 @@ class Jobs:
         self._store.finish(job, time.time(), status, data, self._folder(job).size())
         for table in (self._views, self._owners, self._stops, self._seen):
             table.pop(job, None)
+        self._places = None
         if not self._views:
             self._served.clear()  # with an empty queue all owners are equal again
         self._tidy()
@@ -410,6 +423,7 @@ class Jobs:
         self._store.delete(job)
         for table in (self._views, self._owners, self._seen):
             table.pop(job, None)
+        self._places = None
         shutil.rmtree(self.results / job, ignore_errors=True)
 
     def _demand(self, job: str, key: str) -> None:

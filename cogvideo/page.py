@@ -166,13 +166,12 @@ class Form:
             ) from None
 
 
-def screen_value(view: View, mine: bool, preset: Preset) -> dict[str, Any]:
-    """What the screen draws of a job; `mine`: whether the person who looks may stop it."""
+def screen_value(view: View, preset: Preset) -> dict[str, Any]:
+    """What the screen draws of a job, the same for everybody who looks."""
     request = view.request
     return {
         "id": view.id,
         "status": view.status,
-        "mine": mine,
         "prompt": request.prompt,
         "seed": request.seed,
         "frames": request.frames,

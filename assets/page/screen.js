@@ -15,7 +15,8 @@ const GRID = 32; // moments of the finest clip; a cell's place on it never chang
 let view = null;
 let shown = null; // name of the film on the stage
 let film = null;
-let heard = performance.now();
+let source = null; // the stream of events of the job on the stage, while it is active
+let heard = 0; // when it last gave a sign of life
 let lost = false;
 
 const active = () => view && (view.status === "queued" || view.status === "running");
@@ -319,10 +320,6 @@ function draw() {
 function hear() {
   const value = props.value;
   const before = view && view.id;
-  if (value && value.id && value.id !== before && !value.chosen) return; // the last words of the job shown before
-  if (value && value.gone && value.gone !== before) return;
-  heard = performance.now();
-  lost = false;
   view = value && value.id ? value : null;
   if (value && value.language) cv.setLanguage(value.language);
   if (view && view.id !== before) {
@@ -333,33 +330,56 @@ function hear() {
     if (value.asked) element.scrollIntoView({ behavior: cv.calm() ? "auto" : "smooth", block: "nearest" });
   }
   draw();
+  watchJob();
 }
 
-// A phone that slept, a lost network, a restarted server: ask for the job again as soon as the server answers.
+// While a job is active the server tells what changes. The first message after each connection is whole, so a phone
+// that slept, a lost network or a restarted server cost nothing but the wait.
 
-async function attachAgain() {
-  if (!active() || document.hidden || performance.now() - heard < 5000) return;
-  try {
-    const answer = await fetch(`${cv.root()}/alive`, { cache: "no-store" });
-    if (!answer.ok) throw new Error(answer.statusText);
-  } catch {
+function watchJob() {
+  source?.close();
+  source = null;
+  if (!active()) return;
+  const mine = (source = new EventSource(`${cv.root()}/watch/${encodeURIComponent(view.id)}`));
+  heard = performance.now();
+  const alive = () => {
+    heard = performance.now();
+    if (!lost) return;
+    lost = false;
+    drawWords();
+  };
+  mine.addEventListener("beat", alive);
+  mine.onmessage = (event) => {
+    if (mine !== source) return;
+    alive();
+    const news = JSON.parse(event.data);
+    view = news.gone ? null : { ...view, ...news };
+    draw();
+    if (active()) return;
+    watchJob(); // which ends it
+    trigger("settled", {});
+  };
+  mine.onerror = () => {
+    if (mine !== source) return;
     lost = true;
     drawWords();
-    return;
-  }
-  heard = performance.now();
-  trigger("attach", { id: view.id });
+  };
+}
+
+// The browser connects again by itself, but not after a proxy's error page, and a network that sleeps says nothing.
+function connectAgain() {
+  if (source && (source.readyState === EventSource.CLOSED || performance.now() - heard > 5000)) watchJob();
 }
 
 watch("value", hear);
 window.addEventListener("cv-language", () => draw());
-window.addEventListener("online", attachAgain);
+window.addEventListener("online", connectAgain);
 document.addEventListener("visibilitychange", () => {
   if (!document.hidden) {
     drawWords();
-    attachAgain();
+    connectAgain();
   }
 });
-setInterval(attachAgain, 1500);
+setInterval(connectAgain, 1500);
 hear();
 requestAnimationFrame(moveHead);
