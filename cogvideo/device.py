@@ -5,6 +5,7 @@ In: what the machine has. Out: a `Place`; `with resident(...)` keeps a module on
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -111,6 +112,13 @@ def resident(module: Module, place: Place) -> Iterator[Module]:
         module.to(place.home)
         if not place.keep and place.device.type == "cuda":
             torch.cuda.empty_cache()
+
+
+def release(place: Place) -> None:
+    """Give back what modules held that nobody uses any more."""
+    gc.collect()
+    if place.device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 @contextmanager

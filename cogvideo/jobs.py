@@ -7,35 +7,42 @@ the key may stop and delete. Nothing here imports torch: the pipeline is made by
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
 import secrets
 import shutil
 import threading
 import time
 from collections import defaultdict, deque
-from collections.abc import AsyncIterator, Callable, Generator
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, fields, replace
 from heapq import heapify, heappop, heappush
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from cogvideo.choice import default_model
-from cogvideo.config import PRESETS, Preset, VideoRequest
+from cogvideo.config import Preset, VideoRequest
+from cogvideo.errands import Errands
 from cogvideo.errors import Cancelled, CapacityError, CogVideoError, RequestError
-from cogvideo.events import Done, Event, LevelDone
+from cogvideo.events import Done, Event, Frames, LevelDone
+from cogvideo.keys import new_key as new_key
+from cogvideo.keys import new_seed as new_seed
+from cogvideo.keys import owner_of
+from cogvideo.offers import Offer, Pipeline, offers
 from cogvideo.pace import Pace, tokens_per_stage
 from cogvideo.results import EXPORTS, Folder, WriteVideo
-from cogvideo.store import Entry, Record, Store
+from cogvideo.store import Entry, Record, Store, lock_folder
 from cogvideo.take import Take
+from cogvideo.tokens import TokenFrames
 from cogvideo.video import read_metadata, write_video
 from cogvideo.view import ACTIVE, FINAL, Sentence, View, fold, request_from_dict, request_to_dict
 
 if TYPE_CHECKING:
-    from cogvideo.text import CheckedPrompt, Reading
+    from cogvideo.text import Reading
 
 LOG = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
 
 GONE = RequestError(
     "没有找到这段视频：它可能已被删除，或链接不完整。",
@@ -45,26 +52,6 @@ FORBIDDEN = RequestError(
     "只有提交者可以停止或删除这段视频：您可以用同样的设置自己生成一段。",
     "Only the person who asked for this video may stop or delete it: make your own with the same settings.",
 )
-
-
-class Pipeline(Protocol):
-    """What jobs need of a pipeline (`cogvideo.pipeline.CogVideoPipeline`)."""
-
-    def check(self, request: VideoRequest) -> CheckedPrompt:
-        """What the model reads, and notes about it. Raises RequestError."""
-        ...
-
-    def read(self, request: VideoRequest) -> Reading:
-        """The prompt as the model reads it. Raises RequestError."""
-        ...
-
-    def load(self) -> None:
-        """Reads the weights now instead of at the first token. Raises WeightsError, CapacityError."""
-        ...
-
-    def stream(self, request: VideoRequest, stop: Callable[[], bool] | None = None) -> Generator[Event, None, None]:
-        """Yields events; asks `stop` once per token and raises Cancelled once it says True."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -81,6 +68,10 @@ class Limits:
     """Age at which finished clips go."""
     abandoned_seconds: float | None = None
     """A waiting job that nobody has looked at for so long is dropped; None: never."""
+    idle_seconds: float | None = None
+    """A server without work for so long lets go of the weights; None: never."""
+    errand_seconds: float = 120.0
+    """How long a page waits for the worker to look at a picture."""
     preview_seconds: float = 0.2
     """Least time between two pictures of a keyframe that is being painted."""
     worker_stop_seconds: float = 10.0
@@ -100,6 +91,7 @@ class Jobs:
 
     `data`: folder for the log and the clips, made where missing, used by one server at a time (CapacityError).
     `pipeline`: called once, for the first prompt or for `start(preload=True)`; only the worker lets it draw.
+    `others`: models besides the `preset` that may be asked for. Only one model has its weights loaded at a time.
     """
 
     def __init__(
@@ -109,18 +101,23 @@ class Jobs:
         pipeline: Callable[[], Pipeline],
         video_writer: WriteVideo,
         limits: Limits | None = None,
+        others: Sequence[Offer] = (),
     ) -> None:
         self.preset = preset
+        own = Offer(preset, lambda _: pipeline(), lambda: None)
+        self.offers: dict[str, Offer] = {offer.name: offer for offer in (own, *others)}
         self.limits = limits or Limits()
         self.results = data / "results"
-        self._make_pipeline, self._write_video = pipeline, video_writer
-        self._made: Pipeline | None = None
+        self._write_video = video_writer
+        self._made: dict[tuple[str, str | None], Pipeline] = {}  # by model and memory preset
+        self._loaded: set[tuple[str, str | None]] = set()  # which of them may have read weights
         self._making = threading.Lock()
         self._exporting = threading.Lock()
         self.results.mkdir(parents=True, exist_ok=True)
-        self._lock_file = _lock_folder(data)
+        self._lock_file = lock_folder(data)
         self._store = Store(data / "jobs.sqlite")
         self._changed = threading.Condition()  # guards everything below
+        self._errands = Errands(self._wake)
         self._views: dict[str, View] = {}  # active jobs, oldest first
         self._owners: dict[str, str] = {}
         self._served: dict[str, int] = {}  # owner -> number of the turn last given
@@ -157,32 +154,77 @@ class Jobs:
 
     # What people do.
 
-    def submit(self, request: VideoRequest, key: str, comment: bool = True) -> View:
-        """Checks the request and queues it. Raises RequestError and CapacityError; then nothing is stored."""
+    def submit(
+        self,
+        request: VideoRequest,
+        key: str,
+        comment: bool = True,
+        model: str | None = None,
+        memory: str | None = None,
+    ) -> View:
+        """Checks the request and queues it. Raises RequestError and CapacityError; then nothing is stored.
+
+        `model` None: the server's own. `memory`: the memory preset to run it under, None for what fits.
+        """
+        return self.submit_all([request], key, comment, model, memory)[0]
+
+    def submit_all(
+        self,
+        requests: Sequence[VideoRequest],
+        key: str,
+        comment: bool = True,
+        model: str | None = None,
+        memory: str | None = None,
+    ) -> list[View]:
+        """As `submit`, all of `requests` or none."""
         owner = owner_of(key)
-        checked = self._pipeline().check(request)
-        now = time.time()
-        view = View(
+        model = model or self.preset.name
+        views = [self._new(request, comment, model, memory) for request in requests]
+        with self._changed:
+            self._drop_abandoned()
+            self._refuse_when_full(owner, len(views))
+            for view in views:
+                self._store.add(Record(view.id, owner, _stored(view), "queued", view.created, None, 0))
+                self._views[view.id], self._owners[view.id] = view, owner
+                self._seen[view.id] = time.monotonic()
+            self._places = None
+            self._changed.notify_all()
+        return [self.view(view.id) for view in views]
+
+    def _new(self, request: VideoRequest, comment: bool, model: str, memory: str | None) -> View:
+        checked = self._pipeline(model, memory).check(request)
+        return View(
             id=secrets.token_urlsafe(16),
             status="queued",
             request=replace(request, prompt=checked.text),
-            created=now,
+            created=time.time(),
             notes=tuple((note.zh, note.en) for note in checked.notes),
             comment=comment,
-            total=sum(tokens_per_stage(self.preset.model, request).values()),
+            model=model,
+            memory=memory,
+            total=sum(tokens_per_stage(self.offer(model).preset.model, request).values()),
         )
-        with self._changed:
-            self._refuse_when_full(owner)
-            self._store.add(Record(view.id, owner, _stored(view), "queued", now, None, 0))
-            self._views[view.id], self._owners[view.id] = view, owner
-            self._seen[view.id] = time.monotonic()
-            self._places = None
-            self._changed.notify_all()
-        return self.view(view.id)
 
-    def read(self, request: VideoRequest) -> Reading:
+    def offer(self, model: str) -> Offer:
+        """The model of that name. Raises RequestError where this server does not know it."""
+        if model not in self.offers:
+            raise RequestError(
+                f"这台服务器没有名为 {model} 的模型：可用的有 {'、'.join(self.offers)}。",
+                f"This server has no model called {model}: there are {', '.join(self.offers)}.",
+            )
+        return self.offers[model]
+
+    def read(self, request: VideoRequest, model: str | None = None) -> Reading:
         """The prompt as the model reads it, piece by piece. Raises RequestError."""
-        return self._pipeline().read(request)
+        return self._pipeline(model).read(request)
+
+    def encode(self, picture: Frames, model: str | None = None) -> TokenFrames:
+        """A picture uint8 [H, W, 3] of the model's frame size -> tokens, by the worker. Raises CogVideoError."""
+        return self._ask(model, lambda pipeline: pipeline.encode(picture))
+
+    def decode(self, tokens: TokenFrames, model: str | None = None) -> Frames:
+        """Tokens -> what the model sees in them, uint8 [F, H, W, 3], by the worker. Raises CogVideoError."""
+        return self._ask(model, lambda pipeline: pipeline.decode(tokens))
 
     def stop(self, job: str, key: str, after_level: bool = False) -> None:
         """Stops the job within one token, or once the level being drawn is complete; what exists is kept."""
@@ -210,7 +252,7 @@ class Jobs:
     def again(self, job: str, key: str) -> View:
         """A new job with the same settings, for whoever asks."""
         view = self.view(job)
-        return self.submit(view.request, key, view.comment)
+        return self.submit(view.request, key, view.comment, view.model, view.memory)
 
     # What people see.
 
@@ -265,10 +307,15 @@ class Jobs:
         with self._changed:
             return len(self._views)
 
-    def estimate(self, request: VideoRequest) -> float | None:
+    def tokens(self, job: str, draft: int = 0) -> TokenFrames | None:
+        """The frames that a job has drawn, before super-resolution; None where it kept none."""
+        return self._folder(job).tokens(draft)
+
+    def estimate(self, request: VideoRequest, model: str | None = None) -> float | None:
         """Seconds that `request` would take once it runs, as far as speeds were measured."""
-        plan = tokens_per_stage(self.preset.model, request)
-        return self._pace().seconds_left(plan, 0)
+        offer = self.offer(model or self.preset.name)
+        plan = tokens_per_stage(offer.preset.model, request)
+        return self._pace(offer.name, self._store.settings("how:").get(f"how:{offer.name}", "")).seconds_left(plan, 0)
 
     def file(self, job: str, name: str) -> Path | None:
         """The path of one of a job's files; None where there is none, whatever the two strings hold.
@@ -295,8 +342,14 @@ class Jobs:
 
     # The queue. All of these are called with the lock held.
 
-    def _refuse_when_full(self, owner: str) -> None:
+    def _refuse_when_full(self, owner: str, count: int) -> None:
         mine = sum(1 for job in self._views if self._owners[job] == owner)
+        if count > 1 and mine + count > self.limits.per_owner:
+            raise CapacityError(
+                f"每人最多同时有 {self.limits.per_owner} 段视频在生成或排队，您已有 {mine} 段：请少选几段。",
+                f"Everybody may have {self.limits.per_owner} videos running or waiting, and you have {mine}: "
+                "choose fewer.",
+            )
         if mine >= self.limits.per_owner:
             raise CapacityError(
                 f"您已有 {mine} 段视频在生成或排队，最多 {self.limits.per_owner} 段：请等其中一段完成，或停止一段。",
@@ -304,7 +357,7 @@ class Jobs:
                 "wait for one to finish, or stop one.",
             )
         waiting = sum(1 for view in self._views.values() if view.status == "queued")
-        if waiting >= self.limits.waiting:
+        if waiting + count > self.limits.waiting:
             raise CapacityError(
                 f"排队的视频已有 {waiting} 段，队列满了：请过几分钟再试，您填写的内容会保留。",
                 f"{waiting} videos are waiting and the queue is full: try again in a few minutes; "
@@ -337,15 +390,22 @@ class Jobs:
         return self._places[job]
 
     def _claim(self) -> str | None:
-        """Waits for the next job and marks it running; None when the server closes."""
-        with self._changed:
-            while not self._closing:
+        """Waits for the next job and marks it running; None when the server closes. Does errands meanwhile."""
+        while True:
+            self._errands.run()
+            with self._changed:
+                if self._closing:
+                    return None
                 self._drop_abandoned()
-                order = self._order()
-                if order:
+                if order := self._order():
                     return self._begin(order[0])
-                self._changed.wait(self.limits.abandoned_seconds)
-            return None
+                if self._errands or self._changed.wait(self.limits.idle_seconds):
+                    continue
+            self._let_go(None)
+
+    def _wake(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
 
     def _begin(self, job: str) -> str:
         self._turns += 1
@@ -404,8 +464,10 @@ class Jobs:
             created=record.created,
             notes=tuple((zh, en) for zh, en in stored["notes"]),
             comment=stored["comment"],
-            total=sum(tokens_per_stage(self.preset.model, request).values()),
+            model=stored.get("model") or self.preset.name,
+            memory=stored.get("memory"),
         )
+        view = replace(view, total=sum(tokens_per_stage(self.preset_of(view).model, request).values()))
         for entry in self._store.log(record.id):
             view = fold(view, entry.kind, entry.data)
         return view
@@ -432,18 +494,36 @@ class Jobs:
         if not self.holds(job, key):
             raise FORBIDDEN
 
-    def _pipeline(self) -> Pipeline:
-        """The one pipeline, made by whoever needs it first: the check at the door or the worker."""
+    def preset_of(self, view: View) -> Preset:
+        """The job's model; the server's own where it does not know that one any more."""
+        return self.offers.get(view.model, self.offers[self.preset.name]).preset
+
+    def _pipeline(self, model: str | None = None, memory: str | None = None) -> Pipeline:
+        """The pipeline of a model, made by whoever needs it first: the check at the door or the worker."""
+        name = model or self.preset.name
         with self._making:
-            if self._made is None:
-                self._made = self._make_pipeline()
-            return self._made
+            if (name, memory) not in self._made:
+                offer = self.offer(name)
+                if missing := offer.missing():
+                    raise RequestError(*missing)
+                self._made[name, memory] = offer.make(memory)
+            return self._made[name, memory]
+
+    def _ask(self, model: str | None, work: Callable[[Pipeline], Result]) -> Result:
+        """Lets the worker do something small; a server whose worker has not started does it itself."""
+        pipeline = self._pipeline(model)
+
+        def errand() -> Result:
+            self._loaded.add((model or self.preset.name, None))
+            return work(pipeline)
+
+        return errand() if self._worker is None else self._errands.ask(errand, self.limits.errand_seconds)
 
     def _folder(self, job: str) -> Folder:
         return Folder(self.results / job, self._write_video)
 
-    def _pace(self) -> Pace:
-        prefix = f"speed:{self.preset.name}:"
+    def _pace(self, model: str, how: str) -> Pace:
+        prefix = f"speed:{model}:{how}:"
         return Pace({name.removeprefix(prefix): float(value) for name, value in self._store.settings(prefix).items()})
 
     # The worker. Everything below runs in its thread.
@@ -451,26 +531,43 @@ class Jobs:
     def _work(self, preload: bool) -> None:
         if preload:
             try:
-                self._pipeline().load()
+                self._ready(self.preset.name, None).load()
             except Exception:  # the first job meets the same error and shows it to a person
                 LOG.exception("The model could not be loaded ahead of time")
         while job := self._claim():
             try:
-                self._run(job, self._pipeline())
+                view = self._views[job]
+                self._run(job, self._ready(view.model, view.memory))
             except Exception as error:
                 LOG.exception("Job failed")
                 self._end(job, "failed", {"error": _sentence(error)})
+
+    def _ready(self, model: str, memory: str | None) -> Pipeline:
+        """The pipeline that may have its weights now; any other lets go of them."""
+        pipeline = self._pipeline(model, memory)
+        self._let_go((model, memory))
+        self._loaded.add((model, memory))
+        return pipeline
+
+    def _let_go(self, following: tuple[str, str | None] | None) -> None:
+        """Frees the memory of all models but the `following` one."""
+        for which in self._loaded - {following}:
+            self._made[which].unload()
+            self._loaded.discard(which)
 
     def _run(self, job: str, pipeline: Pipeline) -> None:
         """Draws one video. Returns once the pipeline has let go of the accelerator."""
         with self._changed:
             view, stop = self._views[job], self._stops[job]
-        plan = tokens_per_stage(self.preset.model, view.request)
-        take = Take(self._folder(job), view.request, plan, self._pace(), self.limits.preview_seconds)
+        plan = tokens_per_stage(self.preset_of(view).model, view.request)
+        pace = self._pace(view.model, pipeline.how)
+        take = Take(self._folder(job), view.request, plan, pace, self.limits.preview_seconds)
+        trouble: CogVideoError | None = None
         try:
             with closing(pipeline.stream(view.request, stop.now.is_set)) as events:
                 for event in events:
                     self._hear(job, take, event)
+                    self._errands.run()
                     if stop.now.is_set() and not isinstance(event, Done):
                         raise Cancelled
                     if stop.after_level.is_set() and isinstance(event, LevelDone):
@@ -479,13 +576,18 @@ class Jobs:
             self._end(job, "interrupted" if self._closing else "stopped", take.kept(self._comment(view)))
         except CogVideoError as error:
             LOG.warning("Job refused by the pipeline: %s", error)
-            self._end(job, "failed", {**take.kept(None), "error": _sentence(error)})
+            trouble = error.with_traceback(None)  # whose frames would hold what is to be freed
         else:
             if take.finished is None:
                 raise RuntimeError("The pipeline ended without its last event")
             self._end(job, "done", take.last("final", take.finished, self._comment(view)))
+        if trouble:
+            if isinstance(trouble, CapacityError):
+                self._let_go(None)
+            self._end(job, "failed", {**take.kept(None), "error": _sentence(trouble)})
+        self._store.keep(f"how:{view.model}", pipeline.how)
         for stage, speed in take.pace.speeds().items():
-            self._store.keep(f"speed:{self.preset.name}:{stage}", repr(speed))
+            self._store.keep(f"speed:{view.model}:{pipeline.how}:{stage}", repr(speed))
 
     def _hear(self, job: str, take: Take, event: Event) -> None:
         """One event: files first, then the log, then what people see."""
@@ -507,7 +609,8 @@ class Jobs:
         """What is written into the video file; None where the person opted out."""
         if not view.comment:
             return None
-        return {"app": "CogVideo for everyone", "model": self.preset.name, **request_to_dict(view.request)}
+        settings = request_to_dict(replace(view.request, clip=None))  # which the seed gives again
+        return {"app": "CogVideo for everyone", "model": view.model, **settings}
 
 
 def open_jobs(
@@ -520,32 +623,8 @@ def open_jobs(
     memory: str | None = None,
 ) -> Jobs:
     """Jobs for the model called `model` (None: the best there is), with the real pipeline, imported when needed."""
-    model = model or default_model(device)
-    preset = PRESETS.get(model)
-    if preset is None:
-        names = ", ".join(PRESETS)
-        raise RequestError(
-            f"没有名为 {model} 的模型：可用的有 {names}。", f"There is no model called {model}: there are {names}."
-        )
-
-    def make() -> Pipeline:
-        from cogvideo.pipeline import CogVideoPipeline
-
-        return CogVideoPipeline.from_pretrained(model, device, eight_bit=eight_bit, offload=offload, memory=memory)
-
-    return Jobs(data, preset, make, write_video, limits)
-
-
-def owner_of(key: str) -> str:
-    """What is stored of a key. Raises RequestError where the key is too short to be a secret."""
-    if len(key) < 16:
-        raise RequestError("缺少密钥：请重新载入页面。", "The key is missing: reload the page.")
-    return hashlib.sha256(key.encode()).hexdigest()
-
-
-def new_key() -> str:
-    """A key for one browser or one program: whoever has it may stop and delete what was asked for with it."""
-    return secrets.token_urlsafe(24)
+    first, *others = offers(model or default_model(device), device, eight_bit, offload, memory)
+    return Jobs(data, first.preset, lambda: first.make(None), write_video, limits, [first, *others])
 
 
 def read_settings(path: Path) -> VideoRequest | None:
@@ -560,12 +639,9 @@ def read_settings(path: Path) -> VideoRequest | None:
         return None
 
 
-def new_seed() -> int:
-    return secrets.randbits(32)
-
-
 def _stored(view: View) -> dict[str, Any]:
-    return {"request": request_to_dict(view.request), "notes": view.notes, "comment": view.comment}
+    kept = {name: getattr(view, name) for name in ("notes", "comment", "model", "memory")}
+    return {"request": request_to_dict(view.request), **kept}
 
 
 def _last_clip(log: list[Entry]) -> dict[str, Any]:
@@ -586,21 +662,3 @@ def _sentence(error: Exception) -> Sentence:
 
 def _plain(name: str) -> bool:
     return 0 < len(name) <= 64 and all(c.isascii() and (c.isalnum() or c in "-_") for c in name)
-
-
-def _lock_folder(data: Path) -> IO[str]:
-    """Holds the data folder for this process; the system lets go of it when the process ends, however it ends."""
-    file = (data / "lock").open("w")
-    try:
-        import fcntl
-    except ImportError:  # Windows: nothing of the kind; starting twice is then up to the user
-        return file
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        file.close()
-        raise CapacityError(
-            f"另一个服务正在使用数据文件夹 {data}：请关闭它，或用 --data 指定另一个文件夹。",
-            f"Another server uses the data folder {data}: close it, or name another folder with --data.",
-        ) from None
-    return file

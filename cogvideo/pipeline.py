@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from cogvideo.config import ASSETS, PRESETS, ModelConfig, Preset, VideoRequest, find_preset
-from cogvideo.device import Place, compress, enough_memory, fit_place, pick_place, resident, threads
+from cogvideo.device import Place, compress, enough_memory, fit_place, pick_place, release, resident, threads
 from cogvideo.errors import RequestError, WeightsError
 from cogvideo.events import (
     Done,
@@ -35,6 +35,7 @@ from cogvideo.frames import FrameCodec
 from cogvideo.models.fused import fusing_pays
 from cogvideo.models.superres_lm import SuperResLM
 from cogvideo.models.video_lm import VideoLM
+from cogvideo.mosaic import side_by_side
 from cogvideo.pace import tokens_per_stage
 from cogvideo.published import ICETK_FOLDER, published_home
 from cogvideo.sampling import ClusterSampler
@@ -186,6 +187,20 @@ class CogVideoPipeline:
         with enough_memory():
             for _ in self._loading():
                 pass
+
+    def unload(self) -> None:
+        """Let go of everything but the vocabulary; it is read again when it is needed."""
+        with self._lock:
+            for name in ("clusters", "codec", "models"):
+                self._parts.pop(name, None)
+        release(self.place)
+
+    @property
+    def how(self) -> str:
+        """In a word, on what and in which precision it computes: speeds are kept for each."""
+        place = self.place
+        kind = "int8" if place.eight_bit else str(place.dtype).removeprefix("torch.")
+        return f"{place.device.type}-{kind}{'' if place.keep else '-offload'}"
 
     # The parts, each made once.
 
@@ -373,14 +388,6 @@ def check_given(model: ModelConfig, given: TokenFrames) -> None:
             "起始画面属于另一个模型：请换回该模型，或重新选择起始画面。",
             "The frames to start from belong to another model: choose that model again, or other frames.",
         )
-
-
-def side_by_side(videos: Sequence[Frames]) -> Frames:
-    """Up to four videos [F, H, W, 3] -> one [F, H, W, 3], or [F, 2H, 2W, 3], row by row; white where none is left."""
-    if len(videos) == 1:
-        return videos[0]
-    four = [*videos, *[np.full_like(videos[0], 255)] * (4 - len(videos))]
-    return np.concatenate([np.concatenate(four[row : row + 2], axis=2) for row in (0, 2)], axis=1)
 
 
 def _load_models(name: str, dtype: torch.dtype, device: torch.device) -> Models:

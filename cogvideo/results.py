@@ -20,7 +20,8 @@ from PIL import Image
 
 from cogvideo.config import CLIP_FRAMES, VideoRequest
 from cogvideo.errors import CapacityError
-from cogvideo.events import Frames
+from cogvideo.events import Frames, Tokens
+from cogvideo.tokens import TokenFrames
 
 WriteVideo = Callable[[Path, Frames, float, Mapping[str, Any] | None], object]
 """(path, frames, seconds from first to last frame, metadata) -> a video at path (`cogvideo.video.write_video`)."""
@@ -29,6 +30,8 @@ EXPORTS = ("clip.gif", "frames.zip")
 """Files made of a finished clip when somebody first asks for them."""
 FRAMES = "frames.npz"
 """The clip's frames as they were drawn, for the exports."""
+TOKENS = "tokens.npz"
+"""What was drawn before super-resolution, so that a finished job can go on."""
 THUMB = 96
 """Pixels of the longer side of a thumbnail."""
 
@@ -66,9 +69,9 @@ class Folder:
     path: Path
     write_video: WriteVideo
 
-    def keyframe(self, index: int, frame: Frames) -> str:
+    def keyframe(self, index: int, frame: Frames, draft: int = 0) -> str:
         """Writes keyframe `index` and returns the file's name."""
-        return self._write(f"key-{index}.webp", thumbnail(frame))
+        return self._write(f"key-{index}-{draft}.webp" if draft else f"key-{index}.webp", thumbnail(frame))
 
     def clip(self, name: str, frames: Frames, request: VideoRequest, comment: dict[str, Any] | None) -> dict[str, Any]:
         """Writes the clip so far and its strip; returns their names and the number of frames, as the log keeps them."""
@@ -86,6 +89,21 @@ class Folder:
         buffer = io.BytesIO()
         np.savez_compressed(buffer, frames=frames)
         self._write(FRAMES, buffer.getvalue())
+
+    def keep_tokens(self, tokens: Tokens) -> None:
+        """Keeps the tokens [B, F, N] drawn so far; those kept before are among them."""
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, tokens=tokens.astype(np.uint16))
+        self._write(TOKENS, buffer.getvalue())
+
+    def tokens(self, draft: int = 0) -> TokenFrames | None:
+        """The tokens [F, N] of one video; None where there are none."""
+        path = self.path / TOKENS
+        if not path.is_file():
+            return None
+        with np.load(path) as kept:
+            clips = kept["tokens"]  # [B, F, N]
+        return TokenFrames.of(clips[draft].tolist()) if 0 <= draft < len(clips) else None
 
     def export(self, name: str, request: VideoRequest, comment: dict[str, Any] | None) -> Path | None:
         """The path of one of EXPORTS, made now where it is missing; None where no frames were kept."""

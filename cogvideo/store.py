@@ -13,7 +13,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+
+from cogvideo.errors import CapacityError
 
 from cogvideo.errors import CapacityError
 
@@ -184,3 +186,21 @@ class Store:
 
 def _append(base: sqlite3.Connection, job: str, at: float, kind: str, data: dict[str, Any]) -> None:
     base.execute("INSERT INTO log (job, at, kind, data) VALUES (?, ?, ?, ?)", (job, at, kind, json.dumps(data)))
+
+
+def lock_folder(data: Path) -> IO[str]:
+    """Holds the data folder for this process; the system lets go of it when the process ends, however it ends."""
+    file = (data / "lock").open("w")
+    try:
+        import fcntl
+    except ImportError:  # Windows: nothing of the kind; starting twice is then up to the user
+        return file
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        raise CapacityError(
+            f"另一个服务正在使用数据文件夹 {data}：请关闭它，或用 --data 指定另一个文件夹。",
+            f"Another server uses the data folder {data}: close it, or name another folder with --data.",
+        ) from None
+    return file

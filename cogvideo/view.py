@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from cogvideo.config import SamplingOptions, TokenSampling, VideoRequest
+from cogvideo.tokens import TokenFrames
 
 ACTIVE = ("queued", "running")
 """Statuses of jobs that still want the accelerator; all others are final."""
@@ -30,7 +31,14 @@ class View:
     """What the check at the door had to say: converted characters, words the model never saw."""
     comment: bool = True
     """Whether the settings are written into the video file."""
+    model: str = ""
+    """Name of the model that draws it."""
+    memory: str | None = None
+    """Memory preset that somebody asked for; None: what fits."""
+    smaller: str | None = None
+    """Memory preset to try next, where the memory was not enough."""
     keyframes: tuple[str, ...] = ()
+    """Of drafts: the first of each, then the second of each, and so on."""
     level: int = -1
     """Last finished round of interpolation, -1 before the keyframes are complete."""
     video: str | None = None
@@ -46,8 +54,10 @@ class View:
     seconds_left: float | None = None
     place: int | None = None
     """Jobs before this one that want the same accelerator, the running one included; None unless queued."""
-    painting: tuple[int, str] | None = None
-    """Keyframe being drawn: its index and a data URI."""
+    painting: tuple[int, *tuple[str, ...]] | None = None
+    """Keyframe being drawn: its index and a data URI, one for each draft."""
+    parts: tuple[int, int] | None = None
+    """While a model is loaded: how many of its parts are there, and of how many."""
     stopping: str | None = None
     """"now" or "level" once a stop was asked for and has not acted yet."""
 
@@ -64,11 +74,11 @@ def fold(view: View, kind: str, data: dict[str, Any]) -> View:
         return replace(view, keyframes=(*view.keyframes, data["file"]), painting=None)
     if kind == "level":
         return replace(view, level=data["level"], **_clip(data))
-    passing: dict[str, Any] = {"place": None, "stage": None, "painting": None, "seconds_left": None, "stopping": None}
+    passing: dict[str, Any] = dict.fromkeys(("place", "stage", "painting", "seconds_left", "stopping", "parts"))
     drawn = view.total if kind == "done" else data.get("done", view.done)
     view = replace(view, status=kind, done=drawn, **passing, **_clip(data))
     if "error" in data:
-        view = replace(view, error=(data["error"][0], data["error"][1]))
+        view = replace(view, error=(data["error"][0], data["error"][1]), smaller=data.get("smaller"))
     return view
 
 
@@ -83,7 +93,8 @@ def request_to_dict(request: VideoRequest) -> dict[str, Any]:
 def request_from_dict(data: dict[str, Any]) -> VideoRequest:
     """The inverse of `request_to_dict`. Raises RequestError where the values are out of range."""
     sampling = data.get("sampling")
-    return VideoRequest(**{**data, "sampling": _sampling(sampling) if sampling else None})
+    given = {name: TokenFrames(**data[name]) for name in ("first_frame", "clip") if data.get(name)}
+    return VideoRequest(**{**data, **given, "sampling": _sampling(sampling) if sampling else None})
 
 
 def _sampling(data: dict[str, Any]) -> SamplingOptions:

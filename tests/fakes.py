@@ -21,10 +21,14 @@ from cogvideo.events import (
     LevelDone,
     Loading,
     Progress,
+    StageName,
     SuperResolved,
+    Tokens,
 )
+from cogvideo.mosaic import side_by_side
 from cogvideo.pace import tokens_per_stage
 from cogvideo.text import CheckedPrompt, Reading, clean_prompt
+from cogvideo.tokens import TokenFrames
 
 SIDE = 64
 PRESET = replace(PRESETS["mini"], enlarge=True)
@@ -42,7 +46,8 @@ class FakePipeline:
         self._busy = 0
         self.most_busy = 0
         self.started: list[VideoRequest] = []
-        self.loaded = 0
+        self.loaded = self.unloaded = 0
+        self.how = "fake"
         self.fail: Exception | None = None
 
     def step(self, count: int = 1) -> None:
@@ -72,6 +77,17 @@ class FakePipeline:
     def load(self) -> None:
         self.loaded += 1
 
+    def unload(self) -> None:
+        self.unloaded += 1
+
+    def encode(self, picture: Frames) -> TokenFrames:
+        """The mean colour of the picture, in as many tokens as a frame has."""
+        return TokenFrames.of([[int(picture.mean())] * PRESET.model.tokens_per_frame])
+
+    def decode(self, tokens: TokenFrames) -> Frames:
+        grey = np.array([row[0] % 256 for row in tokens.rows()], np.uint8)
+        return np.broadcast_to(grey[:, None, None, None], (len(grey), SIDE, SIDE, 3)).copy()
+
     def stream(self, request: VideoRequest, stop: Callable[[], bool] | None = None) -> Generator[Event, None, None]:
         with self._lock:
             self._busy += 1
@@ -85,35 +101,49 @@ class FakePipeline:
 
     def _draw(self, request: VideoRequest, stop: Callable[[], bool]) -> Generator[Event, None, None]:
         plan = tokens_per_stage(PRESET.model, request)
-        total, per_frame, done = sum(plan.values()), PRESET.model.tokens_per_frame, 0
+        self._done, self._total = 0, sum(plan.values())
         yield Loading("model", 1, 1)
-        clip = moving_square(CLIP_FRAMES[-1], request.seed)
-        keyframes = clip[:: CLIP_FRAMES[-1] // 4]
-        for index, frame in enumerate(keyframes):
+        clips = [moving_square(CLIP_FRAMES[-1], seed) for seed in request.seeds]
+        if request.clip is None:
+            yield from self._keyframes(request, clips, stop)
+        frames = side_by_side([at_level(clip, request.started_rounds) for clip in clips])
+        yield LevelDone(request.started_rounds, frames, token_clip(request, request.started_rounds))
+        for level in range(request.started_rounds + 1, request.rounds + 1 if request.drafts == 1 else 0):
             self._wait(stop)
-            yield Progress("keyframes", done + per_frame // 2, total)
-            yield KeyframePainted(index, per_frame // 2, frame)
-            self._wait(stop)
-            if self.fail:
-                raise self.fail
-            done += per_frame
-            yield Progress("keyframes", done, total)
-            yield KeyframeDone(index, frame)
-        yield LevelDone(0, keyframes)
-        frames = keyframes
-        for level in range(1, request.rounds + 1):
-            self._wait(stop)
-            done += (CLIP_FRAMES[level] - CLIP_FRAMES[level - 1]) * per_frame
-            frames = clip[:: (CLIP_FRAMES[-1] - 1) // (CLIP_FRAMES[level] - 1)]
-            yield Progress("interpolate", done, total)
-            yield LevelDone(level, frames)
-        if request.superres:
+            frames = at_level(clips[0], level)
+            yield self._progress("interpolate", (CLIP_FRAMES[level] - CLIP_FRAMES[level - 1]))
+            yield LevelDone(level, frames, token_clip(request, level))
+        if plan["superres"]:
             self._wait(stop)
             for index, frame in enumerate(frames):
-                done += plan["superres"] // len(frames)
-                yield Progress("superres", done, total)
+                self._done += plan["superres"] // len(frames)
+                yield Progress("superres", self._done, self._total)
                 yield SuperResolved(index, len(frames), frame)
         yield Done(frames, request.frames_per_second, request.seed)
+
+    def _keyframes(
+        self, request: VideoRequest, clips: list[Frames], stop: Callable[[], bool]
+    ) -> Generator[Event, None, None]:
+        """Half a keyframe at every other step, of all drafts together; a given one takes no step."""
+        half = PRESET.model.tokens_per_frame // 2
+        stage: StageName = "drafts" if request.drafts > 1 else "keyframes"
+        for index in range(CLIP_FRAMES[0]):
+            pictures = [at_level(clip, 0)[index] for clip in clips]
+            if index or request.first_frame is None:
+                self._wait(stop)
+                yield self._progress(stage, request.drafts / 2)
+                for draft, picture in enumerate(pictures):
+                    yield KeyframePainted(index, half, picture, draft)
+                self._wait(stop)
+                if self.fail:
+                    raise self.fail
+                yield self._progress(stage, request.drafts / 2)
+            for draft, picture in enumerate(pictures):
+                yield KeyframeDone(index, picture, draft)
+
+    def _progress(self, stage: StageName, frames: float) -> Progress:
+        self._done += int(frames * PRESET.model.tokens_per_frame)
+        return Progress(stage, self._done, self._total)
 
     def _wait(self, stop: Callable[[], bool]) -> None:
         """One token: waits for its turn, and asks `stop` as a pipeline does."""
@@ -121,6 +151,19 @@ class FakePipeline:
             if self._free.is_set() or self._steps.acquire(timeout=0.01):
                 return
         raise Cancelled
+
+
+def at_level(clip: Frames, level: int) -> Frames:
+    """The frames of the longest clip [33, ...] that a level has."""
+    return clip[:: (CLIP_FRAMES[-1] - 1) // (CLIP_FRAMES[level] - 1)]
+
+
+def token_clip(request: VideoRequest, level: int) -> Tokens:
+    """Tokens that say which seed and which moment they are of: [B, F, N]."""
+    moments = at_level(np.arange(CLIP_FRAMES[-1]), level)
+    seeds = np.array(request.seeds) % 100
+    marks = 100 * moments + seeds[:, None]  # [B, F]
+    return np.repeat(marks[..., None], PRESET.model.tokens_per_frame, axis=2)
 
 
 def moving_square(count: int, seed: int) -> Frames:
