@@ -17,12 +17,15 @@ from typing import Any
 
 import torch
 
+from cogvideo import console
 from cogvideo.config import CLIP_FRAMES, PRESETS, Preset
 from cogvideo.device import pick_place
 from cogvideo.errors import RequestError
 from cogvideo.measure import STAGES, Bench, Line
 from cogvideo.plot import stage_bars
 
+STREAM = Path("-")
+"""Where --json names no file."""
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -35,24 +38,31 @@ def main(arguments: Sequence[str]) -> int:
     place = replace(place, dtype=DTYPES[options.dtype] if options.dtype else place.dtype)
     bench = Bench(preset, place, options.frames, options.steps, options.compare == "release", options.seconds)
     lines = []
-    for line in bench.lines(options.stages.split(",")):
-        print(f"  {line.stage}: {line.seconds:.2f} s", file=sys.stderr, flush=True)
-        lines.append(line)
+    with console.speaking(options.json == STREAM):
+        for line in bench.lines(options.stages.split(",")):
+            print(f"  {line.stage}: {line.seconds:.2f} s", file=sys.stderr, flush=True)
+            console.event("stage", **line.described())
+            lines.append(line)
+        return _report(bench, lines, options, arguments)
+
+
+def _report(bench: Bench, lines: Sequence[Line], options: argparse.Namespace, arguments: Sequence[str]) -> int:
     if not lines:
         raise RequestError(
             f"没有名为 {options.stages} 的阶段：可用 {'、'.join(STAGES)}。",
             f"There is no stage {options.stages}: there are {', '.join(STAGES)}.",
         )
     print(table(bench, lines))
-    if options.json:
+    console.event("done", **described(bench, lines, arguments))
+    if options.json and options.json != STREAM:
         options.json.write_text(json.dumps(described(bench, lines, arguments), indent=1) + "\n", encoding="utf-8")
     if options.plot:
         options.plot.write_text(plot(bench, lines), encoding="utf-8")
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m cogvideo bench", description=__doc__)
+def _parser() -> console.Parser:
+    parser = console.Parser("bench", description=__doc__)
     parser.add_argument("--preset", choices=tuple(PRESETS), default="mini", help="sizes to start from (default: mini)")
     parser.add_argument("--layers", type=int)
     parser.add_argument("--hidden", type=int)
@@ -66,7 +76,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--steps", type=int, help="time at most so many steps a stage, spread evenly, and extrapolate")
     parser.add_argument("--seconds", type=float, default=1.0, help="for each ceiling of the machine (default: 1)")
     parser.add_argument("--compare", choices=("release",), help="measure the release's structure beside ours")
-    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument(
+        "--json",
+        type=Path,
+        nargs="?",
+        const=STREAM,
+        metavar="FILE",
+        help="all figures into a file; without a name events for scripts, a JSON object a line on standard output",
+    )
     parser.add_argument("--plot", type=Path, metavar="FILE.svg", help="time of each stage against its floor")
     return parser
 

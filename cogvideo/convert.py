@@ -6,16 +6,15 @@ preset.json, layer after layer, all at once or not at all. Tensors go from the m
 
 from __future__ import annotations
 
-import argparse
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 
-from cogvideo import weights
+from cogvideo import console, weights
 from cogvideo.config import PRESET_FILE, ModelConfig, describe_preset
 from cogvideo.errors import CapacityError, RequestError
 from cogvideo.models.loader import BACKBONE, PARTS, Part, expected
@@ -51,18 +50,20 @@ def main(arguments: Sequence[str]) -> int:
     """Converts, says what became smaller, and returns 0. Raises CogVideoError."""
     options = _parser().parse_args(arguments)
     out = options.out or options.directory / CONVERTED
-    print("\n".join(convert(options.directory, out).sentences()))
-    print(out)
-    return 0
+    with console.speaking(options.json):
+        converted = convert(options.directory, out)
+        print("\n".join(converted.sentences()))
+        print(out)
+        console.event("done", folder=out, **asdict(converted))
+    return console.DONE
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m cogvideo convert",
+def _parser() -> console.Parser:
+    parser = console.Parser(
+        "convert",
         description="把已发布的检查点转换为 safetensors，相同的主干只存一份。\n"
         "Published checkpoints become safetensors files, the common backbone once: faster to load, half the disk.\n"
         f"A copy at $SAT_HOME/{CONVERTED} is what the model cogvideo is then read from.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "directory",
@@ -75,6 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "out", nargs="?", type=Path, metavar="OUT", help=f"a new folder (default: DIR/{CONVERTED}) / 输出文件夹"
     )
+    console.add_json(parser)
     return parser
 
 

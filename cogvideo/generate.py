@@ -8,9 +8,9 @@ import secrets
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
-from cogvideo import many
+from cogvideo import console, many
 from cogvideo.choice import default_model
 from cogvideo.config import (
     CLIP_FRAMES,
@@ -26,7 +26,7 @@ from cogvideo.config import (
     find_preset,
 )
 from cogvideo.errors import RequestError
-from cogvideo.events import Done, Event, Frames, LevelDone, Loading, Progress
+from cogvideo.events import Done, Event, Frames, KeyframeDone, LevelDone, Loading, Progress
 
 if TYPE_CHECKING:
     from cogvideo.pipeline import CogVideoPipeline
@@ -58,8 +58,11 @@ def main(arguments: Sequence[str]) -> int:
             "Give one of two: a sentence (prompt), or a file of sentences with --input-source.",
         )
     options.model = options.model or default_model(options.device)
-    if options.input_source is not None:
-        return _many(options)
+    with console.speaking(options.json):
+        return _one(options) if options.input_source is None else _many(options)
+
+
+def _one(options: argparse.Namespace) -> int:
     request = _request(options)
     paths = _outputs(options, request)
     pipeline = _pipeline(options)
@@ -67,14 +70,16 @@ def main(arguments: Sequence[str]) -> int:
     request = dataclasses.replace(request, prompt=checked.text)
     if not options.quiet:
         for note in checked.notes:
-            print(f"{note.zh}\n{note.en}", file=sys.stderr)
+            console.say(note.zh, note.en)
         print(f"种子 seed: {request.seed}", file=sys.stderr)
     frames, finished = watch(pipeline.stream(request), quiet=options.quiet)
     if not finished:
-        print("已中断，保留已完成的部分。\nStopped; what was finished is kept.", file=sys.stderr)
+        console.say("已中断，保留已完成的部分。", "Stopped; what was finished is kept.")
     if frames is not None:
         _save(paths, frames, request, None if options.no_metadata else metadata_of(pipeline, request))
-    return 0 if finished else 130
+    if finished:
+        console.event("done", seed=request.seed, frames=request.frames, seconds=request.seconds)
+    return console.DONE if finished else console.INTERRUPTED
 
 
 def _many(options: argparse.Namespace) -> int:
@@ -95,22 +100,8 @@ def _pipeline(options: argparse.Namespace) -> CogVideoPipeline:
     )
 
 
-class _Parser(argparse.ArgumentParser):
-    """Wrong words end in one sentence in two languages, as all mistakes do."""
-
-    def error(self, message: str) -> NoReturn:
-        raise RequestError(
-            f"参数有误（{message}）：加 --help 查看用法。", f"Wrong arguments: {message}. See --help for how to use it."
-        )
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="python -m cogvideo generate",
-        description=DESCRIPTION,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def _parser() -> console.Parser:
+    parser = console.Parser("generate", description=DESCRIPTION, epilog=EXAMPLES)
     parser.add_argument("prompt", nargs="?", help="what to show, in Chinese / 用中文描述画面")
     _what_options(parser.add_argument_group("what to draw / 生成什么"))
     _file_options(parser.add_argument_group("the file / 文件"))
@@ -156,6 +147,7 @@ def _file_options(group: argparse._ArgumentGroup) -> None:
         "--no-metadata", action="store_true", help="keep prompt and settings out of the file / 文件中不保存提示词和设置"
     )
     group.add_argument("--quiet", action="store_true", help="print the file's name and nothing else / 只输出文件名")
+    console.add_json(group)
 
 
 def _how_options(group: argparse._ArgumentGroup) -> None:
@@ -254,12 +246,14 @@ def watch(events: Iterable[Event], quiet: bool) -> tuple[Frames | None, bool]:
     from tqdm import tqdm
 
     best: Frames | None = None
+    steps = console.Percent()
     with tqdm(unit="token", disable=quiet, dynamic_ncols=True) as bar:
         try:
             for event in events:
                 if isinstance(event, LevelDone | Done):
                     best = event.frames
                 _show(bar, event)
+                _tell(steps, event)
         except KeyboardInterrupt:
             return best, False
     return best, True
@@ -274,6 +268,19 @@ def _show(bar: Any, event: Event) -> None:
         bar.update(event.done - bar.n)
 
 
+def _tell(steps: console.Percent, event: Event) -> None:
+    """The same for a program."""
+    match event:
+        case Loading():
+            console.event("loading", part=event.part, done=event.done, total=event.total)
+        case Progress():
+            steps.progress(event.stage, event.done, event.total)
+        case KeyframeDone():
+            console.event("keyframe", index=event.index)
+        case LevelDone():
+            console.event("level", level=event.level, frames=len(event.frames))
+
+
 def metadata_of(pipeline: CogVideoPipeline, request: VideoRequest) -> dict[str, Any]:
     return {"app": "CogVideo for everyone", "model": pipeline.preset.name, **dataclasses.asdict(request)}
 
@@ -282,4 +289,6 @@ def _save(paths: list[Path], frames: Frames, request: VideoRequest, metadata: di
     from cogvideo.video import write_video
 
     for path in paths:
-        print(write_video(path, frames, request.seconds, metadata))
+        written = write_video(path, frames, request.seconds, metadata)
+        print(written)
+        console.event("file", path=written, seed=request.seed)

@@ -11,12 +11,12 @@ import argparse
 import hashlib
 import json
 import os
-import sys
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cogvideo import console
 from cogvideo.config import CLIP_FRAMES, MAX_SEED, SamplingOptions, VideoRequest
 from cogvideo.errors import CapacityError, RequestError
 
@@ -71,13 +71,14 @@ def run(pipeline: CogVideoPipeline, options: argparse.Namespace, base: VideoRequ
             checked = pipeline.check(replace(base, prompt=prompt))
         except RequestError as error:
             refused += 1
-            print(f"第 {number} 行：{error.zh}\nLine {number}: {error.en}", file=sys.stderr)
+            console.say(f"第 {number} 行：{error.zh}", f"Line {number}: {error.en}")
             continue
         for copy in range(options.batch_size):
             request = replace(base, prompt=checked.text, seed=(base.seed + copy) % (MAX_SEED + 1))
             if not _draw(pipeline, folder, request, options.quiet):
-                return 130
-    return 2 if refused else 0
+                return console.INTERRUPTED
+    console.event("done", folder=folder, refused=refused)
+    return console.REFUSED if refused else console.DONE
 
 
 def request_like(options: argparse.Namespace, sampling: SamplingOptions, enlarge: bool) -> VideoRequest:
@@ -155,6 +156,7 @@ def _draw(pipeline: CogVideoPipeline, folder: Path, request: VideoRequest, quiet
             with (folder / "index.tsv").open("a", encoding="utf-8") as index:
                 index.write(f"{path.name}\t{request.seed}\t{' '.join(request.prompt.split())}\n")
             print(path)
+            console.event("file", path=path, seed=request.seed)
     except Timeout:
         pass
     return True

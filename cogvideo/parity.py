@@ -6,7 +6,6 @@ draws is computed through the cached decoder, one token at a time, with the gold
 
 from __future__ import annotations
 
-import argparse
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cogvideo import decode, weights
+from cogvideo import console, decode, weights
 from cogvideo.config import SamplingOptions
 from cogvideo.models.loader import LoadedModels, load_published
 from cogvideo.models.token_model import left_pad
@@ -46,9 +45,7 @@ Arrays = dict[str, npt.NDArray[Any]]
 
 def main(argv: Sequence[str]) -> int:
     """Prints one line for each array; 0 where all are within the tolerance, 1 where one is not. Raises WeightsError."""
-    parser = argparse.ArgumentParser(prog="python -m cogvideo parity", description=__doc__)
-    parser.add_argument("directory", metavar="DIR", type=Path, help="folder with three checkpoints and golden.npz")
-    directory = parser.parse_args(argv).directory
+    directory = _parser().parse_args(argv).directory
     golden = read_golden(directory / "golden.npz")
     parity = Parity(load_published(directory), golden)
     equal = True
@@ -60,7 +57,13 @@ def main(argv: Sequence[str]) -> int:
     for name, reason in NOT_FOLLOWED.items():
         if name in golden:
             print(f"{name:<24} {'not followed':>18}   {reason}")
-    return 0 if equal else 1
+    return console.DONE if equal else console.NO
+
+
+def _parser() -> console.Parser:
+    parser = console.Parser("parity", description=__doc__)
+    parser.add_argument("directory", metavar="DIR", type=Path, help="folder with three checkpoints and golden.npz")
+    return parser
 
 
 def read_golden(path: Path) -> Arrays:
