@@ -2,6 +2,8 @@
 # make test     the same with what tests need, then all tests
 # make install  only the environment and the packages
 # make check    style, types, import rules
+# make docs     the documents and the reference of the code as a site, in site/
+# make drawings the drawings in docs/, anew from the code
 # make clean    throws the environment away
 #
 # PYTHON=/path/to/python3.11 chooses the interpreter, VENV=dir the environment, ARGS="..." goes to the program called.
@@ -11,7 +13,7 @@ PYTHON ?=
 ARGS ?=
 BIN := $(VENV)/bin
 
-.PHONY: run test install check clean help
+.PHONY: run test install check docs drawings clean help
 .DEFAULT_GOAL := help
 
 help:
@@ -31,6 +33,12 @@ check: $(VENV)/.installed-dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+docs: $(VENV)/.installed-docs
+	$(BIN)/python scripts/build_site.py $(ARGS)
+
+drawings: $(VENV)/.installed
+	for script in scripts/draw_*.py; do $(BIN)/python $$script || exit 1; done
+
 clean:
 	rm -rf $(VENV)
 
@@ -45,4 +53,8 @@ $(VENV)/.installed: requirements.txt | $(BIN)/python
 
 $(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed
 	$(BIN)/python -m pip install -r requirements-dev.txt
+	@touch $@
+
+$(VENV)/.installed-docs: requirements-docs.txt | $(BIN)/python
+	$(BIN)/python -m pip install -r requirements-docs.txt
 	@touch $@
