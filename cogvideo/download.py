@@ -8,22 +8,21 @@ from __future__ import annotations
 
 import argparse
 import errno
-import hashlib
 import os
 import shutil
-import stat
 import sys
-import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
-from typing import IO, Any, Final
+from pathlib import Path
+from typing import Final
 
+from cogvideo.blocks import Missing
 from cogvideo.errors import CapacityError, RequestError, WeightsError
 from cogvideo.fetch import Patience, Unsuitable, fetch, size_of
-from cogvideo.published import COGVIDEO, LICENCE, MAGIC, Places, PublishedFile, checkpoint_folder, has_checkpoint
+from cogvideo.progress import Report, bars
+from cogvideo.published import COGVIDEO, LICENCE, Places, PublishedFile, checkpoint_folder
+from cogvideo.unpack import copy_folder, unpack, verify
 
 SPARE: Final = 2 * 10**9
 """Bytes of disk that stay free, for the files whose size nobody wrote down among others."""
@@ -72,13 +71,17 @@ def _parser() -> argparse.ArgumentParser:
 
 @dataclass(frozen=True)
 class Download:
-    """Fetches the missing ones of `files`. `source`: a folder that may have some of them already."""
+    """Fetches the missing ones of `files`. `source`: a folder that may have some of them already.
+
+    `report`: hears how far it is, in place of a bar or lines on stderr.
+    """
 
     places: Places
     files: tuple[PublishedFile, ...]
     source: Path | None = None
     keep: bool = False
     patience: Patience = field(default_factory=Patience)
+    report: Report | None = None
 
     def run(self) -> None:
         """Returns when all files are there. Raises RequestError, CapacityError, WeightsError."""
@@ -137,14 +140,24 @@ class Download:
 
     def _sources(self, file: PublishedFile) -> Iterator[tuple[str, Callable[[], Path]]]:
         """Where to look, in this order: what somebody says is here need not come over the network."""
-        if self.source is not None:
-            for found in (checkpoint_folder(self.source, file.installed), self.source / file.name):
-                if found.exists():
-                    yield str(found), lambda found=found: found  # type: ignore[misc]
+        for found in self._here(file):
+            yield str(found), lambda found=found: found  # type: ignore[misc]
         for repository in file.hub:
             yield f"Hugging Face {repository}", lambda r=repository: self._from_hub(file, r)  # type: ignore[misc]
         for url in file.urls:
+            resumed = self._part(file).exists()
             yield url, lambda u=url: self._from_url(file, u)  # type: ignore[misc]
+            if resumed and not self._part(file).exists():  # what was there before may have been what was wrong
+                yield url, lambda u=url: self._from_url(file, u)  # type: ignore[misc]
+
+    def _here(self, file: PublishedFile) -> list[Path]:
+        """What the named folder has of it, and an archive that somebody put where the model goes."""
+        found = []
+        if self.source is not None:
+            found += [checkpoint_folder(self.source, file.installed), self.source / file.name]
+        if file.format == "zip":
+            found.append(self.places.sat / file.name)
+        return [path for path in dict.fromkeys(found) if path.exists()]
 
     def _from_hub(self, file: PublishedFile, repository: str) -> Path:
         """Through huggingface_hub, which resumes, knows mirrors, tokens and proxies. Raises Unsuitable."""
@@ -154,9 +167,12 @@ class Download:
         _say(f"从 Hugging Face {repository} 下载 {file.name}", f"Fetching {file.name} from Hugging Face {repository}")
         endpoint = os.environ.get("HF_ENDPOINT")
         try:
-            path = hf_hub_download(repository, file.name, local_dir=self.places.work / "hub", endpoint=endpoint)
+            path = hf_hub_download(
+                repository, file.name, local_dir=self._hub, endpoint=endpoint, tqdm_class=bars(self.report)
+            )
         except HfHubHTTPError as error:
-            raise Unsuitable(str(error).strip().splitlines()[0]) from error
+            hint = " (HF_TOKEN?)" if error.response.status_code in (401, 403) else ""
+            raise Unsuitable(str(error).strip().splitlines()[0] + hint) from error
         except Exception as error:  # its transports (HTTP, Xet) have exceptions of their own
             if isinstance(error, OSError) and error.errno == errno.ENOSPC:
                 raise
@@ -164,10 +180,17 @@ class Download:
         return Path(path)
 
     def _from_url(self, file: PublishedFile, url: str) -> Path:
-        part = self.places.work / f"{file.name}.part"
-        with _bar(file.name, file.size) as bar:
+        part = self._part(file)
+        with bars(self.report)(desc=file.name, total=file.size or None) as bar:
             fetch(url, part, file, bar, self.patience)
         return part
+
+    def _part(self, file: PublishedFile) -> Path:
+        return self.places.work / f"{file.name}.part"
+
+    @property
+    def _hub(self) -> Path:
+        return self.places.work / "hub"
 
     def _install(self, file: PublishedFile, path: Path, ours: bool) -> None:
         """Check what came and put it in its place whole. Raises Unsuitable."""
@@ -176,11 +199,11 @@ class Download:
         _remove(staging)
         try:
             if path.is_dir():
-                _copy_folder(path, staging)
+                copy_folder(path, staging)
             else:
-                verify(path, file)
+                verify(path, file, bars(self.report))
                 if file.format == "zip":
-                    unpack(path, file.installed, staging)
+                    unpack(path, file.installed, staging, bars(self.report))
                 elif not ours:
                     shutil.copyfile(path, staging)
             _put(path if ours and file.format != "zip" else staging, target)
@@ -197,10 +220,12 @@ class Download:
 
     def _require_space(self, missing: Sequence[PublishedFile]) -> None:
         """Every archive's content is as large as the archive; only one archive is there at a time."""
-        archives = [file.size for file in missing if file.format == "zip"]
-        begun = sum(size_of(self.places.work / f"{file.name}.part") for file in missing)
+        coming = [file for file in missing if not self._here(file)]
+        archives = [file.size for file in coming if file.format == "zip"]
+        begun = sum(Missing.of(self._part(file)).received for file in coming)
+        begun += sum(size_of(path) for path in self._hub.rglob("*.incomplete"))
         needed = sum(file.size for file in missing) - begun + SPARE
-        needed += (sum(archives) if self.keep else max(archives, default=0)) if archives else 0
+        needed += sum(archives) if self.keep else max(archives, default=0)
         free = shutil.disk_usage(self.places.work).free
         if free < needed:
             raise CapacityError(
@@ -209,51 +234,6 @@ class Download:
                 f"The disk of {self.places.sat} has {free / 1e9:.1f} GB free where {needed / 1e9:.1f} GB are needed: "
                 "make room, or let SAT_HOME name a folder on a larger disk.",
             )
-
-
-def verify(path: Path, file: PublishedFile) -> None:
-    """Format, size and hash are those of `file`. Raises Unsuitable."""
-    with path.open("rb") as stream:
-        beginning = stream.read(16)
-    if not beginning.startswith(MAGIC[file.format]):
-        raise Unsuitable(f"no {file.format} file: it begins with {beginning!r}")
-    if not file.plausible(size_of(path)):
-        raise Unsuitable(f"{size_of(path)} bytes instead of about {file.size}")
-    if file.sha256 is not None and (found := _digest(path)) != file.sha256:
-        raise Unsuitable(f"SHA-256 {found} instead of {file.sha256}")
-
-
-def unpack(archive: Path, name: str, folder: Path) -> None:
-    """The archive's folder `name`, wherever in it, as `folder`. Raises Unsuitable; archives name paths at will."""
-    try:
-        with zipfile.ZipFile(archive) as opened:
-            members = list(_members(opened, name))
-            with _bar(f"{name} (unzip)", sum(info.file_size for info, _ in members)) as bar:
-                for info, relative in members:
-                    path = folder / relative
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                    with opened.open(info) as source, path.open("xb") as target:  # reading checks the CRC
-                        _copy(source, target, bar)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, FileExistsError) as error:
-        raise Unsuitable(f"a broken archive ({error})") from error
-    if not has_checkpoint(folder):
-        raise Unsuitable(f"an archive without the folder {name} of a checkpoint")
-
-
-def _members(archive: zipfile.ZipFile, name: str) -> Iterator[tuple[zipfile.ZipInfo, PurePosixPath]]:
-    """Files below the folder `name`, and their paths in it. Raises Unsuitable where a path leads out of the archive."""
-    for info in archive.infolist():
-        path = PurePosixPath(info.filename.replace("\\", "/"))
-        if path.is_absolute() or ".." in path.parts or ":" in info.filename or stat.S_ISLNK(info.external_attr >> 16):
-            raise Unsuitable(f"an archive with the unsafe path {info.filename!r}")
-        if not info.is_dir() and name in path.parts[:-1]:
-            yield info, PurePosixPath(*path.parts[path.parts.index(name) + 1 :])
-
-
-def _copy_folder(folder: Path, target: Path) -> None:
-    if not has_checkpoint(folder):
-        raise Unsuitable("no model_config.json, or no checkpoint")
-    shutil.copytree(folder, target)
 
 
 def _require_free(target: Path) -> None:
@@ -276,33 +256,11 @@ def _put(path: Path, target: Path) -> None:
     near.replace(target)
 
 
-def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as stream, _bar(f"{path.name} (SHA-256)", size_of(path)) as bar:
-        while block := stream.read(2**20):
-            digest.update(block)
-            bar.update(len(block))
-    return digest.hexdigest()
-
-
-def _copy(source: IO[bytes], target: IO[bytes], bar: Any) -> None:
-    while block := source.read(2**20):
-        target.write(block)
-        bar.update(len(block))
-
-
 def _remove(path: Path) -> None:
     if path.is_dir():
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
-
-
-def _bar(name: str, total: int) -> Any:
-    """Bytes done, speed and time left; only where somebody looks."""
-    from tqdm import tqdm
-
-    return tqdm(total=total or None, desc=name, unit="B", unit_scale=True, dynamic_ncols=True, disable=None)
 
 
 def _say(zh: str, en: str) -> None:

@@ -27,6 +27,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.server.requests.append((self.path, self.headers.get("Range")))
+        self.server.authorizations.append(self.headers.get("Authorization"))
         data = self.server.files.get(self.path)
         faults = self.server.faults.get(self.path, [])
         if faults:
@@ -57,6 +58,7 @@ class FlakyServer(ThreadingHTTPServer):
         self.files: dict[str, bytes] = {}
         self.faults: dict[str, list[Fault]] = {}
         self.requests: list[tuple[str, str | None]] = []
+        self.authorizations: list[str | None] = []
 
     @property
     def url(self) -> str:
@@ -83,30 +85,35 @@ def hub_headers(data: bytes) -> dict[str, str]:
     return {"ETag": f'"{hashlib.sha256(data).hexdigest()}"', "X-Repo-Commit": "a" * 40, "Accept-Ranges": "bytes"}
 
 
-def _asked(handler: Handler, data: bytes) -> tuple[int, int, dict[str, str]]:
-    """Where to begin, the status and the headers, as the request's Range has it."""
-    wanted = re.fullmatch(r"bytes=(\d+)-\d*", handler.headers.get("Range", ""))
-    start = int(wanted[1]) if wanted else 0
-    if wanted and start >= len(data):
-        return start, 416, {"Content-Range": f"bytes */{len(data)}"}
-    headers = {"Content-Length": str(len(data) - start)} | hub_headers(data)
-    if wanted:
-        return start, 206, headers | {"Content-Range": f"bytes {start}-{len(data) - 1}/{len(data)}"}
-    return 0, 200, headers
+def _asked(handler: Handler, data: bytes) -> tuple[bytes, int, dict[str, str]]:
+    """The body, the status and the headers, as the request's Range has it."""
+    wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", handler.headers.get("Range", ""))
+    if not wanted:
+        return data, 200, {"Content-Length": str(len(data))} | hub_headers(data)
+    start = int(wanted[1])
+    end = min(len(data), int(wanted[2]) + 1 if wanted[2] else len(data))
+    if start >= len(data):
+        return b"", 416, {"Content-Length": "0", "Content-Range": f"bytes */{len(data)}"}
+    headers = {"Content-Length": str(end - start), "Content-Range": f"bytes {start}-{end - 1}/{len(data)}"}
+    return data[start:end], 206, headers | hub_headers(data)
+
+
+def _start(handler: Handler) -> int:
+    return int(handler.headers.get("Range", "bytes=0-").removeprefix("bytes=").split("-")[0])
 
 
 def serve(handler: Handler, data: bytes) -> None:
     """As a good server does."""
-    start, status, headers = _asked(handler, data)
-    handler.say(status, b"" if status == 416 else data[start:], **({"Content-Length": "0"} | headers))
+    body, status, headers = _asked(handler, data)
+    handler.say(status, body, **headers)
 
 
 def cut_after(count: int) -> Fault:
     """Promises all, sends `count` bytes and hangs up."""
 
     def fault(handler: Handler, data: bytes) -> None:
-        start, status, headers = _asked(handler, data)
-        handler.say(status, data[start : start + count], **headers)
+        body, status, headers = _asked(handler, data)
+        handler.say(status, body[:count], **headers)
         handler.cut()
 
     return fault
@@ -116,13 +123,39 @@ def silent_after(count: int, until: threading.Event) -> Fault:
     """Sends `count` bytes and then nothing, however long one waits, until the event."""
 
     def fault(handler: Handler, data: bytes) -> None:
-        start, status, headers = _asked(handler, data)
-        handler.say(status, data[start : start + count], **headers)
+        body, status, headers = _asked(handler, data)
+        handler.say(status, body[:count], **headers)
         handler.wfile.flush()
         until.wait(60)
         handler.cut()
 
     return fault
+
+
+def slowly(handler: Handler, data: bytes) -> None:
+    """Many small pieces, with a wait before each."""
+    body, status, headers = _asked(handler, data)
+    handler.say(status, b"", **headers)
+    pause = threading.Event()
+    for at in range(0, len(body), -(-len(body) // 20)):
+        pause.wait(0.05)
+        handler.wfile.write(body[at : at + -(-len(body) // 20)])
+        handler.wfile.flush()
+
+
+def more_than_asked(handler: Handler, data: bytes) -> None:
+    """From where it was asked to begin to the end of the file."""
+    start = _start(handler)
+    headers = {"Content-Length": str(len(data) - start), "Content-Range": f"bytes {start}-{len(data) - 1}/{len(data)}"}
+    handler.say(206, data[start:], **headers)
+    handler.cut()
+
+
+def other_range(handler: Handler, data: bytes) -> None:
+    """The right length of bytes from the wrong place."""
+    body, _, headers = _asked(handler, data)
+    handler.say(206, body, **(headers | {"Content-Range": f"bytes 1-{len(body)}/{len(data)}"}))
+    handler.cut()
 
 
 def ignores_ranges(handler: Handler, data: bytes) -> None:
@@ -139,8 +172,7 @@ def web_page_in_disguise(handler: Handler, data: bytes) -> None:
 
 def says_longer(handler: Handler, data: bytes) -> None:
     """Promises more bytes than there are, for ever."""
-    start, _, _ = _asked(handler, data)
-    total = len(data) + 1000
+    start, total = _start(handler), len(data) + 1000
     headers = {"Content-Length": str(total - start), "Content-Range": f"bytes {start}-{total - 1}/{total}"}
     handler.say(206 if start else 200, data[start:], **headers)
     handler.cut()

@@ -13,7 +13,7 @@ import sys
 import threading
 import zipfile
 from collections import namedtuple
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,17 +21,24 @@ import numpy as np
 import pytest
 import torch
 from flaky_server import (
+    Fault,
     FlakyServer,
+    Handler,
     cut_after,
     flaky_server,
     ignores_ranges,
+    more_than_asked,
+    other_range,
     says_longer,
     says_shorter,
+    serve,
     silent_after,
+    slowly,
     status,
     web_page,
     web_page_in_disguise,
 )
+from toy_text import train_text_model
 
 from cogvideo import download as module
 from cogvideo.__main__ import main
@@ -41,6 +48,7 @@ from cogvideo.download import Download
 from cogvideo.errors import CapacityError, RequestError, WeightsError
 from cogvideo.fetch import Patience
 from cogvideo.models.loader import load_published, load_safetensors
+from cogvideo.progress import Transfer
 from cogvideo.published import COGVIDEO, Places, PublishedFile
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -86,6 +94,11 @@ def row(server: FlakyServer, *paths: str, data: bytes = ZIP, known: bool = True)
     return PublishedFile(f"{NAME}.zip", "zip", urls=urls, **known_)
 
 
+def starts(server: FlakyServer, path: str) -> list[int]:
+    """Where each request began, in order."""
+    return [int((wanted or "bytes=0-").removeprefix("bytes=").split("-")[0]) for wanted in server.ranges(path)]
+
+
 def get(places: Places, *files: PublishedFile, **options: object) -> None:
     Download(places, files, **({"patience": HASTE} | options)).run()  # type: ignore[arg-type]
 
@@ -109,11 +122,9 @@ def test_a_lost_connection_is_taken_up_where_it_ended(server: FlakyServer, place
     server.faults["/good.zip"] = [cut_after(100_000), cut_after(150_000)]
     get(places, row(server, "/good.zip"))
     assert_whole(places)
-    asked = server.ranges("/good.zip")
-    assert asked[0] is None
-    starts = [int(wanted.removeprefix("bytes=").removesuffix("-")) for wanted in asked[1:] if wanted]
-    assert 0 < starts[0] <= 100_000 < starts[1]
-    assert len(starts) == 2
+    first, second, third = starts(server, "/good.zip")
+    assert first == 0
+    assert 0 < second <= 100_000 < third
 
 
 def test_another_call_goes_on_where_the_last_one_gave_up(server: FlakyServer, places: Places) -> None:
@@ -123,11 +134,12 @@ def test_another_call_goes_on_where_the_last_one_gave_up(server: FlakyServer, pl
     assert_nothing(places)
     get(places, row(server, "/good.zip"))
     assert_whole(places)
-    assert server.ranges("/good.zip")[-1] not in (None, "bytes=0-")
+    assert starts(server, "/good.zip")[-1] > 0
 
 
-def test_a_server_without_ranges_begins_again(server: FlakyServer, places: Places) -> None:
-    server.faults["/good.zip"] = [cut_after(100_000), ignores_ranges]
+@pytest.mark.parametrize("faults", [[cut_after(100_000), ignores_ranges], [ignores_ranges, ignores_ranges]])
+def test_a_server_without_ranges_begins_again(server: FlakyServer, places: Places, faults: list[Fault]) -> None:
+    server.faults["/good.zip"] = list(faults)
     get(places, row(server, "/good.zip"))
     assert_whole(places)
 
@@ -137,7 +149,7 @@ def test_a_whole_part_is_not_fetched_again(server: FlakyServer, places: Places) 
     (places.work / f"{NAME}.zip.part").write_bytes(ZIP)
     get(places, row(server, "/good.zip"))
     assert_whole(places)
-    assert server.ranges("/good.zip") == [f"bytes={len(ZIP)}-"]
+    assert starts(server, "/good.zip") == [len(ZIP)]
 
 
 def test_a_part_longer_than_the_file_is_thrown_away(server: FlakyServer, places: Places) -> None:
@@ -155,6 +167,87 @@ def test_a_silent_server_is_asked_again(server: FlakyServer, places: Places) -> 
         assert_whole(places)
     finally:
         end.set()
+
+
+def test_a_slow_server_is_waited_for(server: FlakyServer, places: Places) -> None:
+    server.faults["/good.zip"] = [slowly]
+    get(places, row(server, "/good.zip"), patience=replace(HASTE, silence=0.8))  # all of it takes longer
+    assert_whole(places)
+    assert len(server.requests) == 1
+
+
+# --- several connections --------------------------------------------------------------------------------------------
+
+SMALL_BLOCKS = replace(HASTE, block=40_000, connections=3)
+
+
+def test_blocks_come_over_several_connections(server: FlakyServer, places: Places) -> None:
+    together = threading.Barrier(3, timeout=60)
+
+    def meet(handler: Handler, data: bytes) -> None:
+        together.wait()  # passes only while three requests are there at once
+        serve(handler, data)
+
+    server.faults["/good.zip"] = [serve, meet, meet, meet]
+    get(places, row(server, "/good.zip"), patience=SMALL_BLOCKS)
+    assert_whole(places)
+    assert sorted(starts(server, "/good.zip")) == list(range(0, len(ZIP), 40_000))
+
+
+def test_lost_connections_among_several_are_taken_up(server: FlakyServer, places: Places) -> None:
+    server.faults["/good.zip"] = [serve, cut_after(10_000), status(503), cut_after(20_000), more_than_asked]
+    get(places, row(server, "/good.zip"), patience=SMALL_BLOCKS)
+    assert_whole(places)
+
+
+def test_a_connection_that_brings_nothing_leaves_its_work_to_the_others(server: FlakyServer, places: Places) -> None:
+    server.faults["/good.zip"] = [serve, *[status(429)] * 5]  # too many at once, says the server
+    get(places, row(server, "/good.zip"), patience=SMALL_BLOCKS)
+    assert_whole(places)
+
+
+def test_ranges_that_end_in_the_middle_begin_again(server: FlakyServer, places: Places) -> None:
+    server.faults["/good.zip"] = [serve, serve, ignores_ranges, ignores_ranges, ignores_ranges, ignores_ranges]
+    get(places, row(server, "/good.zip"), patience=SMALL_BLOCKS)
+    assert_whole(places)
+
+
+def test_bytes_from_elsewhere_are_refused(server: FlakyServer, places: Places) -> None:
+    server.files["/bad.zip"] = ZIP
+    server.faults["/bad.zip"] = [serve, *[other_range] * 9]
+    get(places, row(server, "/bad.zip", "/good.zip"), patience=SMALL_BLOCKS)
+    assert_whole(places)
+
+
+def test_another_call_fetches_only_the_blocks_that_are_missing(server: FlakyServer, places: Places) -> None:
+    server.faults["/good.zip"] = [serve, serve, serve, *[status(503)] * 20]
+    with pytest.raises(WeightsError, match="503"):
+        get(places, row(server, "/good.zip"), patience=SMALL_BLOCKS)
+    assert_nothing(places)
+    before = len(server.requests)
+    server.faults.clear()
+    get(places, row(server, "/good.zip"), patience=SMALL_BLOCKS)
+    assert_whole(places)
+    assert len(server.requests) - before < len(ZIP) // 40_000
+
+
+@pytest.mark.parametrize(
+    "note", ["{", '{"total": 5}', '{"total": 10, "missing": [[5, 99]]}', '{"total": 9, "missing": []}']
+)
+def test_a_note_that_makes_no_sense_is_not_believed(server: FlakyServer, places: Places, note: str) -> None:
+    places.work.mkdir(parents=True)
+    (places.work / f"{NAME}.zip.part").write_bytes(b"?" * 1000)
+    (places.work / f"{NAME}.zip.part.missing").write_text(note)
+    get(places, row(server, "/good.zip"), patience=SMALL_BLOCKS)
+    assert_whole(places)
+
+
+def test_a_part_of_another_length_is_thrown_away(server: FlakyServer, places: Places) -> None:
+    places.work.mkdir(parents=True)
+    (places.work / f"{NAME}.zip.part").write_bytes(b"?" * 1000)
+    (places.work / f"{NAME}.zip.part.missing").write_text('{"total": 1000, "missing": [[500, 1000]]}')
+    get(places, row(server, "/good.zip"), patience=SMALL_BLOCKS)
+    assert_whole(places)
 
 
 # --- wrong answers --------------------------------------------------------------------------------------------------
@@ -208,6 +301,13 @@ def test_without_a_hash_the_archive_itself_tells(server: FlakyServer, places: Pl
     assert_whole(places)
 
 
+def test_what_an_earlier_call_left_is_not_blamed_on_the_address(server: FlakyServer, places: Places) -> None:
+    places.work.mkdir(parents=True)
+    (places.work / f"{NAME}.zip.part").write_bytes(b"PK\x03\x04" * 100)
+    get(places, row(server, "/good.zip"))
+    assert_whole(places)
+
+
 # --- archives -------------------------------------------------------------------------------------------------------
 
 
@@ -249,10 +349,12 @@ def test_an_archive_of_something_else_is_named(server: FlakyServer, places: Plac
 
 def test_hugging_face_comes_first(server: FlakyServer, places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_ENDPOINT", server.url)
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
     server.files[f"/THUDM/CogVideo/resolve/main/{NAME}.zip"] = ZIP
     get(places, replace(row(server, "/good.zip"), hub=("nobody/nothing", "THUDM/CogVideo")))
     assert_whole(places)
     assert server.ranges("/good.zip") == []
+    assert set(server.authorizations) == {"Bearer hf_secret"}
     assert not list(places.work.rglob("*.zip"))
 
 
@@ -294,16 +396,56 @@ def test_icetks_files_and_the_clusters_get_the_same_care(server: FlakyServer, pl
     labels = io.BytesIO()
     np.save(labels, np.arange(20000))
     server.files["/labels"] = labels.getvalue()
-    server.files["/text"] = b"\x0a" + b"pieces" * 20_000
+    server.files["/text"] = train_text_model(tmp_path).read_bytes()
+    server.files["/image"] = image_weights(tmp_path)
     server.faults["/text"] = [cut_after(70_000)]
-    files = [
+    server.faults["/image"] = [cut_after(70_000), cut_after(140_000)]
+    get(
+        places,
         PublishedFile("cluster_label2.npy", "npy", urls=(server.url + "/labels",), size=160_128),
         PublishedFile("ice_text.model", "sentencepiece", urls=(server.url + "/text",), icetk=True),
-    ]
-    get(places, *files)
+        PublishedFile("ice_image.pt", "torch", urls=(server.url + "/image",), icetk=True),
+    )
     assert np.array_equal(np.load(places.sat / "cluster_label2.npy"), np.arange(20000))
+    for name in ("text", "image"):
+        first, second, *_ = starts(server, f"/{name}")
+        assert first == 0 < second
     assert (places.icetk / "ice_text.model").read_bytes() == server.files["/text"]
-    assert server.ranges("/text")[1] not in (None, "bytes=0-")
+    assert (places.icetk / "ice_image.pt").read_bytes() == server.files["/image"]
+
+
+@pytest.mark.parametrize(
+    "spoil", [lambda data: data[: len(data) // 2], lambda data: data.replace(b"\xaa" * 9, b"\xbb" * 9)]
+)
+def test_without_size_or_hash_small_files_are_read_before_they_are_taken(
+    server: FlakyServer, places: Places, tmp_path: Path, spoil: Callable[[bytes], bytes]
+) -> None:
+    text, image = train_text_model(tmp_path).read_bytes(), image_weights(tmp_path)
+    server.files["/bad"] = spoil(image)
+    server.files["/bad-text"] = text[: len(text) // 2]
+    server.files["/good"], server.files["/good-text"] = image, text
+    assert server.files["/bad"] != image
+    urls = [tuple(f"{server.url}/{word}{kind}" for word in ("bad", "good")) for kind in ("", "-text")]
+    get(
+        places,
+        PublishedFile("ice_image.pt", "torch", urls=urls[0], icetk=True),
+        PublishedFile("ice_text.model", "sentencepiece", urls=urls[1], icetk=True),
+    )
+    assert (places.icetk / "ice_image.pt").read_bytes() == image
+    assert (places.icetk / "ice_text.model").read_bytes() == text
+
+
+def image_weights(folder: Path) -> bytes:
+    torch.save({"module": {"weight": torch.full((300_000,), 0xAA, dtype=torch.uint8)}}, folder / "image.pt")
+    return (folder / "image.pt").read_bytes()
+
+
+def test_an_archive_put_where_the_model_goes_is_unpacked_there(server: FlakyServer, places: Places) -> None:
+    places.sat.mkdir()
+    (places.sat / f"{NAME}.zip").write_bytes(ZIP)
+    get(places, row(server, "/good.zip"))
+    assert_whole(places)
+    assert server.requests == []
 
 
 # --- the machine ----------------------------------------------------------------------------------------------------
@@ -364,6 +506,19 @@ def test_the_licence_is_shown_once(server: FlakyServer, places: Places, capsys: 
     assert "The CogVideo License" not in capsys.readouterr().err
 
 
+def test_a_log_and_a_listener_hear_how_far_it_is(
+    server: FlakyServer, places: Places, capsys: pytest.CaptureFixture[str]
+) -> None:
+    get(places, row(server, "/good.zip"))
+    assert f"{NAME}.zip: 100%" in capsys.readouterr().err
+    shutil.rmtree(places.sat / NAME)
+    heard: list[Transfer] = []
+    get(places, row(server, "/good.zip"), report=heard.append)
+    assert "%" not in capsys.readouterr().err
+    (last,) = [transfer for transfer in heard if transfer.name == f"{NAME}.zip"][-1:]
+    assert (last.done, last.total) == (len(ZIP), len(ZIP))
+
+
 def test_a_source_that_is_no_folder_is_refused(places: Places) -> None:
     with pytest.raises(RequestError, match="nowhere"):
         get(places, *COGVIDEO, source=Path("nowhere"))
@@ -375,8 +530,8 @@ def test_the_command_takes_everything_from_a_folder(
     source, home = tmp_path / "usb", tmp_path / "home"
     shutil.copytree(GOLDEN, source)
     np.save(source / "cluster_label2.npy", np.arange(20000))
-    (source / "ice_text.model").write_bytes(b"\x0a")
-    (source / "ice_image.pt").write_bytes(b"\x80\x02")
+    train_text_model(source).rename(source / "ice_text.model")
+    (source / "ice_image.pt").write_bytes(image_weights(tmp_path))
     labels = (source / "cluster_label2.npy").read_bytes()
     files = [replace(file, hub=(), urls=()) for file in COGVIDEO]
     files[3] = replace(files[3], size=len(labels), sha256=hashlib.sha256(labels).hexdigest())
