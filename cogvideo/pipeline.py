@@ -185,7 +185,7 @@ class CogVideoPipeline:
     def load(self) -> None:
         """Read all files now. Raises WeightsError, CapacityError."""
         with enough_memory():
-            for _ in self._loading():
+            for _ in self.loading():
                 pass
 
     def unload(self) -> None:
@@ -209,22 +209,23 @@ class CogVideoPipeline:
         names = "clusters", "codec", "models"
         return Parts(self._part("text").tokenizer, *(self._part(name) for name in names))
 
-    def _stream(self, request: VideoRequest, stop: Stop) -> Generator[Event, None, None]:
-        with enough_memory():
-            yield from self._loading()
-            run = _Run(self, request, stop)
-            clip = yield from run.begin()  # [B, 5 or more, N]
-            clip = yield from run.interpolate(clip)  # [B, F, N]
-            frames = yield from run.enlarge(clip)
-        yield Done(frames, request.frames_per_second, request.seed)
-
-    def _loading(self) -> Iterator[Loading]:
+    def loading(self) -> Iterator[Loading]:
+        """Read what was not read yet, part by part. Raises WeightsError, CapacityError."""
         missing = [name for name in _MAKERS if name not in self._parts]
         for number, name in enumerate(missing):
             yield Loading(name, number, len(missing))
             self._part(name)
         if missing:
             yield Loading(missing[-1], len(missing), len(missing))
+
+    def _stream(self, request: VideoRequest, stop: Stop) -> Generator[Event, None, None]:
+        with enough_memory():
+            yield from self.loading()
+            run = _Run(self, request, stop)
+            clip = yield from run.begin()  # [B, 5 or more, N]
+            clip = yield from run.interpolate(clip)  # [B, F, N]
+            frames = yield from run.enlarge(clip)
+        yield Done(frames, request.frames_per_second, request.seed)
 
     def _part(self, name: str) -> Any:
         with self._lock:
