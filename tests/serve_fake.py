@@ -1,29 +1,80 @@
 """The page with a pipeline that waits for orders on standard input: a number of steps, `open`, `close` or `quit`.
 
-python tests/serve_fake.py DATA PORT. A server that a test can kill.
+python tests/serve_fake.py DATA PORT [--waiting JOBS] [--root-path /video]
+`pace 150`: every token takes its time, 150 of them a second; `pace 0`: none takes any.
+A server that a test can kill. DATA/work.log says when work on which seed began and ended.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
+import time
+from collections.abc import Callable, Generator
+from dataclasses import replace
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
+import numpy as np  # noqa: E402
 from fakes import PRESET, FakePipeline  # noqa: E402
 
 import app  # noqa: E402
+from cogvideo.config import VideoRequest  # noqa: E402
+from cogvideo.errors import Cancelled  # noqa: E402
+from cogvideo.events import Event, KeyframePainted, Progress  # noqa: E402
 from cogvideo.jobs import Jobs, Limits  # noqa: E402
 from cogvideo.video import write_video  # noqa: E402
 
 
+class Logged(FakePipeline):
+    """Writes a line when work begins and ends; with a `pace` (tokens a second) it is as slow as a real one."""
+
+    def __init__(self, log: Path) -> None:
+        super().__init__()
+        self._log_file = log.open("a")
+        self.pace = 0.0
+
+    def stream(self, request: VideoRequest, stop: Callable[[], bool] | None = None) -> Generator[Event, None, None]:
+        self._note("begin", request)
+        try:
+            events = super().stream(request, stop)
+            yield from self._paced(events, stop or (lambda: False)) if self.pace else events
+        finally:
+            self._note("end", request)
+
+    def _note(self, word: str, request: VideoRequest) -> None:
+        self._log_file.write(f"{word} {request.seed}\n")
+        self._log_file.flush()
+
+    def _paced(self, events: Generator[Event, None, None], stop: Callable[[], bool]) -> Generator[Event, None, None]:
+        """The same events with one for every token between them, and pictures as large as real ones."""
+        noise = np.random.default_rng(0).integers(0, 256, (96, 96, 3), np.uint8)
+        done = 0
+        for event in events:
+            if isinstance(event, Progress):
+                for token in range(done + 1, event.done):
+                    time.sleep(1 / self.pace if self.pace else 0)
+                    if stop():
+                        raise Cancelled
+                    yield Progress(event.stage, token, event.total)
+                done = event.done
+            yield replace(event, frame=noise) if isinstance(event, KeyframePainted) else event
+
+
 def main() -> None:
-    data, port = Path(sys.argv[1]), int(sys.argv[2])
-    fake = FakePipeline()
-    jobs = Jobs(data, PRESET, lambda: fake, write_video, Limits(preview_seconds=0))
-    app.serve(jobs, "127.0.0.1", port)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("port", type=int)
+    parser.add_argument("--waiting", type=int, default=Limits.waiting)
+    parser.add_argument("--root-path")
+    options = parser.parse_args()
+    fake = Logged(options.data / "work.log")
+    limits = Limits(waiting=options.waiting, preview_seconds=0)
+    jobs = Jobs(options.data, PRESET, lambda: fake, write_video, limits)
+    app.serve(jobs, "127.0.0.1", options.port, options.root_path)
     jobs.start()
     print("up", flush=True)
     for line in sys.stdin:
@@ -32,6 +83,8 @@ def main() -> None:
             break
         if order in ("open", "close"):
             getattr(fake, order)()
+        elif order.startswith("pace"):
+            fake.pace = float(order.split()[1])
         else:
             fake.step(int(order))
     jobs.close()
