@@ -6,38 +6,38 @@
 
 from __future__ import annotations
 
-import argparse
 import functools
 import html
 import json
 import logging
 import os
 import signal
-import socket
 import sys
 import webbrowser
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
-from starlette.requests import Request
-from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
-from starlette.routing import Route
 
 from cogvideo import page
-from cogvideo.config import MAX_GUIDANCE, MEMORY, PRESETS, VideoRequest
-from cogvideo.errors import CapacityError, CogVideoError, RequestError
-from cogvideo.jobs import Jobs, Limits, new_key, new_seed, open_jobs, read_settings
-from cogvideo.live import Live
+from cogvideo.config import MAX_DRAFTS, MAX_GUIDANCE, VideoRequest
+from cogvideo.errors import CogVideoError, RequestError
+from cogvideo.jobs import Jobs, Limits, open_jobs, read_settings
+from cogvideo.keys import new_key, new_seed
 from cogvideo.page import FOLDER, Form, Words
+from cogvideo.page_api import endpoints
+from cogvideo.page_change import go_on, kept_tokens
+from cogvideo.page_models import model_choices, model_note
+from cogvideo.page_routes import load_gallery, routes
+from cogvideo.page_start import data_uri, last_frame, read_picture, start_of, start_value
+from cogvideo.serving import data_folder, free_port, parser, share_base
+from cogvideo.tokens import TokenFrames
+from cogvideo.view import View
 
 LOG = logging.getLogger(__name__)
 
-GALLERY = Path(__file__).resolve().parent / "examples" / "gallery"
-BEAT = 2.0
-"""Seconds between two signs of life of an unchanged job; the page connects again after missing two."""
 SESSIONS = 100
 """Visitors whose components Gradio remembers. The page keeps nothing there; each costs 150 KB and is made in 20 ms."""
 FONTS = ["system-ui", "-apple-system", "Segoe UI", "PingFang SC", "Microsoft YaHei", "Noto Sans CJK SC", "sans-serif"]
@@ -82,7 +82,7 @@ class Page:
     def __init__(self, jobs: Jobs) -> None:
         self.jobs = jobs
         self.words = Words.load()
-        self.base = jobs.preset.sampling
+        self.own = jobs.preset.name
         self.usual = Form.usual(jobs.preset)
         self.examples: list[list[str]] = json.loads((FOLDER / "examples.json").read_text("utf-8"))
         self.gallery = load_gallery()
@@ -131,7 +131,7 @@ class Page:
             elem_id="cv-shelf",
             gallery=self.gallery,
         )
-        self.foot = gr.Markdown(self.say("zh", "footer", model=self.jobs.preset.name), elem_id="cv-foot")
+        self.foot = gr.Markdown(self.say("zh", "footer"), elem_id="cv-foot")
 
     def _build_form(self) -> None:
         zh = {key: self.say("zh", key) for key in self.words.pairs if "{" not in self.words.pairs[key][0]}
@@ -148,7 +148,16 @@ class Page:
                 elem_id="cv-chips",
             )
             self.reading = gr.HTML("", apply_default_css=False, elem_id="cv-reading")
-            self.make = gr.Button(zh["make"], variant="primary", elem_id="cv-make")
+            self.begin = gr.HTML(
+                None,
+                html_template="<div></div>",
+                js_on_load=_asset("start.js"),
+                apply_default_css=False,
+                elem_id="cv-begin",
+            )
+            with gr.Row(elem_id="cv-makerow"):
+                self.make = gr.Button(zh["make"], variant="primary", elem_id="cv-make", scale=3, min_width=160)
+                self.drafts = gr.Button(zh["drafts"], elem_id="cv-drafts", scale=2, min_width=130)
             self.notice = gr.HTML("", apply_default_css=False, elem_id="cv-notice")
         with gr.Column(elem_id="cv-options"):
             self.seconds = gr.Radio(
@@ -160,10 +169,14 @@ class Page:
                 label=zh["rate"],
                 elem_id="cv-rate",
             )
-            self.outcome = gr.HTML(self._outcome("zh", usual), apply_default_css=False, elem_id="cv-outcome")
+            self.outcome = gr.HTML(self._outcome("zh", usual, self.own), apply_default_css=False, elem_id="cv-outcome")
             with gr.Group():
                 self.seed = gr.Number(label=zh["seed"], info=zh["seed_hint"], precision=0, elem_id="cv-seed")
                 self.fresh = gr.Checkbox(value=True, label=zh["fresh"], elem_id="cv-fresh")
+            with gr.Accordion(zh["start"], open=False, elem_id="cv-start") as self.starting:
+                self.picture = gr.File(
+                    label=zh["start"], file_types=["image"], height=110, show_label=False, elem_id="cv-picture"
+                )
             with gr.Accordion(zh["phrases"], open=False, elem_id="cv-phrases") as self.bank:
                 self.phrases = gr.HTML(
                     json.loads(_asset("phrases.json")),
@@ -172,6 +185,14 @@ class Page:
                     apply_default_css=False,
                 )
             with gr.Accordion(zh["settings"], open=False, elem_id="cv-settings") as self.settings:
+                self.model = gr.Radio(
+                    model_choices(self.words, "zh", self.jobs.offers.values()),
+                    value=self.own,
+                    label=zh["model"],
+                    visible=len(self.jobs.offers) > 1,
+                    elem_id="cv-model",
+                )
+                self.about = gr.HTML(self._about("zh", self.own), apply_default_css=False, elem_id="cv-about")
                 self.guidance = gr.Slider(
                     1, MAX_GUIDANCE / 2, usual.guidance, step=0.5, label=zh["guidance"], info=zh["guidance_hint"]
                 )
@@ -179,6 +200,7 @@ class Page:
                     0.5, 1.5, usual.temperature, step=0.05, label=zh["temperature"], info=zh["temperature_hint"]
                 )
                 self.top_k = gr.Slider(1, 40, usual.top_k, step=1, label=zh["top_k"], info=zh["top_k_hint"])
+                self.between = gr.Number(label=zh["between_seed"], info=zh["between_hint"], precision=0)
                 self.superres = gr.Checkbox(value=usual.superres, label=zh["superres"])
                 self.comment = gr.Checkbox(value=True, label=zh["comment"])
                 self.file = gr.File(label=zh["file"], file_types=[".mp4", ".gif"], height=110, elem_id="cv-file")
@@ -191,20 +213,25 @@ class Page:
             self.temperature,
             self.top_k,
             self.superres,
+            self.between,
+            self.begin,
         ]
 
     def _connect(self) -> None:
-        wish = [self.me, *self.form, self.fresh, self.comment]
+        wish = [self.me, *self.form, self.model, self.fresh, self.comment]
         asked = [self.me, self.screen, self.notice, self.seed, self.shelf]
-        filled = [*self.form, self.fresh, self.outcome, self.notice]
+        filled = [*self.form, self.model, self.about, self.fresh, self.outcome, self.notice]
         quiet: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
-        clothes = list(self._clothes("zh"))
+        clothes = list(self._clothes("zh", self.own))
         everything = list(dict.fromkeys([self.me, self.language, *clothes, *filled, self.screen, self.shelf]))
+        reckoned = [self.frames, self.seconds, self.superres, self.model]
 
         self.ui.load(self.enter, [self.me], everything, **quiet)
         self.make.click(self.submit, wish, asked, **quiet)
+        self.drafts.click(self.draft, wish, asked, **quiet)
         self.prompt.submit(self.submit, wish, asked, **quiet)
         self.screen.again(self.again, [self.me], [*asked, *filled], **quiet)
+        self.screen.go_on(self.go_on, [self.me], filled, **quiet)
         self.screen.settled(self.history, [self.me], [self.shelf], **quiet)
         self.shelf.open(self.show, [self.me], [self.screen, self.notice], **quiet)
         self.screen.stop(self.stop, [self.me], [self.notice], **quiet)
@@ -213,89 +240,37 @@ class Page:
         self.shelf.vary(self.vary, [self.me], filled, **quiet)
         self.shelf.remove(self.remove, [self.me], [self.shelf, self.notice], **quiet)
         self.file.upload(self.restore, [self.me, self.file], [*filled, self.file], **quiet)
+        self.picture.upload(
+            self.look, [self.me, self.picture, self.model], [self.begin, self.picture, self.notice], **quiet
+        )
         self.chips.choose(self.choose, None, [self.prompt], **quiet)
         self.phrases.choose(self.append, [self.prompt], [self.prompt], **quiet)
         self.language.input(
             self.speak,
-            [self.me, self.language, self.frames, self.seconds, self.superres],
+            [self.me, self.language, *reckoned],
             [self.me, *clothes, self.outcome],
             js="(me, language, ...rest) => { window.cv.setLanguage(language); return [me, language, ...rest]; }",
             **quiet,
         )
         self.prompt.change(
-            self.read, [self.me, self.prompt, self.superres], [self.reading], trigger_mode="always_last", **quiet
+            self.read,
+            [self.me, self.prompt, self.superres, self.model],
+            [self.reading],
+            trigger_mode="always_last",
+            **quiet,
+        )
+        self.model.input(
+            self.switch,
+            [self.me, self.model, self.frames, self.seconds],
+            [*self._usual(self.own), self.begin, self.about, self.frames, self.outcome],
+            **quiet,
         )
         for control in (self.seconds, self.frames, self.superres):
-            control.change(
-                self.reckon, [self.me, self.frames, self.seconds, self.superres], [self.frames, self.outcome], **quiet
-            )
+            control.change(self.reckon, [self.me, *reckoned], [self.frames, self.outcome], **quiet)
 
     def _publish(self) -> None:
         """The same jobs for programs: named endpoints for gradio_client, curl and MCP."""
-
-        def make_video(
-            prompt: str,
-            seed: int = -1,
-            frames: int = 33,
-            seconds: float = 4.0,
-            superres: bool = self.usual.superres,
-            guidance: float = 0.0,
-            key: str = "",
-        ) -> dict[str, Any]:
-            """Ask for a video of a Chinese prompt.
-
-            Args:
-                prompt: what to show, in Chinese
-                seed: 0 to 4294967295; -1 draws one
-                frames: 5, 9, 17 or 33
-                seconds: 4, 2, 1 or 0.5
-                superres: whether the frames are enlarged three times at the end
-                guidance: how strictly the prompt counts; 1 switches guidance off, 0 leaves it to the model
-                key: whoever has it may stop and delete the video; empty makes one
-            """
-            key = key or new_key()
-            drawn = new_seed() if seed == -1 else seed
-            form = replace(self.usual, prompt=prompt, seed=drawn, frames=frames, seconds=seconds, superres=superres)
-            form = replace(form, guidance=guidance or form.guidance)
-            view = self.jobs.submit(form.request(self.base), key)
-            return {"id": view.id, "key": key, "seed": view.request.seed}
-
-        def video(id: str) -> dict[str, Any]:
-            """How far a video is, and where its file lies once there is one.
-
-            Args:
-                id: as `make_video` gave it
-            """
-            view = self.jobs.view(id)
-            return {
-                **{name: getattr(view, name) for name in ("id", "status", "stage", "done", "total", "seconds_left")},
-                "place": view.place,
-                "error": view.error,
-                "notes": view.notes,
-                "file": f"media/{view.id}/{view.video}" if view.video else None,
-            }
-
-        def stop_video(id: str, key: str) -> dict[str, Any]:
-            """Stop a video; what was drawn so far is kept.
-
-            Args:
-                id: as `make_video` gave it
-                key: as `make_video` gave it
-            """
-            self.jobs.stop(id, key)
-            return {"id": id}
-
-        def delete_video(id: str, key: str) -> dict[str, Any]:
-            """Delete a video and its files.
-
-            Args:
-                id: as `make_video` gave it
-                key: as `make_video` gave it
-            """
-            self.jobs.delete(id, key)
-            return {"id": id}
-
-        for endpoint in (make_video, video, stop_video, delete_video):
+        for endpoint in endpoints(self.jobs):
             gr.api(  # type: ignore[attr-defined]
                 _for_programs(endpoint), api_name=endpoint.__name__, concurrency_id="programs", concurrency_limit=2
             )
@@ -307,20 +282,23 @@ class Page:
         query = dict(request.query_params)
         me = self.known(me, query.get("lang") or request.headers.get("accept-language"))
         language = me["language"]
-        updates = _merge(self._clothes(language), self._rates(self.usual, language))
-        updates = _merge(updates, {self.seed: gr.update(value=new_seed())})
-        form, words, kind = self._from_link(query, language)
-        view = None
+        model = query["m"] if query.get("m") in self.jobs.offers else self.own
+        form, words, kind = self._from_link(query, model, language)
+        view, start = None, None
         if "job" in query:
             try:
                 view = self.jobs.view(query["job"])
             except RequestError as error:
                 words, kind = (self.say(language, "shared_gone"), "") if form else (error.message(language), "error")
+                words += self.say(language, "shared_without_start") if form and "ff" in query else ""
             else:
-                form, words = form or Form.of(view.request, self.base), ""
+                model, start = view.model, _start_of_job(view)
+                form, words = form or self._form_of(view), ""
         view = view or next((own for own in self.jobs.history(me["key"], 5) if own.active and not form), None)
+        updates = _merge(self._clothes(language, model), self._rates(self.usual, language, model))
+        updates = _merge(updates, {self.seed: gr.update(value=new_seed())})
         if form:
-            updates = _merge(updates, self._fill(form, language))
+            updates = _merge(updates, self._fill(form, language, model, start))
         value = self._screen(view.id, me["key"]) if view else {}
         if value.get("mine"):
             updates = _merge(updates, {self.fresh: gr.update(value=True)})
@@ -336,17 +314,54 @@ class Page:
     @_said
     def submit(self, me: Any, *values: Any) -> Updates:
         """Puts what the form says into the queue, or says why not."""
-        *form, fresh, comment = values
-        request = _form(form, new_seed() if fresh else None).request(self.base)
-        return self._ask(request, me, comment)
+        return self._submit(me, 1, *values)
+
+    @_said
+    def draft(self, me: Any, *values: Any) -> Updates:
+        """As `submit`, but four strips of keyframes to choose from."""
+        return self._submit(me, MAX_DRAFTS, *values)
+
+    def _submit(self, me: dict[str, str], drafts: int, *values: Any) -> Updates:
+        *form, model, fresh, comment = values
+        preset = self.jobs.offer(model).preset
+        request = _form(form, new_seed() if fresh else None).request(preset.sampling)
+        view = self.jobs.submit(replace(request, drafts=drafts), me["key"], comment, model)
+        return self._asked(view, me)
 
     @_said
     def again(self, me: Any, event: gr.EventData) -> Updates:
-        """A new job from the one on the screen, with one thing changed."""
+        """New jobs from the one on the screen, with one thing changed; the first of them is shown."""
+        drafts = [int(draft) for draft in event.drafts]
+        view, *_ = go_on(self.jobs, str(event.id), str(event.change), me["key"], drafts)
+        updates = self._fill(self._form_of(view), me["language"], view.model, _start_of_job(view))
+        return _merge(updates, self._asked(view, me))
+
+    @_said
+    def go_on(self, me: Any, event: gr.EventData) -> Updates:
+        """Fills the form so that the next video begins with the last frame of the one on the screen."""
         view = self.jobs.view(str(event.id))
-        request = page.changed(view.request, str(event.change))
-        updates = self._fill(Form.of(request, self.base), me["language"])
-        return _merge(updates, self._ask(request, me, view.comment))
+        first = last_frame(kept_tokens(self.jobs, view.id))
+        form = replace(self._form_of(view), seed=None, between=None)
+        return self._fill(form, me["language"], view.model, self._begin(first, view.model)) | self._ready(me)
+
+    @_said
+    def look(self, me: Any, file: str | None, model: str) -> Updates:
+        """Shows what the model sees of an uploaded picture, which then is the first frame."""
+        if not file:
+            return {self.notice: ""}
+        try:
+            picture = read_picture(Path(file), self.jobs.offer(model).preset.frame_size)
+        finally:
+            Path(file).unlink(missing_ok=True)
+        start = self._begin(self.jobs.encode(picture, model), model, picture)
+        return {self.begin: start, self.picture: None} | self._ready(me)
+
+    def _begin(self, first: TokenFrames, model: str, picture: Any = None) -> dict[str, Any]:
+        seen = data_uri(self.jobs.decode(first, model)[0])
+        return start_value(first, seen, None if picture is None else data_uri(picture))
+
+    def _ready(self, me: dict[str, str]) -> Updates:
+        return {self.notice: self.notice_of(self.say(me["language"], "start_ready"), "")}
 
     @_said
     def show(self, me: Any, event: gr.EventData) -> Updates:
@@ -366,18 +381,22 @@ class Page:
     @_said
     def reuse(self, me: Any, event: gr.EventData) -> Updates:
         """Fills the form with a job's settings, seed included."""
-        form = Form.of(self.jobs.view(str(event.id)).request, self.base)
-        return {**self._fill(form, me["language"]), self.notice: ""}
+        view = self.jobs.view(str(event.id))
+        return {**self._fill(self._form_of(view), me["language"], view.model, _start_of_job(view)), self.notice: ""}
 
     @_said
     def restore(self, me: Any, file: str | None) -> Updates:
         """Fills the form with the settings inside a file that was downloaded here."""
         language = me["language"]
-        request = read_settings(Path(file)) if file else None
-        if request is None:
+        found = read_settings(Path(file)) if file else None
+        if found is None:
             return {self.file: None, self.notice: self.notice_of(self.say(language, "file_without"), "error")}
+        request, model = found
+        model = model if model in self.jobs.offers else self.own
+        start = self._begin(request.first_frame, model) if request.first_frame else None
+        form = Form.of(request, self.jobs.offer(model).preset.sampling)
         notice = self.notice_of(self.say(language, "file_restored"), "")
-        return {**self._fill(Form.of(request, self.base), language), self.file: None, self.notice: notice}
+        return {**self._fill(form, language, model, start), self.file: None, self.notice: notice}
 
     @_said
     def vary(self, me: Any, event: gr.EventData) -> Updates:
@@ -386,15 +405,15 @@ class Page:
         form = replace(
             self.usual, prompt=clip["prompt"], seed=new_seed(), frames=clip["frames"], seconds=clip["seconds"]
         )
-        return {**self._fill(form, me["language"]), self.fresh: True, self.notice: ""}
+        return {**self._fill(form, me["language"], self.own), self.fresh: True, self.notice: ""}
 
     def choose(self, event: gr.EventData) -> str:
         return str(event.text)
 
-    def read(self, me: Any, prompt: str, superres: bool) -> str:
+    def read(self, me: Any, prompt: str, superres: bool, model: str) -> str:
         """What the model reads of the prompt; nothing while there is nothing to read."""
         try:
-            reading = self.jobs.read(VideoRequest(prompt, superres=superres))
+            reading = self.jobs.read(VideoRequest(prompt, superres=superres), model)
         except CogVideoError:
             return ""
         return page.reading_html(self.words, self.known(me)["language"], reading.pieces, reading.limit)
@@ -402,24 +421,30 @@ class Page:
     def append(self, prompt: str, event: gr.EventData) -> str:
         return f"{prompt}{event.text}"
 
-    def speak(self, me: Any, language: str, frames: int, seconds: float, superres: bool) -> Updates:
+    def speak(self, me: Any, language: str, frames: int, seconds: float, superres: bool, model: str) -> Updates:
         """The page in another language."""
         me = {**self.known(me), "language": language}
         form = Form(frames=frames, seconds=seconds, superres=superres)
-        clothes = _merge(self._clothes(language), self._rates(form, language))
+        clothes = _merge(self._clothes(language, model), self._rates(form, language, model))
         return {**clothes, self.me: me}
 
-    def reckon(self, me: Any, frames: int, seconds: float, superres: bool) -> Updates:
+    def reckon(self, me: Any, frames: int, seconds: float, superres: bool, model: str) -> Updates:
         """What comes of the chosen frame rate and length."""
-        return self._rates(Form(frames=frames, seconds=seconds, superres=superres), self.known(me)["language"])
+        return self._rates(Form(frames=frames, seconds=seconds, superres=superres), self.known(me)["language"], model)
+
+    def switch(self, me: Any, model: str, frames: int, seconds: float) -> Updates:
+        """Another model: its own usual settings; a first frame of the other one means nothing to it."""
+        language = self.known(me)["language"]
+        form = replace(Form.usual(self.jobs.offer(model).preset), frames=frames, seconds=seconds)
+        rates = self._rates(form, language, model)
+        return {**self._usual(model), **rates, self.begin: None, self.about: self._about(language, model)}
 
     def history(self, me: Any) -> list[dict[str, Any]]:
         return [page.card_value(view) for view in self.jobs.history(self.known(me)["key"])]
 
     # Pieces.
 
-    def _ask(self, request: VideoRequest, me: dict[str, str], comment: bool) -> Updates:
-        view = self.jobs.submit(request, me["key"], comment)
+    def _asked(self, view: View, me: dict[str, str]) -> Updates:
         language = me["language"]
         notes = "".join(zh if language == "zh" else f"{en} " for zh, en in view.notes)
         return {
@@ -432,8 +457,14 @@ class Page:
 
     def _screen(self, job: str, key: str) -> dict[str, Any]:
         """A job as it is now; while it is active the screen then watches it (`/watch`) by itself."""
-        value = page.screen_value(self.jobs.view(job), self.jobs.preset)
+        value = self._value(self.jobs.view(job))
         return {**value, "mine": self.jobs.holds(job, key)}
+
+    def _value(self, view: View) -> dict[str, Any]:
+        return page.screen_value(view, self.jobs.preset_of(view), self.own)
+
+    def _form_of(self, view: View) -> Form:
+        return Form.of(view.request, self.jobs.preset_of(view).sampling)
 
     def known(self, me: Any, accepted: str | None = None) -> dict[str, str]:
         """What the browser remembers, made good where it remembers nothing sensible."""
@@ -444,37 +475,53 @@ class Page:
             "language": language if language in page.LANGUAGES else page.preferred_language(accepted),
         }
 
-    def _from_link(self, query: dict[str, str], language: str) -> tuple[Form | None, str, str]:
+    def _from_link(self, query: dict[str, str], model: str, language: str) -> tuple[Form | None, str, str]:
         """The form a link describes, and a sentence about it with its kind."""
+        preset = self.jobs.offer(model).preset
         try:
-            form = Form.from_query(query, self.usual)
+            form = Form.from_query(query, Form.usual(preset))
             if form and form.seed is not None:
-                form.request(self.base)
+                form.request(preset.sampling)
         except RequestError as error:
             return None, self.say(language, "bad_settings", reason=error.message(language)), "error"
         return form, self.say(language, "shared_settings") if form else "", ""
 
-    def _fill(self, form: Form, language: str) -> Updates:
+    def _fill(self, form: Form, language: str, model: str, start: dict[str, Any] | None = None) -> Updates:
         values = [form.prompt, form.seed if form.seed is not None else new_seed(), form.frames, form.seconds]
-        values += [form.guidance, form.temperature, form.top_k, form.superres]
+        values += [form.guidance, form.temperature, form.top_k, form.superres, form.between, start]
         updates: Updates = {part: gr.update(value=value) for part, value in zip(self.form, values, strict=True)}
-        return _merge(updates, {self.fresh: gr.update(value=form.seed is None), **self._rates(form, language)})
+        updates |= {self.fresh: gr.update(value=form.seed is None), self.model: gr.update(value=model)}
+        updates[self.about] = self._about(language, model)
+        return _merge(updates, self._rates(form, language, model))
 
-    def _rates(self, form: Form, language: str) -> Updates:
+    def _usual(self, model: str) -> Updates:
+        """The settings that each model has its own of."""
+        form = Form.usual(self.jobs.offer(model).preset)
         return {
-            self.frames: gr.update(choices=page.rate_choices(self.words, language, form.seconds), value=form.frames),
-            self.outcome: self._outcome(language, form),
+            self.guidance: form.guidance,
+            self.temperature: form.temperature,
+            self.top_k: form.top_k,
+            self.superres: form.superres,
         }
 
-    def _outcome(self, language: str, form: Form) -> str:
-        estimate = self.jobs.estimate(VideoRequest("", 0, form.frames, form.seconds, form.superres))
+    def _rates(self, form: Form, language: str, model: str) -> Updates:
+        return {
+            self.frames: gr.update(choices=page.rate_choices(self.words, language, form.seconds), value=form.frames),
+            self.outcome: self._outcome(language, form, model),
+        }
+
+    def _outcome(self, language: str, form: Form, model: str) -> str:
+        estimate = self.jobs.estimate(VideoRequest("", 0, form.frames, form.seconds, form.superres), model)
         said = page.outcome(self.words, language, form.frames, form.seconds, estimate)
         waiting = self.jobs.queue_length()
         if waiting:
             said += ("" if language == "zh" else " ") + self.say(language, "busy", count=waiting)
         return f"<p>{said}</p>"
 
-    def _clothes(self, language: str) -> Updates:
+    def _about(self, language: str, model: str) -> str:
+        return model_note(self.words, language, self.jobs.offer(model))
+
+    def _clothes(self, language: str, model: str) -> Updates:
         """Every label of the form in `language`."""
 
         def label(key: str, info: str | None = None) -> Any:
@@ -483,10 +530,19 @@ class Page:
 
         return {
             self.brand: self._brand(language),
-            self.foot: self.say(language, "footer", model=self.jobs.preset.name),
+            self.foot: self.say(language, "footer"),
             self.language: label("language"),
             self.prompt: gr.update(label=self.say(language, "prompt"), placeholder=self.say(language, "prompt_hint")),
             self.make: self.say(language, "make"),
+            self.drafts: self.say(language, "drafts"),
+            self.starting: label("start"),
+            self.picture: label("start"),
+            self.model: gr.update(
+                label=self.say(language, "model"),
+                choices=model_choices(self.words, language, self.jobs.offers.values()),
+            ),
+            self.about: self._about(language, model),
+            self.between: label("between_seed", "between_hint"),
             self.seconds: gr.update(
                 label=self.say(language, "seconds"), choices=page.seconds_choices(self.words, language)
             ),
@@ -545,72 +601,17 @@ def serve(jobs: Jobs, host: str, port: int, root_path: str | None = None) -> gr.
     return ui
 
 
-def routes(jobs: Jobs) -> list[Route]:
-    """A job as it grows and its files, for whoever knows its id; the clips of the gallery; a sign of life."""
-    live = Live(jobs, lambda view: page.screen_value(view, jobs.preset), BEAT)
-
-    async def watch(request: Request) -> Response:
-        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # no proxy may hold anything back
-        return StreamingResponse(
-            _server_sent(live.watch(request.path_params["job"])), 200, headers, "text/event-stream"
-        )
-
-    def media(request: Request) -> Response:
-        path = jobs.file(request.path_params["job"], request.path_params["name"])
-        if path is None:
-            return Response("not found", 404)
-        name = f"cogvideo{path.suffix}" if "download" in request.query_params else None
-        headers = {"Cache-Control": "private, max-age=31536000, immutable", "X-Content-Type-Options": "nosniff"}
-        return FileResponse(path, headers=headers, filename=name)
-
-    def gallery(request: Request) -> Response:
-        names = {clip["file"] for clip in load_gallery()}
-        name = request.path_params["name"]
-        if name not in names:
-            return Response("not found", 404)
-        return FileResponse(GALLERY / name, headers={"Cache-Control": "public, max-age=86400"})
-
-    def alive(_: Request) -> Response:
-        return JSONResponse({"alive": True}, headers={"Cache-Control": "no-store"})
-
-    return [
-        Route("/watch/{job}", watch),
-        Route("/media/{job}/{name}", media),
-        Route("/gallery/{name}", gallery),
-        Route("/alive", alive),
-    ]
-
-
-async def _server_sent(texts: AsyncIterator[str]) -> AsyncIterator[str]:
-    """Texts as server-sent events; "" becomes the event `beat`."""
-    yield "retry: 1000\n\n"
-    async for text in texts:
-        yield f"data: {text}\n\n" if text else "event: beat\ndata:\n\n"
-
-
-def load_gallery() -> list[dict[str, Any]]:
-    """Clips made beforehand that are really there."""
-    index = GALLERY / "gallery.json"
-    if not index.is_file():
-        return []
-    clips: list[dict[str, Any]] = json.loads(index.read_text("utf-8"))
-    return [clip for clip in clips if (GALLERY / clip["file"]).is_file()]
-
-
-def share_base() -> str:
-    """Where links should lead: the Space's own page, or, where this is empty, the address the browser sees."""
-    space = os.environ.get("SPACE_ID")
-    return f"https://huggingface.co/spaces/{space}" if space else ""
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Serves the page until it is interrupted. Raises CogVideoError."""
-    options = _parser().parse_args(arguments)
-    port = _free_port(options.host, options.port, options.any_port)
-    on_space = bool(os.environ.get("SPACE_ID"))
-    limits = Limits(abandoned_seconds=120.0 if on_space else None, keep_bytes=int(options.keep_gb * 2**30))
+    options = parser().parse_args(arguments)
+    port = free_port(options.host, options.port, options.any_port)
+    limits = Limits(
+        abandoned_seconds=options.drop_abandoned or None,
+        idle_seconds=60 * options.unload_after or None,
+        keep_bytes=int(options.keep_gb * 2**30),
+    )
     jobs = open_jobs(
-        _data_folder(options.data),
+        data_folder(options.data),
         options.model,
         limits,
         options.device,
@@ -637,83 +638,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python app.py", description="在浏览器里把中文变成视频。 Chinese text becomes video, in the browser."
-    )
-    on_space = bool(os.environ.get("SPACE_ID"))
-    host = os.environ.get("GRADIO_SERVER_NAME") or ("0.0.0.0" if on_space else "127.0.0.1")
-    port = int(os.environ.get("GRADIO_SERVER_PORT") or 7860)
-    parser.add_argument("--host", default=host, help="address to serve at; 0.0.0.0: for other machines too")
-    parser.add_argument("--port", type=int, default=port)
-    parser.add_argument("--any-port", action="store_true", help="take the next free port where this one is taken")
-    parser.add_argument(
-        "--model", help=f"{', '.join(PRESETS)} (default: $COGVIDEO_MODEL, else cogvideo where it can run, else mini)"
-    )
-    parser.add_argument("--memory", help=f"{', '.join(MEMORY)} (default: $COGVIDEO_MEMORY, else what fits)")
-    parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: cuda where there is one)")
-    parser.add_argument("--eight-bit", action="store_true", help="keep the weights in 8 bits: less memory, slower")
-    parser.add_argument("--offload", action="store_true", help="keep on the card only the network at work")
-    parser.add_argument("--data", type=Path, help="folder of the queue and the clips (default: ./data)")
-    parser.add_argument("--keep-gb", type=float, default=2.0, help="finished clips kept, oldest go first (default: 2)")
-    parser.add_argument("--root-path", help="path below which a proxy serves the page, such as /video")
-    parser.add_argument(
-        "--preload",
-        action=argparse.BooleanOptionalAction,
-        help="load the model now, not with the first prompt (default: for mini)",
-    )
-    parser.add_argument(
-        "--browser",
-        action=argparse.BooleanOptionalAction,
-        default=_has_desktop() and not on_space,
-        help="open the page in a browser",
-    )
-    return parser
-
-
-def _has_desktop() -> bool:
-    """Whether somebody sits in front of this machine, as far as can be told; never start a browser in a terminal."""
-    if not sys.stdout.isatty():
-        return False
-    return sys.platform in ("darwin", "win32") or any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY"))
-
-
-def _free_port(host: str, port: int, search: bool) -> int:
-    for candidate in range(port, port + 50 if search else port + 1):
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((host, candidate))
-            except OSError:
-                continue
-            return candidate
-    raise CapacityError(
-        f"{host} 的端口 {port} 不可用，可能已有一个服务在运行：请关闭它，"
-        "或用 --port 换一个端口（--any-port 自动寻找）。",
-        f"Port {port} of {host} cannot be used, perhaps another server runs there: "
-        "close it, or choose another with --port (--any-port looks for one).",
-    )
-
-
-def _data_folder(chosen: Path | None) -> Path:
-    """The folder of queue and clips: as chosen, or here, or, where here is read-only, in the user's own data folder."""
-    folder = chosen or Path(os.environ.get("COGVIDEO_DATA") or "data")
-    explicit = bool(chosen or os.environ.get("COGVIDEO_DATA"))
-    if not explicit and not os.access(folder if folder.exists() else Path.cwd(), os.W_OK):
-        folder = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "cogvideo"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CapacityError(
-            f"无法使用数据文件夹 {folder}（{error.strerror}）：请用 --data 指定一个可写的文件夹。",
-            f"The data folder {folder} cannot be used ({error.strerror}): name one that can be written with --data.",
-        ) from error
-    return folder
-
-
 def _form(values: Sequence[Any], seed: int | None) -> Form:
     """The form from the components' values; `seed` replaces the one on the page. Raises RequestError."""
-    prompt, typed, frames, seconds, guidance, temperature, top_k, superres = values
+    prompt, typed, frames, seconds, guidance, temperature, top_k, superres, between, start = values
     return Form(
         str(prompt or ""),
         seed if seed is not None else None if typed is None else int(typed),
@@ -723,7 +650,17 @@ def _form(values: Sequence[Any], seed: int | None) -> Form:
         float(temperature),
         int(top_k),
         bool(superres),
+        None if between is None else int(between),
+        start_of(start),
     )
+
+
+def _start_of_job(view: View) -> dict[str, Any] | None:
+    """A job's given first frame, with its own first picture as what the model saw."""
+    if view.request.first_frame is None:
+        return None
+    picture = view.keyframes[0] if view.keyframes else view.poster
+    return start_value(view.request.first_frame, f"media/{view.id}/{picture}" if picture else "")
 
 
 def _merge(first: Updates, second: Updates) -> Updates:

@@ -309,7 +309,7 @@ class Jobs:
 
     def tokens(self, job: str, draft: int = 0) -> TokenFrames | None:
         """The frames that a job has drawn, before super-resolution; None where it kept none."""
-        return self._folder(job).tokens(draft)
+        return self._folder(job).tokens(draft) if _plain(job) else None
 
     def estimate(self, request: VideoRequest, model: str | None = None) -> float | None:
         """Seconds that `request` would take once it runs, as far as speeds were measured."""
@@ -627,14 +627,15 @@ def open_jobs(
     return Jobs(data, first.preset, lambda: first.make(None), write_video, limits, [first, *others])
 
 
-def read_settings(path: Path) -> VideoRequest | None:
-    """The request inside an mp4 or gif of ours, None where there is none. Raises RequestError for impossible values."""
+def read_settings(path: Path) -> tuple[VideoRequest, str] | None:
+    """Request and model in an mp4 or gif of ours, None where there are none. Raises RequestError for nonsense."""
     settings = read_metadata(path)
     if not settings or not isinstance(settings.get("prompt"), str):
         return None
     known = {field.name for field in fields(VideoRequest)}
     try:
-        return request_from_dict({name: value for name, value in settings.items() if name in known})
+        request = request_from_dict({name: value for name, value in settings.items() if name in known})
+        return request, str(settings.get("model", ""))
     except (TypeError, ValueError, AttributeError):  # JSON of somebody else's making
         return None
 

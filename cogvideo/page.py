@@ -14,6 +14,7 @@ from typing import Any
 from cogvideo.config import ASSETS, CLIP_FRAMES, CLIP_SECONDS, Preset, SamplingOptions, VideoRequest
 from cogvideo.errors import RequestError
 from cogvideo.pace import tokens_per_stage
+from cogvideo.tokens import TokenFrames
 from cogvideo.view import View
 
 FOLDER = ASSETS / "page"
@@ -93,6 +94,10 @@ class Form:
     temperature: float = 1.0
     top_k: int = 12
     superres: bool = True
+    between: int | None = None
+    """Seed of the frames between keyframes; None: `seed`."""
+    start: TokenFrames | None = None
+    """The first frame, where one is given."""
 
     @classmethod
     def usual(cls, preset: Preset) -> Form:
@@ -106,7 +111,16 @@ class Form:
                 "种子是空的：请输入一个整数，或勾选“每次换新种子”。",
                 "The seed is empty: give a whole number, or tick “A new seed each time”.",
             )
-        return VideoRequest(self.prompt, self.seed, self.frames, self.seconds, self.superres, self._sampling(base))
+        return VideoRequest(
+            self.prompt,
+            self.seed,
+            self.frames,
+            self.seconds,
+            self.superres,
+            self._sampling(base),
+            between_seed=self.between,
+            first_frame=self.start,
+        )
 
     def _sampling(self, base: SamplingOptions) -> SamplingOptions | None:
         """None where nothing differs from the preset, so that the same wish is the same request."""
@@ -132,13 +146,19 @@ class Form:
             round(sampling.video.temperature / base.video.temperature, 3),
             sampling.video.top_k,
             request.superres,
+            request.between_seed,
+            request.first_frame,
         )
 
     def query(self, usual: Form) -> dict[str, str]:
         """The rarer settings as short names of a link, where they differ from the usual ones."""
         short = {"g": "guidance", "t": "temperature", "k": "top_k"}
         query = {n: f"{getattr(self, f):g}" for n, f in short.items() if getattr(self, f) != getattr(usual, f)}
-        return query if self.superres == usual.superres else {**query, "sr": str(int(self.superres))}
+        if self.superres != usual.superres:
+            query["sr"] = str(int(self.superres))
+        if self.between is not None:
+            query["b"] = str(self.between)
+        return query
 
     @classmethod
     def from_query(cls, query: Mapping[str, str], usual: Form) -> Form | None:
@@ -158,6 +178,7 @@ class Form:
                 float(query.get("t", "1")),
                 int(query.get("k", usual.top_k)),
                 query["sr"] != "0" if "sr" in query else usual.superres,
+                int(query["b"]) if "b" in query else None,
             )
         except ValueError:
             raise RequestError(
@@ -166,9 +187,12 @@ class Form:
             ) from None
 
 
-def screen_value(view: View, preset: Preset) -> dict[str, Any]:
-    """What the screen draws of a job, the same for everybody who looks."""
+def screen_value(view: View, preset: Preset, own: str) -> dict[str, Any]:
+    """What the screen draws of a job, the same for everybody who looks. `own`: the model that links need not name."""
     request = view.request
+    extra = Form.of(request, preset.sampling).query(Form.usual(preset))
+    extra |= {"m": view.model} if view.model not in ("", own) else {}
+    extra |= {"ff": "1"} if request.first_frame else {}
     return {
         "id": view.id,
         "status": view.status,
@@ -178,7 +202,13 @@ def screen_value(view: View, preset: Preset) -> dict[str, Any]:
         "seconds": request.seconds,
         "superres": request.superres,
         "rounds": request.rounds,
-        "extra": Form.of(request, preset.sampling).query(Form.usual(preset)),
+        "extra": extra,
+        "model": view.model,
+        "seeds": request.seeds,
+        "drafts": request.drafts,
+        "started": request.clip is not None,
+        "parts": view.parts,
+        "smaller": view.smaller,
         "keyframes": view.keyframes,
         "painting": view.painting,
         "level": view.level,
@@ -211,14 +241,3 @@ def card_value(view: View) -> dict[str, Any]:
         "poster": view.poster,
         "keyframes": view.keyframes[:1],
     }
-
-
-def changed(request: VideoRequest, change: str) -> VideoRequest:
-    """A finished job's request with one thing changed: "again", "next", "finer", "enlarge". Raises RequestError."""
-    if change == "next":
-        return replace(request, seed=(request.seed + 1) % 2**32)
-    if change == "finer":
-        return replace(request, frames=CLIP_FRAMES[min(request.rounds + 1, len(CLIP_FRAMES) - 1)])
-    if change == "enlarge":
-        return replace(request, superres=True)
-    return request

@@ -18,10 +18,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import app
+from cogvideo import serving
 from cogvideo.config import CLIP_FRAMES, CLIP_SECONDS, MAX_SEED, PRESETS, VideoRequest
 from cogvideo.errors import CapacityError, RequestError
 from cogvideo.jobs import Jobs, new_key, read_settings
-from cogvideo.page import FOLDER, LANGUAGES, Form, Words, changed, outcome, preferred_language
+from cogvideo.page import FOLDER, LANGUAGES, Form, Words, outcome, preferred_language
+from cogvideo.page_change import changed
 from cogvideo.video import write_video
 
 WORDS = Words.load()
@@ -42,13 +44,16 @@ def test_every_sentence_exists_in_both_languages() -> None:
 
 
 def test_every_key_that_is_used_exists() -> None:
-    python = (ROOT / "app.py").read_text("utf-8") + (ROOT / "cogvideo" / "page.py").read_text("utf-8")
+    files = [ROOT / "app.py", *(ROOT / "cogvideo").glob("page*.py")]
+    python = "".join(path.read_text("utf-8") for path in files)
     used = set(re.findall(r'(?:say|label)\((?:self\.words, )?(?:language, |"zh", )?"(\w+)"', python))
     used |= set(re.findall(r'zh\["(\w+)"\]', python))
     for path in FOLDER.iterdir():
         if path.suffix in (".js", ".html"):
             text = path.read_text("utf-8")
-            used |= set(re.findall(r'cv\.say\("(\w+)"', text)) | set(re.findall(r'data-word="(\w+)"', text))
+            used |= set(re.findall(r'(?:cv\.say|picture)\((?:value\.\w+, )?"(\w+)"', text)) | set(
+                re.findall(r'data-word="(\w+)"', text)
+            )
     assert len(used) > 60
     assert used - {"zh"} <= set(WORDS.pairs)
 
@@ -93,6 +98,7 @@ forms = st.builds(
     temperature=st.sampled_from([0.5, 0.95, 1.0, 1.5]),
     top_k=st.sampled_from([6, 12, 24]),
     superres=st.booleans(),
+    between=st.none() | st.integers(0, MAX_SEED),
 )
 
 
@@ -123,7 +129,10 @@ def test_changes_of_a_finished_job() -> None:
     assert changed(request, "next").seed == 0
     assert changed(request, "finer").frames == 17
     assert changed(request, "enlarge").superres
-    assert changed(request, "again") == request
+    assert changed(request, "again") == changed(request, "resume") == request
+    assert changed(request, "between").between_seed is not None
+    with pytest.raises(RequestError, match="reload"):
+        changed(request, "nonsense")
 
 
 def test_a_downloaded_file_gives_its_settings_back(tmp_path: Path) -> None:
@@ -134,7 +143,7 @@ def test_a_downloaded_file_gives_its_settings_back(tmp_path: Path) -> None:
     while (view := jobs.history("k" * 20)[0]).active:
         pass
     path = jobs.file(view.id, "final.mp4")
-    assert path and read_settings(path) == request
+    assert path and read_settings(path) == (request, PRESET.name)
     jobs.close()
     for text in ("", "no video", '{"prompt": 3}'):
         (tmp_path / "other.mp4").write_text(text)
@@ -143,10 +152,10 @@ def test_a_downloaded_file_gives_its_settings_back(tmp_path: Path) -> None:
 
 def test_links_of_a_space_lead_to_its_page(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SPACE_ID", raising=False)
-    assert app.share_base() == ""
+    assert serving.share_base() == ""
     monkeypatch.setenv("SPACE_ID", "somebody/cogvideo")
-    assert app.share_base() == "https://huggingface.co/spaces/somebody/cogvideo"
-    assert app._parser().parse_args([]).host == "0.0.0.0"
+    assert serving.share_base() == "https://huggingface.co/spaces/somebody/cogvideo"
+    assert serving.parser().parse_args([]).host == "0.0.0.0"
 
 
 def test_a_taken_port_is_said_and_the_next_one_found_when_asked() -> None:
@@ -155,16 +164,16 @@ def test_a_taken_port_is_said_and_the_next_one_found_when_asked() -> None:
         taken.listen()
         port = taken.getsockname()[1]
         with pytest.raises(CapacityError, match=f"Port {port}"):
-            app._free_port("127.0.0.1", port, search=False)
-        assert app._free_port("127.0.0.1", port, search=True) > port
+            serving.free_port("127.0.0.1", port, search=False)
+        assert serving.free_port("127.0.0.1", port, search=True) > port
 
 
 def test_the_data_folder_can_be_chosen_and_a_bad_one_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COGVIDEO_DATA", str(tmp_path / "there"))
-    assert app._data_folder(None) == tmp_path / "there"
+    assert serving.data_folder(None) == tmp_path / "there"
     (tmp_path / "file").write_text("")
     with pytest.raises(CapacityError, match="cannot be used"):
-        app._data_folder(tmp_path / "file")
+        serving.data_folder(tmp_path / "file")
 
 
 @pytest.fixture(scope="module")
@@ -185,7 +194,8 @@ def test_programs_use_the_same_jobs(server: str, tmp_path: Path) -> None:
 
     video = make(server, "一只熊猫在草地上向右跑", tmp_path / "panda.mp4", seed=7, frames=5)
     assert video["status"] == "done"
-    assert (read_settings(tmp_path / "panda.mp4") or VideoRequest("")).seed == 7
+    found = read_settings(tmp_path / "panda.mp4")
+    assert found and found[0].seed == 7
 
 
 def test_the_shell_command_of_the_example_works(server: str) -> None:
@@ -200,13 +210,14 @@ def test_the_shell_command_of_the_example_works(server: str) -> None:
     assert json.loads(answer[1].removeprefix("data: "))[0]["seed"] == 7
 
 
-def test_the_api_has_its_four_endpoints_and_says_what_is_wrong(server: str) -> None:
+def test_the_api_has_its_endpoints_and_says_what_is_wrong(server: str) -> None:
     from gradio_client import Client
     from gradio_client.exceptions import AppError
 
     client = Client(server, verbose=False)
     api = client.view_api(return_format="dict", print_info=False)
-    assert set(api["named_endpoints"]) == {"/make_video", "/video", "/stop_video", "/delete_video"}
+    names = "make_video draft_video video stop_video delete_video continue_video change_video"
+    assert set(api["named_endpoints"]) == {f"/{name}" for name in names.split()}
     assert api["unnamed_endpoints"] == {}
     for arguments, endpoint, sentence in (
         (["a panda"], "/make_video", "Chinese"),

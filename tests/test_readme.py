@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 
-import app
-from cogvideo import download, evaluate, generate
+from cogvideo import download, evaluate, generate, serving
 from cogvideo.__main__ import COMMANDS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -93,12 +92,12 @@ def test_every_command_parses(name: str) -> None:
             case ["python", "-m", module]:
                 assert importlib.util.find_spec(module), module
             case ["python", "app.py", *options]:
-                assert app._parser().parse_args(options)
+                assert serving.parser().parse_args(options)
             case ["make", *rest]:
                 targets = [word for word in rest if "=" not in word]
                 options = [word.removeprefix("ARGS=") for word in rest if word.startswith("ARGS=")]
                 assert all(re.search(rf"^{target}:", makefile, flags=re.M) for target in targets)
-                assert not options or app._parser().parse_args(shlex.split(options[0]))
+                assert not options or serving.parser().parse_args(shlex.split(options[0]))
             case ["pip", "install", "-r", file]:
                 assert (ROOT / file).is_file()
             case _:

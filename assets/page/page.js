@@ -40,5 +40,11 @@ window.cv = (() => {
     return `${cv.shareBase || cv.root() + "/"}?${query}`;
   };
 
+  // The same for a phone's camera: while the server has the clip its id is enough.
+  cv.shortLink = (view) => `${cv.shareBase || cv.root() + "/"}?job=${encodeURIComponent(view.id)}`;
+
+  // An address below the page, or one that needs no server.
+  cv.picture = (address) => (address.startsWith("data:") ? address : `${cv.root()}/${address}`);
+
   return cv;
 })();

@@ -6,6 +6,9 @@ cv.shareBase = props.share_base;
 const find = (selector) => element.querySelector(selector);
 const stage = find(".cv-stage");
 const still = find(".cv-still");
+const quad = find(".cv-quad");
+const drafts = find(".cv-drafts");
+const shareBox = find(".cv-share");
 const films = [...element.querySelectorAll(".cv-film")];
 const strip = find(".cv-strip");
 const cells = find(".cv-cells");
@@ -19,6 +22,7 @@ let source = null; // the stream of events of the job on the stage, while it is 
 let heard = 0; // when it last gave a sign of life
 let lost = false;
 
+const many = () => view && view.drafts > 1; // strips to choose from, instead of one film
 const active = () => view && (view.status === "queued" || view.status === "running");
 
 // The strip: one cell per frame. Keyframes come one by one; in-betweens slide in between them.
@@ -84,14 +88,79 @@ function drawCells() {
 const emptyCells = () =>
   Array.from({ length: 5 }, (_, index) => ({ place: index * 8, key: true, picture: "", sprite: null, state: "" }));
 
+// Drafts: a strip of five keyframes each, with a box to tick once they are complete.
+
+function drawDrafts() {
+  strip.hidden = many();
+  drafts.hidden = !many();
+  find(".cv-numbers").hidden = !many() || (!view.video && !view.keyframes.length && !view.painting);
+  if (!many()) return drafts.querySelectorAll("label").forEach((row) => row.remove());
+  if (drafts.dataset.job !== view.id) {
+    drafts.dataset.job = view.id;
+    drafts.querySelectorAll("label").forEach((row) => row.remove());
+    drafts.append(...view.seeds.map(draftRow));
+  }
+  drafts.querySelectorAll("label").forEach((row, draft) => {
+    const box = row.querySelector("input");
+    box.disabled = view.status !== "done";
+    box.setAttribute("aria-label", cv.say("draft", { index: draft + 1, seed: view.seeds[draft] }));
+    row.title = box.getAttribute("aria-label");
+    row.querySelectorAll("b").forEach((cell, index) => {
+      const name = view.keyframes[index * view.drafts + draft];
+      const painted = view.painting && view.painting[0] === index ? view.painting[draft + 1] : "";
+      const picture = name ? cv.media(view.id, name) : painted;
+      cell.dataset.state = name ? "done" : painted ? "painting" : "";
+      const image = picture ? `url("${picture}")` : "none";
+      if (cell.dataset.image === image) return;
+      cell.dataset.image = image;
+      cell.style.backgroundImage = image;
+    });
+  });
+}
+
+function draftRow(_, draft) {
+  const row = document.createElement("label");
+  const box = document.createElement("input");
+  box.type = "checkbox";
+  box.value = draft;
+  const number = document.createElement("span");
+  number.textContent = draft + 1;
+  const cells = document.createElement("div");
+  cells.append(...Array.from({ length: 5 }, () => document.createElement("b")));
+  row.append(box, number, cells);
+  return row;
+}
+
+const chosenDrafts = () => [...drafts.querySelectorAll("input:checked")].map((box) => Number(box.value));
+
+drafts.addEventListener("change", () => drawActs());
+
+// The newest picture of each draft, two by two.
+function drawQuad() {
+  const last = view ? Math.ceil(view.keyframes.length / view.drafts) - 1 : -1;
+  const newest = (draft) => {
+    if (view.painting) return view.painting[draft + 1];
+    const name = view.keyframes[last * view.drafts + draft];
+    return name ? cv.media(view.id, name) : "";
+  };
+  quad.hidden = !many() || Boolean(view.video) || !newest(0);
+  if (quad.hidden) return;
+  [...quad.children].forEach((image, draft) => {
+    const picture = newest(draft) || "";
+    image.hidden = !picture;
+    if (picture && image.src !== picture) image.src = picture;
+  });
+}
+
 // The stage: the newest keyframe until there is a film, then one film per level, exchanged when the next can play.
 
 function drawStage() {
   element.firstElementChild.dataset.state = view ? view.status : "empty";
+  drawQuad();
   if (view && view.video) return playFilm(cv.media(view.id, view.video));
   clearFilm();
-  const painted = view && (view.painting ? view.painting[1] : null);
-  const name = view && view.keyframes[view.keyframes.length - 1];
+  const painted = view && !many() && (view.painting ? view.painting[1] : null);
+  const name = view && !many() && view.keyframes[view.keyframes.length - 1];
   const picture = painted || (name ? cv.media(view.id, name) : "");
   still.hidden = !picture;
   if (picture && still.src !== picture) still.src = picture;
@@ -193,6 +262,12 @@ function whatHappens() {
   if (view.status === "queued") return view.place ? cv.say("queued", { place: view.place }) : cv.say("queued_next");
   if (view.status === "stopped" && !view.video) return cv.say("stopped_empty");
   if (view.status !== "running") return cv.say(view.status);
+  if (view.stage === "drafts") {
+    return cv.say("stage_drafts", { index: Math.min(5, Math.floor(view.keyframes.length / view.drafts) + 1) });
+  }
+  if (view.stage === "load" && view.parts && view.parts[1] > 1) {
+    return cv.say("loading_part", { done: view.parts[0], total: view.parts[1] });
+  }
   if (view.stage === "keyframes" && view.keyframes.length >= 5 && view.rounds > 0) return roundNow();
   if (view.stage === "keyframes") return cv.say("stage_keyframes", { index: Math.min(5, view.keyframes.length + 1) });
   if (view.stage === "interpolate") return roundNow();
@@ -240,7 +315,8 @@ function drawWords() {
   const live = find(".cv-live");
   if (live.textContent !== what) live.textContent = what;
   const unseen = view && view.status === "done" && document.hidden;
-  document.title = `${active() ? `${percent}% · ` : unseen ? "✓ " : ""}${cv.say("title")}`;
+  const waiting = view && view.status === "queued" && view.place ? `(${view.place}) ` : "";
+  document.title = `${waiting || (active() ? `${percent}% · ` : unseen ? "✓ " : "")}${cv.say("title")}`;
 }
 
 // What can be done.
@@ -248,20 +324,30 @@ function drawWords() {
 function drawActs() {
   const final = view && !active();
   const has = final && view.video;
+  const done = final && view.status === "done";
+  const failed = final && !done;
+  const clip = done && !many(); // a film that can go on
   const visible = {
     stop: active() && view.mine,
-    stop_level: view && view.status === "running" && view.mine && view.stage !== "superres" && !view.stopping,
-    again: final && ["interrupted", "failed", "stopped"].includes(view.status),
+    stop_level: view && view.status === "running" && view.mine && view.stage !== "superres" && !view.stopping && !many(),
+    smaller: failed && view.smaller,
+    resume: failed && view.level >= 0 && !many(),
+    again: failed,
+    finish: done && many(),
     share: has,
     download: has,
-    gif: has && view.status === "done",
-    zip: has && view.status === "done",
-    finer: final && view.video && view.frames < 33,
-    enlarge: final && view.status === "done" && !view.superres,
+    gif: has && done,
+    zip: has && done,
+    finer: clip && view.frames < 33,
+    enlarge: clip && !view.superres,
+    between: clip && view.frames > 5,
+    go_on: clip,
     next: final,
     reuse: view && !view.example,
   };
   for (const node of element.querySelectorAll("[data-act]")) node.hidden = !visible[node.dataset.act];
+  find("[data-act=finish]").disabled = !chosenDrafts().length;
+  if (view && view.smaller) find("[data-act=smaller]").textContent = cv.say("smaller", { preset: view.smaller });
   find("[data-act=stop]").disabled = Boolean(view && view.stopping === "now");
   strip.tabIndex = has ? 0 : -1;
   strip.setAttribute("aria-disabled", String(!has));
@@ -283,7 +369,10 @@ async function share() {
   }
   box.value = url;
   box.setAttribute("aria-label", cv.say("copy_by_hand"));
-  box.hidden = false;
+  const code = find(".cv-qr");
+  code.alt = cv.say("qr");
+  code.src = `${cv.root()}/qr?link=${encodeURIComponent(cv.shortLink(view))}`;
+  shareBox.hidden = false;
   box.select();
   try {
     await navigator.clipboard.writeText(url);
@@ -307,10 +396,16 @@ element.addEventListener("click", (event) => {
   }
   if (act === "stop_level") return trigger("stop", { id, level: true });
   if (act === "reuse") return trigger("reuse", { id });
-  trigger("again", { id, change: act });
+  if (act === "go_on") {
+    trigger("go_on", { id });
+    const prompt = document.querySelector("#cv-prompt textarea");
+    return prompt && prompt.focus();
+  }
+  trigger("again", { id, change: act, drafts: chosenDrafts() });
 });
 
 function draw() {
+  drawDrafts();
   drawCells();
   drawStage();
   drawWords();
@@ -325,7 +420,7 @@ function hear() {
   if (view && view.id !== before) {
     const query = view.example ? "" : `?job=${encodeURIComponent(view.id)}`;
     window.history.replaceState(null, "", window.location.pathname + query);
-    find(".cv-link").hidden = true;
+    shareBox.hidden = true;
     clearFilm();
     if (value.asked) element.scrollIntoView({ behavior: cv.calm() ? "auto" : "smooth", block: "nearest" });
   }

@@ -1,0 +1,106 @@
+"""Where and how the page is served: options of the command line, the port, the data folder, the address of links."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import socket
+import sys
+from pathlib import Path
+
+from cogvideo.config import MEMORY, PRESETS
+from cogvideo.errors import CapacityError
+
+
+def share_base() -> str:
+    """Where links should lead: the Space's own page, or, where this is empty, the address the browser sees."""
+    space = os.environ.get("SPACE_ID")
+    return f"https://huggingface.co/spaces/{space}" if space else ""
+
+
+def parser() -> argparse.ArgumentParser:
+    options = argparse.ArgumentParser(
+        prog="python app.py", description="在浏览器里把中文变成视频。 Chinese text becomes video, in the browser."
+    )
+    on_space = bool(os.environ.get("SPACE_ID"))
+    host = os.environ.get("GRADIO_SERVER_NAME") or ("0.0.0.0" if on_space else "127.0.0.1")
+    port = int(os.environ.get("GRADIO_SERVER_PORT") or 7860)
+    options.add_argument("--host", default=host, help="address to serve at; 0.0.0.0: for other machines too")
+    options.add_argument("--port", type=int, default=port)
+    options.add_argument("--any-port", action="store_true", help="take the next free port where this one is taken")
+    options.add_argument(
+        "--model", help=f"{', '.join(PRESETS)} (default: $COGVIDEO_MODEL, else cogvideo where it can run, else mini)"
+    )
+    options.add_argument("--memory", help=f"{', '.join(MEMORY)} (default: $COGVIDEO_MEMORY, else what fits)")
+    options.add_argument("--device", help="cpu, cuda, cuda:1 (default: cuda where there is one)")
+    options.add_argument("--eight-bit", action="store_true", help="keep the weights in 8 bits: less memory, slower")
+    options.add_argument("--offload", action="store_true", help="keep on the card only the network at work")
+    options.add_argument("--data", type=Path, help="folder of the queue and the clips (default: ./data)")
+    options.add_argument("--keep-gb", type=float, default=2.0, help="finished clips kept, oldest go first (default: 2)")
+    options.add_argument(
+        "--unload-after",
+        type=float,
+        default=30.0,
+        metavar="MINUTES",
+        help="let go of the model's memory after so long without work; 0: never (default: 30)",
+    )
+    options.add_argument(
+        "--drop-abandoned",
+        type=float,
+        default=120.0 if on_space else 0.0,
+        metavar="SECONDS",
+        help="drop waiting videos that nobody has looked at for so long; 0: never (default: never; on a Space 120)",
+    )
+    options.add_argument("--root-path", help="path below which a proxy serves the page, such as /video")
+    options.add_argument(
+        "--preload",
+        action=argparse.BooleanOptionalAction,
+        help="load the model now, not with the first prompt (default: for mini)",
+    )
+    options.add_argument(
+        "--browser",
+        action=argparse.BooleanOptionalAction,
+        default=_has_desktop() and not on_space,
+        help="open the page in a browser",
+    )
+    return options
+
+
+def _has_desktop() -> bool:
+    """Whether somebody sits in front of this machine, as far as can be told; never start a browser in a terminal."""
+    if not sys.stdout.isatty():
+        return False
+    return sys.platform in ("darwin", "win32") or any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY"))
+
+
+def free_port(host: str, port: int, search: bool) -> int:
+    for candidate in range(port, port + 50 if search else port + 1):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((host, candidate))
+            except OSError:
+                continue
+            return candidate
+    raise CapacityError(
+        f"{host} 的端口 {port} 不可用，可能已有一个服务在运行：请关闭它，"
+        "或用 --port 换一个端口（--any-port 自动寻找）。",
+        f"Port {port} of {host} cannot be used, perhaps another server runs there: "
+        "close it, or choose another with --port (--any-port looks for one).",
+    )
+
+
+def data_folder(chosen: Path | None) -> Path:
+    """The folder of queue and clips: as chosen, or here, or, where here is read-only, in the user's own data folder."""
+    folder = chosen or Path(os.environ.get("COGVIDEO_DATA") or "data")
+    explicit = bool(chosen or os.environ.get("COGVIDEO_DATA"))
+    if not explicit and not os.access(folder if folder.exists() else Path.cwd(), os.W_OK):
+        folder = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "cogvideo"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CapacityError(
+            f"无法使用数据文件夹 {folder}（{error.strerror}）：请用 --data 指定一个可写的文件夹。",
+            f"The data folder {folder} cannot be used ({error.strerror}): name one that can be written with --data.",
+        ) from error
+    return folder
