@@ -44,6 +44,9 @@ LOG = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
+CLOCK_TRUST = 3600.0
+"""Seconds by which the clock may be set before age stops to count; it counts again after a restart."""
+
 GONE = RequestError(
     "没有找到这段视频：它可能已被删除，或链接不完整。",
     "There is no such video: it may have been deleted, or the link is incomplete.",
@@ -74,6 +77,8 @@ class Limits:
     """How long a page waits for the worker to look at a picture."""
     preview_seconds: float = 0.2
     """Least time between two pictures of a keyframe that is being painted."""
+    full_seconds: float = 5.0
+    """How long the worker waits before it writes again what a full disk did not take."""
     worker_stop_seconds: float = 10.0
     """How long `close` waits for the worker to notice."""
 
@@ -113,7 +118,6 @@ class Jobs:
         self._loaded: set[tuple[str, str | None]] = set()  # which of them may have read weights
         self._making = threading.Lock()
         self._exporting = threading.Lock()
-        self.results.mkdir(parents=True, exist_ok=True)
         self._lock_file = lock_folder(data)
         self._store = Store(data / "jobs.sqlite")
         self._changed = threading.Condition()  # guards everything below
@@ -124,6 +128,7 @@ class Jobs:
         self._seen: dict[str, float] = {}  # job -> when somebody last looked, monotonic
         self._stops: dict[str, Stop] = {}
         self._turns = 0
+        self._clock = _clock()
         self._places: dict[str, int] | None = None  # waiting job -> jobs before it; None: to be counted anew
         self._closing = False
         self._worker: threading.Thread | None = None
@@ -183,8 +188,8 @@ class Jobs:
         with self._changed:
             self._drop_abandoned()
             self._refuse_when_full(owner, len(views))
+            self._store.add(*(Record(view.id, owner, _stored(view), "queued", view.created, None, 0) for view in views))
             for view in views:
-                self._store.add(Record(view.id, owner, _stored(view), "queued", view.created, None, 0))
                 self._views[view.id], self._owners[view.id] = view, owner
                 self._seen[view.id] = time.monotonic()
             self._places = None
@@ -396,9 +401,13 @@ class Jobs:
             with self._changed:
                 if self._closing:
                     return None
-                self._drop_abandoned()
-                if order := self._order():
-                    return self._begin(order[0])
+                try:
+                    self._drop_abandoned()
+                    if order := self._order():
+                        return self._begin(order[0])
+                except CapacityError as error:
+                    self._wait_for_room(error)
+                    continue
                 if self._errands or self._changed.wait(self.limits.idle_seconds):
                     continue
             self._let_go(None)
@@ -407,12 +416,17 @@ class Jobs:
         with self._changed:
             self._changed.notify_all()
 
+    def _wait_for_room(self, error: CapacityError) -> None:
+        """A worker that cannot write down what it does does nothing."""
+        LOG.error("Nothing goes on before the disk takes it: %s", error)
+        self._changed.wait(self.limits.full_seconds)
+
     def _begin(self, job: str) -> str:
+        self._store.move(job, time.time(), "running", {})
         self._turns += 1
         self._places = None
         self._served[self._owners[job]] = self._turns
         self._stops[job] = Stop()
-        self._store.move(job, time.time(), "running", {})
         self._views[job] = replace(self._views[job], status="running", place=None, stage="load")
         return job
 
@@ -433,7 +447,8 @@ class Jobs:
         self._places = None
         if not self._views:
             self._served.clear()  # with an empty queue all owners are equal again
-        self._tidy()
+        with suppress(CapacityError):  # a full disk; the next job tries again
+            self._tidy()
         self._changed.notify_all()
 
     # What is kept.
@@ -442,6 +457,7 @@ class Jobs:
         """After a restart: waiting jobs wait on, in their order; a running one was interrupted."""
         for record in self._store.with_status(["running"]):
             kept = _last_clip(self._store.log(record.id))
+            self._folder(record.id).clear()
             self._store.finish(record.id, time.time(), "interrupted", kept, self._folder(record.id).size())
         for record in self._store.with_status(["queued"]):
             self._views[record.id] = self._restore(record)
@@ -473,16 +489,23 @@ class Jobs:
         return view
 
     def _tidy(self) -> None:
-        """Removes finished jobs that are too old, then the oldest ones until the rest fits."""
+        """Removes finished jobs that are too old, then the oldest ones until the rest fits.
+
+        A clock that has jumped since the start says nothing of age: nobody's clips go because somebody sets it.
+        """
         kept = 0
-        oldest = time.time() - self.limits.keep_seconds
+        oldest = time.time() - self.limits.keep_seconds if abs(_clock() - self._clock) < CLOCK_TRUST else 0.0
         for record in reversed(self._store.with_status(FINAL)):
             kept += record.bytes
             if kept > self.limits.keep_bytes or (record.finished or record.created) < oldest:
                 self._forget(record.id)
 
     def _forget(self, job: str) -> None:
-        self._store.delete(job)
+        try:
+            self._store.delete(job)
+        except CapacityError:  # a full disk has no room for the note either: the files go first
+            shutil.rmtree(self.results / job, ignore_errors=True)
+            self._store.delete(job)
         for table in (self._views, self._owners, self._seen):
             table.pop(job, None)
         self._places = None
@@ -538,7 +561,7 @@ class Jobs:
             try:
                 view = self._views[job]
                 self._run(job, self._ready(view.model, view.memory))
-            except Exception as error:
+            except (Exception, SystemExit) as error:  # whatever a library does, the next job runs
                 LOG.exception("Job failed")
                 self._end(job, "failed", {"error": _sentence(error)})
 
@@ -585,9 +608,10 @@ class Jobs:
             if isinstance(trouble, CapacityError):
                 self._let_go(None)
             self._end(job, "failed", {**take.kept(None), "error": _sentence(trouble)})
-        self._store.keep(f"how:{view.model}", pipeline.how)
-        for stage, speed in take.pace.speeds().items():
-            self._store.keep(f"speed:{view.model}:{pipeline.how}:{stage}", repr(speed))
+        with suppress(CapacityError):  # measured again next time
+            self._store.keep(f"how:{view.model}", pipeline.how)
+            for stage, speed in take.pace.speeds().items():
+                self._store.keep(f"speed:{view.model}:{pipeline.how}:{stage}", repr(speed))
 
     def _hear(self, job: str, take: Take, event: Event) -> None:
         """One event: files first, then the log, then what people see."""
@@ -602,8 +626,13 @@ class Jobs:
 
     def _end(self, job: str, status: str, data: dict[str, Any]) -> None:
         with self._changed:
-            if job in self._views:
-                self._finish(job, status, {**data, "done": self._views[job].done})
+            while job in self._views:
+                try:
+                    self._finish(job, status, {**data, "done": self._views[job].done})
+                except CapacityError as error:
+                    if self._closing:  # the next start marks it interrupted
+                        return
+                    self._wait_for_room(error)
 
     def _comment(self, view: View) -> dict[str, Any] | None:
         """What is written into the video file; None where the person opted out."""
@@ -650,7 +679,12 @@ def _last_clip(log: list[Entry]) -> dict[str, Any]:
     return {name: clips[-1][name] for name in ("video", "strip", "poster", "frames")} if clips else {}
 
 
-def _sentence(error: Exception) -> Sentence:
+def _clock() -> float:
+    """What the clock on the wall is ahead of the one that nobody can set."""
+    return time.time() - time.monotonic()
+
+
+def _sentence(error: BaseException) -> Sentence:
     if isinstance(error, CogVideoError):
         return error.zh, error.en
     kind = type(error).__name__

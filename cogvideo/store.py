@@ -17,8 +17,6 @@ from typing import IO, Any
 
 from cogvideo.errors import CapacityError
 
-from cogvideo.errors import CapacityError
-
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS jobs (
     id TEXT PRIMARY KEY, owner TEXT NOT NULL, request TEXT NOT NULL, status TEXT NOT NULL,
@@ -85,12 +83,13 @@ class Store:
         with self._lock:
             self._base.close()
 
-    def add(self, record: Record) -> None:
-        """Writes a new job together with its first log entry, "queued"."""
-        row = (record.id, record.owner, json.dumps(record.request), record.status, record.created)
+    def add(self, *records: Record) -> None:
+        """Writes new jobs together with their first log entries, "queued": all of them or none."""
         with self._writing() as base:
-            base.execute("INSERT INTO jobs (id, owner, request, status, created) VALUES (?, ?, ?, ?, ?)", row)
-            _append(base, record.id, record.created, "queued", {})
+            for record in records:
+                row = (record.id, record.owner, json.dumps(record.request), record.status, record.created)
+                base.execute("INSERT INTO jobs (id, owner, request, status, created) VALUES (?, ?, ?, ?, ?)", row)
+                _append(base, record.id, record.created, "queued", {})
 
     def append(self, job: str, at: float, kind: str, data: dict[str, Any]) -> None:
         with self._writing() as base:
@@ -189,18 +188,30 @@ def _append(base: sqlite3.Connection, job: str, at: float, kind: str, data: dict
 
 
 def lock_folder(data: Path) -> IO[str]:
-    """Holds the data folder for this process; the system lets go of it when the process ends, however it ends."""
-    file = (data / "lock").open("w")
+    """Makes the data folder and holds it for this process; the system lets go when the process ends, however it ends.
+
+    Raises CapacityError where it cannot be written, or another process holds it.
+    """
+    try:
+        (data / "results").mkdir(parents=True, exist_ok=True)
+        file = (data / "lock").open("w")
+    except OSError as error:
+        raise CapacityError(
+            f"无法使用数据文件夹 {data}（{error.strerror}）：请用 --data 指定一个可写的文件夹。",
+            f"The data folder {data} cannot be used ({error.strerror}): name one that can be written with --data.",
+        ) from error
     try:
         import fcntl
     except ImportError:  # Windows: nothing of the kind; starting twice is then up to the user
         return file
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
         file.close()
         raise CapacityError(
             f"另一个服务正在使用数据文件夹 {data}：请关闭它，或用 --data 指定另一个文件夹。",
             f"Another server uses the data folder {data}: close it, or name another folder with --data.",
         ) from None
+    except OSError:  # a file system without locks
+        return file
     return file
