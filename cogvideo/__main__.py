@@ -1,32 +1,54 @@
-"""`python -m cogvideo COMMAND ...`: in the command line, out an exit status. Each command is imported when called.
+"""`python -m cogvideo COMMAND ...`, or `cogvideo COMMAND ...` where it is installed: the command line.
 
-0: done. 1: the answer is no (`parity` found a difference). 2: the request or the machine will not do; a sentence says
-why. 130: interrupted.
+In: the words after it. Out: an exit status, which `console` names. Each command is imported when it is called: a module
+with `main(words) -> int | None`; the shell's completion is made from the commands' parsers.
 """
 
 from __future__ import annotations
 
 import difflib
 import importlib
+import os
 import sys
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+from cogvideo import __version__, console
 from cogvideo.errors import Cancelled, CogVideoError
+
+if TYPE_CHECKING:
+    import argparse
 
 
 @dataclass(frozen=True)
 class Command:
-    """A word of the command line and the module whose `main(arguments) -> int | None` it calls."""
+    """A word of the command line, and the module that does it."""
 
     module: str
     zh: str
     en: str
+    words: str = ""
+    """Where its parser is made, as module:function; empty: by the module's `_parser`."""
+
+    def main(self, words: Sequence[str]) -> int:
+        return importlib.import_module(self.module).main(words) or console.DONE
+
+    def parser(self) -> argparse.ArgumentParser:
+        module, _, function = (self.words or f"{self.module}:_parser").partition(":")
+        parser: argparse.ArgumentParser = getattr(importlib.import_module(module), function)()
+        return parser
 
 
 COMMANDS = {
     "generate": Command("cogvideo.generate", "把一句中文变成视频文件", "turn a Chinese sentence into a video file"),
-    "serve": Command("app", "在浏览器里打开网页", "open the page in a browser"),
+    "serve": Command("app", "在浏览器里打开网页", "open the page in a browser", words="cogvideo.serving:parser"),
+    "doctor": Command(
+        "cogvideo.doctor",
+        "检查这台机器：装了什么、能跑什么、缺什么",
+        "tell what is here, what fits, what is missing",
+    ),
     "download": Command(
         "cogvideo.download", "下载已发布的 94 亿参数模型", "fetch the published model of 9.4 billion parameters"
     ),
@@ -40,25 +62,33 @@ COMMANDS = {
     "train": Command(
         "cogvideo.train", "按配方训练模型，可中断并继续", "train a model from a recipe; may be stopped and resumed"
     ),
+    "evaluate": Command("cogvideo.evaluate", "检验训练的结果", "judge what was trained"),
     "bench": Command(
         "cogvideo.bench", "测量每一步的速度，与机器的极限比较", "time each stage, beside the limits of the machine"
     ),
-    "evaluate": Command("cogvideo.evaluate", "检验训练的结果", "judge what was trained"),
+    "kernels": Command("kernels.bench", "测量快速内核，与普通写法比较", "time the fast kernels beside plain ones"),
+    "completion": Command(
+        "cogvideo.completion", "输出 shell 的命令补全脚本", "print a script that completes commands in a shell"
+    ),
 }
 
 
 def usage() -> str:
     """The page that `--help` prints."""
-    rows = "\n".join(f"  {name:9} {command.en}\n            {command.zh}" for name, command in COMMANDS.items())
-    return f"""CogVideo: 中文文字变视频 / Chinese text becomes video
+    rows = "\n".join(f"  {name:10} {command.en}\n             {command.zh}" for name, command in COMMANDS.items())
+    typed = console.typed()
+    return f"""CogVideo {__version__}: 中文文字变视频 / Chinese text becomes video
 
-Usage: python -m cogvideo COMMAND [options]
+Usage: {typed} COMMAND [options]
 
 {rows}
 
 Try:
-  python -m cogvideo generate "一只熊猫在草地上向右跑" --seed 7 --frames 33 --out panda.mp4
-  python -m cogvideo COMMAND --help        what a command takes / 查看某个命令的参数
+  {typed} generate "一只熊猫在草地上向右跑" --seed 7 --frames 33 --out panda.mp4
+  {typed} COMMAND --help        what a command takes / 查看某个命令的参数
+
+Exit status / 退出码: 0 done; 1 the answer is no (parity, doctor); 2 the request or the machine will not do, a sentence
+says why; 70 a fault of this program; 130 interrupted.
 """
 
 
@@ -67,22 +97,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     if not words or words[0] in ("-h", "--help", "help"):
         print(usage(), end="")
-        return 0
+        return console.DONE
+    if words[0] in ("--version", "-V"):
+        print(f"cogvideo {__version__}")
+        return console.DONE
     command = COMMANDS.get(words[0])
     if command is None:
         print(_unknown(words[0]), file=sys.stderr)
-        return 2
-    return _call(command, words)
+        return console.REFUSED
+    return _call(command, words[1:])
 
 
 def _call(command: Command, words: list[str]) -> int:
     try:
-        return importlib.import_module(command.module).main(words[1:]) or 0
+        status = command.main(words)
+        sys.stdout.flush()  # here, where a reader that went away can still be told from a fault
+        return status
     except CogVideoError as error:
         print(f"{error.zh}\n{error.en}", file=sys.stderr)
-        return 2
+        return console.failed(error, console.REFUSED, words)
     except (Cancelled, KeyboardInterrupt):
-        return 130
+        return console.INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
+        return console.CLOSED
+    except Exception as error:
+        traceback.print_exc()
+        print("这是程序的错误，请报告以上内容。\nA fault of this program: please report the above.", file=sys.stderr)
+        return console.failed(error, console.FAULT, words)
 
 
 def _unknown(word: str) -> str:

@@ -225,7 +225,9 @@ MEMORY: dict[str, MemoryPreset] = {
 }
 """Best first. There is none for 8 GB: one network in 8 bits already takes more."""
 
-ASSETS = Path(__file__).resolve().parent.parent / "assets"
+_HERE = Path(__file__).resolve().parent
+ASSETS = _HERE / "assets" if (_HERE / "assets").is_dir() else _HERE.parent / "assets"
+"""Beside the code in the repository, within it where the project is installed."""
 
 PRESET_FILE = "preset.json"
 """In the folder of a trained model: the preset that it was made from, and its sizes."""
