@@ -32,7 +32,7 @@ from cogvideo.page_change import go_on, kept_tokens
 from cogvideo.page_models import model_choices, model_note
 from cogvideo.page_routes import load_gallery, routes
 from cogvideo.page_start import data_uri, last_frame, read_picture, start_of, start_value
-from cogvideo.serving import data_folder, free_port, parser, share_base
+from cogvideo.serving import data_folder, duplicate_link, free_port, parser, share_base
 from cogvideo.tokens import TokenFrames
 from cogvideo.view import View
 
@@ -131,7 +131,7 @@ class Page:
             elem_id="cv-shelf",
             gallery=self.gallery,
         )
-        self.foot = gr.Markdown(self.say("zh", "footer"), elem_id="cv-foot")
+        self.foot = gr.Markdown(self._foot("zh"), elem_id="cv-foot")
 
     def _build_form(self) -> None:
         zh = {key: self.say("zh", key) for key in self.words.pairs if "{" not in self.words.pairs[key][0]}
@@ -530,7 +530,7 @@ class Page:
 
         return {
             self.brand: self._brand(language),
-            self.foot: self.say(language, "footer"),
+            self.foot: self._foot(language),
             self.language: label("language"),
             self.prompt: gr.update(label=self.say(language, "prompt"), placeholder=self.say(language, "prompt_hint")),
             self.make: self.say(language, "make"),
@@ -558,6 +558,10 @@ class Page:
             self.comment: label("comment"),
             self.file: label("file"),
         }
+
+    def _foot(self, language: str) -> str:
+        words, link = self.say(language, "footer"), duplicate_link()
+        return f"{words} · [{self.say(language, 'duplicate')}]({link})" if link else words
 
     def _brand(self, language: str) -> str:
         title, tagline = self.say(language, "title"), self.say(language, "tagline")

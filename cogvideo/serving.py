@@ -18,13 +18,18 @@ def share_base() -> str:
     return f"https://huggingface.co/spaces/{space}" if space else ""
 
 
+def duplicate_link() -> str:
+    """Where a visitor of the Space gets one of their own; empty where this is no Space."""
+    return f"{base}?duplicate=true" if (base := share_base()) else ""
+
+
 def parser() -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(
         prog="python app.py", description="在浏览器里把中文变成视频。 Chinese text becomes video, in the browser."
     )
     on_space = bool(os.environ.get("SPACE_ID"))
     host = os.environ.get("GRADIO_SERVER_NAME") or ("0.0.0.0" if on_space else "127.0.0.1")
-    port = int(os.environ.get("GRADIO_SERVER_PORT") or 7860)
+    port = os.environ.get("GRADIO_SERVER_PORT") or os.environ.get("PORT") or "7860"
     options.add_argument("--host", default=host, help="address to serve at; 0.0.0.0: for other machines too")
     options.add_argument("--port", type=int, default=port)
     options.add_argument("--any-port", action="store_true", help="take the next free port where this one is taken")
