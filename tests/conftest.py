@@ -1,8 +1,79 @@
-"""For all tests: hypothesis neither watches the clock, which a busy machine would fail, nor rolls new dice."""
+"""For all tests: hypothesis neither watches the clock, which a busy machine would fail, nor rolls new dice.
+
+And one served page for all tests that look at it in a browser.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import pytest
 from hypothesis import settings
+
+if TYPE_CHECKING:
+    from browsing import Site, Visitor
+    from playwright.sync_api import Browser
 
 settings.register_profile("project", deadline=None, derandomize=True)
 settings.load_profile("project")
+
+
+@pytest.fixture(scope="session")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    from browsing import Site, free_port
+    from fakes import PRESET, FakePipeline
+
+    import app
+    from cogvideo.jobs import Jobs, Limits
+    from cogvideo.video import write_video
+
+    fake = FakePipeline()
+    jobs = Jobs(tmp_path_factory.mktemp("data"), PRESET, lambda: fake, write_video, Limits(preview_seconds=0))
+    port = free_port()
+    ui = app.serve(jobs, "127.0.0.1", port)
+    jobs.start()
+    yield Site(f"http://127.0.0.1:{port}/", jobs, fake)
+    ui.close()
+    jobs.close()
+
+
+@pytest.fixture
+def site(served: Site) -> Iterator[Site]:
+    """The same server for all tests; each starts with an idle worker that waits for steps."""
+    served.fake.reset()
+    yield served
+    served.fake.open()
+    with served.jobs._changed:
+        assert served.jobs._changed.wait_for(lambda: not served.jobs._views, timeout=30)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """Not for the whole session: while it lives, no test may run an event loop of its own."""
+    from browsing import CHROMIUM, FLAGS
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def visit(browser: Browser) -> Iterator[Callable[..., Visitor]]:
+    """Makes visitors; at the end none of them may have met an error or another host."""
+    from browsing import DESKTOP, Visitor
+
+    visitors: list[Visitor] = []
+
+    def come(**options: Any) -> Visitor:
+        context = browser.new_context(**{"viewport": DESKTOP, "locale": "zh-CN", **options})
+        visitors.append(Visitor(context.new_page()))
+        return visitors[-1]
+
+    yield come
+    for visitor in visitors:
+        visitor.page.context.close()
+        assert visitor.foreign == []
+        assert visitor.forgiven or visitor.complaints == []

@@ -2,162 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
-import socket
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
-from urllib.parse import parse_qs, urlsplit
 
 import pytest
-from fakes import PRESET, FakePipeline, moving_square
+from axe_playwright_python.sync_playwright import Axe
+from browsing import DESKTOP, PANDA, PHONE, Server, Site, Visitor, expect, free_port
+from fakes import moving_square
 
-import app
 from cogvideo.config import VideoRequest
-from cogvideo.jobs import Jobs, Limits, new_key
+from cogvideo.jobs import new_key
 from cogvideo.video import write_video
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-if CHROMIUM is None and os.environ.get("COGVIDEO_BROWSER_TESTS") != "required":
-    pytest.skip("no Chromium found; the browser tests need one", allow_module_level=True)
-
-from axe_playwright_python.sync_playwright import Axe  # noqa: E402
-from playwright.sync_api import Browser, Page, expect, sync_playwright  # noqa: E402
-
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
-DESKTOP = {"width": 1280, "height": 900}
-PHONE = {"width": 390, "height": 844}
-PANDA = "一只熊猫在草地上向右跑"
-
-expect.set_options(timeout=30_000)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-@dataclass
-class Site:
-    """A served page, its jobs and the pipeline behind them."""
-
-    url: str
-    jobs: Jobs
-    fake: FakePipeline
-
-
-@pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    fake = FakePipeline()
-    jobs = Jobs(tmp_path_factory.mktemp("data"), PRESET, lambda: fake, write_video, Limits(preview_seconds=0))
-    port = free_port()
-    ui = app.serve(jobs, "127.0.0.1", port)
-    jobs.start()
-    yield Site(f"http://127.0.0.1:{port}/", jobs, fake)
-    ui.close()
-    jobs.close()
-
-
-@pytest.fixture
-def site(served: Site) -> Iterator[Site]:
-    """The same server for all tests; each starts with an idle worker that waits for steps."""
-    served.fake.reset()
-    yield served
-    served.fake.open()
-    with served.jobs._changed:
-        assert served.jobs._changed.wait_for(lambda: not served.jobs._views, timeout=30)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield browser
-        browser.close()
-
-
-@dataclass
-class Visitor:
-    """One person's browser, and everything it complained about or asked other hosts for."""
-
-    page: Page
-    complaints: list[str] = field(default_factory=list)
-    foreign: list[str] = field(default_factory=list)
-    forgiven: bool = False
-    """The server was away for a while, and the browser may say so."""
-
-    def __post_init__(self) -> None:
-        self.page.on("console", lambda message: message.type == "error" and self._complained(message.text))
-        self.page.on("pageerror", lambda error: self._complained(str(error)))
-        self.page.on("request", lambda request: self._asked(request.url))
-
-    def _complained(self, words: str) -> None:
-        """Gradio itself complains when a page with an open stream of events is left; everything else counts."""
-        if not re.search("signal is aborted|Connection errored out", words):
-            self.complaints.append(words)
-
-    def _asked(self, url: str) -> None:
-        parts = urlsplit(url)
-        if parts.scheme not in ("data", "blob") and parts.hostname != "127.0.0.1":
-            self.foreign.append(url)
-
-    def open(self, url: str) -> Visitor:
-        self.page.goto(url)
-        expect(self.page.locator(".cv-chips button").first).to_be_visible()
-        expect(self.page.locator("html")).to_have_attribute("data-language", re.compile("zh|en"))
-        return self
-
-    def ask(self, prompt: str = PANDA) -> Visitor:
-        self.page.locator("#cv-prompt textarea").fill(prompt)
-        self.page.locator("#cv-make").click()
-        return self
-
-    def has_state(self, state: str) -> None:
-        expect(self.page.locator(".cv-screen")).to_have_attribute("data-state", state)
-
-    def has_cells(self, count: int, done: int) -> None:
-        expect(self.page.locator(".cv-cells > div")).to_have_count(count)
-        expect(self.page.locator(".cv-cells > div[data-state=done]")).to_have_count(done)
-
-    def film(self) -> Any:
-        return self.page.locator(".cv-film:not([hidden])")
-
-    def choose(self, group: str, label: str) -> None:
-        self.page.locator(group).get_by_label(label, exact=True).check()
-
-    def job(self) -> str:
-        return parse_qs(urlsplit(self.page.url).query)["job"][0]
-
-
-@pytest.fixture
-def visit(browser: Browser) -> Iterator[Callable[..., Visitor]]:
-    """Makes visitors; at the end none of them may have met an error or another host."""
-    visitors: list[Visitor] = []
-
-    def come(**options: Any) -> Visitor:
-        context = browser.new_context(**{"viewport": DESKTOP, "locale": "zh-CN", **options})
-        visitors.append(Visitor(context.new_page()))
-        return visitors[-1]
-
-    yield come
-    for visitor in visitors:
-        visitor.page.context.close()
-        assert visitor.foreign == []
-        assert visitor.forgiven or visitor.complaints == []
 
 
 def test_a_video_grows_from_prompt_to_film(site: Site, visit: Callable[..., Visitor]) -> None:
@@ -457,11 +313,9 @@ def test_files_need_an_exact_name_and_nothing_is_listed(site: Site, visit: Calla
         assert request.get(site.url + path).status == 404
 
 
-def test_a_killed_server_comes_back_with_everything(
-    browser: Browser, visit: Callable[..., Visitor], tmp_path: Path
-) -> None:
+def test_a_killed_server_comes_back_with_everything(visit: Callable[..., Visitor], tmp_path: Path) -> None:
     port = free_port()
-    server = _Server(tmp_path, port)
+    server = Server(tmp_path, port)
     visitor = visit().open(f"http://127.0.0.1:{port}/").ask()
     server.order("11")
     visitor.has_cells(9, 9)
@@ -469,7 +323,7 @@ def test_a_killed_server_comes_back_with_everything(
     visitor.has_state("queued")
     waiting = visitor.job()
     server.kill()
-    server = _Server(tmp_path, port)
+    server = Server(tmp_path, port)
     server.order("open")
     visitor.has_state("done")  # found again without a reload
     assert visitor.job() == waiting
@@ -482,31 +336,3 @@ def test_a_killed_server_comes_back_with_everything(
     visitor.has_state("done")
     visitor.forgiven = True
     server.quit()
-
-
-class _Server:
-    """serve_fake.py in a process of its own."""
-
-    def __init__(self, data: Path, port: int) -> None:
-        script = Path(__file__).with_name("serve_fake.py")
-        self._process = subprocess.Popen(
-            [sys.executable, str(script), str(data), str(port)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        assert self._process.stdout is not None
-        assert any(line.strip() == "up" for line in self._process.stdout)
-
-    def order(self, words: str) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.write(words + "\n")
-        self._process.stdin.flush()
-
-    def kill(self) -> None:
-        self._process.kill()
-        self._process.wait(20)
-
-    def quit(self) -> None:
-        self.order("quit")
-        self._process.wait(20)
