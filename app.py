@@ -594,6 +594,8 @@ def serve(jobs: Jobs, host: str, port: int, root_path: str | None = None) -> gr.
         share=False,
         ssr_mode=False,
         footer_links=[],
+        run_history=False,  # Gradio's own keeps prompts in the browser and offers to send them to another host
+        enable_monitoring=False,
         state_session_capacity=SESSIONS,
         max_file_size="64mb",
         theme=gr.themes.Base(font=FONTS, font_mono=["ui-monospace", "monospace"], radius_size="lg"),
