@@ -86,6 +86,8 @@ class _Reader:
         self._changed = asyncio.Event()
 
     def publish(self, value: Value) -> None:
+        if value == self._value:
+            return  # what changed is not shown
         self._number += 1
         self._value = value
         self._texts.clear()
