@@ -351,9 +351,11 @@ class Page:
             return {self.notice: ""}
         try:
             picture = read_picture(Path(file), self.jobs.offer(model).preset.frame_size)
+            start = self._begin(self.jobs.encode(picture, model), model, picture)
+        except CogVideoError as error:  # the field is free for another picture
+            return {self.picture: None, self.notice: self.notice_of(error.message(me["language"]), "error")}
         finally:
             Path(file).unlink(missing_ok=True)
-        start = self._begin(self.jobs.encode(picture, model), model, picture)
         return {self.begin: start, self.picture: None} | self._ready(me)
 
     def _begin(self, first: TokenFrames, model: str, picture: Any = None) -> dict[str, Any]:
