@@ -44,7 +44,7 @@ class ModelConfig:
     """Rows of the word embedding: image tokens first, then text, then the special tokens."""
     image_tokens: int
     start_of_image: int
-    """Id of <start_of_image> (BOI), the input of every frame's first slot."""
+    """Id of `<start_of_image>` (BOI), the input of every frame's first slot."""
     grid: tuple[int, int] = (20, 20)
     """Token grid of one frame before super-resolution."""
     keyframes: int = 5

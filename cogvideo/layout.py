@@ -3,7 +3,7 @@
 In: a `ModelConfig`. Out: integers and numpy arrays. Nothing else in the project counts tokens.
 
 Words used here. A *frame* is `tokens_per_frame` tokens in row-major order; *slot* k of a frame is the input
-position whose output predicts token k, so slot 0 holds <start_of_image> and slot k holds token k - 1. Frames are
+position whose output predicts token k, so slot 0 holds `<start_of_image>` and slot k holds token k - 1. Frames are
 numbered in time order unless a name says otherwise.
 """
 

@@ -36,7 +36,7 @@ PUBLISHED_START_OF_IMAGE = 150000
 SAFETENSORS_TYPES = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32"}
 
 SPECIAL_TOKENS = 3
-"""A checkpoint with another vocabulary (a toy) ends with the special tokens, <start_of_image> first."""
+"""A checkpoint with another vocabulary (a toy) ends with the special tokens, `<start_of_image>` first."""
 
 
 def read_safetensors(path: Path) -> Tensors:
