@@ -1,4 +1,4 @@
-"""`python -m cogvideo evaluate`: prompts of the small world -> what the drawn clips show, a table and a picture grid.
+"""`python -m cogvideo evaluate`: prompts of the small world -> what the drawn clips show, tables and a picture grid.
 
 The judge (`training/judge.py`) reads decoded frames; nothing here looks at tokens. A quarter of the prompts combine a
 subject with a motion or a scene in a way that training never showed.
@@ -8,160 +8,220 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from cogvideo.config import ASSETS, PRESETS, Preset, SamplingOptions
-from cogvideo.training.judge import Reading, is_exact, name_motion, read_frame
-from cogvideo.training.world import (
-    MOTIONS,
-    SCENES,
-    SUBJECTS,
-    Clip,
-    HeldOut,
-    caption,
-    draw_held_out,
-    place_clip,
-    sample_clip,
-)
+from cogvideo.config import ASSETS, PRESETS, SamplingOptions
+from cogvideo.training import measures
+from cogvideo.training.measures import FilmVerdict, Verdict
+from cogvideo.training.render import COARSE, FINE, render_clip, render_state
+from cogvideo.training.world import MOTIONS, SCENES, SUBJECTS, Clip, caption, draw_held_out, place_clip
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from cogvideo.training.studio import Case, Studio
 
 Pixels = npt.NDArray[np.uint8]
-BATCH = 20
+Figures = dict[str, Any]
+GRID_CLIPS = 32
+_TRAVELS = [MOTIONS.index(name) for name in ("向左", "向右", "向上", "向下")]
 
 
-@dataclass(frozen=True)
-class Case:
-    """A prompt, the clip it describes, and whether training never showed its combination."""
+class Evaluation:
+    """The figures of one set of networks, part by part. Each part is a method that prints a table and returns it."""
 
-    prompt: str
-    clip: Clip
-    held_out: bool
-    seed: int
+    def __init__(self, studio: Studio, options: SamplingOptions, args: argparse.Namespace) -> None:
+        from cogvideo.training.studio import draw_cases
+
+        self.studio = studio
+        self.options = options
+        self.args = args
+        self.cases = draw_cases(args.count, args.seed, draw_held_out())
+        self._clips: Tensor | None = None
+
+    @property
+    def clips(self) -> Tensor:
+        """Keyframes of all cases, tokens [cases, 5, N]."""
+        if self._clips is None:
+            self._clips = self.studio.keyframes(self.cases, self.options)
+        return self._clips
+
+    def judge(self) -> Figures:
+        """How often the judge is right on drawings of the world at both sizes, before the codec and after it."""
+        rng = np.random.default_rng((self.args.seed, 11))
+        figures: Figures = {}
+        print("\nThe judge on rendered clips of held-out pairs (percent right)")
+        clips = [_any_clip(rng) for _ in range(self.args.clips)]
+        for cell, count in ((COARSE, len(clips)), (FINE, max(1, len(clips) // 4))):
+            films = [render_clip(clip, cell=cell) for clip in clips[:count]]
+            for name, seen in (("drawn", films), ("after the codec", [self._through_codec(film) for film in films])):
+                verdicts = [measures.judge_keyframes(c, film) for c, film in zip(clips, seen, strict=False)]
+                figures[f"{name}, {cell * 8} px"] = {"clips": count, **summarise(verdicts)}
+        _print_table(figures)
+        return figures
+
+    def keyframes(self) -> Figures:
+        """Subject, scene, motion and states of the five keyframes; by kind of pair, and by motion."""
+        frames = self.studio.show(self.clips)
+        verdicts = [measures.judge_keyframes(case.clip, clip) for case, clip in zip(self.cases, frames, strict=True)]
+        paired = list(zip(self.cases, verdicts, strict=True))
+        groups = {
+            "all": verdicts,
+            "shown pairs": [v for case, v in paired if not case.held_out],
+            "held-out pairs": [v for case, v in paired if case.held_out],
+        }
+        groups |= {name: [v for case, v in paired if MOTIONS[case.clip.motion] == name] for name in MOTIONS}
+        figures: Figures = {name: {"clips": len(group), **summarise(group)} for name, group in groups.items() if group}
+        print("\nKeyframes (percent right)")
+        _print_table(figures)
+        if self.args.out:
+            write_grid(frames[:GRID_CLIPS], self.args.out / "grid.png")
+        return figures | {"cases": [_describe(case, verdict) for case, verdict in paired]}
+
+    def guidance(self) -> Figures:
+        """The keyframes' figures at other strengths of guidance."""
+        figures: Figures = {}
+        cases = self.cases[: self.args.clips]
+        for strength in sorted({1.0, self.options.guidance, 3.0}):
+            options = replace(self.options, guidance=strength)
+            frames = self.studio.show(self.studio.keyframes(cases, options))
+            verdicts = [measures.judge_keyframes(case.clip, clip) for case, clip in zip(cases, frames, strict=True)]
+            figures[f"guidance {strength:g}"] = {"clips": len(cases), **summarise(verdicts)}
+        print("\nGuidance of stage 1 (percent right)")
+        _print_table(figures)
+        return figures
+
+    def films(self) -> Figures:
+        """All 33 frames: the same subject throughout, and in-betweens against cross-fades."""
+        cases, clips = self.cases[: self.args.clips], self.clips[: self.args.clips]
+        films = self.studio.show(self.studio.films(cases, clips, self.options))
+        verdicts = [measures.judge_film(case.clip, film) for case, film in zip(cases, films, strict=True)]
+        figures = {"clips": len(cases), **_summarise_films(verdicts)}
+        print(f"\nAll 33 frames of {len(cases)} clips")
+        print(f"  right subject in every frame   {figures['steady']:5.1f} % of clips")
+        print(f"  right subject                  {figures['steady_frames']:5.1f} % of frames")
+        print(f"  in-betweens beat a cross-fade  {figures['beats_fade']:5.1f} % of clips")
+        return figures
+
+    def durations(self) -> Figures:
+        """Clips that travel, at four, two and one seconds with the same seed: how far the subject goes."""
+        rng = np.random.default_rng((self.args.seed, 13))
+        base = [_travelling(rng, index) for index in range(max(2, self.args.clips // 2))]
+        prompts = [caption(rng, clip, partial=0.0) for clip in base]
+        meant, gone = [], []
+        for duration in (4.0, 2.0, 1.0):
+            cases = [_case(p, replace(clip, duration=duration), i) for i, (p, clip) in enumerate(zip(prompts, base))]
+            frames = self.studio.show(self.studio.keyframes(cases, self.options))
+            gone += [measures.way_gone(case.clip, clip) for case, clip in zip(cases, frames, strict=True)]
+            meant += [duration] * len(cases)
+        correlation = float(np.corrcoef(meant, gone)[0, 1])
+        ways = {f"{d:g} s": float(np.median([g for m, g in zip(meant, gone) if m == d])) for d in (4.0, 2.0, 1.0)}
+        print(f"\nDuration against way gone, {len(gone)} clips: correlation {correlation:.2f}; median cells {ways}")
+        return {"clips": len(gone), "correlation": correlation, "median_cells": ways}
+
+    def codec(self) -> Figures:
+        """How well the codec reproduces frames of held-out pairs at both sizes."""
+        rng = np.random.default_rng((self.args.seed, 17))
+        figures: Figures = {}
+        print("\nCodec on frames of held-out pairs, at random moments")
+        for cell, count in ((COARSE, 2 * self.args.clips), (FINE, self.args.clips)):
+            frames = np.stack([_any_frame(rng, cell) for _ in range(count)])
+            again = self._through_codec(frames)
+            values = [measures.psnr(one, other) for one, other in zip(again, frames, strict=True)]
+            figures[f"{cell * 8} px"] = {"frames": count, "psnr": float(np.mean(values))}
+            print(f"  {cell * 8:3} px: {np.mean(values):.1f} dB, mean of {count} frames")
+        return figures
+
+    def superres(self) -> Figures:
+        """Super-resolution of coded small frames against enlarging them by bicubic interpolation."""
+        rng = np.random.default_rng((self.args.seed, 19))
+        rows = [self._enlarge_one(rng) for _ in range(max(2, self.args.clips // 2))]
+        ways = ("super-resolution", "bicubic", "codec alone")
+        figures: Figures = {
+            name: {
+                "psnr": float(np.mean([row[name][0] for row in rows])),
+                "sharpness": float(np.mean([row[name][1] for row in rows])),
+            }
+            for name in ways
+        }
+        print(f"\nSuper-resolution of {len(rows)} frames against the large drawing (sharpness: 1 is the drawing's own)")
+        for name in ways:
+            print(f"  {name:17} {figures[name]['psnr']:5.1f} dB  sharpness {figures[name]['sharpness']:.2f}")
+        return {"frames": len(rows), **figures}
+
+    def _enlarge_one(self, rng: np.random.Generator) -> dict[str, tuple[float, float]]:
+        """PSNR and relative sharpness of one drawing's small frame, enlarged in each way."""
+        clip = _any_clip(rng)
+        state = clip.state(float(rng.integers(0, 33)) / 32 * clip.duration)
+        small, large = (render_state(clip.subject, clip.scene, clip.variant, state, cell)[0] for cell in (COARSE, FINE))
+        tokens = self.studio.codec.encode(small[None])
+        shown = self.studio.show(tokens)[0]
+        drawn = self.studio.enlarge(caption(rng, clip, partial=0.0), tokens, self.options, int(rng.integers(2**32)))[0]
+        size = (large.shape[1], large.shape[0])
+        bicubic = np.asarray(Image.fromarray(shown).resize(size, Image.Resampling.BICUBIC))
+        own = measures.sharpness(large)
+        pictures = {"super-resolution": drawn, "bicubic": bicubic, "codec alone": self._through_codec(large[None])[0]}
+        return {n: (measures.psnr(p, large), measures.sharpness(p) / own) for n, p in pictures.items()}
+
+    def _through_codec(self, frames: Pixels) -> Pixels:
+        """Frames [F, H, W, 3] -> tokens -> frames."""
+        codec = self.studio.codec
+        return codec.decode(codec.encode(frames), (frames.shape[1] // 8, frames.shape[2] // 8))
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """What the judge found in the keyframes of one case."""
-
-    subject: bool
-    scene: bool
-    motion: bool
-    exact: bool
-    held_out: bool
-    seen_motion: int
-
-
-def draw_cases(count: int, seed: int, held_out: HeldOut) -> list[Case]:
-    """`count` prompts, every fourth from the held-out pairs, over all durations of four and two seconds."""
-    rng = np.random.default_rng((seed, 7))
-    cases = []
-    for index in range(count):
-        duration = (4.0, 2.0)[index % 3 == 2]
-        hidden = index % 4 == 3
-        clip = _hidden_clip(rng, held_out, duration) if hidden else sample_clip(rng, held_out, duration)
-        cases.append(Case(caption(rng, clip, partial=0.0), clip, hidden, int(rng.integers(2**32))))
-    return cases
+PARTS: dict[str, Callable[[Evaluation], Figures]] = {
+    "judge": Evaluation.judge,
+    "codec": Evaluation.codec,
+    "keyframes": Evaluation.keyframes,
+    "guidance": Evaluation.guidance,
+    "films": Evaluation.films,
+    "durations": Evaluation.durations,
+    "superres": Evaluation.superres,
+}
 
 
-def _hidden_clip(rng: np.random.Generator, held_out: HeldOut, duration: float) -> Clip:
-    """A clip that training never shows, half of them for the motion and half for the scene."""
-    if rng.random() < 0.5:
-        pairs = sorted(held_out.subject_motion)
-        subject, motion = pairs[int(rng.integers(len(pairs)))]
-        return place_clip(rng, subject, int(rng.integers(len(SCENES))), motion, duration)
-    pairs = sorted(held_out.subject_scene)
-    subject, scene = pairs[int(rng.integers(len(pairs)))]
-    return place_clip(rng, subject, scene, int(rng.integers(len(MOTIONS))), duration)
+def _any_clip(rng: np.random.Generator) -> Clip:
+    from cogvideo.training.studio import hidden_clip
+
+    return hidden_clip(rng, draw_held_out(), float(rng.choice((4.0, 2.0))))
 
 
-class Studio:
-    """Draws the keyframes of many cases at once with the networks in `folder`."""
-
-    def __init__(self, preset: Preset, folder: Path) -> None:
-        import torch
-
-        from cogvideo.frames import FrameCodec
-        from cogvideo.models.loader import load_safetensors
-        from cogvideo.sampling import ClusterSampler
-        from cogvideo.text import TextTokenizer
-
-        assets = ASSETS / preset.name
-        self.preset = preset
-        self.tokenizer = TextTokenizer(assets / "text.model", preset.model.image_tokens)
-        self.codec = FrameCodec.load(preset)
-        self.models = load_safetensors(folder, preset.model)
-        labels = np.load(assets / "cluster_labels.npy", allow_pickle=False).astype(np.int64)
-        self.sampler = ClusterSampler(torch.from_numpy(labels))
-
-    def keyframes(self, cases: Sequence[Case], options: SamplingOptions) -> Pixels:
-        """Decoded keyframes of all cases, uint8 [cases, 5, H, W, 3]."""
-        parts = [self._batch(cases[i : i + BATCH], options) for i in range(0, len(cases), BATCH)]
-        return np.concatenate(parts)
-
-    def _batch(self, cases: Sequence[Case], options: SamplingOptions) -> Pixels:
-        import torch
-
-        from cogvideo.stages import keyframes
-        from cogvideo.text import between_text, first_frame_text, unconditional_text, video_text
-
-        tok, preset = self.tokenizer, self.preset
-        guided = options.guidance != 1.0
-        texts = keyframes.KeyframeTexts(
-            first=[first_frame_text(tok, preset, c.prompt) for c in cases],
-            video=[
-                video_text(tok, preset, c.prompt, c.clip.duration)
-                if guided
-                else between_text(tok, c.prompt, c.clip.duration)
-                for c in cases
-            ],
-            unconditional=[unconditional_text(tok, preset, c.clip.duration) for c in cases] if guided else None,
-        )
-        with torch.inference_mode():
-            *_, last = keyframes.draw(self.models.stage1, texts, self.sampler, options, [case.seed for case in cases])
-        frames = self.codec.decode(last.clip.flatten(0, 1), preset.model.grid)
-        return frames.reshape(len(cases), -1, *frames.shape[1:])
+def _any_frame(rng: np.random.Generator, cell: int) -> Pixels:
+    clip = _any_clip(rng)
+    state = clip.state(float(rng.integers(0, 33)) / 32 * clip.duration)
+    return render_state(clip.subject, clip.scene, clip.variant, state, cell)[0]
 
 
-def judge_keyframes(case: Case, frames: Pixels) -> Verdict:
-    """Compare the keyframes [5, H, W, 3] of a case with what its prompt says."""
-    readings = [read_frame(frame) for frame in frames]
-    states = [reading.state for reading in readings]
-    seen = name_motion(states, case.clip.duration)
-    return Verdict(
-        subject=_most_common(r.subject for r in readings) == case.clip.subject,
-        scene=_most_common(r.scene for r in readings) == case.clip.scene,
-        motion=seen == case.clip.motion,
-        exact=_all_exact(case.clip, readings),
-        held_out=case.held_out,
-        seen_motion=seen,
-    )
+def _travelling(rng: np.random.Generator, index: int) -> Clip:
+    motion = _TRAVELS[index % len(_TRAVELS)]
+    return place_clip(rng, int(rng.integers(len(SUBJECTS))), int(rng.integers(len(SCENES))), motion, 4.0)
 
 
-def _all_exact(clip: Clip, readings: Sequence[Reading]) -> bool:
-    """Whether all states follow the motion's course from the first one, with the right subject in every frame."""
-    first = readings[0].state
-    if first is None or any(r.subject != clip.subject for r in readings):
-        return False
-    course = replace(clip, size=first.size, y=first.y, x=first.x).states(clip.frame_times(len(readings)))
-    return all(is_exact(reading.state, meant) for reading, meant in zip(readings, course, strict=True))
+def _case(prompt: str, clip: Clip, seed: int) -> Case:
+    from cogvideo.training.studio import Case
 
-
-def _most_common(values: Iterable[int]) -> int:
-    return int(np.bincount(np.array(list(values)) + 1).argmax()) - 1
+    return Case(prompt, clip, False, seed)
 
 
 def summarise(verdicts: Sequence[Verdict]) -> dict[str, float]:
     """Shares of clips that are right, in percent."""
-    shares = {}
-    for name in ("subject", "scene", "motion", "exact"):
-        shares[name] = 100 * float(np.mean([getattr(v, name) for v in verdicts])) if verdicts else float("nan")
-    return shares
+    names = ("subject", "scene", "motion", "exact")
+    return {name: 100 * float(np.mean([getattr(v, name) for v in verdicts])) for name in names}
+
+
+def _summarise_films(verdicts: Sequence[FilmVerdict]) -> dict[str, float]:
+    return {
+        "steady": 100 * float(np.mean([v.steady for v in verdicts])),
+        "steady_frames": 100 * float(np.mean([v.steady_share for v in verdicts])),
+        "beats_fade": 100 * float(np.mean([v.beats_fade for v in verdicts])),
+    }
 
 
 def write_grid(frames: Pixels, path: Path, zoom: int = 2) -> None:
@@ -177,46 +237,37 @@ def write_grid(frames: Pixels, path: Path, zoom: int = 2) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Draw, judge, print a table; write a grid and the figures where asked."""
+    """Draw, judge, print tables; write a grid and the figures where asked."""
     args = _parser().parse_args(arguments)
+    from cogvideo.training.studio import Studio
+
     preset = PRESETS["mini"]
     options = preset.sampling
     video = replace(options.video, temperature=args.temperature) if args.temperature else options.video
     options = replace(options, guidance=args.guidance or options.guidance, video=video)
-    cases = draw_cases(args.count, args.seed, draw_held_out())
-    frames = Studio(preset, args.folder).keyframes(cases, options)
-    verdicts = [judge_keyframes(case, clip) for case, clip in zip(cases, frames, strict=True)]
-    groups = {
-        "all": verdicts,
-        "shown pairs": [v for v in verdicts if not v.held_out],
-        "held-out pairs": [v for v in verdicts if v.held_out],
-    }
-    _print_table({name: (len(group), summarise(group)) for name, group in groups.items()})
-    by_motion = {
-        MOTIONS[m]: summarise([v for v, c in zip(verdicts, cases, strict=True) if c.clip.motion == m])
-        for m in range(len(MOTIONS))
-    }
-    for name, shares in by_motion.items():
-        print(f"{name:4} motion {shares['motion']:5.1f} %  exact {shares['exact']:5.1f} %")
+    evaluation = Evaluation(Studio(preset, args.folder), options, args)
+    figures = {name: PARTS[name](evaluation) for name in PARTS if name in args.parts}
     if args.out:
-        write_grid(frames[:32], args.out / "grid.png")
-        _write_figures(args.out / "figures.json", cases, verdicts, options)
+        args.out.mkdir(parents=True, exist_ok=True)
+        content = {"prompts": args.count, "seed": args.seed, "sampling": asdict(options), **figures}
+        path = args.out / "figures.json"
+        path.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
     return 0
 
 
-def _print_table(groups: dict[str, tuple[int, dict[str, float]]]) -> None:
-    print(f"{'':16}{'clips':>6}{'subject':>9}{'scene':>9}{'motion':>9}{'exact':>9}   (percent right)")
-    for name, (count, shares) in groups.items():
-        print(f"{name:16}{count:6}" + "".join(f"{shares[k]:9.1f}" for k in ("subject", "scene", "motion", "exact")))
+def _print_table(groups: Figures) -> None:
+    print(f"{'':24}{'clips':>6}{'subject':>9}{'scene':>9}{'motion':>9}{'exact':>9}")
+    for name, row in groups.items():
+        wide = 24 - sum(ord(letter) > 0x2E80 for letter in name)  # Chinese letters take two columns
+        print(
+            f"{name:{wide}}{row['clips']:6}"
+            + "".join(f"{row[k]:9.1f}" for k in ("subject", "scene", "motion", "exact"))
+        )
 
 
-def _write_figures(path: Path, cases: Sequence[Case], verdicts: Sequence[Verdict], options: SamplingOptions) -> None:
-    rows: list[dict[str, Any]] = []
-    for case, verdict in zip(cases, verdicts, strict=True):
-        wanted = (SUBJECTS[case.clip.subject].name, SCENES[case.clip.scene], MOTIONS[case.clip.motion])
-        rows.append({"prompt": case.prompt, "seed": case.seed, "wanted": wanted, **asdict(verdict)})
-    content = {"summary": summarise(verdicts), "sampling": asdict(options), "cases": rows}
-    path.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+def _describe(case: Case, verdict: Verdict) -> Figures:
+    wanted = (SUBJECTS[case.clip.subject].name, SCENES[case.clip.scene], MOTIONS[case.clip.motion])
+    return {"prompt": case.prompt, "seed": case.seed, "wanted": wanted, "held_out": case.held_out, **asdict(verdict)}
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -224,10 +275,14 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m cogvideo evaluate",
         description="让评委检验 mini 画得对不对 / let the judge say how often mini draws what the prompt says",
     )
-    parser.add_argument("--count", type=int, default=200, help="number of prompts (default: 200)")
+    parser.add_argument("--count", type=int, default=200, help="prompts whose keyframes are judged (default: 200)")
+    parser.add_argument("--clips", type=int, default=60, help="clips of each of the other parts (default: 60)")
+    parser.add_argument(
+        "--parts", nargs="+", choices=tuple(PARTS), default=tuple(PARTS), help="what to look at (default: all)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of the prompts and of the draws (default: 0)")
     parser.add_argument("--guidance", type=float, help="guidance of stage 1 (default: the preset's)")
     parser.add_argument("--temperature", type=float, help="temperature of keyframes 2 to 5 (default: the preset's)")
-    parser.add_argument("--folder", type=Path, default=ASSETS / "mini", help="folder of the weights")
+    parser.add_argument("--folder", type=Path, default=ASSETS / "mini", help="the model (default: assets/mini)")
     parser.add_argument("--out", type=Path, help="folder for grid.png and figures.json")
     return parser

@@ -222,7 +222,7 @@ class Workshop:
         codec.load_state_dict(self._checkpoint("codec")["module"])
         codec.eval().requires_grad_(False)
         models = WorldModels(self.preset)
-        start_small(models)
+        start_small(models, codec.quantize.embed.weight)
         task = WorldTask(
             models,
             self.preset,

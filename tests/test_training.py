@@ -180,3 +180,44 @@ def test_recipe_that_cannot_be_used_is_named(tmp_path: Path, text: str) -> None:
 def test_export_without_training_says_what_is_missing(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="--part models"):
         Workshop(read_recipe(RECIPE), tmp_path).make("export")
+
+
+@pytest.mark.parametrize("keys", [7, 95])
+def test_attention_of_bfloat16_training_is_that_of_single_precision(keys: int) -> None:
+    from kernels.dense_attention import dense_attention
+
+    torch.manual_seed(0)
+    exact = [torch.randn(2, 3, n, 32, requires_grad=True) for n in (5, keys, keys)]
+    rough = [x.detach().bfloat16().requires_grad_() for x in exact]
+    mask = torch.zeros(2, 1, 5, keys).masked_fill_(torch.rand(2, 1, 5, keys) < 0.3, float("-inf"))
+    mask[..., 0] = 0.0
+    toward = torch.randn(2, 3, 5, 32)
+    for inputs in (exact, rough):
+        (dense_attention(*inputs, mask) * toward).sum().backward()
+    for one, other in zip(exact, rough, strict=True):
+        assert one.grad is not None
+        assert other.grad is not None
+        torch.testing.assert_close(other.grad.float(), one.grad, atol=0.03, rtol=0.03)
+
+
+def test_codes_that_look_alike_start_as_embeddings_that_lie_near() -> None:
+    models = WorldModels(SMALL)
+    codes = torch.randn(SMALL.model.image_tokens, 8)
+    codes[1] = codes[0] + 0.05 * torch.randn(8)
+    start_small(models, codes)
+    words = models.stage1.transformer.word_embeddings.weight
+    alike, other = (torch.cosine_similarity(words[0], words[i], dim=0) for i in (1, 2))
+    assert alike > 0.4
+    assert alike > other + 0.2
+
+
+@needs_font
+def test_twins_of_the_codec_differ_in_the_scene_alone() -> None:
+    from cogvideo.training.codec import CodecOptions, sample_world
+
+    pixels, masks = sample_world(draw_held_out())(np.random.default_rng(0), CodecOptions(small_frames=8, fine_crops=4))
+    assert np.array_equal(masks[:4], masks[4:8])
+    inside = masks[:4] > 0.99
+    assert inside.any()
+    assert np.abs(pixels[:4].astype(int) - pixels[4:8])[inside].max() <= 3
+    assert not np.array_equal(pixels[:4], pixels[4:8])

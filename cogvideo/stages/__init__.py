@@ -16,5 +16,7 @@ FINEST: Final = CLIP_FRAMES[-1] - 1
 
 
 def moments(frames: int) -> list[int]:
-    """Where `frames` evenly spaced frames stand on the clock."""
+    """Where `frames` evenly spaced frames stand on the clock; one alone stands at its beginning."""
+    if frames == 1:
+        return [0]
     return [i * FINEST // (frames - 1) for i in range(frames)]

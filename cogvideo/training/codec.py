@@ -8,7 +8,7 @@ al. 2017, appendix A.1), starts from k-means and moves unused codes to where the
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,10 +20,12 @@ from torch import Tensor, nn
 
 from cogvideo.training.dataset import KEYFRAMES, PreparedClips, shrink
 from cogvideo.training.render import COARSE, FINE, render_state
-from cogvideo.training.world import DURATIONS, HeldOut, sample_clip
+from cogvideo.training.world import DURATIONS, SCENES, Clip, HeldOut, sample_clip
 
 MEAN = (0.79093, 0.76271, 0.75340)
 STD = (0.30379, 0.32279, 0.32800)
+SHOWN = 0.05
+"""Opacity in a patch from which on its token counts as one of the subject's."""
 
 
 @dataclass(frozen=True)
@@ -41,17 +43,26 @@ class CodecOptions:
     commitment: float = 0.25
     background_weight: float = 0.5
     subject_weight: float = 3.0
+    consistency: float = 0.0
+    """Over 0: small frames come in pairs that differ in the scene alone. Where the subject is, each is decoded from the
+    other's tokens, and the two vectors are drawn together with this weight. A token then tells of the subject, and the
+    decoder finds the scene behind its edges in the tokens beside it: fewer codes, and the subject is the same to the
+    transformer in a scene where it was never shown. (A crop of a large frame may hold too little of the scene.)"""
+    consistency_from: int = 0
+    """First step of it. A codec that reproduces pictures well adapts within minutes; from nothing it takes an hour."""
 
 
 Pictures = tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]
 """Frames uint8 [B, H, W, 3], and how much of every pixel is the subject, [B, H, W]."""
 
 Sample = Callable[[np.random.Generator, CodecOptions], Pictures]
-"""What to show the codec in a step: `small_frames` whole small frames, then `fine_crops` crops of the same size."""
+"""What to show the codec in a step: `small_frames` whole small frames, then `fine_crops` crops of the same size.
+
+With `consistency`, the second half of the small frames are the first half's twins: the same but for the scene."""
 
 
 def sample_world(held_out: HeldOut) -> Sample:
-    """Frames of the synthetic world, subjects marked."""
+    """Frames of the synthetic world, subjects marked, in pairs of scenes."""
 
     def sample(rng: np.random.Generator, options: CodecOptions) -> Pictures:
         small, small_masks = sample_frames(rng, held_out, options.small_frames, COARSE)
@@ -87,18 +98,22 @@ def _crop(rng: np.random.Generator, pictures: npt.NDArray[np.uint8], size: tuple
 def sample_frames(
     rng: np.random.Generator, held_out: HeldOut, count: int, cell: int
 ) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-    """`count` frames at random moments of random clips: uint8 [count, H, W, 3] and masks [count, H, W]."""
-    pictures, masks = [], []
-    for _ in range(count):
-        clip = sample_clip(rng, held_out, float(rng.choice(DURATIONS)))
-        # Interpolation shows every eighth of a second and less: all moments count alike.
-        moment = float(rng.integers(0, round(clip.duration * 16) + 1)) / 16
-        if rng.random() < 0.4:
-            moment = float(round(moment))
-        picture, mask = render_state(clip.subject, clip.scene, clip.variant, clip.state(moment), cell)
-        pictures.append(picture)
-        masks.append(mask)
-    return np.stack(pictures), np.stack(masks)
+    """`count` frames (an even number) at random moments: uint8 [count, H, W, 3] and masks [count, H, W].
+
+    The second half shows what the first half shows, in other scenes: pairs that are held out for the networks as well,
+    since no words come with them.
+    """
+    moments = [_sample_moment(rng, held_out) for _ in range(count // 2)]
+    twins = [(replace(clip, scene=int(rng.integers(len(SCENES))), variant=1 - clip.variant), t) for clip, t in moments]
+    drawn = [render_state(c.subject, c.scene, c.variant, c.state(t), cell) for c, t in moments + twins]
+    return np.stack([picture for picture, _ in drawn]), np.stack([mask for _, mask in drawn])
+
+
+def _sample_moment(rng: np.random.Generator, held_out: HeldOut) -> tuple[Clip, float]:
+    """A clip and a moment of it in seconds. Interpolation shows every eighth of a second and less: all count alike."""
+    clip = sample_clip(rng, held_out, float(rng.choice(DURATIONS)))
+    moment = float(rng.integers(0, round(clip.duration * 16) + 1)) / 16
+    return clip, float(round(moment)) if rng.random() < 0.3 else moment
 
 
 def _crop_to_subject(
@@ -108,20 +123,19 @@ def _crop_to_subject(
     cells: int,
     patch: int,
 ) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-    """Crops of `cells` patches, mostly about the subject, aligned to the token grid."""
-    side, limit = cells * patch, pictures.shape[1] // patch - cells
-    out, out_masks = [], []
-    for picture, mask in zip(pictures, masks, strict=True):
+    """Crops of `cells` patches, mostly about the subject, aligned to the token grid; a pair's are the same."""
+    side, limit, half = cells * patch, pictures.shape[1] // patch - cells, len(pictures) // 2
+    corners = []
+    for mask in masks[:half]:
         ys, xs = np.nonzero(mask > 0.5)
         if len(ys) and rng.random() < 0.85:
             at = rng.integers(len(ys))
             corner = [int(v[at]) // patch - int(rng.integers(cells)) for v in (ys, xs)]
         else:
             corner = [int(rng.integers(limit + 1)) for _ in range(2)]
-        y, x = (min(max(c, 0), limit) * patch for c in corner)
-        out.append(picture[y : y + side, x : x + side])
-        out_masks.append(mask[y : y + side, x : x + side])
-    return np.stack(out), np.stack(out_masks)
+        corners.append([min(max(c, 0), limit) * patch for c in corner])
+    crops = [(i, slice(y, y + side), slice(x, x + side)) for i, (y, x) in enumerate(corners + corners)]
+    return np.stack([pictures[crop] for crop in crops]), np.stack([masks[crop] for crop in crops])
 
 
 def normalise(pixels: npt.NDArray[Any]) -> Tensor:
@@ -157,12 +171,6 @@ class CodecTask:
         device = self.codec.quantize.embed.weight.device
         return normalise(pixels).to(device), torch.from_numpy(masks).unsqueeze(1).to(device)
 
-    def encode(self, pixels: Tensor) -> Tensor:
-        """Normalised pixels [B, 3, H, W] -> vectors before quantisation [B, z, h, w]."""
-        codec = self.codec
-        z: Tensor = codec.quantize.proj(codec.down_samplers[0](codec.enc(pixels)))
-        return z
-
     def loss(self, step: int, share: int = 0, shares: int = 1) -> tuple[Tensor, dict[str, float]]:
         """Weighted squared error of the reconstruction, plus the commitment of the encoder to its codes.
 
@@ -170,30 +178,40 @@ class CodecTask:
         """
         o = self.options
         pixels, masks = self.batch(step, share)
-        z = self.encode(pixels)
-        commitment = z.new_zeros(())
+        vectors = z = encode(self.codec, pixels)
+        regular = z.new_zeros(())  # what is asked of the vectors beside a good picture
         if step >= o.warmup_steps:
             if step == o.warmup_steps:
                 self._start_codebook(step)
-            flat = z.permute(0, 2, 3, 1).reshape(-1, z.shape[1])
-            ids = nearest(flat.detach(), self.codec.quantize.embed.weight)
-            quantised = self.codec.quantize.embed.weight[ids].view(z.shape[0], *z.shape[2:], -1).permute(0, 3, 1, 2)
-            commitment = F.mse_loss(z, quantised)
-            self._follow(flat.detach(), ids, step)
-            z = z + (quantised - z).detach()
+            z, commitment = self._quantise(z, step)
+            regular = regular + o.commitment * commitment
+        if o.consistency and step >= o.consistency_from:
+            small = slice(0, o.small_frames)
+            shown = F.max_pool2d(masks[small], pixels.shape[-1] // z.shape[-1]) > SHOWN  # [B, 1, h, w]
+            regular = regular + o.consistency * _difference(vectors[small], shown)
+            z = torch.cat((torch.where(shown, _twins(z[small]), z[small]), z[o.small_frames :]))
         error = (self.codec.decs[1](z) - pixels).square()
-        weights = o.background_weight + o.subject_weight * masks
-        loss = (error * weights).mean() + o.commitment * commitment
+        loss = (error * (o.background_weight + o.subject_weight * masks)).mean() + regular
         scaled = error.detach() * error.new_tensor(STD).view(1, 3, 1, 1).square()
         psnr = [float(-10 * torch.log10(part.mean())) for part in scaled.split([o.small_frames, o.fine_crops])]
         used = float((self.codec.quantize.usage > 0.05).float().mean())
         return loss, {"psnr_small": psnr[0], "psnr_fine": psnr[1], "used": used}
 
+    def _quantise(self, z: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        """Vectors [B, z, h, w] -> their codes, with the vectors' gradients; how far the vectors are from them."""
+        embedding = self.codec.quantize.embed.weight
+        flat = z.detach().permute(0, 2, 3, 1).reshape(-1, z.shape[1])
+        ids = nearest(flat, embedding)
+        codes = embedding[ids].view(z.shape[0], *z.shape[2:], -1).permute(0, 3, 1, 2)
+        commitment = F.mse_loss(z, codes)
+        self._follow(flat, ids, step)
+        return z + (codes - z).detach(), commitment
+
     @torch.no_grad()
     def picture(self) -> npt.NDArray[np.uint8]:
         """Eight small frames above their reconstructions."""
         pixels = self.batch(0)[0][:8]
-        z = self.encode(pixels)
+        z = encode(self.codec, pixels)
         codes = self.codec.quantize.embed.weight
         quantised = codes[nearest(z.permute(0, 2, 3, 1).flatten(0, 2), codes)].view(len(z), *z.shape[2:], -1)
         rows = [denormalise(p) for p in (pixels, self.codec.decs[1](quantised.permute(0, 3, 1, 2)))]
@@ -204,7 +222,7 @@ class CodecTask:
         """k-means over the encoder's output of a few fresh batches, the same in every process."""
         vectors = []
         for extra in range(10):
-            z = self.encode(self.batch(10_000_000 + step + extra)[0])
+            z = encode(self.codec, self.batch(10_000_000 + step + extra)[0])
             vectors.append(z.permute(0, 2, 3, 1).reshape(-1, z.shape[1]))
         points = torch.unique(torch.cat(vectors), dim=0)
         generator = torch.Generator().manual_seed(self.seed)
@@ -248,6 +266,17 @@ class CodecTask:
         self.codec.quantize.usage[dead] = 0.1
 
 
+def _difference(vectors: Tensor, shown: Tensor) -> Tensor:
+    """How far the vectors [B, z, h, w] of twins are apart where `shown` [B, 1, h, w], in parts of their variance."""
+    square = (vectors - _twins(vectors)).square().mean(1, keepdim=True)
+    return (square * shown).sum() / shown.sum().clamp(min=1) / vectors.detach().var()
+
+
+def _twins(x: Tensor) -> Tensor:
+    """A batch [B, ...] of pairs -> the same, each at its twin's place."""
+    return torch.cat(x.chunk(2)[::-1])
+
+
 def denormalise(pixels: Tensor) -> npt.NDArray[np.uint8]:
     """The reverse of `normalise`, clamped."""
     mean, std = (pixels.new_tensor(values).view(1, 3, 1, 1) for values in (MEAN, STD))
@@ -270,11 +299,20 @@ def from_first(values: Tensor) -> Tensor:
     return values
 
 
+def encode(codec: Any, pixels: Tensor) -> Tensor:
+    """Normalised pixels [B, 3, H, W] -> vectors before quantisation [B, z, h, w].
+
+    In single precision whatever the rest computes in: which code is nearest hangs on small differences.
+    """
+    with torch.autocast(pixels.device.type, enabled=False):
+        z: Tensor = codec.quantize.proj(codec.down_samplers[0](codec.enc(pixels)))
+    return z
+
+
 @torch.no_grad()
 def tokenise(codec: Any, pixels: npt.NDArray[Any]) -> Tensor:
     """Frames uint8 [B, H, W, 3] -> tokens [B, N], as `FrameCodec.encode` does, without its one-hot matrices."""
-    device = codec.quantize.embed.weight.device
-    z = codec.quantize.proj(codec.down_samplers[0](codec.enc(normalise(pixels).to(device))))
+    z = encode(codec, normalise(pixels).to(codec.quantize.embed.weight.device))
     flat = z.permute(0, 2, 3, 1).reshape(-1, z.shape[1])
     return nearest(flat, codec.quantize.embed.weight).view(len(pixels), -1)
 
@@ -282,4 +320,5 @@ def tokenise(codec: Any, pixels: npt.NDArray[Any]) -> Tensor:
 def nearest(vectors: Tensor, codes: Tensor) -> Tensor:
     """Index of the closest code [n] of every vector [n, z], in pieces that stay in the cache."""
     half = 0.5 * codes.square().sum(1)
-    return torch.cat([(part @ codes.t() - half).argmax(1) for part in vectors.split(2048)])
+    with torch.autocast(vectors.device.type, enabled=False):
+        return torch.cat([(part @ codes.t() - half).argmax(1) for part in vectors.split(2048)])

@@ -76,9 +76,11 @@ def _cells(count: int, width: int) -> Tensor:
 
 
 @torch.no_grad()
-def start_small(models: WorldModels, scale: float = 0.06, gain: float = 0.7) -> None:
-    """Put the starting values into freshly built models."""
+def start_small(models: WorldModels, codes: Tensor | None = None, scale: float = 0.06, gain: float = 1.1) -> None:
+    """Put the starting values into freshly built models. `codes` [image tokens, z]: the codec's codebook."""
     layout, config = models.stage1.layout, models.stage1.config
+    if codes is not None:
+        _embed_codes(models.stage1.transformer.word_embeddings.weight, codes)
     _write_positions(models, layout, scale)
     size = config.head_size
     for layer in range(config.layers):
@@ -91,6 +93,20 @@ def start_small(models: WorldModels, scale: float = 0.06, gain: float = 0.7) -> 
         _aim(_own(models.stage2, layer), size, between, gain)
         same = [Gaze(*_NEAR[(layer + i) % 5], 0) for i in range(config.heads - 2)]
         _aim(_own(models.superres, layer), size, same, gain)
+
+
+def _embed_codes(embeddings: Tensor, codes: Tensor, share: float = 0.7) -> None:
+    """Turn the random embeddings [vocabulary, h] of image tokens into ones where codes that look alike lie near.
+
+    `share` of each embedding's length tells of the code, the rest stays random; the places of positions stay free.
+    """
+    rows, width = len(codes), embeddings.shape[1] - _CODE
+    looks = codes.float() - codes.float().mean(0)
+    looks = looks / looks.norm(dim=1).mean()
+    turn = torch.linalg.qr(torch.randn(width, codes.shape[1]))[0].T  # [z, width], orthonormal rows
+    length = embeddings[:rows].norm(dim=1).mean()
+    embeddings[:rows] *= math.sqrt(1 - share**2)
+    embeddings[:rows, _CODE:] += share * length * (looks @ turn)
 
 
 def _own(model: torch.nn.Module, layer: int) -> Tensor:

@@ -25,7 +25,7 @@ from cogvideo.training.world import (
 Pixels = npt.NDArray[np.uint8]
 VARIANTS = 2
 _THRESHOLD = 100.0  # sum of the three channels' differences that no longer counts as background
-_ANGLES = (0.0, 90.0, 180.0, 270.0)
+_QUARTERS = 4
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,11 @@ class Reading:
     state: State | None
 
 
-def read_frame(frame: Pixels, known_subject: int | None = None) -> Reading:
-    """Read one frame [H, W, 3]; `known_subject` measures the state of that subject instead of finding which it is."""
+def read_frame(frame: Pixels, known_subject: int | None = None, angles: int = _QUARTERS) -> Reading:
+    """Read one frame [H, W, 3]; `known_subject` measures the state of that subject instead of finding which it is.
+
+    `angles`: how many parts of a full turn are tried.
+    """
     cell = frame.shape[0] // FIELD
     pixels = frame.astype(np.float32)
     scene, variant, distance = _read_scene(pixels, cell)
@@ -53,9 +56,9 @@ def read_frame(frame: Pixels, known_subject: int | None = None) -> Reading:
     subjects = range(len(SUBJECTS)) if known_subject is None else (known_subject,)
     best = (np.inf, 0, State(y, x, size, 0.0))
     for subject in subjects:
-        for angle in _ANGLES:
+        for angle in np.arange(angles) * (360.0 / angles):
             for side in (size, size - 0.25, size - 0.5):
-                state = State(round(y * 8) / 8, round(x * 8) / 8, side, angle)
+                state = State(round(y * 8) / 8, round(x * 8) / 8, side, float(angle))
                 drawn, _ = render_state(subject, scene, variant, state, cell)
                 error = float(np.square(drawn - pixels).mean())
                 if error < best[0]:

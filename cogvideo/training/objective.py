@@ -28,6 +28,7 @@ from cogvideo.text import (
     unconditional_text,
     video_text,
 )
+from cogvideo.training.codec import SHOWN
 from cogvideo.training.render import COARSE, FINE, render_state
 from cogvideo.training.world import Clip, HeldOut, caption, sample_clip
 
@@ -70,7 +71,7 @@ class WorldModels(nn.Module):
 def subject_cells(mask: npt.NDArray[np.float32], patch: int) -> npt.NDArray[np.bool_]:
     """Opacity [H, W] -> which tokens [N] show some of the subject."""
     height, width = (side // patch for side in mask.shape)
-    return np.asarray(mask.reshape(height, patch, width, patch).max((1, 3)).reshape(-1) > 0.05)
+    return np.asarray(mask.reshape(height, patch, width, patch).max((1, 3)).reshape(-1) > SHOWN)
 
 
 def window_times(rng: np.random.Generator, clip: Clip) -> tuple[float, npt.NDArray[np.float64]]:

@@ -1,0 +1,139 @@
+"""What the judge's readings say of clips: verdicts on keyframes and films, and figures of single frames. No torch.
+
+A film is all frames of a clip, [F, H, W, 3]; its keyframes are evenly spaced among them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from cogvideo.training.judge import Pixels, Reading, is_exact, name_motion, read_frame
+from cogvideo.training.render import render_state
+from cogvideo.training.world import MOTIONS, Clip, State
+
+KEYFRAMES = 5
+_CLEARLY = 0.99  # less is rounding
+_FINE_ANGLES = 16  # parts of a turn that a turning subject is compared with; others are upright
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the judge found in the keyframes of one clip."""
+
+    subject: bool
+    scene: bool
+    motion: bool
+    exact: bool
+    """Right subject in all five, and each in the state that the movement, begun where the first one is, leads to."""
+    seen_motion: int
+
+
+@dataclass(frozen=True)
+class FilmVerdict:
+    """What the judge found in all frames of one clip."""
+
+    steady: bool
+    """The right subject in every frame."""
+    steady_share: float
+    """Share of the frames that show the right subject."""
+    beats_fade: bool
+    """In-betweens are nearer to drawings of the true in-between state than cross-fades of the keyframes are."""
+
+
+def judge_keyframes(clip: Clip, frames: Pixels) -> Verdict:
+    """Compare keyframes [5, H, W, 3] with the clip that was asked for."""
+    readings = [read_frame(frame) for frame in frames]
+    seen = name_motion([reading.state for reading in readings], clip.duration)
+    return Verdict(
+        subject=_most_common(r.subject for r in readings) == clip.subject,
+        scene=_most_common(r.scene for r in readings) == clip.scene,
+        motion=seen == clip.motion,
+        exact=_all_exact(clip, readings),
+        seen_motion=seen,
+    )
+
+
+def judge_film(clip: Clip, frames: Pixels) -> FilmVerdict:
+    """Look at all frames [F, H, W, 3] of a clip."""
+    angles = _FINE_ANGLES if MOTIONS[clip.motion] == "旋转" else 4
+    right = [read_frame(frame, angles=angles).subject == clip.subject for frame in frames]
+    return FilmVerdict(all(right), float(np.mean(right)), beats_fade(clip, frames))
+
+
+def beats_fade(clip: Clip, frames: Pixels) -> bool:
+    """Whether in-betweens are closer to the truth than cross-fades of the keyframes on both sides.
+
+    The truth is drawn: the subject in the state that the movement leads to from the state read in the keyframe before.
+    """
+    step = (len(frames) - 1) // (KEYFRAMES - 1)
+    times = clip.frame_times(len(frames))
+    ours = faded = 0.0
+    for start in range(0, len(frames) - 1, step):
+        reading = read_frame(frames[start], clip.subject)
+        if reading.state is None:
+            return False
+        for index in range(start + 1, start + step):
+            state = _moved(clip, reading.state, times[start], times[index])
+            truth, _ = render_state(clip.subject, reading.scene, reading.variant, state, frames.shape[1] // 8)
+            ours += mean_square(frames[index], truth)
+            faded += mean_square(cross_fade(frames[start], frames[start + step], (index - start) / step), truth)
+    return ours < _CLEARLY * faded
+
+
+def cross_fade(first: Pixels, second: Pixels, share: float) -> npt.NDArray[np.float64]:
+    """(1 - share) of the first picture and `share` of the second."""
+    return (1 - share) * first.astype(np.float64) + share * second.astype(np.float64)
+
+
+def _moved(clip: Clip, seen: State, since: float, until: float) -> State:
+    """The state at `until` of a subject that was in the state `seen` at `since`, both in seconds of the clip."""
+    before, after = clip.state(since), clip.state(until)
+    return State(
+        seen.y + after.y - before.y,
+        seen.x + after.x - before.x,
+        seen.size + after.size - before.size,
+        (seen.angle + after.angle - before.angle) % 360.0,
+    )
+
+
+def way_gone(clip: Clip, frames: Pixels) -> float:
+    """Cells that the subject of a clip that travels moves from the first to the last frame, along its direction."""
+    first, last = (read_frame(frames[i], clip.subject).state for i in (0, -1))
+    if first is None or last is None:
+        return 0.0
+    down, right = {"向左": (0, -1), "向右": (0, 1), "向上": (-1, 0), "向下": (1, 0)}[MOTIONS[clip.motion]]
+    return down * (last.y - first.y) + right * (last.x - first.x)
+
+
+def mean_square(frame: npt.NDArray[np.generic], truth: npt.NDArray[np.generic]) -> float:
+    """Mean squared difference of two pictures, in squared steps of 0 to 255."""
+    return float(np.square(frame.astype(np.float64) - truth.astype(np.float64)).mean())
+
+
+def psnr(frame: npt.NDArray[np.generic], truth: npt.NDArray[np.generic]) -> float:
+    """Peak signal-to-noise ratio in dB, at most 60 (equal pictures have none)."""
+    return float(-10 * np.log10(max(mean_square(frame, truth) / 255.0**2, 1e-6)))
+
+
+def sharpness(frame: Pixels) -> float:
+    """Mean strength of edges: how far each pixel is from the mean of its four neighbours."""
+    grey = frame.astype(np.float64).mean(2)
+    inner = grey[1:-1, 1:-1]
+    return float(np.abs(4 * inner - grey[:-2, 1:-1] - grey[2:, 1:-1] - grey[1:-1, :-2] - grey[1:-1, 2:]).mean())
+
+
+def _all_exact(clip: Clip, readings: Sequence[Reading]) -> bool:
+    """Whether all states follow the motion's course from the first one, with the right subject in every frame."""
+    first = readings[0].state
+    if first is None or any(r.subject != clip.subject for r in readings):
+        return False
+    course = replace(clip, size=first.size, y=first.y, x=first.x).states(clip.frame_times(len(readings)))
+    return all(is_exact(reading.state, meant) for reading, meant in zip(readings, course, strict=True))
+
+
+def _most_common(values: Iterable[int]) -> int:
+    return int(np.bincount(np.array(list(values)) + 1).argmax()) - 1

@@ -1,0 +1,118 @@
+"""The figures of `evaluate`, on clips whose truth is known: drawn ones, and ones spoilt on purpose."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cogvideo import evaluate
+from cogvideo.training import measures, render
+from cogvideo.training.world import MOTIONS, SUBJECTS, Clip, place_clip
+
+pytestmark = pytest.mark.skipif(
+    not any(path.exists() for path in render.FONT_PATHS), reason="fonts-noto-color-emoji is needed to draw the world"
+)
+PANDA = Clip(0, 0, MOTIONS.index("向右"), 0, 3.0, 5.5, 2.5, 4.0)
+
+
+@pytest.mark.parametrize("motion", MOTIONS)
+def test_a_drawn_film_is_steady_and_beats_its_cross_fade(motion: str) -> None:
+    clip = place_clip(np.random.default_rng(3), 0, 0, MOTIONS.index(motion), 4.0)
+    film = render.render_clip(clip, frames=9)
+    verdict = measures.judge_film(clip, film)
+    assert verdict == measures.FilmVerdict(steady=True, steady_share=1.0, beats_fade=True)
+
+
+def test_a_cross_faded_film_does_not_beat_itself() -> None:
+    film = render.render_clip(PANDA, frames=9).astype(np.float64)
+    film[1::2] = (film[:-1:2] + film[2::2]) / 2
+    assert not measures.beats_fade(PANDA, np.rint(film).astype(np.uint8))
+
+
+def test_a_subject_that_changes_on_the_way_is_not_steady() -> None:
+    film = render.render_clip(PANDA, frames=9)
+    film[3] = render.render_clip(replace(PANDA, subject=5), frames=9)[3]
+    verdict = measures.judge_film(PANDA, film)
+    assert not verdict.steady
+    assert verdict.steady_share == pytest.approx(8 / 9)
+
+
+def test_keyframes_of_another_motion_scene_or_subject_are_told_apart() -> None:
+    drawn = render.render_clip(PANDA)
+    assert measures.judge_keyframes(PANDA, drawn) == measures.Verdict(True, True, True, True, PANDA.motion)
+    asked = replace(PANDA, subject=1, scene=3, motion=MOTIONS.index("变大"))
+    verdict = measures.judge_keyframes(asked, drawn)
+    assert (verdict.subject, verdict.scene, verdict.motion, verdict.exact) == (False, False, False, False)
+    assert verdict.seen_motion == PANDA.motion
+
+
+def test_one_keyframe_in_the_wrong_place_is_not_exact() -> None:
+    drawn = render.render_clip(PANDA)
+    drawn[2] = drawn[1]
+    verdict = measures.judge_keyframes(PANDA, drawn)
+    assert verdict.motion
+    assert not verdict.exact
+
+
+@pytest.mark.parametrize("duration", [4.0, 2.0, 1.0])
+def test_way_gone_is_the_duration_at_one_cell_a_second(duration: float) -> None:
+    clip = replace(PANDA, duration=duration)
+    assert measures.way_gone(clip, render.render_clip(clip)) == pytest.approx(duration, abs=0.13)
+    assert measures.way_gone(clip, render.render_clip(clip)[::-1]) == pytest.approx(-duration, abs=0.13)
+
+
+def test_psnr_and_sharpness_fall_where_a_picture_is_blurred() -> None:
+    drawn = render.render_clip(PANDA)[0]
+    blurred = (drawn.astype(np.float64) + np.roll(drawn, 1, 0) + np.roll(drawn, 1, 1)) / 3
+    blurred = np.rint(blurred).astype(np.uint8)
+    assert measures.psnr(drawn, drawn) == 60.0
+    assert 10 < measures.psnr(blurred, drawn) < 35
+    assert measures.sharpness(blurred) < 0.8 * measures.sharpness(drawn)
+
+
+def test_noise_of_ten_steps_is_28_dB() -> None:
+    grey = np.full((64, 64, 3), 128, np.uint8)
+    assert measures.psnr(grey + 10, grey) == pytest.approx(20 * np.log10(255 / 10))
+
+
+def test_every_part_of_an_evaluation_is_written_down(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert evaluate.main(["--count", "4", "--clips", "1", "--out", str(tmp_path)]) == 0
+    figures = json.loads((tmp_path / "figures.json").read_text(encoding="utf-8"))
+    assert set(evaluate.PARTS) <= set(figures)
+    assert len(figures["keyframes"]["cases"]) == 4
+    assert all(0 <= figures["keyframes"]["all"][name] <= 100 for name in ("subject", "scene", "motion", "exact"))
+    assert (tmp_path / "grid.png").stat().st_size > 1000
+    assert "held-out pairs" in capsys.readouterr().out
+
+
+def test_only_the_wanted_parts_are_looked_at(capsys: pytest.CaptureFixture[str]) -> None:
+    assert evaluate.main(["--parts", "codec", "--clips", "2"]) == 0
+    said = capsys.readouterr().out
+    assert "Codec" in said
+    assert "Keyframes" not in said
+
+
+def test_a_part_that_does_not_exist_is_refused() -> None:
+    with pytest.raises(SystemExit):
+        evaluate._parser().parse_args(["--parts", "smell"])
+
+
+def test_travelling_clips_stay_in_the_picture() -> None:
+    rng = np.random.default_rng(0)
+    for index in range(40):
+        clip = evaluate._travelling(rng, index)
+        assert clip.subject < len(SUBJECTS)
+        for state in clip.states(clip.frame_times(5)):
+            assert state.size / 2 - 0.01 <= state.x <= 8.01 - state.size / 2
+            assert state.size / 2 - 0.01 <= state.y <= 8.01 - state.size / 2
+
+
+def test_parts_default_to_all() -> None:
+    args: argparse.Namespace = evaluate._parser().parse_args([])
+    assert tuple(args.parts) == tuple(evaluate.PARTS)
+    assert args.count == 200
