@@ -18,6 +18,7 @@ from torch import Tensor
 
 from cogvideo.config import TokenSampling
 from cogvideo.errors import WeightsError
+from kernels import cpu_draw
 
 
 class StageKey(IntEnum):
@@ -49,6 +50,7 @@ class ClusterSampler:
         self.labels: Tensor = dense
         self.members = members  # [C, M] token ids, each row padded with 0 ...
         self.padding = torch.arange(members.shape[1], device=dense.device) >= sizes[:, None]  # ... where this is True
+        self._compiled: cpu_draw.Clusters | None = None
 
     @property
     def device(self) -> torch.device:
@@ -87,6 +89,15 @@ class ClusterSampler:
     @torch.inference_mode()
     def draw(self, logits: Tensor, keys: Tensor, options: TokenSampling) -> Tensor:
         """logits [R, V], keys [R, 2] of `noise_keys` -> token ids [R]. A row that is not finite draws a valid id."""
+        if cpu_draw.why_not(logits) is None:
+            if self._compiled is None:
+                self._compiled = cpu_draw.Clusters(self.labels, self.members, self.padding)
+            how = (options.temperature, options.top_k, options.inner_temperature)
+            return self._compiled.draw(logits, keys, *how)
+        return self.draw_plain(logits, keys, options)
+
+    def draw_plain(self, logits: Tensor, keys: Tensor, options: TokenSampling) -> Tensor:
+        """The same in PyTorch's operations, on any device: what `draw` must equal."""
         ids, probabilities = self.candidates(logits, options)
         winner = (probabilities / exponential_noise(keys, ids)).argmax(-1, keepdim=True)  # [R, 1]
         return ids.gather(1, winner).squeeze(1)

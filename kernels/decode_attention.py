@@ -29,8 +29,8 @@ def why_not(channels: Sequence[Channel]) -> str | None:
 
 def decode_attention(
     channels: Sequence[Channel], spans: torch.Tensor, text: torch.Tensor | None = None
-) -> list[torch.Tensor]:
-    """As `kernels.reference.decode_attention`: for each channel [B, heads, Q, d], with k_v kept in its arena.
+) -> torch.Tensor:
+    """As `kernels.reference.decode_attention`: [B, Q, channels, heads, d], with k_v kept in their arenas.
 
     `spans`, int32 [channels, Q, 2], is read on the device, so that a captured graph can be replayed for every slot.
     """

@@ -85,10 +85,12 @@ def _decode(
         )  # fmt: skip
 
 
-def decode_attention(channels: Sequence[Channel], spans: torch.Tensor, text: torch.Tensor | None) -> list[torch.Tensor]:
-    """For one or two channels [B, heads, Q, d]; one launch. See `kernels.decode_attention`."""
-    rows, heads, slots, d = channels[0].q.shape
-    outs = [torch.empty(channel.q.shape, dtype=channel.q.dtype, device=channel.q.device) for channel in channels]
+def decode_attention(channels: Sequence[Channel], spans: torch.Tensor, text: torch.Tensor | None) -> torch.Tensor:
+    """For one or two channels [B, Q, channels, heads, d]; one launch. See `kernels.decode_attention`."""
+    q = channels[0].q
+    rows, heads, slots, d = q.shape
+    answer = torch.empty(rows, slots, len(channels), heads, d, dtype=q.dtype, device=q.device)
+    outs = answer.permute(2, 0, 3, 1, 4).unbind(0)
     pointers: list[torch.Tensor] = []
     strides: list[int] = []
     for channel, out in zip((channels[0], channels[-1]), (outs[0], outs[-1])):
@@ -103,4 +105,4 @@ def decode_attention(channels: Sequence[Channel], spans: torch.Tensor, text: tor
         *pointers, spans, words, *strides, heads, slots, words.stride(0), words.shape[-1], d**-0.5, d,
         TEXTED=text is not None, BLOCK=BLOCK, D=max(16, triton.next_power_of_2(d)),
     )  # fmt: skip
-    return outs
+    return answer

@@ -13,6 +13,8 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
+from kernels.dense_attention import dense_attention
+
 Size = tuple[int, int]
 """(height, width) in cells."""
 
@@ -86,8 +88,9 @@ def local_attention(
         keys = torch.cat([k_fine[:, :, f], k_coarse[:, :, c]], dim=2)  # [B, heads, K, d]
         values = torch.cat([v_fine[:, :, f], v_coarse[:, :, c]], dim=2)
         near = torch.cat([near_fine, near_coarse], dim=1)  # [step*Wf, K]
+        mask = torch.zeros(near.shape, device=q.device, dtype=q.dtype).masked_fill_(~near, OUTSIDE)
         band = q[:, :, cy * step * Wf : (cy + 1) * step * Wf]  # [B, heads, step*Wf, d]
-        bands.append(F.scaled_dot_product_attention(band, keys, values, attn_mask=near))
+        bands.append(dense_attention(band, keys, values, mask))
     return torch.cat(bands, dim=2)
 
 
@@ -145,14 +148,15 @@ class Channel(NamedTuple):
 
 def decode_attention(
     channels: Sequence[Channel], spans: torch.Tensor, text: torch.Tensor | None = None
-) -> list[torch.Tensor]:
-    """Keeps every channel's k_v in its arena and attends: for each channel [B, heads, Q, d]. Changes the arenas.
+) -> torch.Tensor:
+    """Keeps every channel's k_v in its arena and attends: [B, Q, channels, heads, d]. Changes the arenas.
 
     spans: int [channels, Q, 2], for each slot the first place that it sees and the one behind the last, which is its
         own. No slot may see the place of another slot of the same step.
     text: [B, T], added to the scores of the first T places of every span: 0 or a boost for words, -inf for padding.
     """
-    return [_decode_one(channel, slots, text) for channel, slots in zip(channels, spans.tolist())]
+    answers = [_decode_one(channel, slots, text) for channel, slots in zip(channels, spans.tolist())]
+    return torch.stack([answer.transpose(1, 2) for answer in answers], dim=2)
 
 
 def _decode_one(channel: Channel, spans: list[list[int]], text: torch.Tensor | None) -> torch.Tensor:
@@ -169,7 +173,7 @@ def _decode_one(channel: Channel, spans: list[list[int]], text: torch.Tensor | N
 
 def decode_attention_dense(
     channels: Sequence[Channel], spans: torch.Tensor, text: torch.Tensor | None = None
-) -> list[torch.Tensor]:
+) -> torch.Tensor:
     """The same function one row, head and slot at a time in fp32, without changing the arenas: the tests' oracle."""
     answers = []
     for (q, k_v, arena), slots in zip(channels, spans.tolist()):
@@ -183,5 +187,5 @@ def decode_attention_dense(
                     if text is not None:
                         scores[: text.shape[1]] += text[b].float()
                     out[b, h, slot] = torch.softmax(scores, 0) @ v
-        answers.append(out)
-    return answers
+        answers.append(out.transpose(1, 2))
+    return torch.stack(answers, dim=2)

@@ -21,12 +21,12 @@ OTHERS = [[59, 60], [59, 60]]
 CLIP = random_frames(2, 5)
 
 
-def networks(stage: int) -> tuple[VideoLM, VideoLM]:
+def networks(stage: int, compiled: bool = False) -> tuple[VideoLM, VideoLM]:
     plain, fused = video_lm(stage), video_lm(stage)
     for lm in (plain, fused):
         for layer, gate in enumerate(lm.get_mixin("attention_plus").attn_distribution):
             torch.nn.init.normal_(gate, std=1.0, generator=torch.Generator().manual_seed(layer))
-    fused.fuse()
+    fused.fuse(compiled=compiled)
     return plain, fused
 
 
@@ -44,17 +44,19 @@ def draw(lm: VideoLM, **options: Any) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.parametrize("stage", [1, 2])
+@pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("options", [{}, {"unconditional": OTHERS, "guidance": 3.0}])
-def test_scores_are_those_of_the_unfolded_network(stage: int, options: dict[str, Any]) -> None:
-    plain, fused = networks(stage)
+def test_scores_are_those_of_the_unfolded_network(stage: int, compiled: bool, options: dict[str, Any]) -> None:
+    plain, fused = networks(stage, compiled)
     expected, _ = draw(plain, **options)
     scores, _ = draw(fused, **options)
     assert scores.shape[1:] == (2, CONFIG.image_tokens)
     torch.testing.assert_close(scores, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_the_first_frame_is_the_backbones_alone() -> None:
-    plain, fused = networks(1)
+@pytest.mark.parametrize("compiled", [False, True])
+def test_the_first_frame_is_the_backbones_alone(compiled: bool) -> None:
+    plain, fused = networks(1, compiled)
     seen: dict[bool, list[torch.Tensor]] = {False: [], True: []}
     for lm, which in ((plain, False), (fused, True)):
 

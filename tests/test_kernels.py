@@ -160,7 +160,7 @@ def text_scores(step: Step) -> torch.Tensor | None:
     return torch.where(torch.arange(step.text) >= step.text - words, 1.4, float("-inf"))
 
 
-def decode_differences(function: Callable[..., list[torch.Tensor]], step: Step, dtype: torch.dtype) -> list[float]:
+def decode_differences(function: Callable[..., torch.Tensor], step: Step, dtype: torch.dtype) -> list[float]:
     """Between `function` and the oracle; and whether each arena has the new slot in its place and is else unchanged."""
     given, spans, text = channels(step, dtype), torch.tensor(step.spans, dtype=torch.int32), text_scores(step)
     right = reference.decode_attention_dense(given, spans, text)
@@ -228,17 +228,19 @@ def test_triton_compiles_and_fits_the_card(
     assert shared_memory(decode_attention_triton._decode, decoding, type_name, capability) < 16 * 1024
 
 
-def shared_memory(kernel: Any, constants: dict[str, Any], type_name: str, capability: int) -> int:
+def shared_memory(
+    kernel: Any, constants: dict[str, Any], type_name: str, capability: int, others: dict[str, str] | None = None
+) -> int:
     """Bytes that a block of a kernel takes, compiled for a card that need not be there.
 
     By convention of our kernels capitals are pointers: LSE, DELTA and TEXT to fp32, SPANS to int32, others to numbers
-    of the model; small letters are integers, but for `scale`.
+    of the model; small letters are integers, but for `scale`. `others`: types of arguments that keep to no such rule.
     """
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    special = {"LSE": "*fp32", "DELTA": "*fp32", "TEXT": "*fp32", "SPANS": "*i32", "scale": "fp32"}
+    special = {"LSE": "*fp32", "DELTA": "*fp32", "TEXT": "*fp32", "SPANS": "*i32", "scale": "fp32"} | (others or {})
     sizes = {"Hf", "Wf", "Hc", "Wc"}
     names = [parameter.name for parameter in kernel.params]
 

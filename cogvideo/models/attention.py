@@ -6,6 +6,7 @@ In: hidden states [B, S, h] of a layer, after LN1. Out: [B, S, h], before LN3. W
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from cogvideo.config import ModelConfig
 from cogvideo.layout import Layout, Stage
 from cogvideo.models.sat_bridge import BaseMixin
+from kernels.dense_attention import dense_attention
 
 INIT_STD = 0.02
 
@@ -48,7 +50,7 @@ def merge_heads(x: Tensor) -> Tensor:
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     """softmax(q k^T / sqrt(d) + mask) v; mask additive, broadcast over heads."""
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    return dense_attention(q, k, v, mask)
 
 
 def additive(seen: Tensor, dtype: torch.dtype) -> Tensor:
@@ -307,11 +309,13 @@ class Seen(NamedTuple):
 
 
 class Shelves(Protocol):
-    """The cache as a step sees it; see `cache.py`. k_v [2, B, heads, Q, d] of the Q slots of the step are kept."""
+    """The cache as a step sees it; see `cache.py`."""
 
-    def spatial(self, layer: int, k_v: Tensor) -> list[Seen]: ...
-
-    def temporal(self, layer: int, k_v: Tensor) -> list[Seen]: ...
+    def attend(self, layer: int, channels: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+        """For one channel or both q [B, heads, Q, d] of the step's Q slots and k_v [2, B, heads, Q, d], which are kept
+        -> what the slots see, [B, Q, channels * h].
+        """
+        ...
 
 
 @dataclass(frozen=True)
@@ -325,13 +329,15 @@ class StepPattern:
     both: bool
 
     def __call__(self, backbone: Any, own: AttentionPlus, layer: int, hidden: Tensor) -> Tensor:
-        q, k_v = self._split(linear(backbone.query_key_value, hidden), own.heads)
-        spatial = linear(backbone.dense, merge_heads(attend_step(q, self.shelves.spatial(layer, k_v))))
+        channels = [self._split(linear(backbone.query_key_value, hidden), own.heads)]
+        if self.both:
+            channels.append(self._split(linear(own.query_key_value[layer], hidden), own.heads))
+        seen = self.shelves.attend(layer, channels)  # [B, Q, channels * h]
+        width = hidden.shape[-1]
+        spatial = linear(backbone.dense, seen[..., :width])
         if not self.both:
             return spatial
-        q, k_v = self._split(linear(own.query_key_value[layer], hidden), own.heads)
-        temporal = linear(own.dense[layer], merge_heads(attend_step(q, self.shelves.temporal(layer, k_v))))
-        return own.mix(layer, spatial, temporal)
+        return own.mix(layer, spatial, linear(own.dense[layer], seen[..., width:]))
 
     @staticmethod
     def _split(qkv: Tensor, heads: int) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,10 @@ import torch
 from torch import Tensor
 
 from cogvideo.layout import Layout, Shelf, Stage, Stretch
-from cogvideo.models.attention import Seen, additive
+from cogvideo.models.attention import Seen, additive, attend_step, merge_heads
+from kernels.cpu_step import Arenas
+from kernels.decode_attention import decode_attention, why_not
+from kernels.reference import Channel
 
 
 class CacheFull(IndexError):
@@ -93,7 +96,7 @@ class Cache:
             )
         self.layout, self.stage, self.rows, self.text = layout, stage, rows, text
         self.given, self.both, self.boost, self.lanes = given, both, boost, lanes
-        self._like = like
+        self.like = like
         sizes = (rows, config.heads)
         self._lane = text + layout.tokens_per_frame
         self._spatial = [Arena(*sizes, lanes * self._lane, config.head_size, like) for _ in range(config.layers)]
@@ -102,21 +105,33 @@ class Cache:
             Arena(*sizes, self._shelves[layer % 2].capacity, config.head_size, like)
             for layer in range(config.layers if both else 0)
         ]
+        self.text_scores: Tensor | None = None  # [B, T], added to the scores of frames and text
         self._mask: Tensor | None = None
         self._drawn: dict[int, _Drawn] = {}
-        # What the slots of the present step see: in their own frame; across frames on even and on odd layers.
-        self._own: list[Run] = []
-        self._across: tuple[list[Run], ...] = ([], [])
+        self.places: Sequence[Place] = ()  # of the present step
+        # What its slots see: in their own frame; across frames on even and on odd layers.
+        self._own: list[Run] | None = None
+        self._across: list[list[Run] | None] = [None, None]
+        self._arenas: Arenas | None = None
+        self.graphs: dict[object, object] = {}
+        """What `VideoLM` has captured of its steps on this storage."""
+        # Frames that are drawn, in the order of drawing.
+        self.drawn = tuple(f for f in range(layout.frames) if f not in given) if both else (0,)
+        self._numbers: _Numbers | None = None
+        probe = like.new_empty(1, 1, 1, config.head_size)
+        self.why_not_fast = why_not([Channel(probe, probe, probe)])
+        """Why the fast kernel does not attend here, in words; None: it does."""
 
     # -- reading the text and the given frames --------------------------------------------------------------------
 
     def set_text(self, seen: Tensor) -> None:
         """seen [B, T]: which text slots are real."""
-        self._mask = None
+        self._mask = self.text_scores = None
         if self.boost or not bool(seen.all()):
             widest = self.text + self.layout.frames * self.layout.tokens_per_frame
-            self._mask = self._like.new_zeros(self.rows, 1, 1, widest)
-            self._mask[:, 0, 0, : self.text] = additive(seen, self._like.dtype) + self.boost
+            self.text_scores = additive(seen, self.like.dtype) + self.boost
+            self._mask = self.like.new_zeros(self.rows, 1, 1, widest)
+            self._mask[:, 0, 0, : self.text] = self.text_scores
 
     def keep_spatial(self, layer: int, k: Tensor, v: Tensor) -> None:
         """The text's keys and values, of [B, heads, T + F * N, d]: a drawn frame sees no other frame here."""
@@ -137,37 +152,101 @@ class Cache:
 
     # -- drawing -----------------------------------------------------------------------------------------------
 
-    def seek(self, places: Sequence[Place]) -> Tensor:
-        """The slots of the next step -> their rows in their position table, [1, Q]. Slots of a frame are ascending."""
-        drawn = [self._frame(frame) for frame, _ in places]
-        for _, slot in places:
+    def seek(self, places: Sequence[Place]) -> None:
+        """The slots of the next step. Slots of a frame are ascending."""
+        for frame, slot in places:
+            if frame not in self._drawn:
+                self._begin(frame)
             if not 0 <= slot < self.layout.tokens_per_frame:
                 raise CacheFull(f"slot {slot} of a frame of {self.layout.tokens_per_frame}")
-        slots = [(frame, place.slot) for frame, place in zip(drawn, places, strict=True)]
-        self._own = self._runs([frame.own[slot] for frame, slot in slots])
-        if self.both:
-            self._across = tuple(self._runs([frame.across[i][slot] for frame, slot in slots]) for i in (0, 1))
-        rows = [frame.rows[:, slot : slot + 1] for frame, slot in slots]
+        self.places, self._own, self._across = places, None, [None, None]
+        if self.fast:
+            if self._numbers is None:
+                self._numbers = _Numbers(self)
+            self._numbers.seek(places)
+
+    @property
+    def fast(self) -> bool:
+        """Whether the fast kernel attends for the present step: no two of its slots may be of one frame."""
+        return self.why_not_fast is None and len({frame for frame, _ in self.places}) == len(self.places)
+
+    def prepare(self) -> None:
+        """First thing in a step, after `seek`: what follows from the slots' numbers on the device, without Python."""
+        if self.fast and self._numbers is not None:
+            self._numbers.prepare()
+
+    @property
+    def numbers(self) -> Tensor | None:
+        """frame * N + slot of each slot of the step, on the device, [Q]; None where Python's `places` are used."""
+        return self._numbers.now if self.fast and self._numbers is not None else None
+
+    def position_rows(self) -> Tensor:
+        """Rows of the step's slots in their position table, [1, Q]."""
+        if self.fast and self._numbers is not None:
+            return self._numbers.rows
+        rows = [self._drawn[frame].rows[:, slot : slot + 1] for frame, slot in self.places]
         return rows[0] if len(rows) == 1 else torch.cat(rows, dim=1)
 
-    def spatial(self, layer: int, k_v: Tensor) -> list[Seen]:
-        """Keep k_v [2, B, heads, Q, d] of the step's slots -> what each sees of text and its own frame."""
-        return _append(self._spatial[layer], self._own, k_v)
+    def attend(self, layer: int, channels: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+        """For one channel or both q [B, heads, Q, d] of the step's slots and k_v [2, B, heads, Q, d], which are kept
+        -> what the slots see, [B, Q, channels * h].
+        """
+        arenas = (self._spatial[layer], self._temporal[layer]) if self.both else (self._spatial[layer],)
+        if self.fast and self._numbers is not None:
+            asked = [Channel(q, k_v, arena.k_v) for (q, k_v), arena in zip(channels, arenas)]
+            return decode_attention(asked, self._numbers.spans[layer % 2], self.text_scores).flatten(2)
+        runs = (self._own_runs(), self._across_runs(layer % 2)) if self.both else (self._own_runs(),)
+        done = [attend_step(q, _append(arena, run, k_v)) for (q, k_v), arena, run in zip(channels, arenas, runs)]
+        return merge_heads(done[0] if len(done) == 1 else torch.cat(done, dim=1))
 
-    def temporal(self, layer: int, k_v: Tensor) -> list[Seen]:
-        """As `spatial`, for the channel across frames."""
-        return _append(self._temporal[layer], self._across[layer % 2], k_v)
+    def spans(self) -> list[int]:
+        """Start and end of what each slot of the step sees: in its own frame, then across frames on even layers, then
+        on odd ones (where only the backbone takes part, the first part again), 6 * Q numbers.
+        """
+        own = self._own_stretches()
+        across = [self._across_stretches(parity) if self.both else own for parity in (0, 1)]
+        return [place for stretches in (own, *across) for stretch in stretches for place in stretch]
+
+    def arenas(self) -> Arenas:
+        """All storage, for the compiled step."""
+        if self._arenas is None:
+            channels = (self._spatial, self._temporal) if self.both else (self._spatial,)
+            self._arenas = Arenas([[arena.k_v for arena in layer] for layer in zip(*channels, strict=True)])
+        return self._arenas
+
+    def seen(self, place: Place) -> list[list[Stretch]]:
+        """What a slot sees in each channel, on even layers and on odd ones."""
+        frame, slot = place
+        if frame not in self._drawn:
+            self._begin(frame)
+        drawn = self._drawn[frame]
+        return [[drawn.own[slot], *(across[slot] for across in drawn.across[i : i + 1])] for i in (0, 1)]
 
     # -- private -----------------------------------------------------------------------------------------------
 
-    def _frame(self, frame: int) -> _Drawn:
-        if frame not in self._drawn:
-            if not 0 <= frame < (self.layout.frames if self.both else 1):
-                raise CacheFull(f"frame {frame} has no place in this cache")
-            start = len(self._drawn) % self.lanes * self._lane
-            shelves = self._shelves if self.both else ()
-            self._drawn[frame] = _Drawn(self.layout, shelves, frame, start, self.text, self._like)
-        return self._drawn[frame]
+    def _begin(self, frame: int) -> None:
+        if frame not in self.drawn:
+            raise CacheFull(f"frame {frame} has no place in this cache")
+        start = self.drawn.index(frame) % self.lanes * self._lane
+        shelves = self._shelves if self.both else ()
+        self._drawn[frame] = _Drawn(self.layout, shelves, frame, start, self.text, self.like)
+
+    def _own_runs(self) -> list[Run]:
+        if self._own is None:
+            self._own = self._runs(self._own_stretches())
+        return self._own
+
+    def _across_runs(self, parity: int) -> list[Run]:
+        runs = self._across[parity]
+        if runs is None:
+            runs = self._across[parity] = self._runs(self._across_stretches(parity))
+        return runs
+
+    def _own_stretches(self) -> list[Stretch]:
+        return [self._drawn[frame].own[slot] for frame, slot in self.places]
+
+    def _across_stretches(self, parity: int) -> list[Stretch]:
+        return [self._drawn[frame].across[parity][slot] for frame, slot in self.places]
 
     def _runs(self, stretches: list[Stretch]) -> list[Run]:
         """Neighbours together, with the part of the mask that is as long: text comes first in every stretch."""
@@ -183,8 +262,40 @@ class Cache:
         text = None if self._mask is None else self._mask[..., :length]
         if slots == 1:
             return text
-        later = self._like.new_full((slots, length), float("-inf")).triu_(length - slots + 1)
+        later = self.like.new_full((slots, length), float("-inf")).triu_(length - slots + 1)
         return later[None, None] if text is None else text + later
+
+
+class _Numbers:
+    """What every slot sees, on the device: a step's slots are found by their numbers there, and no number of a slot is
+    part of the program, so that a captured step serves all slots.
+    """
+
+    def __init__(self, cache: Cache) -> None:
+        layout, like = cache.layout, cache.like
+        self._size, channels = layout.tokens_per_frame, 2 if cache.both else 1
+        slots = layout.frames * self._size
+        spans = torch.zeros(2, channels, slots, 2, dtype=torch.int32)
+        for frame in cache.drawn:
+            for slot in range(self._size):
+                for parity, seen in enumerate(cache.seen(Place(frame, slot))):
+                    spans[parity, :, frame * self._size + slot] = torch.tensor(seen[:channels], dtype=torch.int32)
+        rows = torch.cat([torch.as_tensor(layout.frame_rows(frame)) for frame in range(layout.frames)])
+        self._spans, self._rows = spans.to(like.device), rows.to(like.device)
+        self._all = torch.arange(slots, device=like.device)
+        self._at: dict[int, Tensor] = {}  # for each number of slots in a step the one place for their numbers
+        self.spans: tuple[Tensor, ...] = ()  # on even and on odd layers, [channels, Q, 2]
+        self.now = self.rows = self._all
+
+    def seek(self, places: Sequence[Place]) -> None:
+        numbers = [self._all.narrow(0, frame * self._size + slot, 1) for frame, slot in places]
+        if len(places) not in self._at:
+            self._at[len(places)] = torch.empty_like(self._all[: len(places)])
+        self.now = torch.cat(numbers, out=self._at[len(places)])
+
+    def prepare(self) -> None:
+        self.spans = self._spans.index_select(2, self.now).unbind(0)
+        self.rows = self._rows.index_select(0, self.now)[None]  # [1, Q]
 
 
 def _append(arena: Arena, runs: list[Run], k_v: Tensor) -> list[Seen]:

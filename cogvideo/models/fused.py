@@ -1,22 +1,26 @@
 """A decoding step with fewer and larger products: weights laid side by side and folded, built once from a `VideoLM`.
 
-In: hidden states of a step [B, Q, h], after the embeddings. Out: the same after all layers and the final LayerNorm. The
-unfolded form, `VideoLM` itself, stays the reference and the form that is trained; this one is a copy, made where the
-memory is no matter and a step is short: small networks on a CPU.
+In: what the slots of a step hold. Out: their hidden states after all layers and the final LayerNorm, and the scores.
+The unfolded form, `VideoLM` itself, stays the reference and the form that is trained; this one is a copy, made where
+the memory is no matter and a step is short: small networks on a CPU. It has two forms, with the same numbers: in
+PyTorch (`PlainSteps`), and in C (`CompiledSteps`), where a compiler is at hand.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from cogvideo.config import ModelConfig
-from cogvideo.models.attention import AttentionPlus, attend_step
+from cogvideo.layout import Layout
+from cogvideo.models.attention import AttentionPlus
 from cogvideo.models.cache import Cache
+from kernels import cpu_step
+from kernels.cpu_step import Affine, LayerWeights, Precision
+from kernels.sandwich_norm import EPSILON, sandwich_norm
 
 LARGEST = 2**28
 """Numbers in the copy, above which memory matters more than the time of a step."""
@@ -28,92 +32,136 @@ def fusing_pays(config: ModelConfig, device: torch.device) -> bool:
     return device.type == "cpu" and numbers <= LARGEST
 
 
-@dataclass(frozen=True)
-class _Affine:
-    """Weight and bias of a linear layer or of a LayerNorm."""
-
-    weight: Tensor
-    bias: Tensor
-
-    @classmethod
-    def of(cls, layer: Any) -> _Affine:
-        return cls(layer.weight.detach(), layer.bias.detach())
-
-    def linear(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight, self.bias)
-
-    def norm(self, x: Tensor) -> Tensor:
-        return F.layer_norm(x, x.shape[-1:], self.weight, self.bias, 1e-5)
-
-
-@dataclass(frozen=True)
-class _Layer:
-    """One layer, for both channels or for the backbone alone."""
-
-    before: _Affine
-    q_k_v: _Affine  # [channels * 3h, h]
-    out: _Affine  # [h, channels * h]: with two channels [s * Wo, (1 - s) * Wo_plus]
-    after: _Affine
-    before_mlp: _Affine
-    widen: _Affine
-    narrow: _Affine
-    after_mlp: _Affine
-
-    @classmethod
-    def of(cls, layer: Any, q_k_v: _Affine, out: _Affine) -> _Layer:
-        norms = (layer.input_layernorm, layer.third_layernorm, layer.post_attention_layernorm, layer.fourth_layernorm)
-        before, after, before_mlp, after_mlp = (_Affine.of(norm) for norm in norms)
-        widen, narrow = _Affine.of(layer.mlp.dense_h_to_4h), _Affine.of(layer.mlp.dense_4h_to_h)
-        return cls(before, q_k_v, out, after, before_mlp, widen, narrow, after_mlp)
-
-
-class FusedSteps:
+class FusedSteps(Protocol):
     """The layers of stage 1 or 2 as a step needs them. Later changes of the network's weights are not seen."""
 
-    @torch.no_grad()
-    def __init__(self, transformer: Any, own: AttentionPlus, image_tokens: int) -> None:
-        self.heads = own.heads
-        self.final = _Affine.of(transformer.final_layernorm)
-        self.backbone = [
-            _Layer.of(layer, _Affine.of(layer.attention.query_key_value), _Affine.of(layer.attention.dense))
-            for layer in transformer.layers
-        ]
-        self.both = [_Layer.of(layer, *_fold(layer.attention, own, i)) for i, layer in enumerate(transformer.layers)]
-        # A product of few rows is quicker with the matrix the other way round.
-        self.head = transformer.word_embeddings.weight[:image_tokens].detach().float().t().contiguous()
-
-    def run(self, hidden: Tensor, cache: Cache) -> Tensor:
-        """hidden [B, Q, h] of the slots that `cache` was told to `seek` -> [B, Q, h]."""
-        for number, layer in enumerate(self.both if cache.both else self.backbone):
-            out = layer.out.linear(self._attention(layer.q_k_v.linear(layer.before.norm(hidden)), cache, number))
-            hidden = layer.after.norm(out).add_(hidden)
-            wide = F.gelu(layer.widen.linear(layer.before_mlp.norm(hidden)), approximate="tanh")
-            hidden = layer.after_mlp.norm(layer.narrow.linear(wide)).add_(hidden)
-        return self.final.norm(hidden)
+    def run(self, ids: Tensor, cache: Cache) -> Tensor:
+        """ids [B, Q] of the slots that `cache` was told to `seek` -> hidden states [B, Q, h]."""
+        ...
 
     def scores(self, hidden: Tensor) -> Tensor:
         """[B, Q, h] -> [B, Q, image_tokens], fp32."""
-        return torch.matmul(hidden.float(), self.head)
+        ...
+
+
+@torch.no_grad()
+def fuse(
+    layout: Layout, transformer: Any, own: AttentionPlus, positions: Tensor, precision: Precision, compiled: bool
+) -> FusedSteps:
+    """`positions`: the extra table. `precision`: of the compiled form's weights; the plain one has the network's."""
+    weights = FusedWeights(layout, transformer, own, positions)
+    if compiled and cpu_step.why_not(weights.words) is None:
+        return CompiledSteps(weights, precision)
+    return PlainSteps(weights)
+
+
+class FusedWeights:
+    """What both forms are made of."""
+
+    def __init__(self, layout: Layout, transformer: Any, own: AttentionPlus, positions: Tensor) -> None:
+        self.heads, self.slots = own.heads, layout.tokens_per_frame
+        self.words = transformer.word_embeddings.weight.detach()
+        self.head = self.words[: layout.config.image_tokens]
+        self.final = _affine(transformer.final_layernorm)
+        self.backbone = [
+            _layer(layer, _affine(layer.attention.query_key_value), _affine(layer.attention.dense))
+            for layer in transformer.layers
+        ]
+        self.both = [_layer(layer, *_fold(layer.attention, own, i)) for i, layer in enumerate(transformer.layers)]
+        tables = [transformer.position_embeddings.weight, *[positions] * (layout.frames - 1)]
+        rows = [torch.as_tensor(layout.frame_rows(frame)) for frame in range(layout.frames)]
+        self._positions = torch.cat([table[row] for table, row in zip(tables, rows, strict=True)])  # [F * N, h]
+
+    def positions(self, cache: Cache) -> Tensor:
+        """Of the slots of a step, [Q, h]."""
+        if cache.numbers is not None:
+            return self._positions.index_select(0, cache.numbers)
+        at = [frame * self.slots + slot for frame, slot in cache.places]
+        if at == list(range(at[0], at[0] + len(at))):
+            return self._positions.narrow(0, at[0], len(at))
+        return self._positions[torch.tensor(at)]
+
+
+class PlainSteps:
+    """Each operation a call of PyTorch."""
+
+    def __init__(self, weights: FusedWeights) -> None:
+        self._weights = weights
+        # A product of few rows is quicker with the matrix the other way round.
+        self._head = weights.head.float().t().contiguous()
+
+    def run(self, ids: Tensor, cache: Cache) -> Tensor:
+        """See `FusedSteps`."""
+        weights = self._weights
+        layers = weights.both if cache.both else weights.backbone
+        hidden = F.embedding(ids, weights.words) + weights.positions(cache)
+        normed = F.layer_norm(hidden, hidden.shape[-1:], *layers[0].before, EPSILON)
+        for number, layer in enumerate(layers):
+            out = F.linear(self._attention(F.linear(normed, *layer.inward), cache, number), *layer.outward)
+            hidden, normed = sandwich_norm(hidden, out, layer.after, layer.before_mlp)
+            wide = F.gelu(F.linear(normed, *layer.widen), approximate="tanh")
+            following = layers[number + 1].before if number + 1 < len(layers) else weights.final
+            hidden, normed = sandwich_norm(hidden, F.linear(wide, *layer.narrow), layer.after_mlp, following)
+        return normed
+
+    def scores(self, hidden: Tensor) -> Tensor:
+        """See `FusedSteps`."""
+        return torch.matmul(hidden.float(), self._head)
 
     def _attention(self, q_k_v: Tensor, cache: Cache, layer: int) -> Tensor:
         """[B, Q, channels * 3h] -> [B, Q, channels * h]."""
         batch, slots, width = q_k_v.shape
-        channels = 2 if cache.both else 1
-        size = width // (3 * channels * self.heads)
-        parts = q_k_v.view(batch, slots, channels, 3, self.heads, size).permute(2, 3, 0, 4, 1, 5)
-        done = attend_step(parts[0, 0], cache.spatial(layer, parts[0, 1:]))  # [B, heads, Q, d]
-        if cache.both:
-            done = torch.cat((done, attend_step(parts[1, 0], cache.temporal(layer, parts[1, 1:]))), dim=1)
-        return done.transpose(1, 2).flatten(2)
+        channels, heads = 2 if cache.both else 1, self._weights.heads
+        size = width // (3 * channels * heads)
+        parts = q_k_v.view(batch, slots, channels, 3, heads, size).permute(2, 3, 0, 4, 1, 5)
+        return cache.attend(layer, [(parts[channel, 0], parts[channel, 1:]) for channel in range(channels)])
 
 
-def _fold(backbone: Any, own: AttentionPlus, layer: int) -> tuple[_Affine, _Affine]:
+class CompiledSteps:
+    """A step is one call; so is the head. Weights in fp32, or in bf16 or int8 for a step that reads less."""
+
+    def __init__(self, weights: FusedWeights, precision: Precision) -> None:
+        self._positions = weights.positions
+        common = (weights.final, weights.words, weights.heads)
+        self._backbone = cpu_step.Steps(weights.backbone, *common, channels=1, precision=precision)
+        self._both = cpu_step.Steps(weights.both, *common, channels=2, precision=precision)
+        self._head = cpu_step.Matrix(Affine(weights.head, weights.head.new_zeros(len(weights.head))), precision)
+        weights.backbone, weights.both = [], []  # packed above
+
+    def run(self, ids: Tensor, cache: Cache) -> Tensor:
+        """See `FusedSteps`."""
+        steps = self._both if cache.both else self._backbone
+        return steps.run(ids, self._positions(cache), cache.arenas(), cache.spans(), cache.text_scores)
+
+    def scores(self, hidden: Tensor) -> Tensor:
+        """See `FusedSteps`."""
+        return self._head(hidden.float().flatten(0, 1)).unflatten(0, hidden.shape[:2])
+
+
+def _affine(layer: Any) -> Affine:
+    return Affine(layer.weight.detach(), layer.bias.detach())
+
+
+def _layer(layer: Any, inward: Affine, outward: Affine) -> LayerWeights:
+    return LayerWeights(
+        before=_affine(layer.input_layernorm),
+        after=_affine(layer.third_layernorm),
+        before_mlp=_affine(layer.post_attention_layernorm),
+        after_mlp=_affine(layer.fourth_layernorm),
+        inward=inward,
+        outward=outward,
+        widen=_affine(layer.mlp.dense_h_to_4h),
+        narrow=_affine(layer.mlp.dense_4h_to_h),
+    )
+
+
+def _fold(backbone: Any, own: AttentionPlus, layer: int) -> tuple[Affine, Affine]:
     """Both channels' projections as one: into queries, keys and values, and out, with the gate multiplied in."""
-    inward = (_Affine.of(backbone.query_key_value), _Affine.of(own.query_key_value[layer]))
-    outward = (_Affine.of(backbone.dense), _Affine.of(own.dense[layer]))
+    inward = (_affine(backbone.query_key_value), _affine(own.query_key_value[layer]))
+    outward = (_affine(backbone.dense), _affine(own.dense[layer]))
     share = torch.sigmoid(own.attn_distribution[layer].float())  # [h]
     parts = [gate[:, None] * way.weight.float() for gate, way in zip((share, 1 - share), outward)]
     weight, kind = torch.cat(parts, dim=1), outward[0].weight.dtype
     bias = torch.lerp(outward[1].bias.float(), outward[0].bias.float(), share)
-    q_k_v = _Affine(torch.cat([way.weight for way in inward]), torch.cat([way.bias for way in inward]))
-    return q_k_v, _Affine(weight.to(kind), bias.to(kind))
+    q_k_v = Affine(torch.cat([way.weight for way in inward]), torch.cat([way.bias for way in inward]))
+    return q_k_v, Affine(weight.to(kind), bias.to(kind))

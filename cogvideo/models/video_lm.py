@@ -22,9 +22,11 @@ from cogvideo.models.attention import (
     text_seen,
 )
 from cogvideo.models.cache import Cache, Place
-from cogvideo.models.fused import FusedSteps
+from cogvideo.models.fused import FusedSteps, fuse
+from cogvideo.models.graphs import StepGraph
 from cogvideo.models.sat_bridge import Transformer
 from cogvideo.models.token_model import ExtraPositions, TokenModel, guided, text_positions
+from kernels.cpu_step import Precision
 
 
 class VideoLM(TokenModel):
@@ -95,9 +97,14 @@ class VideoLM(TokenModel):
             pattern = TextPattern.of(seen, self.dtype, cache)
         self._run(text, text_length, slots, pattern, slice(0, 0), cache.given)
 
-    def fuse(self) -> None:
-        """From now on decode with weights laid side by side: fewer products, a copy of the layers, changes not seen."""
-        self._fused = FusedSteps(self.transformer, self.get_mixin("attention_plus"), self.config.image_tokens)
+    def fuse(self, precision: Precision = "fp32", compiled: bool = True) -> None:
+        """From now on decode with weights laid side by side: fewer products, a copy of the layers, changes not seen.
+
+        `compiled`: as C, where that can be; only then the copy may be kept in fewer bits, see `models.fused`.
+        """
+        positions = self.get_mixin("extra_position_embedding").position_embeddings.weight
+        parts = (self.transformer, self.get_mixin("attention_plus"), positions)
+        self._fused = fuse(self.layout, *parts, precision, compiled)
 
     @torch.inference_mode()
     def decode_one(self, cache: Cache, ids: Tensor, places: Sequence[Place], guidance: float | None = None) -> Tensor:
@@ -107,17 +114,27 @@ class VideoLM(TokenModel):
         ascending order. With `guidance` rows are conditional ones, then as many unconditional ones -> logits
         [B / 2, places, image_tokens] of the guided distribution.
         """
-        rows, base = cache.seek(places), len(places) if places[0].frame == 0 else 0
+        cache.seek(places)
+        if not cache.fast:
+            return self._step(cache, ids, guidance)
+        graph = cache.graphs.get((len(places), guidance))
+        if not isinstance(graph, StepGraph):
+            graph = cache.graphs[len(places), guidance] = StepGraph(lambda held: self._step(cache, held, guidance), ids)
+        return graph(ids)
+
+    def _step(self, cache: Cache, ids: Tensor, guidance: float | None) -> Tensor:
+        """Scores of the slots that `cache` was told to `seek`; where it is `fast`, without anything that Python knows
+        of them.
+        """
+        cache.prepare()
         if self._fused is not None:
-            positions = self.get_mixin("extra_position_embedding").position_embedding_forward(rows, base_slots=base)
-            hidden = self._fused.run(self.word_embedding_forward(ids) + positions, cache)
-            return self._fused.scores(guided(hidden, guidance))
+            return self._fused.scores(guided(self._fused.run(ids, cache), guidance))
         logits: Tensor = self(
             ids,
-            rows,
+            cache.position_rows(),
             None,
             pattern=StepPattern(cache, cache.both),
-            base_slots=base,
+            base_slots=0 if cache.both else ids.shape[1],
             scored=slice(None),
             guidance=guidance,
         )[0]

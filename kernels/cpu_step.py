@@ -1,0 +1,204 @@
+"""The door to the compiled decoding step: all layers of a network for one or more slots of every row, in one call.
+
+A network is packed once into `Steps`; the plain form of the same step is the caller's (`cogvideo.models.fused`), and
+`why_not` says when it has to do. Weights may be kept in fewer bits; sums are always fp32.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from typing import Any, Final, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kernels import native
+
+SOURCE: Final = "decode_cpu.c"
+PANEL: Final = 32
+"""Outputs of a matrix that lie side by side."""
+
+Precision = Literal["fp32", "bf16", "int8"]
+KINDS: Final = ("fp32", "bf16", "int8")
+
+
+def why_not(like: Tensor) -> str | None:
+    """Why no compiled step can take networks with tensors like this one, in words; None where it can."""
+    if like.device.type != "cpu":
+        return f"the step is compiled for the CPU, and the tensors are on {like.device.type}"
+    if like.dtype != torch.float32:
+        return f"the step computes in float32, not in {like.dtype}"
+    return native.why_not(SOURCE)
+
+
+class Affine(NamedTuple):
+    """A linear layer [outputs, inputs] with its bias, or a LayerNorm."""
+
+    weight: Tensor
+    bias: Tensor
+
+
+class LayerWeights(NamedTuple):
+    """One layer: sandwich LayerNorms, projections of one channel or of both side by side, the MLP."""
+
+    before: Affine
+    after: Affine
+    before_mlp: Affine
+    after_mlp: Affine
+    inward: Affine  # [channels * 3h, h]: queries, keys and values of the first channel, then of the second
+    outward: Affine  # [h, channels * h]
+    widen: Affine
+    narrow: Affine
+
+
+class _Norm(ctypes.Structure):
+    _fields_ = (("weight", ctypes.c_void_p), ("bias", ctypes.c_void_p))
+
+
+class _Matrix(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("weight", "scale", "bias")),
+        *((name, ctypes.c_int64) for name in ("outputs", "inputs", "kind")),
+    )
+
+
+class _Layer(ctypes.Structure):
+    _fields_ = (
+        *((name, _Norm) for name in ("before", "after", "before_mlp", "after_mlp")),
+        *((name, _Matrix) for name in ("inward", "outward", "widen", "narrow")),
+    )
+
+
+class _Net(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("layers", "hidden", "heads", "channels")),
+        ("layer", ctypes.POINTER(_Layer)),
+        ("final", _Norm),
+        ("words", ctypes.c_void_p),
+    )
+
+
+class _Arena(ctypes.Structure):
+    _fields_ = (("data", ctypes.c_void_p), ("capacity", ctypes.c_int64))
+
+
+class Matrix:
+    """A linear layer packed for few rows. `precision`: of the weights; int8 has one scale for each output."""
+
+    def __init__(self, affine: Affine, precision: Precision = "fp32") -> None:
+        outputs, inputs = affine.weight.shape
+        missing = -outputs % PANEL
+        weight = F.pad(affine.weight.detach().float(), (0, 0, 0, missing))
+        self.bias = F.pad(affine.bias.detach().float(), (0, missing)).contiguous()
+        self.scale = (weight.abs().amax(1) / 127).clamp_min(torch.finfo(torch.float32).tiny)
+        if precision == "int8":
+            weight = (weight / self.scale[:, None]).round_().to(torch.int8)
+        elif precision == "bf16":
+            weight = weight.to(torch.bfloat16)
+        self.weight = weight.view(-1, PANEL, inputs).transpose(1, 2).contiguous()  # [panels, inputs, PANEL]
+        self.outputs = outputs
+        pointers = (tensor.data_ptr() for tensor in (self.weight, self.scale, self.bias))
+        self.described = _Matrix(*pointers, outputs, inputs, KINDS.index(precision))
+
+    @property
+    def nbytes(self) -> int:
+        return self.weight.nbytes
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x [R, inputs] fp32 -> [R, outputs]."""
+        x = x.contiguous()
+        panels = len(self.weight)
+        out = torch.empty(len(x), panels * PANEL)
+        native.library(SOURCE).product(
+            ctypes.byref(self.described), *_pointers(x, out), *map(ctypes.c_int64, (len(x), 0, panels))
+        )
+        return out[:, : self.outputs]
+
+
+class Arenas:
+    """Where keys and values of a batch are kept: for each layer one tensor [2, B, heads, capacity, d] a channel."""
+
+    def __init__(self, layers: Sequence[Sequence[Tensor]]) -> None:
+        flat = [arena for layer in layers for arena in layer]
+        if not all(arena.is_contiguous() and arena.dtype == torch.float32 for arena in flat):
+            raise ValueError("the compiled step writes into contiguous tensors of float32")
+        self.kept = flat
+        self.widest = max(arena.shape[3] for arena in flat)
+        self.described = (_Arena * len(flat))(*(_Arena(arena.data_ptr(), arena.shape[3]) for arena in flat))
+
+
+class Steps:
+    """All layers of a network, packed. `words` [vocabulary, h]: its word embeddings."""
+
+    def __init__(
+        self,
+        layers: Sequence[LayerWeights],
+        final: Affine,
+        words: Tensor,
+        heads: int,
+        channels: int,
+        precision: Precision = "fp32",
+    ) -> None:
+        self._kept: list[Any] = []
+        self.hidden, self.channels = words.shape[1], channels
+        packed = (_Layer * len(layers))(*(self._layer(layer, precision) for layer in layers))
+        words = words.detach().contiguous()
+        self._kept += [packed, words]
+        sizes = (len(layers), self.hidden, heads, channels)
+        pointer = ctypes.cast(packed, ctypes.POINTER(_Layer))
+        self._net = _Net(*sizes, pointer, self._norm(final), words.data_ptr())
+
+    @property
+    def nbytes(self) -> int:
+        """Of the matrices."""
+        return sum(kept.nbytes for kept in self._kept if isinstance(kept, Matrix))
+
+    def run(
+        self,
+        ids: Tensor,
+        positions: Tensor,
+        arenas: Arenas,
+        spans: Sequence[int],
+        text: Tensor | None = None,
+    ) -> Tensor:
+        """ids [B, Q] int64, positions [Q, h] -> hidden states after the final LayerNorm [B, Q, h].
+
+        spans: for each slot the first place that it sees and the one behind the last, which is its own, in its frame's
+        channel; then the same across frames on even layers, and on odd ones (6 * Q numbers). Slots of one step may see
+        each other: all are kept before any attends. text [B, T]: added to the scores of the first T places of a span.
+        """
+        (batch, slots), ids, positions = ids.shape, ids.contiguous(), positions.contiguous()
+        if len(spans) != 6 * slots or max(spans) > arenas.widest:
+            raise ValueError(f"{len(spans)} numbers of spans for {slots} slots and {arenas.widest} places")
+        out = torch.empty(batch, slots, self.hidden)
+        size = native.library(SOURCE).scratch_size(*map(ctypes.c_int64, (self.hidden, batch * slots, arenas.widest)))
+        scratch = torch.empty(size)
+        words = None if text is None else text.contiguous()
+        native.library(SOURCE).step(
+            ctypes.byref(self._net),
+            *_pointers(ids, positions, out),
+            *map(ctypes.c_int64, (batch, 0, batch, slots)),
+            (ctypes.c_int64 * len(spans))(*spans),
+            arenas.described,
+            None if words is None else ctypes.c_void_p(words.data_ptr()),
+            ctypes.c_int64(0 if words is None else words.shape[1]),
+            *_pointers(scratch),
+        )
+        return out
+
+    def _layer(self, layer: LayerWeights, precision: Precision) -> _Layer:
+        norms = (layer.before, layer.after, layer.before_mlp, layer.after_mlp)
+        matrices = [Matrix(affine, precision) for affine in (layer.inward, layer.outward, layer.widen, layer.narrow)]
+        self._kept += matrices
+        return _Layer(*map(self._norm, norms), *(matrix.described for matrix in matrices))
+
+    def _norm(self, affine: Affine) -> _Norm:
+        tensors = [tensor.detach().float().contiguous() for tensor in affine]
+        self._kept += tensors
+        return _Norm(*(tensor.data_ptr() for tensor in tensors))
+
+
+def _pointers(*tensors: Tensor) -> list[ctypes.c_void_p]:
+    return [ctypes.c_void_p(tensor.data_ptr()) for tensor in tensors]

@@ -1,0 +1,94 @@
+"""Compiles the C of this folder for the processor at hand, once, and loads it. Nothing is compiled at import.
+
+In: the name of a C file. Out: the library, or why there is none. What was compiled is kept in the user's cache folder,
+under a name that depends on the source, the compiler's flags and the processor.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Final
+
+SWITCH: Final = "COGVIDEO_COMPILE"
+"""Environment: 0 keeps everything in plain PyTorch."""
+
+FLAGS: Final = ("-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-fPIC", "-shared")
+SECONDS: Final = 120
+"""After which a compiler is given up."""
+
+
+def why_not(source: str) -> str | None:
+    """Why the library of `source` cannot be used, in words; None where it can. The first call compiles it (2 s)."""
+    if os.environ.get(SWITCH) == "0":
+        return f"{SWITCH}=0 is set"
+    return _load(source)[1]
+
+
+def library(source: str) -> ctypes.CDLL:
+    """The compiled library; ask `why_not` first."""
+    loaded, reason = _load(source)
+    if loaded is None:
+        raise RuntimeError(f"{source} could not be compiled: {reason}")
+    return loaded
+
+
+@functools.cache
+def _load(source: str) -> tuple[ctypes.CDLL | None, str | None]:
+    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+    if compiler is None:
+        return None, "there is no C compiler (apt install gcc)"
+    path = Path(__file__).with_name(source)
+    try:
+        return ctypes.CDLL(str(_compiled(compiler, path))), None
+    except (OSError, subprocess.SubprocessError) as error:
+        said = getattr(error, "stderr", None) or str(error)
+        return None, f"{compiler} did not compile {path.name}: {str(said).strip().splitlines()[-1]}"
+
+
+def _compiled(compiler: str, path: Path) -> Path:
+    """The library's file. Raises OSError, SubprocessError."""
+    text = "\n".join((path.read_text(encoding="utf-8"), compiler, *FLAGS, _processor()))
+    name = f"{path.stem}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.so"
+    target = _folder() / name
+    if not target.is_file():
+        with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+            made = Path(folder) / name
+            try:
+                _run(compiler, "-march=native", *FLAGS, str(path), "-o", str(made), "-lm")
+            except subprocess.CalledProcessError:  # a compiler that does not know its processor
+                _run(compiler, *FLAGS, str(path), "-o", str(made), "-lm")
+            made.replace(target)
+    return target
+
+
+def _run(*command: str) -> None:
+    subprocess.run(command, check=True, capture_output=True, text=True, timeout=SECONDS)
+
+
+def _folder() -> Path:
+    """Where libraries are kept: the user's cache, or a fresh private folder where that cannot be written."""
+    root = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "cogvideo"
+    try:
+        root.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if os.access(root, os.W_OK):
+            return root
+    except OSError:
+        pass
+    return Path(tempfile.mkdtemp(prefix="cogvideo-"))
+
+
+def _processor() -> str:
+    """What distinguishes this processor from others that may share the cache folder."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return f"{platform.machine()} {platform.processor()}"
+    return "\n".join(sorted({line for line in lines if line.startswith(("flags", "Features", "model name"))}))

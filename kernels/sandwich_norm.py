@@ -1,0 +1,46 @@
+"""The door to what lies between two products of a layer: a LayerNorm, the residual sum, and the next LayerNorm.
+
+hidden = x + LayerNorm_after(out); normed = LayerNorm_before(hidden). In one launch where the Triton kernel can run.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kernels.conditions import why_no_triton
+
+EPSILON: Final = 1e-5
+
+LARGEST: Final = 16384
+"""Numbers of a hidden state: a program holds a whole row in its registers."""
+
+Norm = tuple[Tensor, Tensor]
+"""Weight and bias of a LayerNorm, [h] each."""
+
+
+def why_not(x: Tensor) -> str | None:
+    """Why the fast kernel cannot take hidden states like `x`, in words; None where it can."""
+    if x.shape[-1] > LARGEST:
+        return f"hidden states of {x.shape[-1]} are wider than {LARGEST}"
+    if torch.is_grad_enabled() and x.requires_grad:
+        return "the kernel computes no gradients"
+    return why_no_triton(x)
+
+
+def sandwich_norm(x: Tensor, out: Tensor, after: Norm, before: Norm) -> tuple[Tensor, Tensor]:
+    """x, out [.., h] -> hidden [.., h], normed [.., h]; both are new."""
+    if why_not(x) is not None:
+        return plain(x, out, after, before)
+    from kernels.sandwich_norm_triton import sandwich_norm as fast
+
+    return fast(x, out, after, before)
+
+
+def plain(x: Tensor, out: Tensor, after: Norm, before: Norm) -> tuple[Tensor, Tensor]:
+    """The same in PyTorch's operations, on any device."""
+    hidden = F.layer_norm(out, out.shape[-1:], *after, EPSILON).add_(x)
+    return hidden, F.layer_norm(hidden, hidden.shape[-1:], *before, EPSILON)

@@ -1,0 +1,54 @@
+"""A product with weights of 8 bits in Triton, for 1 to 64 rows. Imported only where `w8a16.why_not` finds no obstacle.
+
+A program owns a few outputs for all rows and walks once over its part of the weights, which is read as bytes and
+becomes the type of x on the chip. Sums are fp32, in an order that does not depend on the number of rows.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
+OUTPUTS, INPUTS = 16, 128
+
+
+@triton.jit
+def _product(
+    X, WEIGHTS, SCALE, BIAS, Y, rows, outputs, inputs,
+    BIASED: tl.constexpr, ROWS: tl.constexpr, OUTPUTS: tl.constexpr, INPUTS: tl.constexpr,
+):  # fmt: skip
+    r = tl.arange(0, ROWS)
+    n = tl.program_id(0) * OUTPUTS + tl.arange(0, OUTPUTS)
+    k = tl.arange(0, INPUTS)
+    there, wanted = r < rows, n < outputs
+    at = n.to(tl.int64)[:, None] * inputs
+    total = tl.zeros([ROWS, OUTPUTS], tl.float32)
+    for first in range(0, inputs, INPUTS):
+        within = first + k < inputs
+        x = tl.load(X + r[:, None] * inputs + first + k[None, :], mask=there[:, None] & within[None, :], other=0.0)
+        w = tl.load(WEIGHTS + at + first + k[None, :], mask=wanted[:, None] & within[None, :], other=0)
+        w = w.to(x.dtype)  # whole numbers up to 127 are exact in every type
+        if INTERPRETED:  # the interpreter takes bfloat16 for integers
+            x = x.to(tl.float32)
+            w = w.to(tl.float32)
+        total += tl.dot(x, tl.trans(w), input_precision="ieee")
+    y = total * tl.load(SCALE + n, mask=wanted, other=0.0)[None, :]
+    if BIASED:
+        y += tl.load(BIAS + n, mask=wanted, other=0.0).to(tl.float32)[None, :]
+    to = Y + r[:, None] * outputs + n[None, :]
+    tl.store(to, y.to(Y.dtype.element_ty), mask=there[:, None] & wanted[None, :])
+
+
+def linear(x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """See `kernels.w8a16`; one launch."""
+    x = x.contiguous()
+    (outputs, inputs), rows = weight.shape, x.numel() // x.shape[-1]
+    y = torch.empty(*x.shape[:-1], outputs, dtype=x.dtype, device=x.device)
+    _product[(triton.cdiv(outputs, OUTPUTS),)](
+        x, weight, scale, scale if bias is None else bias, y, rows, outputs, inputs,
+        BIASED=bias is not None, ROWS=max(16, triton.next_power_of_2(rows)), OUTPUTS=OUTPUTS, INPUTS=INPUTS,
+        num_warps=4, num_stages=4,
+    )  # fmt: skip
+    return y

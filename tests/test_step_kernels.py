@@ -1,0 +1,227 @@
+"""What a decoding step on a card is made of: kernels equal their plain forms, and the step draws the same tokens."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from unittest import mock
+
+import pytest
+import torch
+import torch.nn.functional as F
+from small_lm import CONFIG, random_frames, video_lm
+from test_kernels import shared_memory
+
+from cogvideo import decode
+from cogvideo.config import TokenSampling
+from cogvideo.models import attention, cache, graphs
+from cogvideo.models.cache import Cache, Place
+from cogvideo.sampling import ClusterSampler, Dice, noise_keys
+from kernels import sandwich_norm, w8a16
+
+ROOT = Path(__file__).resolve().parent.parent
+needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton exists for Linux only")
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+TOLERANCE = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 4e-2}
+PRODUCTS = {"one row": (1, 128, 32), "odd sizes": (3, 130, 37), "many rows": (17, 64, 16), "most rows": (64, 20, 5)}
+"""Rows, inputs, outputs."""
+SANDWICHES = [(2, 1, 64), (3, 2, 100), (1, 33)]
+
+
+# --- weights in 8 bits ----------------------------------------------------------------------------------------------
+
+
+def product_difference(function: Callable[..., torch.Tensor], name: str, dtype: torch.dtype) -> float:
+    """Largest one, relative to the largest answer, from the product with the unpacked weights in fp64."""
+    rows, inputs, outputs = PRODUCTS[name]
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(rows, inputs, generator=generator).to(dtype)
+    small, scale = w8a16.quantise(torch.randn(outputs, inputs, generator=generator))
+    bias = torch.randn(outputs, generator=generator).to(dtype)
+    right = F.linear(x.double(), small.double() * scale.double()[:, None], bias.double())
+    found = function(x, small, scale, bias)
+    assert found.dtype == dtype
+    without = function(x, small, scale)
+    errors = [(found.double() - right).abs().max(), (without.double() - right + bias.double()).abs().max()]
+    return float(max(errors) / right.abs().max())
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_the_plain_product_equals_that_of_the_unpacked_weights(name: str, dtype: torch.dtype) -> None:
+    assert product_difference(w8a16.linear, name, dtype) < TOLERANCE[dtype]
+
+
+def test_a_weight_is_kept_to_a_254th_of_the_largest_of_its_output() -> None:
+    weight = torch.randn(9, 40, generator=torch.Generator().manual_seed(2))
+    weight[4] = 0
+    small, scale = w8a16.quantise(weight)
+    assert small.dtype == torch.int8
+    assert bool(((small * scale[:, None] - weight).abs() <= weight.abs().amax(1, keepdim=True) / 254 * 1.001).all())
+
+
+def test_the_module_takes_the_place_of_a_linear_layer_of_the_backbone() -> None:
+    layer = torch.nn.Linear(40, 9)
+    small = w8a16.Int8Linear(layer.weight, layer.bias).half().float()  # scales survive a change of type
+    x = torch.randn(2, 3, 40, generator=torch.Generator().manual_seed(3))
+    assert small.scale.dtype == torch.float32
+    assert not list(small.parameters())
+    torch.testing.assert_close(attention.linear(small, x), layer(x), rtol=0, atol=0.02)
+
+
+def test_the_door_says_which_products_it_leaves_to_others() -> None:
+    weight = torch.zeros(4, 8, dtype=torch.int8)
+    assert "rows" in str(w8a16.why_not(torch.zeros(65, 8), weight))
+    assert "rows" in str(w8a16.why_not(torch.zeros(0, 8), weight))
+    assert "side by side" in str(w8a16.why_not(torch.zeros(1, 4), weight.t()))
+    assert "gradients" in str(w8a16.why_not(torch.zeros(1, 8, requires_grad=True), weight))
+    assert w8a16.why_not(torch.zeros(1, 8), weight) is not None  # no card, or no triton
+
+
+# --- between two products -------------------------------------------------------------------------------------------
+
+
+def sandwich_differences(
+    function: Callable[..., tuple[torch.Tensor, ...]], shape: tuple[int, ...], dtype: torch.dtype
+) -> list[float]:
+    """Of both answers from the same in fp64."""
+    generator = torch.Generator().manual_seed(4)
+    x, out = (torch.randn(shape, generator=generator).to(dtype) for _ in range(2))
+    after, before = (tuple(torch.randn(shape[-1], generator=generator).to(dtype) for _ in range(2)) for _ in range(2))
+
+    def norm(y: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        return F.layer_norm(y, shape[-1:], weight.double(), bias.double(), 1e-5)
+
+    hidden = x.double() + norm(out.double(), *after)
+    right = (hidden, norm(hidden, *before))
+    return [float((a.double() - b).abs().max() / b.abs().max()) for a, b in zip(function(x, out, after, before), right)]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", SANDWICHES)
+def test_the_plain_sandwich_is_two_norms_and_a_sum(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    assert max(sandwich_differences(sandwich_norm.sandwich_norm, shape, dtype)) < TOLERANCE[dtype]
+
+
+def test_the_sandwich_says_what_it_leaves_to_others() -> None:
+    assert "wider" in str(sandwich_norm.why_not(torch.empty(1, 20000)))
+    assert "gradients" in str(sandwich_norm.why_not(torch.empty(1, 8, requires_grad=True)))
+    assert sandwich_norm.why_not(torch.empty(1, 8)) is not None
+
+
+# --- the step as a card computes it ---------------------------------------------------------------------------------
+
+TINY = replace(CONFIG, grid=(2, 4), layers=2)
+TEXTS = [[51, 52, 53], [54, 55, 56, 57, 58]]
+CLIP = random_frames(2, 5, config=TINY)
+
+
+def tokens(stage: int, fused: bool) -> torch.Tensor:
+    lm = video_lm(stage, TINY)
+    if fused:
+        lm.fuse(compiled=False)
+    size = TINY.tokens_per_frame
+    sampler, keys = ClusterSampler(torch.arange(50) % 9), {f: noise_keys([3, 4], 1, [f] * 2, size) for f in range(5)}
+    dice = Dice(sampler, TokenSampling(1.0, 4, 0.5), keys)
+    if stage == 2:
+        return decode.collect(decode.interpolate(lm, TEXTS, CLIP[:, ::2], dice))
+    first = decode.collect(decode.first_frame(lm, TEXTS, dice))
+    return torch.cat(
+        (first, decode.collect(decode.keyframes(lm, TEXTS, first[:, 0], dice, unconditional=TEXTS))), dim=1
+    )
+
+
+def tokens_differ(stage: int, fused: bool) -> int:
+    """How many tokens the step with the kernels draws otherwise than the plain step."""
+    found = tokens(stage, fused)
+    with mock.patch.object(cache, "why_not", lambda channels: "for comparison"):
+        return int((found != tokens(stage, fused)).sum())
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+@pytest.mark.parametrize("fused", [False, True])
+def test_slots_found_by_their_numbers_on_the_device_draw_the_same_tokens(
+    stage: int, fused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache, "why_not", lambda channels: None)
+    assert tokens_differ(stage, fused) == 0
+    assert len(tokens(stage, fused).unique()) > 5
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_step_reads_the_same_places_each_time(fused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    # What a captured step could not follow: another tensor for ids or numbers, or a number that only Python knows.
+    monkeypatch.setattr(cache, "why_not", lambda channels: None)
+    lm, seen = video_lm(1, TINY), set()
+    if fused:
+        lm.fuse(compiled=False)
+    run = lm._step
+
+    def step(held: Cache, ids: torch.Tensor, guidance: float | None) -> torch.Tensor:
+        assert held.numbers is not None
+        seen.add((ids.data_ptr(), held.numbers.data_ptr()))
+        monkeypatch.setattr(held, "places", ())
+        monkeypatch.setattr(Cache, "fast", True)
+        return run(held, ids, guidance)
+
+    monkeypatch.setattr(lm, "_step", step)
+    storage = decode.prefill(lm, TEXTS, (0,), CLIP[:, :1], boost=1.4, both=True)
+    drawn = [lm.decode_one(storage, CLIP[:, 1, slot : slot + 1], [Place(1, slot)]).argmax(-1) for slot in range(5)]
+    assert len(seen) == 1
+    assert len(storage.graphs) == 1
+    assert len(torch.stack(drawn).unique()) > 1
+
+
+def test_a_slot_that_looks_ahead_takes_the_plain_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache, "why_not", lambda channels: None)
+    lm = video_lm(1, TINY)
+    storage = decode.prefill(lm, TEXTS, (0,), CLIP[:, :1], boost=1.4, both=True)
+    storage.seek([Place(1, 0), Place(1, 1)])
+    assert not storage.fast
+    storage.seek([Place(1, 0)])
+    assert storage.fast
+
+
+def test_steps_are_captured_on_nvidia_cards_only() -> None:
+    assert "cpu" in str(graphs.why_not(torch.zeros(1)))
+
+
+# --- in Triton ------------------------------------------------------------------------------------------------------
+
+
+@needs_triton
+def test_kernels_of_a_step_in_tritons_interpreter() -> None:
+    answer = subprocess.run(
+        [sys.executable, "tests/interpreter_steps.py"],
+        cwd=ROOT,
+        env=os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=500,
+        check=False,
+    )
+    assert answer.returncode == 0, answer.stderr
+    found = json.loads(answer.stdout)
+    assert len(found["errors"]) == (len(PRODUCTS) + len(SANDWICHES)) * len(DTYPES)
+    for dtype in DTYPES:
+        worst = {name: error for name, error in found["errors"].items() if name.endswith(str(dtype))}
+        assert max(worst.values()) < TOLERANCE[dtype], worst
+    assert list(found["wired"].values()) == [0] * 4
+
+
+@needs_triton
+@pytest.mark.parametrize("rows", [16, 64])
+def test_kernels_of_a_step_compile_and_fit_the_card(rows: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from kernels import sandwich_norm_triton, w8a16_triton
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    constants = dict(BIASED=True, ROWS=rows, OUTPUTS=w8a16_triton.OUTPUTS, INPUTS=w8a16_triton.INPUTS)
+    special = {"WEIGHTS": "*i8", "SCALE": "*fp32"}
+    assert shared_memory(w8a16_triton._product, constants, "fp16", 75, special) <= 64 * 1024
+    assert shared_memory(sandwich_norm_triton._sandwich, dict(D=4096), "fp16", 75, {"epsilon": "fp32"}) <= 64 * 1024
