@@ -37,7 +37,8 @@ DESKTOP = {"width": 1280, "height": 900}
 PHONE = {"width": 390, "height": 844}
 PANDA = "一只熊猫在草地上向右跑"
 
-expect.set_options(timeout=30_000)
+PATIENCE = 120_000  # milliseconds: a busy machine is no failure
+expect.set_options(timeout=PATIENCE)
 
 
 def free_port() -> int:

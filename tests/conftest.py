@@ -41,11 +41,13 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 @pytest.fixture
 def site(served: Site) -> Iterator[Site]:
     """The same server for all tests; each starts with an idle worker that waits for steps."""
+    from browsing import PATIENCE
+
     served.fake.reset()
     yield served
     served.fake.open()
     with served.jobs._changed:
-        assert served.jobs._changed.wait_for(lambda: not served.jobs._views, timeout=30)
+        assert served.jobs._changed.wait_for(lambda: not served.jobs._views, timeout=PATIENCE / 1000)
 
 
 @pytest.fixture(scope="module")
@@ -63,12 +65,13 @@ def browser() -> Iterator[Browser]:
 @pytest.fixture
 def visit(browser: Browser) -> Iterator[Callable[..., Visitor]]:
     """Makes visitors; at the end none of them may have met an error or another host."""
-    from browsing import DESKTOP, Visitor
+    from browsing import DESKTOP, PATIENCE, Visitor
 
     visitors: list[Visitor] = []
 
     def come(**options: Any) -> Visitor:
         context = browser.new_context(**{"viewport": DESKTOP, "locale": "zh-CN", **options})
+        context.set_default_timeout(PATIENCE)
         visitors.append(Visitor(context.new_page()))
         return visitors[-1]
 
