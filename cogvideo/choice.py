@@ -25,3 +25,17 @@ def default_model(device: str | None = None) -> str:
         if has_room(PRESETS["cogvideo"].model, device):
             return "cogvideo"
     return "mini"
+
+
+def own_device() -> str | None:
+    """The card of this process, one of several started together: cuda:N for the N-th on its machine. None: any.
+
+    `accelerate launch` and torchrun number the processes of a machine by LOCAL_RANK.
+    """
+    rank = os.environ.get("LOCAL_RANK", "")
+    if not rank.isdigit():
+        return None
+    import torch
+
+    cards = torch.cuda.device_count()
+    return f"cuda:{int(rank) % cards}" if cards else None

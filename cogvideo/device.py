@@ -8,7 +8,7 @@ from __future__ import annotations
 import gc
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -103,11 +103,17 @@ def compress(network: nn.Module, place: Place) -> None:
             setattr(parent, name, small.to(place.home).requires_grad_(False))
 
 
+def current(place: Place) -> AbstractContextManager[object]:
+    """Inside the block the place's card is the one that kernels start on: on another they would not find their data."""
+    return torch.cuda.device(place.device) if place.device.type == "cuda" else nullcontext()
+
+
 @contextmanager
 def resident(module: Module, place: Place) -> Iterator[Module]:
     """Has `module` on the place's device inside the block; afterwards it is home again, whatever happened."""
     try:
-        yield module.to(place.device)
+        with current(place):
+            yield module.to(place.device)
     finally:
         module.to(place.home)
         if not place.keep and place.device.type == "cuda":

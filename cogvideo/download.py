@@ -6,21 +6,20 @@ $SAT_HOME/.download and is gone on with by the next call. Several processes may 
 
 from __future__ import annotations
 
-import argparse
 import errno
 import os
 import shutil
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from cogvideo import console
 from cogvideo.blocks import Missing
 from cogvideo.errors import CapacityError, RequestError, WeightsError
 from cogvideo.fetch import Patience, Unsuitable, fetch, size_of
-from cogvideo.progress import Report, bars
+from cogvideo.progress import Report, Transfer, bars
 from cogvideo.published import COGVIDEO, LICENCE, Places, PublishedFile, checkpoint_folder
 from cogvideo.unpack import copy_folder, unpack, verify
 
@@ -39,21 +38,19 @@ by format, size and, where it is known, SHA-256. Files go to $SAT_HOME (~/.sat_m
 def main(arguments: Sequence[str]) -> int:
     """Fetches what is missing and returns 0. Raises CogVideoError."""
     options = _parser().parse_args(arguments)
-    if options.model == "mini":
-        print("mini 随仓库附带，无需下载。\nmini comes with the repository: there is nothing to download.")
-        return 0
-    places = Places.usual()
-    Download(places, COGVIDEO, options.source, options.keep_archives).run()
-    print(f"模型已就绪：{places.sat}\nThe model is there: {places.sat}")
-    return 0
+    with console.speaking(options.json):
+        if options.model == "mini":
+            console.say("mini 随仓库附带，无需下载。", "mini comes with the repository: there is nothing to download.")
+        else:
+            places, report = Places.usual(), _Told() if options.json else None
+            Download(places, COGVIDEO, options.source, options.keep_archives, report=report).run()
+            print(f"模型已就绪：{places.sat}\nThe model is there: {places.sat}")
+        console.event("done", model=options.model)
+    return console.DONE
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m cogvideo download",
-        description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def _parser() -> console.Parser:
+    parser = console.Parser("download", description=DESCRIPTION)
     parser.add_argument("model", choices=("cogvideo", "mini"), help="cogvideo; mini is there already")
     parser.add_argument(
         "--from",
@@ -66,7 +63,16 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--keep-archives", action="store_true", help="do not delete an archive once it is unpacked / 解压后保留压缩包"
     )
+    console.add_json(parser)
     return parser
+
+
+class _Told(console.Percent):
+    """Tells a program how far a transfer is."""
+
+    def __call__(self, transfer: Transfer) -> None:
+        if transfer.total:
+            self.progress(transfer.name, transfer.done, transfer.total)
 
 
 @dataclass(frozen=True)
@@ -106,7 +112,9 @@ class Download:
         try:
             held = lock.acquire(timeout=0)
         except Timeout:
-            _say(f"另一个进程正在下载 {file.name}，请稍候。", f"Another process fetches {file.name}: waiting for it.")
+            console.say(
+                f"另一个进程正在下载 {file.name}，请稍候。", f"Another process fetches {file.name}: waiting for it."
+            )
             held = lock.acquire()
         with held:
             if not self.places.has(file):
@@ -129,7 +137,7 @@ class Download:
                 return
             except Unsuitable as refusal:
                 reasons.append(f"{address}: {refusal}")
-                _say(f"无法从 {address} 获取：{refusal}", f"Not from {address}: {refusal}")
+                console.say(f"无法从 {address} 获取：{refusal}", f"Not from {address}: {refusal}")
         target = self.places.target(file)
         raise WeightsError(
             f"无法获取 {file.name}（{'；'.join(reasons)}）。请稍后重试，或从别处取得后用 --from 指定其文件夹，"
@@ -164,7 +172,9 @@ class Download:
         from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import HfHubHTTPError
 
-        _say(f"从 Hugging Face {repository} 下载 {file.name}", f"Fetching {file.name} from Hugging Face {repository}")
+        console.say(
+            f"从 Hugging Face {repository} 下载 {file.name}", f"Fetching {file.name} from Hugging Face {repository}"
+        )
         endpoint = os.environ.get("HF_ENDPOINT")
         try:
             path = hf_hub_download(
@@ -215,7 +225,7 @@ class Download:
     def _show_licence(self) -> None:
         shown = self.places.work / "licence-shown"
         if not shown.exists():
-            _say(*LICENCE)
+            console.say(*LICENCE)
             shown.touch()
 
     def _require_space(self, missing: Sequence[PublishedFile]) -> None:
@@ -261,10 +271,6 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
-
-
-def _say(zh: str, en: str) -> None:
-    print(f"{zh}\n{en}", file=sys.stderr)
 
 
 @contextmanager

@@ -6,12 +6,12 @@ import argparse
 import dataclasses
 import secrets
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from cogvideo import console, many
-from cogvideo.choice import default_model
+from cogvideo import console, first_use, many
+from cogvideo.choice import default_model, own_device
 from cogvideo.config import (
     CLIP_FRAMES,
     CLIP_SECONDS,
@@ -30,6 +30,8 @@ from cogvideo.events import Done, Event, Frames, KeyframeDone, LevelDone, Loadin
 
 if TYPE_CHECKING:
     from cogvideo.pipeline import CogVideoPipeline
+
+Shown = TypeVar("Shown")
 
 STAGES = {"keyframes": "关键帧 keyframes", "interpolate": "插帧 in-betweens", "superres": "超分 super-resolution"}
 
@@ -57,6 +59,7 @@ def main(arguments: Sequence[str]) -> int:
             "请给出一句中文（prompt），或用 --input-source 指定提示词文件，二者选一。",
             "Give one of two: a sentence (prompt), or a file of sentences with --input-source.",
         )
+    options.device = options.device or own_device()
     options.model = options.model or default_model(options.device)
     with console.speaking(options.json):
         return _one(options) if options.input_source is None else _many(options)
@@ -91,6 +94,7 @@ def _many(options: argparse.Namespace) -> int:
 def _pipeline(options: argparse.Namespace) -> CogVideoPipeline:
     from cogvideo.pipeline import CogVideoPipeline
 
+    first_use.obtain(options.model, options.download)
     return CogVideoPipeline.from_pretrained(
         options.model,
         device=options.device,
@@ -156,6 +160,11 @@ def _how_options(group: argparse._ArgumentGroup) -> None:
         metavar="NAME",
         help=f"{_choices(PRESETS)}, or the folder of a trained model (default: $COGVIDEO_MODEL, else cogvideo where "
         "its files are there and a card has room, else mini) / 使用哪个模型",
+    )
+    group.add_argument(
+        "--download",
+        action="store_true",
+        help="where the files of the model cogvideo are missing, fetch them without asking (43 GB) / 缺少时直接下载",
     )
     group.add_argument(
         "--guidance",
@@ -243,23 +252,29 @@ def _outputs(options: argparse.Namespace, request: VideoRequest) -> list[Path]:
 
 def watch(events: Iterable[Event], quiet: bool) -> tuple[Frames | None, bool]:
     """Follows a video to its end, or to Ctrl-C: the best frames there are, and whether they are the finished clip."""
-    from tqdm import tqdm
-
     best: Frames | None = None
-    steps = console.Percent()
-    with tqdm(unit="token", disable=quiet, dynamic_ncols=True) as bar:
-        try:
-            for event in events:
-                if isinstance(event, LevelDone | Done):
-                    best = event.frames
-                _show(bar, event)
-                _tell(steps, event)
-        except KeyboardInterrupt:
-            return best, False
+    try:
+        for event in shown(events, quiet):
+            if isinstance(event, LevelDone | Done):
+                best = event.frames
+    except KeyboardInterrupt:
+        return best, False
     return best, True
 
 
-def _show(bar: Any, event: Event) -> None:
+def shown(events: Iterable[Shown], quiet: bool) -> Iterator[Shown]:
+    """The same events; on the way they are shown to a person as a bar, and told to a program."""
+    from tqdm import tqdm
+
+    steps = console.Percent()
+    with tqdm(unit="token", disable=quiet, dynamic_ncols=True) as bar:
+        for event in events:
+            _show(bar, event)
+            _tell(steps, event)
+            yield event
+
+
+def _show(bar: Any, event: object) -> None:
     if isinstance(event, Loading):
         bar.set_description_str(f"载入 loading {event.part}")
     elif isinstance(event, Progress):
@@ -268,7 +283,7 @@ def _show(bar: Any, event: Event) -> None:
         bar.update(event.done - bar.n)
 
 
-def _tell(steps: console.Percent, event: Event) -> None:
+def _tell(steps: console.Percent, event: object) -> None:
     """The same for a program."""
     match event:
         case Loading():

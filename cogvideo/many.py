@@ -1,29 +1,32 @@
 """`python -m cogvideo generate --input-source FILE`: many sentences -> a film each, with the arguments of the release.
 
-In: a text file with a sentence a line, or the keyboard. Out: films in one folder, named after what they were drawn from
-and never by a sentence, and `index.tsv`, which says which is which. What is there already is not drawn again, and what
-another process is drawing is left to it: the same command may run several times, one after another or at once.
+In: a text file with a sentence a line, the keyboard, or keyframes that an earlier call kept. Out: a folder of films.
+What is there already is not drawn again. The same command may run several times, one after another or at once, on one
+machine or on several that share the folder (`accelerate launch`): each process begins with its share, then helps the
+others, and draws what one that died had begun.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
 import os
-from collections.abc import Iterator
-from dataclasses import asdict, replace
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cogvideo import console
 from cogvideo.config import CLIP_FRAMES, MAX_SEED, SamplingOptions, VideoRequest
-from cogvideo.errors import CapacityError, RequestError
+from cogvideo.errors import RequestError
 
 if TYPE_CHECKING:
+    from cogvideo.films import Films
     from cogvideo.pipeline import CogVideoPipeline
 
 INTERACTIVE = "interactive"
+SUFFIX = ".safetensors"
+"""Of keyframes (`cogvideo.saved`, which takes torch to import)."""
 SEED = 1234
 """Where none is given: a fixed one, so that the same command goes on with its own work."""
 
@@ -33,7 +36,8 @@ def add_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--input-source",
         metavar="FILE",
-        help=f"a sentence a line, or the word {INTERACTIVE} to type them / 提示词文件，每行一句",
+        help=f"a sentence a line, or the word {INTERACTIVE} to type them; with --stage-2 also a file or folder of "
+        "keyframes / 提示词文件，每行一句",
     )
     group.add_argument("--output-path", type=Path, default=Path("output"), metavar="DIR", help="default: output")
     group.add_argument(
@@ -41,16 +45,21 @@ def add_options(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--max-inference-batch-size",
+        type=int,
+        metavar="N",
+        help="rows that a network reads at once; fewer take less memory, and the films are the same (default: 32 in "
+        "stage 2) / 网络一次处理的最大行数",
+    )
+    group.add_argument(
         "--stage1-max-inference-batch-size",
         type=int,
-        default=1,
         metavar="N",
-        help="taken for the release's sake: films are drawn one after another, so any number does",
+        help="the same for stage 1, in films (default: as above, else 1) / 第一阶段一次生成的视频数",
     )
     for word, told in (
         ("both-stages", "all of the film (the default) / 完整视频"),
-        ("stage-1", "the five keyframes alone, small / 只生成关键帧"),
-        ("stage-2", "all of the film; the same seed draws the same keyframes again / 完整视频"),
+        ("stage-1", "the five keyframes alone, small, kept as tokens too / 只生成关键帧并保存"),
+        ("stage-2", "the films whose keyframes --stage-1 kept / 由保存的关键帧继续生成"),
     ):
         group.add_argument(f"--{word}", dest="stage", action="store_const", const=word, help=told)
     group.add_argument("--use-guidance-stage1", action="store_true", help="keyframes with guidance / 关键帧使用引导")
@@ -59,26 +68,25 @@ def add_options(group: argparse._ArgumentGroup) -> None:
 
 def run(pipeline: CogVideoPipeline, options: argparse.Namespace, base: VideoRequest) -> int:
     """Draws all films like `base`; 0 where all are there, 2 where a sentence was refused, 130 where interrupted."""
-    if options.batch_size < 1:
+    from cogvideo.films import Films
+
+    team = Team.of_environment()
+    rows = _rows(options)
+    if options.input_source == INTERACTIVE and team.size > 1:
         raise RequestError(
-            f"--batch-size 不能是 {options.batch_size}：请输入 1 或更大的整数。",
-            f"--batch-size cannot be {options.batch_size}: give a whole number, 1 or more.",
+            "多进程运行时不能从键盘输入：请用 --input-source 指定提示词文件。",
+            "Several processes cannot share a keyboard: give a file with --input-source.",
         )
-    folder = _folder(options.output_path)
-    refused = 0
-    for number, prompt in sentences(options.input_source):
-        try:
-            checked = pipeline.check(replace(base, prompt=prompt))
-        except RequestError as error:
-            refused += 1
-            console.say(f"第 {number} 行：{error.zh}", f"Line {number}: {error.en}")
-            continue
-        for copy in range(options.batch_size):
-            request = replace(base, prompt=checked.text, seed=(base.seed + copy) % (MAX_SEED + 1))
-            if not _draw(pipeline, folder, request, options.quiet):
-                return console.INTERRUPTED
-    console.event("done", folder=folder, refused=refused)
-    return console.REFUSED if refused else console.DONE
+    films = Films(options.output_path, pipeline.preset.name, options.stage == "stage-1")
+    wishes = _Wishes(pipeline, options, base, films, team)
+    work = _Work(pipeline, films, team, *rows, options.quiet)
+    try:
+        for group in wishes:
+            work.draw(group)
+    except KeyboardInterrupt:
+        return console.INTERRUPTED
+    console.event("done", folder=films.path, refused=wishes.refused)
+    return console.REFUSED if wishes.refused else console.DONE
 
 
 def request_like(options: argparse.Namespace, sampling: SamplingOptions, enlarge: bool) -> VideoRequest:
@@ -107,7 +115,7 @@ def sentences(source: str) -> Iterator[tuple[int, str]]:
         return
     try:
         lines = Path(source).read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise RequestError(
             f"无法读取提示词文件 {source}（{error}）：需要 UTF-8 文本，每行一句。",
             f"The file of sentences {source} cannot be read ({error}): it should be UTF-8 text, a sentence a line.",
@@ -115,12 +123,6 @@ def sentences(source: str) -> Iterator[tuple[int, str]]:
     for number, line in enumerate(lines, 1):
         if line.strip() and not line.lstrip().startswith("#"):
             yield number, line.strip()
-
-
-def film_name(request: VideoRequest, model: str) -> str:
-    """The same for the same film, and made of digits and letters alone."""
-    what = json.dumps([model, asdict(request)], ensure_ascii=False, sort_keys=True)
-    return f"{hashlib.sha256(what.encode()).hexdigest()[:16]}-{request.seed}"
 
 
 def _typed() -> Iterator[tuple[int, str]]:
@@ -136,40 +138,165 @@ def _typed() -> Iterator[tuple[int, str]]:
         yield number, line
 
 
-def _draw(pipeline: CogVideoPipeline, folder: Path, request: VideoRequest, quiet: bool) -> bool:
-    """One film, unless it is there or in work; False where it was interrupted."""
-    from filelock import FileLock, Timeout
+@dataclass(frozen=True)
+class Team:
+    """Processes that were started together to do the same work; `rank` is ours."""
 
-    from cogvideo.generate import metadata_of, watch
-    from cogvideo.video import write_video
+    rank: int = 0
+    size: int = 1
 
-    name = film_name(request, pipeline.preset.name)
-    path = folder / f"{name}.mp4"
-    try:
-        with FileLock(folder / ".locks" / name, timeout=0):
-            if path.exists():
-                return True
-            frames, finished = watch(pipeline.stream(request), quiet=quiet)
-            if not finished or frames is None:
-                return False
-            write_video(path, frames, request.seconds, metadata_of(pipeline, request))
-            with (folder / "index.tsv").open("a", encoding="utf-8") as index:
-                index.write(f"{path.name}\t{request.seed}\t{' '.join(request.prompt.split())}\n")
-            print(path)
-            console.event("file", path=path, seed=request.seed)
-    except Timeout:
-        pass
-    return True
+    @classmethod
+    def of_environment(cls) -> Team:
+        """As `accelerate launch` and torchrun tell; no process group is made, since each must do without the others."""
+        size, rank = (os.environ.get(name, "") for name in ("WORLD_SIZE", "RANK"))
+        return cls(int(rank), int(size)) if size.isdigit() and rank.isdigit() else cls()
+
+    def in_order(self, requests: Sequence[VideoRequest], together: int) -> list[VideoRequest]:
+        """Our own share first, `together` films at a time; then those of the next process, and so on."""
+        shares: list[list[VideoRequest]] = [[] for _ in range(self.size)]
+        for at in range(0, len(requests), together):
+            shares[at // together % self.size].extend(requests[at : at + together])
+        return [request for share in shares[self.rank :] + shares[: self.rank] for request in share]
 
 
-def _folder(path: Path) -> Path:
-    try:
-        (path / ".locks").mkdir(parents=True, exist_ok=True)
-        if not os.access(path, os.W_OK):
-            raise PermissionError(f"{path}")
-    except OSError as error:
-        raise CapacityError(
-            f"无法写入文件夹 {path}（{error}）：请换一个 --output-path。",
-            f"The folder {path} cannot be written ({error}): choose another --output-path.",
-        ) from error
-    return path
+class _Wishes:
+    """Groups of requests that may be drawn together, checked; what is refused is told and counted."""
+
+    def __init__(
+        self, pipeline: CogVideoPipeline, options: argparse.Namespace, base: VideoRequest, films: Films, team: Team
+    ) -> None:
+        self._pipeline, self._options, self._base, self._films, self._team = pipeline, options, base, films, team
+        self._copies = range(options.batch_size)
+        self.refused = 0
+
+    def __iter__(self) -> Iterator[list[VideoRequest]]:
+        source = self._options.input_source
+        if source == INTERACTIVE:
+            for number, sentence in sentences(source):
+                yield self._of_sentences([(number, sentence)])
+        elif self._options.stage == "stage-2" and (Path(source).is_dir() or Path(source).suffix == SUFFIX):
+            yield from _alike(self._of_saved(Path(source)))
+        else:
+            yield self._of_sentences(sentences(source))
+
+    def _of_sentences(self, lines: Iterable[tuple[int, str]]) -> list[VideoRequest]:
+        requests = []
+        for number, sentence in lines:
+            try:
+                text = self._pipeline.check(replace(self._base, prompt=sentence)).text
+                seeds = [(self._base.seed + copy) % (MAX_SEED + 1) for copy in self._copies]
+                wished = [replace(self._base, prompt=text, seed=seed) for seed in seeds]
+                if self._options.stage == "stage-2":
+                    wished = [self._go_on(request) for request in wished]
+            except RequestError as error:
+                self._refuse(f"第 {number} 行：{error.zh}", f"Line {number}: {error.en}")
+                continue
+            requests += wished
+        return requests
+
+    def _go_on(self, request: VideoRequest) -> VideoRequest:
+        """`request` with the keyframes that --stage-1 drew for it. Raises RequestError."""
+        from cogvideo.saved import read_keyframes
+
+        path = self._films.keyframes(replace(request, frames=CLIP_FRAMES[0], superres=False))
+        if not path.is_file():
+            raise RequestError(
+                f"种子 {request.seed} 的关键帧不在 {path}：请先用相同参数运行 --stage-1，或改用 --both-stages。",
+                f"The keyframes of seed {request.seed} are not at {path}: run --stage-1 with the same arguments first, "
+                "or use --both-stages.",
+            )
+        return replace(request, clip=read_keyframes(path)[1].clip)
+
+    def _of_saved(self, source: Path) -> Iterator[VideoRequest]:
+        """Films from the keyframes in a file or folder; copies differ in what lies between the keyframes."""
+        from cogvideo.saved import read_keyframes
+
+        for path in sorted(source.glob(f"*{SUFFIX}")) if source.is_dir() else [source]:
+            try:
+                model, saved = read_keyframes(path)
+                if model != self._pipeline.preset.name:
+                    raise RequestError(
+                        f"这些关键帧属于模型 {model}：请加 --model {model}。",
+                        f"These keyframes belong to the model {model}: add --model {model}.",
+                    )
+                request = replace(self._base, prompt=saved.prompt, seed=saved.seed, seconds=saved.seconds)
+                request = replace(request, clip=saved.clip)
+                request = replace(request, prompt=self._pipeline.check(request).text)
+            except RequestError as error:
+                self._refuse(f"{path}：{error.zh}", f"{path}: {error.en}")
+                continue
+            for copy in self._copies:
+                seed = (saved.seed + copy) % (MAX_SEED + 1)
+                yield replace(request, between_seed=seed if copy else None)
+
+    def _refuse(self, zh: str, en: str) -> None:
+        self.refused += 1
+        if self._team.rank == 0:
+            console.say(zh, en)
+
+
+def _alike(requests: Iterable[VideoRequest]) -> list[list[VideoRequest]]:
+    """Groups that differ in sentence, seed and keyframes alone."""
+    groups: dict[Any, list[VideoRequest]] = {}
+    for request in requests:
+        groups.setdefault(request.seconds, []).append(request)
+    return list(groups.values())
+
+
+@dataclass(frozen=True)
+class _Work:
+    """Draws films, at most `together` at a time; in stage 2 networks read `rows` blocks at once."""
+
+    pipeline: CogVideoPipeline
+    films: Films
+    team: Team
+    together: int
+    rows: int
+    quiet: bool
+
+    def draw(self, requests: Sequence[VideoRequest]) -> None:
+        """Returns when all of `requests` are there, whoever drew them."""
+        left = self.team.in_order(list(dict.fromkeys(requests)), self.together)
+        left = self._pass(left, self.together, wait=False)
+        if left:
+            count = len(left)
+            console.say(f"另有 {count} 段正由其他进程生成，等待中。", f"Other processes draw {count} more: waiting.")
+            self._pass(left, 1, wait=True)  # whoever ends, however it ends, lets go of its films
+
+    def _pass(self, left: list[VideoRequest], most: int, wait: bool) -> list[VideoRequest]:
+        """One look at each; returns those that others draw."""
+        others: list[VideoRequest] = []
+        while left:
+            with ExitStack() as held:
+                ours, busy, left = self.films.claim(held, left, most, wait)
+                others += busy
+                if ours:
+                    self._draw(ours)
+        return others
+
+    def _draw(self, requests: Sequence[VideoRequest]) -> None:
+        from cogvideo import batch
+        from cogvideo.generate import metadata_of, shown
+
+        for event in shown(batch.draw(self.pipeline, requests, self.rows), self.quiet):
+            if isinstance(event, batch.Drawn):
+                request = requests[event.index]
+                path = self.films.put(request, event.frames, event.keyframes, metadata_of(self.pipeline, request))
+                print(path)
+                console.event("file", path=path, seed=request.seed)
+
+
+def _rows(options: argparse.Namespace) -> tuple[int, int]:
+    """(films at once in stage 1, blocks at once in stage 2). Raises RequestError for numbers below 1."""
+    from cogvideo.stages.interpolate import MAX_ROWS
+
+    for name in ("batch_size", "max_inference_batch_size", "stage1_max_inference_batch_size"):
+        number = getattr(options, name)
+        if number is not None and number < 1:
+            word = f"--{name.replace('_', '-')}"
+            raise RequestError(
+                f"{word} 不能是 {number}：请输入 1 或更大的整数。",
+                f"{word} cannot be {number}: give a whole number, 1 or more.",
+            )
+    most = options.max_inference_batch_size
+    return options.stage1_max_inference_batch_size or most or 1, most or MAX_ROWS

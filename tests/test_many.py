@@ -5,19 +5,26 @@ from __future__ import annotations
 import io
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from filelock import FileLock
+from moviepy import VideoFileClip
+from safetensors import safe_open
+from safetensors.torch import save_file
 from test_generate import pipe, toy  # noqa: F401
 
-from cogvideo import generate, many
+from cogvideo import batch, console, generate, many
 from cogvideo.__main__ import main
 from cogvideo.config import PRESETS, VideoRequest
-from cogvideo.events import Event
+from cogvideo.events import Progress
+from cogvideo.pace import tokens_per_stage
 from cogvideo.pipeline import CogVideoPipeline
+from cogvideo.tokens import TokenFrames
 from cogvideo.video import read_metadata
 
 PANDA, CAR = "一只熊猫在草地上向右跑", "一只汽车在雪地上旋转"
@@ -48,26 +55,26 @@ def test_the_same_command_again_draws_nothing(monkeypatch: pytest.MonkeyPatch) -
     assert generate_from(PANDA) == 0
     before = films()
 
-    def never(self: CogVideoPipeline, request: VideoRequest) -> Iterator[Event]:
-        raise AssertionError(request.prompt)
+    def never(pipeline: CogVideoPipeline, requests: list[VideoRequest], rows: int) -> Iterator[object]:
+        raise AssertionError(requests)
 
     with monkeypatch.context() as patch:
-        patch.setattr(CogVideoPipeline, "stream", never)
+        patch.setattr(batch, "draw", never)
         assert generate_from(PANDA) == 0
     assert generate_from(f"{CAR}\n{PANDA}") == 0  # another order, one more
     assert len(films()) == len(before) + 1
 
 
 def test_interrupted_it_goes_on_with_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
-    stream = CogVideoPipeline.stream
+    draw = batch.draw
 
-    def interrupted(self: CogVideoPipeline, request: VideoRequest) -> Iterator[Event]:
-        if request.prompt == CAR:
+    def interrupted(pipeline: CogVideoPipeline, requests: list[VideoRequest], rows: int) -> Iterator[object]:
+        if requests[0].prompt == CAR:
             raise KeyboardInterrupt
-        yield from stream(self, request)
+        yield from draw(pipeline, requests, rows)
 
     with monkeypatch.context() as patch:
-        patch.setattr(CogVideoPipeline, "stream", interrupted)
+        patch.setattr(batch, "draw", interrupted)
         assert generate_from(f"{PANDA}\n{CAR}") == 130
     assert len(films()) == 1
     assert generate_from(f"{PANDA}\n{CAR}") == 0
@@ -96,27 +103,210 @@ def test_copies_have_seeds_of_their_own() -> None:
     assert seeds == {4294967295, 0, 1}
 
 
-def test_what_another_process_draws_is_left_to_it() -> None:
+@pytest.mark.parametrize("other_finishes", [True, False])
+def test_what_another_process_draws_is_waited_for_and_drawn_only_where_that_one_died(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, other_finishes: bool
+) -> None:
     assert generate_from(PANDA) == 0
     (film,) = films()
+    whole = film.read_bytes()
     film.unlink()
-    taken, over = threading.Event(), threading.Event()
+    lock = FileLock(Path("films/.locks") / film.stem, thread_local=False)
+    lock.acquire()
+    drawn: list[str] = []
 
-    def other() -> None:
-        with FileLock(Path("films/.locks") / film.stem):
-            taken.set()
-            over.wait(60)
+    def the_other_ends(zh: str, en: str) -> None:
+        assert "waiting" in en
+        assert len(films()) == 1  # ours is done
+        if other_finishes:
+            film.write_bytes(whole)
+        lock.release()
 
-    thread = threading.Thread(target=other)
-    thread.start()
-    taken.wait(60)
-    try:
-        assert generate_from(f"{PANDA}\n{CAR}") == 0
-    finally:
-        over.set()
-        thread.join()
-    assert film not in films()
-    assert len(films()) == 1
+    def count(pipeline: CogVideoPipeline, requests: list[VideoRequest], rows: int) -> Iterator[object]:
+        drawn.extend(request.prompt for request in requests)
+        return draw(pipeline, requests, rows)
+
+    draw = batch.draw
+    monkeypatch.setattr(batch, "draw", count)
+    monkeypatch.setattr(console, "say", the_other_ends)
+    assert generate_from(f"{PANDA}\n{CAR}") == 0
+    assert drawn == ([CAR] if other_finishes else [CAR, PANDA])
+    assert len(films()) == 2
+
+
+# --- batches --------------------------------------------------------------------------------------------------------
+
+PROMPTS = [PANDA, "小猫旋转", "熊猫"]
+
+
+def drawn(pipe: CogVideoPipeline, requests: list[VideoRequest], rows: int) -> list[batch.Drawn]:  # noqa: F811
+    return [event for event in batch.draw(pipe, requests, rows) if isinstance(event, batch.Drawn)]
+
+
+@pytest.fixture(scope="module")
+def requests(pipe: CogVideoPipeline) -> list[VideoRequest]:  # noqa: F811
+    return [VideoRequest(prompt, seed, frames=9, seconds=2.0) for seed, prompt in enumerate(PROMPTS)]
+
+
+@pytest.fixture(scope="module")
+def alone(pipe: CogVideoPipeline, requests: list[VideoRequest]) -> list[np.ndarray]:  # noqa: F811
+    return [pipe(request) for request in requests]
+
+
+@pytest.mark.parametrize("together, rows", [(1, 1), (2, 3), (3, 32), (3, 4)])
+def test_films_are_the_same_whatever_the_batch(
+    pipe: CogVideoPipeline,  # noqa: F811
+    requests: list[VideoRequest],
+    alone: list[np.ndarray],
+    together: int,
+    rows: int,
+) -> None:
+    for at in range(0, len(requests), together):
+        for number, film in enumerate(drawn(pipe, requests[at : at + together], rows)):
+            assert film.index == number
+            np.testing.assert_array_equal(film.frames, alone[at + number])
+
+
+def test_keyframes_of_a_batch_are_where_stage_two_goes_on(
+    pipe: CogVideoPipeline,  # noqa: F811
+    requests: list[VideoRequest],
+    alone: list[np.ndarray],
+) -> None:
+    small = [replace(request, frames=5, superres=False) for request in requests]
+    clips = [TokenFrames.of(film.keyframes.tolist()) for film in drawn(pipe, small, 32)]
+    onwards = [replace(request, clip=clip) for request, clip in zip(requests, clips)]
+    for film, expected, clip in zip(drawn(pipe, onwards, 3), alone, clips):
+        np.testing.assert_array_equal(film.frames, expected)
+        assert film.keyframes.tolist() == clip.rows()
+
+
+def test_a_batch_counts_its_tokens_exactly(pipe: CogVideoPipeline, requests: list[VideoRequest]) -> None:  # noqa: F811
+    steps = [event for event in batch.draw(pipe, requests[:2], 5) if isinstance(event, Progress)]
+    plan = tokens_per_stage(pipe.preset.model, requests[0])
+    assert steps[-1].done == steps[-1].total == 2 * sum(plan.values())
+    assert [event.done for event in steps] == sorted(event.done for event in steps)
+
+
+@pytest.mark.parametrize(
+    "words, sizes",
+    [
+        ([], [1, 1, 1, 1]),
+        (["--stage1-max-inference-batch-size", "3"], [3, 1]),
+        (["--max-inference-batch-size", "2"], [2, 2]),
+        (["--max-inference-batch-size", "9", "--stage1-max-inference-batch-size", "1"], [1, 1, 1, 1]),
+    ],
+)
+def test_batches_are_as_large_as_asked(monkeypatch: pytest.MonkeyPatch, words: list[str], sizes: list[int]) -> None:
+    seen = []
+
+    def draw_nothing(pipeline: CogVideoPipeline, requests: list[VideoRequest], rows: int) -> Iterator[object]:
+        seen.append(len(requests))
+        return iter(())
+
+    monkeypatch.setattr(batch, "draw", draw_nothing)
+    assert generate_from(f"{PANDA}\n{CAR}", "--batch-size", "2", *words) == 0
+    assert seen == sizes
+
+
+# --- stages ---------------------------------------------------------------------------------------------------------
+
+SIZES = ["--frames", "9", "--seed", "5", "--batch-size", "2"]
+
+
+def frames_of(path: Path) -> bytes:
+    """What a film shows: metadata differ between a film drawn at once and in two calls."""
+    with VideoFileClip(str(path)) as reader:
+        return b"".join(frame.tobytes() for frame in reader.iter_frames())
+
+
+def test_stage_two_goes_on_from_what_stage_one_kept() -> None:
+    assert generate_from(PANDA, *SIZES, "--both-stages") == 0
+    whole = [frames_of(film) for film in films()]
+    assert generate_from(PANDA, *SIZES, "--stage-1", "--output-path", "two") == 0
+    kept = sorted(Path("two").glob("*.safetensors"))
+    assert [film.stem for film in films("two")] == [path.stem for path in kept]
+    assert generate_from(PANDA, *SIZES, "--stage-2", "--output-path", "two") == 0
+    later = [frames_of(film) for film in films("two") if film.stem not in {path.stem for path in kept}]
+    assert sorted(later) == sorted(whole)
+
+
+@pytest.mark.parametrize("source", ["folder", "file"])
+def test_stage_two_takes_keyframes_from_anywhere(source: str) -> None:
+    assert generate_from(f"{PANDA}\n{CAR}", "--stage-1", "--output-path", "one", "--seed", "8") == 0
+    kept = sorted(Path("one").glob("*.safetensors"))
+    Path("moved").mkdir()
+    for path in kept:
+        path.rename(Path("moved") / path.name)
+    name = "moved" if source == "folder" else f"moved/{kept[0].name}"
+    words = ["generate", "--input-source", name, "--output-path", "films", *SMALL, "--frames", "9", "--stage-2"]
+    assert main(words) == 0
+    assert len(films()) == (2 if source == "folder" else 1)
+    for film in films():
+        metadata = read_metadata(film)
+        assert metadata is not None
+        assert metadata["prompt"] in (PANDA, CAR)
+        assert (metadata["seed"], metadata["frames"]) == (8, 9)
+    assert main([*words, "--batch-size", "2"]) == 0  # others between the same keyframes
+    assert len(films()) == (4 if source == "folder" else 2)
+
+
+def test_stage_two_without_keyframes_says_what_to_do(capsys: pytest.CaptureFixture[str]) -> None:
+    assert generate_from(PANDA, "--stage-2") == 2
+    assert "run --stage-1 with the same arguments" in capsys.readouterr().err
+
+
+def test_keyframes_that_are_none_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert generate_from(PANDA, "--stage-1", "--output-path", "one") == 0
+    (path,) = Path("one").glob("*.safetensors")
+    good = path.read_bytes()
+    whole = torch.zeros(5, 16, dtype=torch.int32)
+    spoils: list[Callable[[], object]] = [
+        lambda: path.write_bytes(b"\x80\x04evil"),
+        lambda: path.write_bytes(good[:-9]),
+        lambda: path.write_bytes(bytes(2**20 + 1)),
+        lambda: save_file({"weights": torch.zeros(3)}, path),
+        lambda: save_file({"keyframes": whole}, path),
+        *(lambda k=k: edit_keyframes(path, k) for k in (whole - 1, whole + 64, whole + 2**20)),  # type: ignore[misc]
+        *(lambda k=k: edit_keyframes(path, k) for k in (whole[:, 1:].clone(), whole[1:], whole.float())),  # type: ignore[misc]
+        lambda: edit_keyframes(path, whole, model="another"),
+        lambda: edit_keyframes(path, whole, request="[]"),
+        lambda: edit_keyframes(path, whole, request='{"prompt": 5}'),
+        lambda: edit_keyframes(path, whole, request='{"prompt": "x", "unknown": 1}'),
+    ]
+    for number, spoil in enumerate(spoils):
+        path.write_bytes(good)
+        spoil()
+        capsys.readouterr()
+        words = ["--output-path", "films", *SMALL, "--stage-2"]
+        assert main(["generate", "--input-source", str(path), *words]) == 2, number
+        assert str(path) in capsys.readouterr().err
+    assert films() == []
+
+
+def edit_keyframes(path: Path, keyframes: torch.Tensor, **about: str) -> None:
+    with safe_open(path, framework="pt") as opened:
+        metadata = opened.metadata()
+    save_file({"keyframes": keyframes}, path, metadata | about)
+
+
+# --- many processes -------------------------------------------------------------------------------------------------
+
+
+def test_each_process_begins_with_its_share_and_none_is_left_out() -> None:
+    requests = [VideoRequest(PANDA, seed) for seed in range(7)]
+    orders = [many.Team(rank, 3).in_order(requests, 2) for rank in range(3)]
+    assert all(sorted(r.seed for r in order) == list(range(7)) for order in orders)
+    assert [order[0].seed for order in orders] == [0, 2, 4]
+    assert [[r.seed for r in order[:2]] for order in orders] == [[0, 1], [2, 3], [4, 5]]
+
+
+def test_several_processes_share_no_keyboard(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(["generate", "--input-source", "interactive"]) == 2
+    assert "--input-source" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("typed", [f"{PANDA}\n\n", f"{PANDA}\n"], ids=["empty line", "end of input"])
