@@ -61,7 +61,7 @@ def load(
 ) -> LoadedModels:
     """The networks of a preset.
 
-    From {backbone,stage1,stage2,superres}.safetensors in assets/<preset> or in $SAT_HOME/cogvideo-converted, where
+    From {backbone,stage1,stage2,superres}.safetensors in `assets/PRESET` or in $SAT_HOME/cogvideo-converted, where
     there is a backbone, else in the published format from $SAT_HOME (~/.sat_models). Raises WeightsError for missing,
     damaged or foreign files.
     """
