@@ -1,7 +1,7 @@
 """How a command speaks: in two languages to a person, or with --json as one JSON object a line to a program. No torch.
 
 Every line has the key "event": `note`, `loading`, `progress`, `keyframe`, `level`, `stage`, `file`, at last `done` or
-`error`. docs/cli.md says what else is in them; keys are added, never renamed.
+`error`. docs/command-line.md says what else is in them; keys are added, never renamed.
 """
 
 from __future__ import annotations

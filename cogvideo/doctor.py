@@ -18,8 +18,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from cogvideo import __version__, console
-from cogvideo.config import ASSETS, MEMORY, PRESETS, MemoryPreset, find_preset
-from cogvideo.memory import peak_bytes
+from cogvideo.config import ASSETS, MEMORY, PRESETS, find_preset
 from cogvideo.published import CONVERTED, Places
 
 State = Literal["ok", "note", "bad"]
@@ -252,19 +251,26 @@ def _described(machine: Machine) -> Finding:
 
 def presets(model: str, there: Sequence[Machine]) -> Iterator[Finding]:
     """Every model in every memory preset: bytes that it is predicted to take against those that are free."""
+    try:
+        from cogvideo.memory import peak_bytes
+    except ImportError:  # told among the software
+        return
     rooms = {kind: max((m.free or 0 for m in there if m.device == kind), default=None) for kind in ("cuda", "cpu")}
     names = [*PRESETS, *([] if model in PRESETS else [model])]
     for name in names:
-        fitting = [row for row in MEMORY.values() if _fits(name, row, rooms[row.device])]
+        fits = False
         for row in MEMORY.values():
             room = rooms[row.device]
+            if room is None:
+                continue
             need = peak_bytes(find_preset(name)[0].model, row)
             about = f"{name} --memory {row.name}: {_gigabytes(need)} GB, {row.about}"
-            if row in fitting:
+            if need <= room:
+                fits = True
                 yield Finding("memory", about)
-            elif room is not None:
+            else:
                 yield Finding("memory", f"{about} > {_gigabytes(room)} GB", "note")
-        if not fitting and name == model:
+        if not fits and name == model:
             yield Finding(
                 "memory",
                 f"{name}: -",
@@ -272,10 +278,6 @@ def presets(model: str, there: Sequence[Machine]) -> Iterator[Finding]:
                 "没有放得下的预设：请关闭其他程序，换更大的机器，或使用 mini。",
                 "No preset fits: close other programs, take a larger machine, or use mini.",
             )
-
-
-def _fits(name: str, row: MemoryPreset, room: int | None) -> bool:
-    return room is not None and peak_bytes(find_preset(name)[0].model, row) <= room
 
 
 # Files.
