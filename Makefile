@@ -1,6 +1,7 @@
 # make run      a virtual environment, the packages, and the page at http://127.0.0.1:7860
 # make test     the same with what tests need, then all tests
 # make install  only the environment and the packages
+# make coverage all tests, and how many lines and branches they reach; htmlcov/ shows them
 # make check    style, types, import rules
 # make docs     the documents and the reference of the code as a site, in site/
 # make drawings the drawings in docs/, anew from the code
@@ -13,7 +14,7 @@ PYTHON ?=
 ARGS ?=
 BIN := $(VENV)/bin
 
-.PHONY: run test install check docs drawings clean help
+.PHONY: run test install coverage check docs drawings clean help
 .DEFAULT_GOAL := help
 
 help:
@@ -26,6 +27,13 @@ test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest $(ARGS)
 
 install: $(VENV)/.installed
+
+coverage: $(VENV)/.installed-dev
+	$(BIN)/python -m coverage erase
+	$(BIN)/python -m coverage run -m pytest $(ARGS)
+	$(BIN)/python -m coverage combine --quiet
+	$(BIN)/python -m coverage html --quiet
+	$(BIN)/python -m coverage report
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
