@@ -16,6 +16,7 @@ import sys
 import webbrowser
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -595,6 +596,7 @@ def serve(jobs: Jobs, host: str, port: int, root_path: str | None = None) -> gr.
         quiet=True,
         share=False,
         ssr_mode=False,
+        mcp_server=find_spec("mcp") is not None,
         footer_links=[],
         run_history=False,  # Gradio's own keeps prompts in the browser and offers to send them to another host
         enable_monitoring=False,
