@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import platform
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -19,13 +20,25 @@ import torch
 
 from cogvideo import console
 from cogvideo.config import CLIP_FRAMES, PRESETS, Preset
-from cogvideo.device import pick_place
+from cogvideo.device import pick_place, usable_cores
 from cogvideo.errors import RequestError
+from cogvideo.look_ahead import measure
+from cogvideo.look_ahead import table as kept_table
 from cogvideo.measure import STAGES, Bench, Line
+from cogvideo.pipeline import CogVideoPipeline
 from cogvideo.plot import stage_bars
+from kernels.cpu_step import KINDS
 
 STREAM = Path("-")
 """Where --json names no file."""
+PROMPTS = (
+    "一只熊猫在草地上向右跑",
+    "一枚火箭在夜空中向上飞",
+    "一艘帆船在大海上向右行驶",
+    "一只兔子在雪地里跳",
+    "一辆公交车在马路上向左开",
+    "一只猫头鹰在沙漠里变大",
+)
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -33,10 +46,14 @@ def main(arguments: Sequence[str]) -> int:
     """Prints the table; 0. Raises RequestError, CapacityError."""
     parser = _parser()
     options = parser.parse_args(arguments)
+    if options.ahead:
+        with console.speaking(options.json == STREAM):
+            return _look_ahead(options, arguments)
     preset = _sized(PRESETS[options.preset], options)
     place = pick_place(options.device)
     place = replace(place, dtype=DTYPES[options.dtype] if options.dtype else place.dtype)
-    bench = Bench(preset, place, options.frames, options.steps, options.compare == "release", options.seconds)
+    compared = options.compare == "release"
+    bench = Bench(preset, place, options.frames, options.steps, compared, options.seconds, options.weights)
     lines = []
     with console.speaking(options.json == STREAM):
         for line in bench.lines(options.stages.split(",")):
@@ -53,12 +70,48 @@ def _report(bench: Bench, lines: Sequence[Line], options: argparse.Namespace, ar
             f"There is no stage {options.stages}: there are {', '.join(STAGES)}.",
         )
     print(table(bench, lines))
-    console.event("done", **described(bench, lines, arguments))
-    if options.json and options.json != STREAM:
-        options.json.write_text(json.dumps(described(bench, lines, arguments), indent=1) + "\n", encoding="utf-8")
+    _tell(described(bench, lines, arguments), options.json)
     if options.plot:
         options.plot.write_text(plot(bench, lines), encoding="utf-8")
     return 0
+
+
+def _tell(report: dict[str, Any], file: Path | None) -> None:
+    console.event("done", **report)
+    if file and file != STREAM:
+        file.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _look_ahead(options: argparse.Namespace, arguments: Sequence[str]) -> int:
+    """With the preset's own weights."""
+    pipeline = CogVideoPipeline.from_pretrained(options.preset, options.device)
+    lines = list(measure(pipeline, options.prompt or PROMPTS, options.ahead))
+    print(kept_table(lines))
+    _tell(_origin(arguments) | {"lines": [line.described() for line in lines]}, options.json)
+    return 0
+
+
+def _origin(arguments: Sequence[str]) -> dict[str, Any]:
+    return {
+        "command": " ".join(["python -m cogvideo bench", *arguments]),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "processor": processor(),
+        "torch": torch.__version__,
+    }
+
+
+def processor() -> str:
+    """The CPU's name and how many cores this process may use."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        name = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        name = platform.processor() or platform.machine()
+    return f"{name}, {usable_cores()} cores"
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(number) for number in text.split(",")]
 
 
 def _parser() -> console.Parser:
@@ -76,6 +129,14 @@ def _parser() -> console.Parser:
     parser.add_argument("--steps", type=int, help="time at most so many steps a stage, spread evenly, and extrapolate")
     parser.add_argument("--seconds", type=float, default=1.0, help="for each ceiling of the machine (default: 1)")
     parser.add_argument("--compare", choices=("release",), help="measure the release's structure beside ours")
+    parser.add_argument("--weights", choices=KINDS, default="fp32", help="of the compiled step on a CPU (%(default)s)")
+    parser.add_argument(
+        "--ahead",
+        type=_numbers,
+        metavar="1,4,8",
+        help="instead: tokens that steps keep which look so many slots ahead, with the preset's own weights",
+    )
+    parser.add_argument("--prompt", action="append", help="for --ahead, may be repeated (default: six of mini's world)")
     parser.add_argument(
         "--json",
         type=Path,
@@ -122,7 +183,8 @@ def heading(bench: Bench) -> str:
     c = bench.config
     return (
         f"{bench.preset.name}: {c.layers} layers x {c.hidden}, {c.heads} heads, {c.grid[0]} x {c.grid[1]} tokens, "
-        f"{bench.frames} frames, {str(bench.place.dtype).removeprefix('torch.')} on {bench.place.device}"
+        f"{bench.frames} frames, {str(bench.place.dtype).removeprefix('torch.')} on {bench.place.device}; "
+        f"a step: {bench.form}"
     )
 
 
@@ -157,12 +219,13 @@ def compared(lines: Sequence[Line]) -> str:
     """The ratio over the stages that the release's structure was measured in."""
     both = [line for line in lines if line.release_seconds is not None]
     theirs, ours = sum(line.release_seconds or 0.0 for line in both), sum(line.seconds for line in both)
-    timed = min((line.release_measured_steps or 0) for line in both) if both else 0
+    if not both:
+        return "nothing to compare"
+    timed = min((line.release_measured_steps or 0) for line in both)
+    cpu = sum(line.release_cpu_seconds or 0.0 for line in both) / sum(line.cpu_seconds for line in both)
     return (
-        f"the release's structure: {theirs:.1f} s where ours takes {ours:.1f} s: {theirs / ours:.1f} times "
-        f"(from at least {timed} timed steps a stage)"
-        if both
-        else "nothing to compare"
+        f"the release's structure: {theirs:.1f} s where ours takes {ours:.1f} s: {theirs / ours:.1f} times, "
+        f"{cpu:.1f} times in CPU time (from at least {timed} timed steps a stage)"
     )
 
 
@@ -170,19 +233,20 @@ def described(bench: Bench, lines: Sequence[Line], arguments: Sequence[str]) -> 
     """Everything, for a program to read."""
     both = [line for line in lines if line.release_seconds is not None]
     ratio = sum(line.release_seconds or 0 for line in both) / sum(line.seconds for line in both) if both else None
-    return {
-        "command": " ".join(["python -m cogvideo bench", *arguments]),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+    cpu = sum(line.release_cpu_seconds or 0 for line in both) / sum(line.cpu_seconds for line in both) if both else None
+    return _origin(arguments) | {
+        "step": bench.form,
         "model": asdict(bench.config),
         "frames": bench.frames,
         "device": str(bench.place.device),
         "dtype": str(bench.place.dtype).removeprefix("torch."),
-        "torch": torch.__version__,
         "machines": [asdict(machine) for machine in bench.machines.values()],
         "stages": [line.described() for line in lines],
         "seconds": sum(line.seconds for line in lines),
         "floor_seconds": sum(line.floor_seconds for line in lines),
+        "cpu_seconds": sum(line.cpu_seconds for line in lines),
         "times_release": ratio,
+        "times_release_cpu": cpu,
     }
 
 

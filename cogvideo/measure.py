@@ -36,7 +36,9 @@ from cogvideo.models.video_lm import VideoLM
 from cogvideo.release_structure import ReleaseStructure, sample
 from cogvideo.sampling import ClusterSampler, Dice, StageKey, noise_keys
 from cogvideo.stages import superres
+from kernels import cpu_step
 from kernels.bench import milliseconds
+from kernels.cpu_step import Precision
 
 STAGES: Final = ("first", "keyframes", "interpolate", "superres", "decode")
 
@@ -80,10 +82,13 @@ class Line:
     peak_mebibytes: float
     """On a GPU of the stage; on a CPU of the process so far."""
     calls_per_step: int
-    """Operator calls of one step; on a GPU kernel launches."""
+    """Calls of PyTorch's operators in one step, where C computes those around it; on a GPU kernel launches."""
     syncs_per_step: int
     """How often a step waits for a number to reach Python."""
+    cpu_seconds: float = 0.0
+    """What the process computed, on all its threads: on a busy machine more telling than the clock."""
     release_seconds: float | None = None
+    release_cpu_seconds: float | None = None
     release_measured_steps: int | None = None
 
     @property
@@ -98,12 +103,17 @@ class Line:
     def times_release(self) -> float | None:
         return None if self.release_seconds is None else self.release_seconds / self.seconds
 
+    @property
+    def times_release_cpu(self) -> float | None:
+        return None if self.release_cpu_seconds is None else self.release_cpu_seconds / self.cpu_seconds
+
     def described(self) -> dict[str, Any]:
         return asdict(self) | {
             "milliseconds_per_step": self.milliseconds_per_step,
             "tokens_per_second": self.tokens / self.seconds,
             "of_floor": self.of_floor,
             "times_release": self.times_release,
+            "times_release_cpu": self.times_release_cpu,
         }
 
 
@@ -170,6 +180,7 @@ class Work:
     step: Callable[[int], object]
     once: float
     """Seconds that were spent before the first step: reading text and given frames."""
+    once_cpu: float
     gigabytes: float
     """Moved by all steps together, at least."""
     gigaflop: float
@@ -180,25 +191,41 @@ class Bench:
     """Random weights of a preset's sizes on a place; measures the stages of one video of `frames` frames."""
 
     def __init__(
-        self, preset: Preset, place: Place, frames: int, most: int | None, compare: bool, seconds: float
+        self,
+        preset: Preset,
+        place: Place,
+        frames: int,
+        most: int | None,
+        compare: bool,
+        seconds: float,
+        precision: Precision = "fp32",
     ) -> None:
         self.preset, self.place, self.frames, self.most, self.compare = preset, place, frames, most, compare
         self.options: SamplingOptions = preset.sampling
         self.config: ModelConfig = preset.model
         self.layout = Layout(self.config)
         self.models: RandomModels = random_models(self.config, place.dtype, place.device)
+        self.precision = precision
         if fusing_pays(self.config, place.device):
-            self.models.stage1.fuse()
-            self.models.stage2.fuse()
+            self.models.stage1.fuse(precision)
+            self.models.stage2.fuse(precision)
         labels = torch.arange(self.config.image_tokens) % min(CLUSTERS, self.config.image_tokens)
         self.sampler = ClusterSampler(labels).to(place.device)
         self.cores = usable_cores() if place.device.type == "cpu" else 1
         step = int(self.weight_bytes(both=True))
         self.machines = {n: measure_machine(place, n, step, seconds) for n in sorted({1, self.cores})}
 
+    @property
+    def form(self) -> str:
+        """What computes a step."""
+        if not fusing_pays(self.config, self.place.device):
+            return "PyTorch"
+        reason = cpu_step.why_not(self.models.stage1.transformer.word_embeddings.weight)
+        return f"C, {self.precision} weights" if reason is None else f"PyTorch, since {reason}"
+
     def weight_bytes(self, both: bool) -> float:
         """What one step must read of the weights."""
-        h, size = self.config.hidden, self.place.dtype.itemsize
+        h, size = self.config.hidden, min(self.place.dtype.itemsize, {"fp32": 4, "bf16": 2, "int8": 1}[self.precision])
         return (self.config.layers * h * h * (16 if both else 12) + self.config.image_tokens * h) * size
 
     def lines(self, stages: Sequence[str]) -> Iterator[Line]:
@@ -231,7 +258,7 @@ class Bench:
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         work = make()
-        seconds, measured = self._time(work)
+        seconds, cpu, measured = self._time(work)
         calls, syncs = count_calls(partial(work.step, work.steps // 2), device)
         peak = _peak(device)
         machine = self.machines[work.threads]
@@ -246,25 +273,26 @@ class Bench:
             peak,
             calls,
             syncs,
+            cpu,
         )
         if theirs is None:
             return line
-        release, release_measured = self._time(theirs())
-        return replace(line, release_seconds=release, release_measured_steps=release_measured)
+        release, release_cpu, steps = self._time(theirs())
+        return replace(line, release_seconds=release, release_cpu_seconds=release_cpu, release_measured_steps=steps)
 
-    def _time(self, work: Work) -> tuple[float, int]:
-        """Seconds of all steps, timed or extrapolated, and how many were timed."""
+    def _time(self, work: Work) -> tuple[float, float, int]:
+        """Seconds of all steps, by the clock and of the process, timed or extrapolated, and how many were timed."""
         count = work.steps if self.most is None else min(work.steps, self.most)
         chosen = [(2 * i + 1) * work.steps // (2 * count) for i in range(count)]
         with threads(work.threads):
             work.step(chosen[0])
             _wait(self.place.device)
-            start = time.perf_counter()
+            start, cpu = time.perf_counter(), time.process_time()
             for i in chosen:
                 work.step(i)
             _wait(self.place.device)
-            spent = time.perf_counter() - start
-        return work.once + spent * work.steps / count, count
+            spent, cpu = time.perf_counter() - start, time.process_time() - cpu
+        return work.once + spent * work.steps / count, work.once_cpu + cpu * work.steps / count, count
 
     # -- stages 1 and 2 ------------------------------------------------------------------------------------------------
 
@@ -278,12 +306,12 @@ class Bench:
         steps = decode.schedule(frames, size, lag)
         known = self._tokens(rows, len(given)) if given else None
         boost = 0.0 if guided else self.options.text_boost
-        start = time.perf_counter()
+        start, cpu = time.perf_counter(), time.process_time()
         lanes = 1 if lag is None else len(frames)
         with threads(1):
             cache = decode.prefill(lm, texts, given, known, boost=boost, both=both, lanes=lanes)
             _wait(self.place.device)
-        once = time.perf_counter() - start
+        once, once_cpu = time.perf_counter() - start, time.process_time() - cpu
         dice, held = self._dice(videos, given), self._tokens(videos, 1)[:, 0, 0]
         guidance = self.options.guidance if guided else None
 
@@ -295,20 +323,20 @@ class Bench:
                 dice(logits[:, i], frame, slot)
 
         bytes_, flops = self._cost(lm, given, rows, steps)
-        return Work(name, rows, len(steps), videos * len(frames) * size, step, once, bytes_, flops, 1)
+        return Work(name, rows, len(steps), videos * len(frames) * size, step, once, once_cpu, bytes_, flops, 1)
 
     def _release(self, name: str, videos: int, given: tuple[int, ...]) -> Work:
         """The same frames by the release's structure."""
         lm, guided, size = self._network(given), given == (0,), self.layout.tokens_per_frame
         known = self._tokens(videos, len(given)) if given else None
         boost = 0.0 if guided else self.options.text_boost
-        start = time.perf_counter()
+        start, cpu = time.perf_counter(), time.process_time()
         with threads(1):
             runs = [
                 ReleaseStructure(lm, self._text(length), videos, given, known, boost, both=bool(given))
                 for length in ((TEXT_TOKENS, 8) if guided else (TEXT_TOKENS,))
             ]
-        once = time.perf_counter() - start
+        once, once_cpu = time.perf_counter() - start, time.process_time() - cpu
         frames, held = self._drawn(given), self._tokens(videos, 1)[:, 0, 0]
         keys = noise_keys([0] * videos, StageKey.KEYFRAMES, range(videos), size).to(self.place.device)
         how = self.options.video if given else self.options.first_frame
@@ -325,7 +353,7 @@ class Bench:
             logits = scores[0] if len(scores) == 1 else scores[1] + self.options.guidance * (scores[0] - scores[1])
             sample(logits, self.sampler.labels, keys[slot], how)
 
-        return Work(name, videos, len(frames) * size, videos * len(frames) * size, step, once, 0, 0, 1)
+        return Work(name, videos, len(frames) * size, videos * len(frames) * size, step, once, once_cpu, 0, 0, 1)
 
     def _network(self, given: tuple[int, ...]) -> VideoLM:
         return self.models.stage2 if len(given) > 1 else self.models.stage1
@@ -384,7 +412,9 @@ class Bench:
         flops = self.frames * _superres_flops(lm, TEXT_TOKENS)
         steps = math.ceil(self.frames / passed)
         read = steps * (self.weight_bytes(both=True) + passed * fine * config.image_tokens * 4)
-        return Work("super-res.", passed, steps, self.frames * fine, step, 0.0, read / 1e9, flops / 1e9, self.cores)
+        return Work(
+            "super-res.", passed, steps, self.frames * fine, step, 0.0, 0.0, read / 1e9, flops / 1e9, self.cores
+        )
 
     def _decode_work(self) -> Work:
         """Tokens of the fine grid to pixels."""
@@ -401,7 +431,7 @@ class Bench:
         flops = counted.get_total_flops() * self.frames
         steps = math.ceil(self.frames / passed)
         pixels = self.frames * grid[0] * grid[1]
-        return Work("pixels", passed, steps, pixels, step, 0.0, 0.0, flops / 1e9, self.cores)
+        return Work("pixels", passed, steps, pixels, step, 0.0, 0.0, 0.0, flops / 1e9, self.cores)
 
 
 def _random_codec(folder: Path, place: Place) -> codecs.FrameCodec:

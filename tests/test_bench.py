@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import xml.etree.ElementTree as ElementTree
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -99,3 +100,27 @@ def test_a_plot_shows_every_stage_and_its_share() -> None:
     assert "a &amp; b" in text
     assert "50% floor" in text
     assert "(x8.0)" in text
+
+
+def test_look_ahead_reports_what_a_step_keeps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "kept.json"
+    words = ["--preset", "mini", "--device", "cpu", "--ahead", "1,8", "--prompt", "一只熊猫在草地上向右跑"]
+    assert bench.main([*words, "--json", str(file)]) == 0
+    lines = json.loads(file.read_text("utf-8"))["lines"]
+    assert [(line["stage"], line["ahead"]) for line in lines] == [
+        (stage, ahead) for stage in ("keyframes", "in-betweens 1") for ahead in (1, 8)
+    ]
+    assert all(line["same"] for line in lines)
+    assert lines[0]["steps"] == lines[0]["slots"] == 5 * 64
+    assert lines[1]["steps"] < lines[0]["steps"]
+    assert "tokens/step" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("weights", ["bf16", "int8"])
+def test_fewer_bits_lower_the_floor(weights: str, report: dict[str, Any], tmp_path: Path) -> None:
+    file = tmp_path / "small.json"
+    bench.main([*TOY, *QUICK, "--stages", "first", "--weights", weights, "--json", str(file)])
+    small = json.loads(file.read_text())
+    assert weights in small["step"] or "PyTorch" in small["step"]
+    assert report["times_release_cpu"] > 0
+    assert small["stages"][0]["cpu_seconds"] > 0
