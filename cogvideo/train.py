@@ -212,26 +212,13 @@ class Workshop:
     def _make_models(self) -> None:
         """Clips of the world -> backbone, stage 1, stage 2 and super-resolution, together."""
         from cogvideo.frames import build_codec
-        from cogvideo.text import TextTokenizer
-        from cogvideo.training.codec import tokenise
-        from cogvideo.training.initial import start_small
-        from cogvideo.training.objective import ObjectiveOptions, WorldModels, WorldTask
-        from cogvideo.training.world import draw_held_out
+        from cogvideo.training.initial import make_world_task
+        from cogvideo.training.objective import ObjectiveOptions
 
         codec = build_codec(self.assets / "codec.json")
         codec.load_state_dict(self._checkpoint("codec")["module"])
-        codec.eval().requires_grad_(False)
-        models = WorldModels(self.preset)
-        start_small(models, codec.quantize.embed.weight)
-        task = WorldTask(
-            models,
-            self.preset,
-            TextTokenizer(self.assets / "text.model", self.sizes.image_tokens),
-            lambda pixels: tokenise(codec, pixels),
-            draw_held_out(),
-            options_from(ObjectiveOptions, {"seed": self.seed, **self.recipe["models"].get("data", {})}),
-        )
-        self._train("models", task)
+        options = options_from(ObjectiveOptions, {"seed": self.seed, **self.recipe["models"].get("data", {})})
+        self._train("models", make_world_task(self.preset, self.assets, codec, options))
 
     # Own clips.
 

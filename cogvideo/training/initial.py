@@ -13,12 +13,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from cogvideo.config import Preset
 from cogvideo.layout import Layout
-from cogvideo.training.objective import WorldModels
+from cogvideo.text import TextTokenizer
+from cogvideo.training.codec import tokenise
+from cogvideo.training.objective import ObjectiveOptions, WorldModels, WorldTask
+from cogvideo.training.world import draw_held_out
 
 _PART = 12  # numbers of a row or column code
 _FRAME = 8
@@ -73,6 +80,15 @@ def position_codes(aim: Tensor | None, held: Tensor | None, frame: Tensor, scale
 def _cells(count: int, width: int) -> Tensor:
     numbers = torch.arange(count)
     return torch.stack((numbers // width, numbers % width), dim=1)
+
+
+def make_world_task(preset: Preset, assets: Path, codec: Any, options: ObjectiveOptions) -> WorldTask:
+    """Fresh networks to learn the synthetic world. `codec`: the trained HVQVAE; `assets`: folder of the text model."""
+    codec.eval().requires_grad_(False)
+    models = WorldModels(preset)
+    start_small(models, codec.quantize.embed.weight)
+    tokenizer = TextTokenizer(assets / "text.model", preset.model.image_tokens)
+    return WorldTask(models, preset, tokenizer, partial(tokenise, codec), draw_held_out(), options)
 
 
 @torch.no_grad()

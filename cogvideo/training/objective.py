@@ -15,6 +15,7 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.profiler import record_function
 
 from cogvideo.config import Preset
 from cogvideo.models.superres_lm import PAD, SuperResLM
@@ -31,6 +32,9 @@ from cogvideo.text import (
 from cogvideo.training.codec import SHOWN
 from cogvideo.training.render import COARSE, FINE, render_state
 from cogvideo.training.world import Clip, HeldOut, caption, sample_clip
+
+DATA = "training data"
+"""Name of the ranges in a profile where clips are drawn and turned into tokens."""
 
 Tokenise = Callable[[npt.NDArray[np.uint8]], Tensor]
 """Frames uint8 [B, H, W, 3] -> tokens int64 [B, N]."""
@@ -87,7 +91,7 @@ def window_times(rng: np.random.Generator, clip: Clip) -> tuple[float, npt.NDArr
 
 @dataclass(frozen=True)
 class Rows:
-    """Tokens [B, F, N] with the weight of each token's loss, and the text that goes before them."""
+    """Tokens [B, F, N] with the weights of their losses, and the text that goes before them."""
 
     text: Tensor
     text_length: Tensor
@@ -176,6 +180,13 @@ class WorldTask:
 
     def _superres_loss(self, rng: np.random.Generator) -> Tensor:
         """Super-resolution: the fine tokens of a frame at any moment, given its coarse tokens."""
+        rows = self._pairs(rng)
+        coarse, fine = rows.tokens.split((self.preset.model.tokens_per_frame, rows.weights.shape[1]), dim=1)
+        return weighted_loss(self.models.superres(rows.text, rows.text_length, coarse), fine, rows.weights)
+
+    @record_function(DATA)
+    def _pairs(self, rng: np.random.Generator) -> Rows:
+        """Frames at both sizes: tokens [B, N + fine tokens], coarse ones first, and weights of the fine ones."""
         clips = self._sample(rng, self.options.superres)
         moments = [float(rng.integers(0, 33)) / 32 * clip.duration for clip in clips]
         texts = [superres_text(self.tokenizer, caption(rng, clip)) for clip in clips]
@@ -183,11 +194,10 @@ class WorldTask:
         states = [clip.state(moment) for clip, moment in zip(clips, moments, strict=True)]
         small = [render_state(c.subject, c.scene, c.variant, s, COARSE)[0] for c, s in zip(clips, states, strict=True)]
         large = [render_state(c.subject, c.scene, c.variant, s, FINE) for c, s in zip(clips, states, strict=True)]
-        coarse = self.tokenise(np.stack(small)).to(self._device)
-        fine = self.tokenise(np.stack([picture for picture, _ in large])).to(self._device)
+        tokens = [self.tokenise(np.stack(pictures)) for pictures in (small, [picture for picture, _ in large])]
         cells = np.stack([subject_cells(mask, self.preset.cell) for _, mask in large])
-        logits = self.models.superres(text, text_length, coarse)
-        return weighted_loss(logits, fine, self._weigh(cells, self.options.subject_weight))
+        weights = self._weigh(cells, self.options.subject_weight)
+        return Rows(text, text_length, torch.cat(tokens, dim=1).to(self._device), weights)
 
     @property
     def _device(self) -> torch.device:
@@ -197,6 +207,7 @@ class WorldTask:
     def _sample(self, rng: np.random.Generator, count: int) -> list[Clip]:
         return [sample_clip(rng, self.held_out) for _ in range(count)]
 
+    @record_function(DATA)
     def _rows(
         self,
         texts: list[list[int]],
