@@ -48,3 +48,14 @@ window.cv = (() => {
 
   return cv;
 })();
+
+// Gradio makes each radio button a group of its own, where arrow keys lead nowhere and no screen reader can count.
+{
+  const group = () => {
+    for (const radio of document.querySelectorAll("fieldset[id] input[type=radio]")) {
+      const name = radio.closest("fieldset").id;
+      if (radio.name !== name) radio.name = name;
+    }
+  };
+  new MutationObserver(group).observe(document, { subtree: true, childList: true, attributeFilter: ["name"] });
+}
