@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from cogvideo import console
 from cogvideo.config import ASSETS, PRESETS, SamplingOptions
 from cogvideo.training import measures
 from cogvideo.training.measures import FilmVerdict, Verdict
@@ -246,13 +247,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     video = replace(options.video, temperature=args.temperature) if args.temperature else options.video
     options = replace(options, guidance=args.guidance or options.guidance, video=video)
     evaluation = Evaluation(Studio(preset, args.folder), options, args)
-    figures = {name: PARTS[name](evaluation) for name in PARTS if name in args.parts}
+    figures: Figures = {}
+    with console.speaking(args.json):
+        for name in (name for name in PARTS if name in args.parts):
+            figures[name] = PARTS[name](evaluation)
+            console.event("figures", part=name, figures=figures[name])
+        console.event("done", parts=list(figures))
     if args.out:
         args.out.mkdir(parents=True, exist_ok=True)
         content = {"prompts": args.count, "seed": args.seed, "sampling": asdict(options), **figures}
         path = args.out / "figures.json"
         path.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-    return 0
+    return console.DONE
 
 
 def _print_table(groups: Figures) -> None:
@@ -270,9 +276,9 @@ def _describe(case: Case, verdict: Verdict) -> Figures:
     return {"prompt": case.prompt, "seed": case.seed, "wanted": wanted, "held_out": case.held_out, **asdict(verdict)}
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m cogvideo evaluate",
+def _parser() -> console.Parser:
+    parser = console.Parser(
+        "evaluate",
         description="让评委检验 mini 画得对不对 / let the judge say how often mini draws what the prompt says",
     )
     parser.add_argument("--count", type=int, default=200, help="prompts whose keyframes are judged (default: 200)")
@@ -285,4 +291,5 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--temperature", type=float, help="temperature of keyframes 2 to 5 (default: the preset's)")
     parser.add_argument("--folder", type=Path, default=ASSETS / "mini", help="the model (default: assets/mini)")
     parser.add_argument("--out", type=Path, help="folder for grid.png and figures.json")
+    console.add_json(parser)
     return parser

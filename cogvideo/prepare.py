@@ -6,7 +6,6 @@ again with the same clips, codec and options. What cannot be used is named in `r
 
 from __future__ import annotations
 
-import argparse
 import csv
 import hashlib
 import json
@@ -20,6 +19,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+from cogvideo import console
 from cogvideo.config import find_preset
 from cogvideo.device import pick_place, usable_cores
 from cogvideo.errors import CogVideoError, RequestError
@@ -112,12 +112,8 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m cogvideo prepare",
-        description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def _parser() -> console.Parser:
+    parser = console.Parser("prepare", description=DESCRIPTION)
     parser.add_argument("clips", type=Path, metavar="CLIPS", help="folder, .csv or .jsonl / 文件夹、.csv 或 .jsonl")
     parser.add_argument("out", type=Path, metavar="OUT", help="folder to write / 输出文件夹")
     parser.add_argument("--model", default="mini", help="whose codec and sizes: a preset or a trained model's folder")

@@ -7,7 +7,6 @@ made in the order of `PARTS`, each resumed where its last checkpoint stands, and
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 import tomllib
@@ -17,6 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from cogvideo import console
 from cogvideo.config import (
     ASSETS,
     PRESET_FILE,
@@ -63,9 +63,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m cogvideo train",
+def _parser() -> console.Parser:
+    parser = console.Parser(
+        "train",
         description="训练模型，可随时中断并继续 / train a model; may be stopped and resumed",
         epilog="several processes: accelerate launch --num_processes 4 -m cogvideo train CONFIG",
     )
