@@ -6,10 +6,10 @@ In: text ids and coarse tokens. Out: logits of all fine tokens at once, fp32; on
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cogvideo.config import ModelConfig
 from cogvideo.layout import Layout
@@ -66,6 +66,13 @@ class TwoLevels:
         return torch.cat((lower, own.dense[layer](merge_heads(fine))), dim=1)
 
 
+class Pass(NamedTuple):
+    """A pass on its way through the layers."""
+
+    hidden: Tensor  # [B, T + N + fine tokens, h]
+    pattern: TwoLevels
+
+
 class SuperResLM(TokenModel):
     """Direct super-resolution in one pass. `transformer`, `device`: see `TokenModel`."""
 
@@ -88,15 +95,62 @@ class SuperResLM(TokenModel):
         text [B, T] ids left-padded with `PAD`, text_length [B] (at least 1), coarse [B, N] image tokens
         -> [B, fine tokens, image_tokens] fp32, row-major on the fine grid.
         """
+        ids, positions, pattern = self._inputs(text, text_length, coarse)
+        logits: Tensor = super().forward(
+            ids,
+            positions,
+            None,
+            pattern=pattern,
+            base_slots=pattern.text + self.layout.tokens_per_frame,
+            scored=slice(pattern.text + self.layout.tokens_per_frame, None),
+        )[0]
+        return logits
+
+    # -- the same pass in pieces, for layers that are not all on the device and scores that are not all needed at once
+
+    @torch.inference_mode()
+    def begin(self, text: Tensor, text_length: Tensor, coarse: Tensor) -> Pass:
+        """As `forward` -> the pass before its first layer."""
+        ids, positions, pattern = self._inputs(text, text_length, coarse)
+        base = pattern.text + self.layout.tokens_per_frame
+        places = self.get_mixin("extra_position_embedding").position_embedding_forward(positions, base_slots=base)
+        return Pass(self.word_embedding_forward(ids) + places, pattern)
+
+    @torch.inference_mode()
+    def layer(self, number: int, at: Pass) -> Pass:
+        """The pass after layer `number`, which needs the modules of `layer_modules` alone."""
+        layer, own = self.transformer.layers[number], self.get_mixin("attention_plus")
+        seen = at.pattern(layer.attention, own, number, layer.input_layernorm(at.hidden))
+        hidden = at.hidden + layer.third_layernorm(seen)
+        wide = self.mlp_forward(layer.post_attention_layernorm(hidden), layer_id=torch.tensor(number))
+        return Pass(hidden + layer.fourth_layernorm(wide), at.pattern)
+
+    @torch.inference_mode()
+    def finish(self, at: Pass) -> Tensor:
+        """After the last layer -> states of the fine slots [B, fine tokens, h], of which `scores` makes logits."""
+        fine: Tensor = self.transformer.final_layernorm(at.hidden[:, at.pattern.text + self.layout.tokens_per_frame :])
+        return fine
+
+    @torch.inference_mode()
+    def scores(self, states: Tensor) -> Tensor:
+        """[R, h] -> [R, image_tokens] fp32."""
+        logits: Tensor = self.final_forward(states[None], scored=slice(None))[0]
+        return logits
+
+    def layer_modules(self) -> list[list[nn.Module]]:
+        """What each layer computes with; everything else is needed before the first and after the last one."""
+        own = self.get_mixin("attention_plus")
+        parts = (self.transformer.layers, own.query_key_value, own.dense)
+        return [list(layer) for layer in zip(*parts, strict=True)]
+
+    def _inputs(self, text: Tensor, text_length: Tensor, coarse: Tensor) -> tuple[Tensor, Tensor, TwoLevels]:
+        """-> ids [B, S], positions [B, S] and who sees whom: text, coarse tokens, fine slots."""
         layout, (batch, length) = self.layout, text.shape
         fine = torch.arange(layout.fine_tokens, device=text.device)
         positions = torch.cat((torch.as_tensor(layout.superres_positions(), device=text.device), fine))
-        logits: Tensor = super().forward(
-            torch.cat((text, coarse, coarse.new_full((batch, len(fine)), self.config.start_of_image)), dim=1),
+        start = coarse.new_full((batch, len(fine)), self.config.start_of_image)
+        return (
+            torch.cat((text, coarse, start), dim=1),
             torch.cat((text_positions(text_length, length), positions.expand(batch, -1)), dim=1),
-            None,
-            pattern=TwoLevels.of(layout, text_length, length, self.dtype),
-            base_slots=length + layout.tokens_per_frame,
-            scored=slice(length + layout.tokens_per_frame, None),
-        )[0]
-        return logits
+            TwoLevels.of(layout, text_length, length, self.dtype),
+        )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -17,7 +17,7 @@ from cogvideo.sampling import ClusterSampler, StageKey, noise_keys, not_finite
 from cogvideo.stages import moments
 
 DRAWS = 128
-"""Tokens that are drawn at once: few enough for their scores to stay in a CPU's cache."""
+"""Tokens that are drawn at once on a CPU: few enough for their scores to stay in its cache. Elsewhere a frame's."""
 
 
 class FineFrames(NamedTuple):
@@ -37,26 +37,57 @@ def draw(
     seed: int,
     frames_per_pass: int,
     stop: Stop | None = None,
+    layers: Callable[[], Iterator[int]] | None = None,
 ) -> Iterator[FineFrames]:
-    """Enlarge the frames of `clip` [F, N], `frames_per_pass` at a time. Raises Cancelled, WeightsError."""
-    clock = moments(len(clip))
-    for first in range(0, len(clip), frames_per_pass):
-        if stop is not None and stop():
-            raise Cancelled
-        part = clip[first : first + frames_per_pass]  # [P, N]
-        logits = _scores(lm, part, text)  # [P, 9N, V]
-        passed, fine = logits.shape[:2]
-        keys = noise_keys([seed] * passed, StageKey.SUPERRES, clock[first : first + passed], fine)
-        keys = keys.transpose(0, 1).flatten(0, 1).to(sampler.device)  # [P * 9N, 2]
-        rows = zip(logits.flatten(0, 1).split(DRAWS), keys.split(DRAWS))
-        tokens = torch.cat([sampler.draw(some, key, options) for some, key in rows])
-        if not bool(torch.isfinite(logits.sum())):
-            raise not_finite()
-        yield FineFrames(first, tokens.view(passed, fine))
+    """Enlarge the frames of `clip` [F, N], `frames_per_pass` at a time. Raises Cancelled, WeightsError.
+
+    `layers`: gives the number of each layer while its weights are there (`streaming.streamed`); then all frames go
+    through a layer before any goes through the next. None: all weights are there, and frames appear as they are done.
+    """
+    parts = list(clip.split(frames_per_pass))
+    clock, first = moments(len(clip)), 0
+    for group in [parts] if layers is not None else [[part] for part in parts]:
+        numbers = range(lm.config.layers) if layers is None else layers()
+        for states in _states(lm, group, text, numbers, stop or (lambda: False)):
+            yield FineFrames(first, _tokens(lm, states, sampler, options, seed, clock[first : first + len(states)]))
+            first += len(states)
 
 
-@torch.inference_mode()
-def _scores(lm: SuperResLM, frames: Tensor, text: Sequence[int]) -> Tensor:
-    ids, length = left_pad([text] * len(frames), device=frames.device)
-    logits: Tensor = lm(ids, length, frames)
-    return logits
+def _states(
+    lm: SuperResLM, parts: Sequence[Tensor], text: Sequence[int], layers: Iterable[int], stop: Stop
+) -> Iterator[Tensor]:
+    """Parts [P, N] -> for each the states of its fine slots, [P, 9N, h]."""
+    passes = []
+    for part in parts:
+        ids, length = left_pad([text] * len(part), device=part.device)
+        passes.append(lm.begin(ids, length, part))
+    for number in layers:
+        for i, at in enumerate(passes):
+            if stop():
+                raise Cancelled
+            passes[i] = lm.layer(number, at)
+    for at in passes:
+        yield lm.finish(at)
+
+
+def _tokens(
+    lm: SuperResLM,
+    states: Tensor,
+    sampler: ClusterSampler,
+    options: TokenSampling,
+    seed: int,
+    clock: Sequence[int],
+) -> Tensor:
+    """[P, 9N, h] -> [P, 9N]; never more scores at a time than are drawn from at once."""
+    passed, fine = states.shape[:2]
+    keys = noise_keys([seed] * passed, StageKey.SUPERRES, clock, fine)
+    keys = keys.transpose(0, 1).flatten(0, 1).to(sampler.device)  # [P * 9N, 2]
+    at_once = DRAWS if states.device.type == "cpu" else fine
+    total, tokens = torch.zeros((), device=states.device), []
+    for some, key in zip(states.flatten(0, 1).split(at_once), keys.split(at_once)):
+        logits = lm.scores(some)
+        total = total + logits.sum()  # finite as long as all scores were
+        tokens.append(sampler.draw(logits, key, options))
+    if not bool(torch.isfinite(total)):
+        raise not_finite()
+    return torch.cat(tokens).view(passed, fine)

@@ -1,0 +1,76 @@
+"""Layers that are on the device one after the other: a network larger than the card, for passes that are long enough.
+
+In: groups of modules in host memory. Out: the number of each group while it is on the device; the next one is on its
+way meanwhile. At any time at most two groups are there. Good for super-resolution, where every layer computes for
+longer than it takes to be copied; useless for drawing token by token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+
+import torch
+from torch import Tensor, nn
+
+
+@contextmanager
+def streamed(
+    network: nn.Module, groups: Sequence[Sequence[nn.Module]], device: torch.device
+) -> Iterator[Callable[[], Iterator[int]]]:
+    """Inside the block all of `network` but `groups` is on `device`; what is given, when called, goes through them.
+
+    Afterwards everything is where it was, whatever happened: nothing is copied back, since nothing has changed. Host
+    memory that is pinned is copied while the device computes.
+    """
+    inside = {id(tensor) for group in groups for tensor in _tensors(group)}
+    rest = _Lent([tensor for tensor in _tensors([network]) if id(tensor) not in inside], device, None)
+    try:
+        yield lambda: _through(groups, device)
+    finally:
+        rest.give_back()
+
+
+def _through(groups: Sequence[Sequence[nn.Module]], device: torch.device) -> Iterator[int]:
+    aside = torch.cuda.Stream(device) if device.type == "cuda" else None
+    lent = [_Lent(_tensors(groups[0]), device, aside)] if groups else []
+    try:
+        for number in range(len(groups)):
+            if number + 1 < len(groups):
+                lent.append(_Lent(_tensors(groups[number + 1]), device, aside))
+            lent[0].wait()
+            yield number
+            lent.pop(0).give_back()
+    finally:
+        for each in lent:
+            each.give_back()
+
+
+class _Lent:
+    """Tensors whose storage is on the device for a while. `aside`: the stream that copies; None: the computing one."""
+
+    def __init__(self, tensors: Sequence[Tensor], device: torch.device, aside: torch.cuda.Stream | None) -> None:
+        self._tensors, self._device, self._aside = tensors, device, aside
+        self._homes = [tensor.data for tensor in tensors]
+        with torch.cuda.stream(aside) if aside is not None else nullcontext():
+            for tensor in tensors:
+                tensor.data = tensor.data.to(device, non_blocking=True, copy=True)
+
+    def wait(self) -> None:
+        """Until everything has arrived, as far as what is computed from now on is concerned."""
+        if self._aside is None:
+            return
+        here = torch.cuda.current_stream(self._device)
+        here.wait_stream(self._aside)
+        for tensor in self._tensors:
+            tensor.data.record_stream(here)  # its memory is free again only when this stream is done with it
+
+    def give_back(self) -> None:
+        for tensor, home in zip(self._tensors, self._homes, strict=True):
+            tensor.data = home
+
+
+def _tensors(modules: Sequence[nn.Module]) -> list[Tensor]:
+    """Parameters and buffers of all of them, each once."""
+    found = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
+    return list({id(tensor): tensor for tensor in found}.values())
