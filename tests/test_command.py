@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from cogvideo import __main__ as cli
-from cogvideo import bench, console, convert
+from cogvideo import bench, console, convert, evaluate
 
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = ROOT / "tests" / "golden"
@@ -92,7 +92,10 @@ def test_a_reader_that_goes_away_is_no_fault() -> None:
     assert process.wait(60) == console.CLOSED
 
 
-@pytest.mark.parametrize("name", ["generate", "convert", "parity", "bench", "doctor", "completion"])
+@pytest.mark.parametrize(
+    "name",
+    ["generate", "download", "convert", "parity", "prepare", "train", "evaluate", "bench", "doctor", "completion"],
+)
 def test_wrong_words_end_in_one_sentence(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([name, "--no-such-option"]) == 2
     zh, en = capsys.readouterr().err.splitlines()
@@ -145,6 +148,16 @@ def test_convert_speaks_to_scripts(tmp_path: Path, capsys: pytest.CaptureFixture
     assert done["event"] == "done"
     assert done["folder"] == str(tmp_path / "out")
     assert 0 < done["after"] <= done["before"]
+
+
+def test_evaluate_speaks_to_scripts(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(evaluate, "PARTS", {"judge": lambda _: print("a table") or {"all": {"clips": 3}}})
+    assert evaluate.main(["--parts", "judge", "--json"]) == 0
+    out, err = capsys.readouterr()
+    told, done = events(out)
+    assert told == {"event": "figures", "part": "judge", "figures": {"all": {"clips": 3}}}
+    assert done["parts"] == ["judge"]
+    assert "a table" in err
 
 
 def test_bench_takes_a_file_or_speaks_to_scripts() -> None:
