@@ -18,12 +18,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import gradio as gr
 
 from cogvideo import page
-from cogvideo.config import MAX_DRAFTS, MAX_GUIDANCE, VideoRequest
+from cogvideo.config import MAX_DRAFTS, MAX_GUIDANCE, VideoRequest, demand
 from cogvideo.errors import CogVideoError, RequestError
 from cogvideo.jobs import Jobs, Limits, open_jobs, read_settings
 from cogvideo.keys import new_key, new_seed
@@ -65,11 +65,14 @@ def _said(handler: Callable[..., Updates]) -> Callable[..., Updates]:
 
 
 def _for_programs(endpoint: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
-    """An endpoint whose errors reach the program as a sentence in both languages."""
+    """An endpoint whose errors reach the program as a sentence in both languages; values of other types are errors."""
+    kinds = {name: kind for name, kind in get_type_hints(endpoint).items() if name != "return"}
 
     @functools.wraps(endpoint)
     def answer(*values: Any, **named: Any) -> dict[str, Any]:
         try:
+            for name, value in (dict(zip(kinds, values)) | named).items():
+                demand(name, value, kinds[name])
             return endpoint(*values, **named)
         except CogVideoError as error:
             raise gr.Error(html.escape(f"{error.en} / {error.zh}"), print_exception=False) from error

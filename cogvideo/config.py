@@ -79,6 +79,17 @@ class ModelConfig:
         return self.hidden // self.heads
 
 
+def demand(name: str, value: object, *kinds: type) -> None:
+    """Raises RequestError unless `value` is one of `kinds`; True is no number, and 1 is a fine float."""
+    fits = type(value) in kinds or (float in kinds and type(value) is int)
+    if not fits:
+        wanted, got = " or ".join(kind.__name__ for kind in kinds), type(value).__name__
+        raise RequestError(
+            f"{name} 的类型是 {got}，应为 {wanted}：请改正这个值。",
+            f"{name} is of type {got} where {wanted} is wanted: mend this value.",
+        )
+
+
 @dataclass(frozen=True)
 class TokenSampling:
     """How one token is drawn ("cluster" sampling, section 7 of the model's description)."""
@@ -90,7 +101,9 @@ class TokenSampling:
     """Temperature of the draw within the cluster."""
 
     def __post_init__(self) -> None:
+        demand("top_k", self.top_k, int)
         for temperature in (self.temperature, self.inner_temperature):
+            demand("temperature", temperature, float)
             if not MIN_TEMPERATURE <= temperature <= MAX_TEMPERATURE:
                 raise RequestError(
                     f"温度 {temperature} 超出范围：请输入 {MIN_TEMPERATURE} 到 {MAX_TEMPERATURE} 之间的数。",
@@ -117,6 +130,15 @@ class SamplingOptions:
     """Added to frame-to-text attention scores where no guidance is used (first frame, stage 2)."""
 
     def __post_init__(self) -> None:
+        for name in ("first_frame", "video", "superres"):
+            demand(name, getattr(self, name), TokenSampling)
+        demand("guidance", self.guidance, float)
+        demand("text_boost", self.text_boost, float)
+        if not abs(self.text_boost) <= MAX_GUIDANCE:
+            raise RequestError(
+                f"text_boost {self.text_boost} 超出范围：绝对值最大为 {MAX_GUIDANCE:g}。",
+                f"text_boost {self.text_boost} is out of range: {MAX_GUIDANCE:g} either way at most.",
+            )
         if not 1.0 <= self.guidance <= MAX_GUIDANCE:
             raise RequestError(
                 f"引导强度 {self.guidance} 超出范围：请输入 1 到 {MAX_GUIDANCE:g} 之间的数。",
@@ -294,6 +316,7 @@ class VideoRequest:
     """5, 9, 17 or 33 frames of this very video that were drawn before: only what is missing is drawn."""
 
     def __post_init__(self) -> None:
+        self._check_kinds()
         for seed in (self.seed, self.between_seed):
             if seed is not None and not 0 <= seed <= MAX_SEED:
                 raise RequestError(
@@ -316,6 +339,19 @@ class VideoRequest:
                 f"{self.drafts} drafts are out of range: give a number from 1 to {MAX_DRAFTS}.",
             )
         self._check_start()
+
+    def _check_kinds(self) -> None:
+        """What comes from files and programs may be anything."""
+        nothing = type(None)
+        demand("prompt", self.prompt, str)
+        for name in ("seed", "frames", "drafts"):
+            demand(name, getattr(self, name), int)
+        demand("seconds", self.seconds, float)
+        demand("superres", self.superres, bool)
+        demand("between_seed", self.between_seed, int, nothing)
+        demand("sampling", self.sampling, SamplingOptions, nothing)
+        for name in ("first_frame", "clip"):
+            demand(name, getattr(self, name), TokenFrames, nothing)
 
     def _check_start(self) -> None:
         first = self.first_frame is None or self.first_frame.frames == 1

@@ -268,14 +268,14 @@ class Jobs:
             if view is not None:
                 self._seen[job] = time.monotonic()
                 return replace(view, place=self._place(job)) if view.status == "queued" else view
-        record = self._store.job(job)
+        record = self._store.job(job) if _plain(job) else None
         if record is None:
             raise GONE
         return self._restore(record)
 
     def holds(self, job: str, key: str) -> bool:
         """Whether the job belongs to `key`."""
-        record = self._store.job(job)
+        record = self._store.job(job) if _plain(job) else None
         return record is not None and secrets.compare_digest(record.owner, owner_of(key))
 
     def log(self, job: str, after: int = 0) -> list[Entry]:
@@ -512,7 +512,7 @@ class Jobs:
         shutil.rmtree(self.results / job, ignore_errors=True)
 
     def _demand(self, job: str, key: str) -> None:
-        if self._store.job(job) is None:
+        if not _plain(job) or self._store.job(job) is None:
             raise GONE
         if not self.holds(job, key):
             raise FORBIDDEN

@@ -17,7 +17,7 @@ def owner_of(key: str) -> str:
     """What is stored of a key. Raises RequestError where the key is too short to be a secret."""
     if len(key) < 16:
         raise RequestError("缺少密钥：请重新载入页面。", "The key is missing: reload the page.")
-    return hashlib.sha256(key.encode()).hexdigest()
+    return hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def new_seed() -> int:

@@ -54,7 +54,10 @@ def changed(request: VideoRequest, change: str, drawn: TokenFrames | None = None
         return replace(request, between_seed=new_seed(), clip=keyframes(drawn))
     if change == "enlarge":
         return replace(request, superres=True, clip=_fitting(drawn, request.frames))
-    raise RequestError(f"没有名为 {change} 的操作：请重新载入页面。", f"There is no change {change}: reload the page.")
+    raise RequestError(
+        f"没有名为 {change} 的操作：可用的有 {'、'.join(CHANGES)}。",
+        f"There is no change {change}: there are {', '.join(CHANGES)}.",
+    )
 
 
 def finished(request: VideoRequest, chosen: Mapping[int, TokenFrames | None]) -> list[VideoRequest]:

@@ -14,7 +14,7 @@ from typing import Any, Final
 import numpy as np
 from PIL import Image, ImageOps
 
-from cogvideo.errors import RequestError
+from cogvideo.errors import CogVideoError, RequestError
 from cogvideo.events import Frames
 from cogvideo.tokens import TokenFrames
 
@@ -36,7 +36,9 @@ def read_picture(path: Path, size: tuple[int, int]) -> Frames:
                     "make it smaller first.",
                 )
             return _fit(image, size)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except (CogVideoError, MemoryError):
+        raise
+    except Exception as error:  # a stranger's file: Pillow raises whatever comes up
         raise RequestError(
             "这个文件不是能读取的图片：请选择 JPEG、PNG、WebP、GIF、BMP 或 TIFF 图片。",
             "This file is no picture that can be read: choose a JPEG, PNG, WebP, GIF, BMP or TIFF.",

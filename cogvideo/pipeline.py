@@ -409,11 +409,12 @@ def _read_labels(path: Path, tokens: int) -> Tensor:
         labels = np.load(path, allow_pickle=False)
         if labels.shape != (tokens,):
             raise ValueError(f"shape {labels.shape}, not {(tokens,)}")
-    except (OSError, ValueError, EOFError) as error:
+        labels = labels.astype(np.int64)
+    except (OSError, ValueError, EOFError, TypeError, AttributeError) as error:  # an .npz has no shape
         reason = "文件不存在" if isinstance(error, FileNotFoundError) else str(error)
         raise WeightsError(
             f"无法读取聚类标签 {path}（{reason}）：请重新克隆本仓库，或按 README 下载已发布的模型。",
             f"The cluster labels {path} cannot be read ({error}): clone the repository anew, or download the published "
             "model as the README says.",
         ) from error
-    return torch.from_numpy(labels.astype(np.int64))
+    return torch.from_numpy(labels)

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from cogvideo.config import MEMORY, PRESETS
-from cogvideo.errors import CapacityError
+from cogvideo.errors import CapacityError, RequestError
 
 
 def share_base() -> str:
@@ -79,7 +79,12 @@ def _has_desktop() -> bool:
 
 
 def free_port(host: str, port: int, search: bool) -> int:
-    for candidate in range(port, port + 50 if search else port + 1):
+    if not 1 <= port <= 65535:
+        raise RequestError(
+            f"端口 {port} 不存在：请用 --port 指定 1 到 65535 之间的整数。",
+            f"There is no port {port}: give --port a whole number from 1 to 65535.",
+        )
+    for candidate in range(port, min(port + 50, 65536) if search else port + 1):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:

@@ -24,6 +24,10 @@ class TokenFrames:
     packed: str
     """base64 of the deflated tokens, two bytes each, the lower first."""
 
+    def __post_init__(self) -> None:
+        if type(self.frames) is not int or not isinstance(self.packed, str):
+            raise _damaged()
+
     @classmethod
     def of(cls, tokens: Sequence[Sequence[int]]) -> TokenFrames:
         """Pack tokens [F, N], each 0 .. 65535."""

@@ -5,10 +5,13 @@ In: a path and the row that says what should be there. Out: nothing, or a folder
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import lzma
 import pickle
 import shutil
 import stat
+import struct
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -61,18 +64,32 @@ def _read_torch(path: Path) -> None:
                 raise ValueError(f"{bad} does not have its checksum")
 
 
+GROWTH = 3
+"""An archive of weights holds about its own size; one that holds this many times more wants to fill the disk."""
+
+NOT_THE_DISK = (errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG, errno.EINVAL, None)
+"""Reasons of an OSError that lie in the archive: names that do not go together, data that bzip2 cannot read."""
+
+
 def unpack(archive: Path, name: str, folder: Path, bars: Any) -> None:
     """The archive's folder `name`, wherever in it, as `folder`. Raises Unsuitable; archives name paths at will."""
     try:
         with zipfile.ZipFile(archive) as opened:
             members = list(_members(opened, name))
-            with bars(desc=f"{name} (unzip)", total=sum(info.file_size for info, _ in members)) as bar:
+            size, most = sum(info.file_size for info, _ in members), GROWTH * size_of(archive)
+            if size > most:
+                raise Unsuitable(f"an archive of {size} bytes where {most} at most are plausible")
+            with bars(desc=f"{name} (unzip)", total=size) as bar:
                 for info, relative in members:
                     path = folder / relative
                     path.parent.mkdir(parents=True, exist_ok=True)
                     with opened.open(info) as source, path.open("xb") as target:  # reading checks the CRC
                         _copy(source, target, bar)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, FileExistsError) as error:
+    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError, ValueError, struct.error) as error:
+        raise Unsuitable(f"a broken archive ({error})") from error
+    except OSError as error:
+        if error.errno not in NOT_THE_DISK:
+            raise
         raise Unsuitable(f"a broken archive ({error})") from error
     if not has_checkpoint(folder):
         raise Unsuitable(f"an archive without the folder {name} of a checkpoint")

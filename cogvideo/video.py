@@ -30,6 +30,9 @@ KEY_EVERY: Final = 8
 GIF_STEP: Final = 0.04
 """Shortest time of a gif's picture in seconds; browsers slow shorter ones down to a tenth of a second."""
 
+LONGEST_COMMENT: Final = 2**16
+"""Characters of a comment that are read; ours are far shorter."""
+
 Metadata = Mapping[str, Any]
 
 
@@ -57,9 +60,11 @@ def write_video(path: Path, frames: Frames, seconds: float, metadata: Metadata |
 def read_metadata(path: Path) -> dict[str, Any] | None:
     """The JSON object in the comment of an mp4 or gif, or None where there is none. `path` need not be trustworthy."""
     comment = _gif_comment(path) if path.suffix.lower() == ".gif" else _mp4_comment(path)
+    if len(comment) > LONGEST_COMMENT:
+        return None
     try:
         values = json.loads(comment)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return values if isinstance(values, dict) else None
 
@@ -125,7 +130,7 @@ def _gif_comment(path: Path) -> str:
     try:
         with Image.open(path, formats=["GIF"]) as picture:
             comment = picture.info.get("comment", b"")
-    except (OSError, ValueError, SyntaxError):
+    except Exception:  # a stranger's file: Pillow raises whatever comes up
         return ""
     return comment.decode("utf-8", "replace") if isinstance(comment, bytes) else str(comment)
 

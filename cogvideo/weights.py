@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -44,7 +42,9 @@ def read_safetensors(path: Path) -> Tensors:
     require(path)
     try:
         return load_file(path)
-    except (SafetensorError, OSError, ValueError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # a damaged header brings up whatever it can
         raise damaged(path, error) from error
 
 
@@ -90,7 +90,9 @@ def read_published(folder: Path) -> Tensors:
     try:
         # Files of torch before 1.6 are no zip archives and cannot be mapped.
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except (RuntimeError, OSError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # damaged pickles bring up whatever they can
         raise damaged(path, error) from error
     tensors = loaded.get("module") if isinstance(loaded, dict) else None
     if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
@@ -103,7 +105,7 @@ def checkpoint_file(folder: Path) -> Path:
     latest = folder / "latest"
     name = "mp_rank_00_model_states.pt"
     if latest.is_file():
-        path = folder / latest.read_text(encoding="utf-8").strip() / name
+        path = folder / latest.read_text(encoding="utf-8", errors="replace").strip() / name
         require(path)
         return path
     found = sorted(folder.glob(f"*/{name}"))

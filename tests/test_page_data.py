@@ -131,7 +131,7 @@ def test_changes_of_a_finished_job() -> None:
     assert changed(request, "enlarge").superres
     assert changed(request, "again") == changed(request, "resume") == request
     assert changed(request, "between").between_seed is not None
-    with pytest.raises(RequestError, match="reload"):
+    with pytest.raises(RequestError, match="there are again"):
         changed(request, "nonsense")
 
 

@@ -1,0 +1,60 @@
+"""Dead code is found, an audit that could not be made is no clean bill, and mutants are really tried."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT / "scripts")]
+
+import audit  # noqa: E402
+import mutation  # noqa: E402
+
+
+def package(name: str, **said: object) -> dict[str, object]:
+    return {"name": name, "version": "1.0", "vulns": [], **said}
+
+
+HOLE = {"id": "PYSEC-1", "fix_versions": ["1.1"], "aliases": [], "description": ""}
+
+
+@pytest.mark.parametrize(
+    ("said", "status", "words"),
+    [
+        (None, 2, "nothing is known"),
+        ([], 2, "0 packages"),
+        ([package("a"), package("b")], 0, "2 packages, 0 vulnerable, 0 could not be looked up"),
+        ([package("a"), package("b", skip_reason="not found")], 2, "1 could not be looked up"),
+        ([package("a", vulns=[HOLE]), package("b", skip_reason="?")], 1, "a 1.0: PYSEC-1, fixed in 1.1"),
+    ],
+)
+def test_only_a_complete_audit_is_a_clean_bill(said: list[dict[str, object]] | None, status: int, words: str) -> None:
+    found, sentence = audit.judge(said)
+    assert found == status and words in sentence
+
+
+def test_what_is_installed_is_listed_without_local_labels() -> None:
+    pins = audit.installed()
+    assert any(pin.startswith("torch==2.") for pin in pins) and not [pin for pin in pins if "+" in pin]
+
+
+def test_no_code_is_dead() -> None:
+    answer = subprocess.run([sys.executable, "-m", "vulture"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+
+
+def test_annotations_are_no_mutants_and_nonsense_is_none() -> None:
+    meaning = mutation._meaning("def f(a: int) -> int:\n    return a + 1\n")
+    assert meaning == mutation._meaning("def f(a: str | None):\n    return a + 1\n")
+    assert meaning != mutation._meaning("def f(a: int) -> int:\n    return a - 1\n")
+    assert mutation._meaning("def f(:") is None
+
+
+def test_likely_slips_are_tried_and_unlikely_ones_only_on_demand() -> None:
+    assert mutation.wanted("core/ReplaceBinaryOperator_Add_Sub")
+    assert mutation.wanted("core/NumberReplacer")
+    assert not mutation.wanted("core/ReplaceBinaryOperator_Add_LShift")
