@@ -2,7 +2,10 @@
 # make test     the same with what tests need, then all tests
 # make install  only the environment and the packages
 # make coverage all tests, and how many lines and branches they reach; htmlcov/ shows them
-# make check    style, types, import rules
+# make check    style, types, import rules, dead code
+# make faults   everything that can go wrong, on purpose, a few times each; ARGS=--full as often as reported
+# make mutation whether the tests of geometry and sampling notice small changes
+# make audit    known vulnerabilities of the installed packages
 # make docs     the documents and the reference of the code as a site, in site/
 # make drawings the drawings in docs/, anew from the code
 # make clean    throws the environment away
@@ -14,7 +17,7 @@ PYTHON ?=
 ARGS ?=
 BIN := $(VENV)/bin
 
-.PHONY: run test install coverage check docs drawings clean help
+.PHONY: run test install coverage check faults mutation audit docs drawings clean help
 .DEFAULT_GOAL := help
 
 help:
@@ -40,6 +43,16 @@ check: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/vulture
+
+faults: $(VENV)/.installed-dev
+	$(BIN)/python -m scripts.faults $(ARGS)
+
+mutation: $(VENV)/.installed-health
+	$(BIN)/python scripts/mutation.py $(ARGS)
+
+audit: $(VENV)/.installed-health
+	$(BIN)/python scripts/audit.py $(ARGS)
 
 docs: $(VENV)/.installed-docs
 	$(BIN)/python scripts/build_site.py $(ARGS)
@@ -61,6 +74,10 @@ $(VENV)/.installed: requirements.txt | $(BIN)/python
 
 $(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed
 	$(BIN)/python -m pip install -r requirements-dev.txt
+	@touch $@
+
+$(VENV)/.installed-health: requirements-health.txt $(VENV)/.installed-dev
+	$(BIN)/python -m pip install -r requirements-health.txt
 	@touch $@
 
 $(VENV)/.installed-docs: requirements-docs.txt | $(BIN)/python

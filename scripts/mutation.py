@@ -1,8 +1,8 @@
 """Are the tests awake? Small changes that cosmic-ray makes are tried on a module, one at a time, and its tests run.
 
-python scripts/mutation.py [--all] [--json FILE] [--only cogvideo/layout.py] [--again FILE]. Nothing is written to the sources:
-each mutant lives in a process of its own, forked from one that has the heavy packages loaded, and dies with it. A
-mutant is killed where a test fails, hangs or cannot be collected. Those that survive are printed as a diff.
+python scripts/mutation.py [--all] [--json FILE] [--only cogvideo/layout.py] [--again FILE]. Nothing is written to the
+sources: each mutant lives in a process of its own, forked from one that has the heavy packages loaded, and dies with
+it. A mutant is killed where a test fails, hangs or cannot be collected. Those that survive are printed as a diff.
 """
 
 from __future__ import annotations
@@ -10,20 +10,24 @@ from __future__ import annotations
 import argparse
 import ast
 import difflib
+import functools
+import importlib
+import itertools
 import json
 import os
 import signal
 import sys
 import time
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 TESTS = {
-    "cogvideo/layout.py": ["tests/test_layout.py"],
-    "cogvideo/sampling.py": ["tests/test_sampling.py"],
+    "cogvideo/layout.py": ["test_layout"],
+    "cogvideo/sampling.py": ["test_sampling"],
 }
 LONGEST = 120
 """Seconds of processor time after which a mutant counts as hanging."""
@@ -119,9 +123,7 @@ def survives(mutant: Mutant) -> bool:
 
 
 def _test(mutant: Mutant) -> int:
-    """In a process of its own: the module as changed, then its tests."""
-    import pytest
-
+    """In a process of its own: the module as changed, then its tests, one call after another. 0: all pass."""
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
     signal.setitimer(signal.ITIMER_PROF, LONGEST)
     silence = os.open(os.devnull, os.O_WRONLY)
@@ -130,35 +132,52 @@ def _test(mutant: Mutant) -> int:
     name = mutant.path.removesuffix(".py").replace("/", ".")
     module = types.ModuleType(name)
     module.__file__ = str(ROOT / mutant.path)
+    package, _, short = name.rpartition(".")
     sys.modules[name] = module
+    setattr(sys.modules[package], short, module)
     try:
         exec(compile(mutant.source, module.__file__, "exec"), module.__dict__)
-        package, _, short = name.rpartition(".")
-        setattr(sys.modules[package], short, module)
-        return int(pytest.main([*TESTS[mutant.path], "-x", "-p", "no:cacheprovider", "--hypothesis-profile=mutation"]))
+        for test in TESTS[mutant.path]:
+            for case in cases(importlib.import_module(test)):
+                case()
     except BaseException:
         return 1
+    return 0
+
+
+def cases(tests: types.ModuleType) -> Iterator[Callable[[], object]]:
+    """The test functions of a module, once for each combination of their parameters. They may use no fixtures."""
+    for name, test in vars(tests).items():
+        if not name.startswith("test_"):
+            continue
+        marks = [mark for mark in getattr(test, "pytestmark", ()) if mark.name == "parametrize"]
+        rows = [[_named(mark.args[0], value) for value in mark.args[1]] for mark in marks]
+        for combination in itertools.product(*rows):
+            yield functools.partial(test, **{key: value for row in combination for key, value in row.items()})
+
+
+def _named(names: str | Sequence[str], values: Any) -> dict[str, Any]:
+    """One row of a parametrized test: "a, b" and (1, 2) -> {"a": 1, "b": 2}."""
+    split = [name.strip() for name in names.split(",")] if isinstance(names, str) else list(names)
+    return dict(zip(split, [values] if len(split) == 1 else values, strict=True))
 
 
 def _prepare() -> None:
-    """Loads what all mutants share, and nothing that imports one of the modules."""
+    """Loads what all mutants share: nothing that hands a module's own things to its tests."""
     import hypothesis.strategies
     import numpy
     import pytest
     import torch
 
-    loaded = (hypothesis.strategies, numpy, pytest, torch)
     torch.set_num_threads(1)  # a process that forks may have no other threads
     phases = (hypothesis.Phase.explicit, hypothesis.Phase.generate)
     hypothesis.settings.register_profile(
         "mutation", deadline=None, derandomize=True, max_examples=EXAMPLES, phases=phases, database=None
     )
-    from cogvideo import config, errors, imports
+    hypothesis.settings.load_profile("mutation")
+    import small_lm  # sizes alone are used of it, and the models that it imports take long
 
-    imports.prepare()
-    import sat
-
-    assert all((*loaded, config, errors, sat))
+    assert all((hypothesis.strategies, numpy, pytest, small_lm))
     os.chdir(ROOT)
 
 
@@ -176,7 +195,7 @@ def judge(paths: list[str], everything: bool, again: set[tuple[str, str, int]] |
             )
             if survived:
                 print(verdicts[-1].diff, flush=True)
-            if len(verdicts) % 50 == 0:
+            if len(verdicts) % 10 == 0:
                 print(f"# {len(verdicts)} mutants, {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
     return verdicts
 

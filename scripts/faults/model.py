@@ -1,0 +1,185 @@
+"""A model that misbehaves: memory that runs out at every stage, weights that are no numbers, a clock that jumps.
+
+What is expected: the job ends with a sentence, what was drawn is kept, and the next job is drawn.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+from scripts.faults.report import Counts, Fault, expect
+from scripts.faults.victim import KEY, MANY, ROOT
+
+sys.path[:0] = [str(ROOT / "tests")]
+
+PROMPT = "一只熊猫在草地上向右跑"
+
+
+def final(jobs: Any, request: Any) -> Any:
+    """The view of a new job once it has ended."""
+    job = jobs.submit(request, KEY).id
+    while (view := jobs.view(job)).active:
+        time.sleep(0.005)
+    return view
+
+
+def out_of_memory(folder: Path, times: int) -> Counts:
+    """Memory runs out while the networks are read, in each stage, in the codec and while a film is written."""
+    import torch
+    from fakes import write_bytes
+    from toy_model import TOY, toy_models, write_toy
+
+    from cogvideo import pipeline as module
+    from cogvideo import take
+    from cogvideo.config import VideoRequest
+    from cogvideo.device import Place
+    from cogvideo.frames import FrameCodec
+    from cogvideo.jobs import Jobs
+
+    counts, dice = Counts(), random.Random(5)
+    errors: tuple[Callable[[], BaseException], ...] = (
+        lambda: torch.OutOfMemoryError("CUDA out of memory."),
+        MemoryError,
+        lambda: RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes."),
+    )
+    places = {
+        "keyframes": (module.keyframes, "draw"),
+        "interpolation": (module.interpolate, "draw"),
+        "super-resolution": (module.superres, "draw"),
+        "codec": (FrameCodec, "decode"),
+        "film": (take.Take, "clip"),
+    }
+    write_toy(folder)
+    models = toy_models()
+    pipe = module.CogVideoPipeline(TOY, Place(torch.device("cpu"), torch.float32), folder, lambda *_: models)
+    request = VideoRequest(PROMPT, seed=7, frames=9)
+    with closing(Jobs(folder / "data", TOY, lambda: pipe, write_bytes, MANY)) as jobs:
+        jobs.start()
+        for number in range(times):
+            name, (owner, method) = list(places.items())[number % len(places)]
+            error = errors[number // len(places) % len(errors)]
+            at = 0 if method == "clip" else dice.randrange(3)
+            with patch.object(owner, method, _failing(getattr(owner, method), at, error)):
+                view = final(jobs, request)
+            words = view.error[1] if view.error else ""
+            expect(view.status == "failed" and "ut of " in words and "emory" in words, f"{name}: {view.status} {words}")
+            counts[f"in {name}"] += 1
+        after = final(jobs, request)
+        expect(after.status == "done", f"after running out of memory: {after.status}, {after.error}")
+    return counts
+
+
+def _failing(original: Callable[..., Any], at: int, error: Callable[[], BaseException]) -> Callable[..., Any]:
+    """`original`, which raises at its step (a generator's) or call number `at`, and never again."""
+    left = [at]
+
+    def count() -> None:
+        left[0] -= 1
+        if left[0] == -1:
+            raise error()
+
+    def call(*values: Any, **named: Any) -> Any:
+        result = original(*values, **named)
+        if not hasattr(result, "__next__"):
+            count()
+            return result
+        return steps(result)
+
+    def steps(result: Iterator[Any]) -> Iterator[Any]:
+        for step in result:
+            count()
+            yield step
+
+    return call
+
+
+def no_numbers(folder: Path, times: int) -> Counts:
+    """One tensor of one network becomes NaN or infinite."""
+    import torch
+    from fakes import write_bytes
+    from toy_model import TOY, toy_models, write_toy
+
+    from cogvideo.config import VideoRequest
+    from cogvideo.device import Place
+    from cogvideo.jobs import Jobs
+    from cogvideo.pipeline import CogVideoPipeline
+
+    counts, dice = Counts(), random.Random(6)
+    write_toy(folder)
+    models = toy_models()
+    pipe = CogVideoPipeline(TOY, Place(torch.device("cpu"), torch.float32), folder, lambda *_: models)
+    request = VideoRequest(PROMPT, seed=7, frames=9)
+    with closing(Jobs(folder / "data", TOY, lambda: pipe, write_bytes, MANY)) as jobs:
+        jobs.start()
+        for number in range(times):
+            network = models[number % 3]
+            parameter = dice.choice(list(network.parameters()))
+            sound = parameter.data.clone()
+            parameter.data.fill_(float("nan") if number % 2 else float("inf"))
+            view = final(jobs, request)
+            parameter.data.copy_(sound)
+            said = view.status == "failed" and view.error is not None and "no numbers" in view.error[1]
+            expect(said or view.status == "done", f"{view.status}, {view.error}")
+            counts["said" if said else "without effect"] += 1
+        expect(final(jobs, request).status == "done", "after weights that are no numbers")
+    expect(counts["said"], "no weight that is no number was noticed")
+    return counts
+
+
+def clock_jumps(folder: Path, times: int) -> Counts:
+    """The clock on the wall is set to any year before each video; order, clips and log stay as they are."""
+    from fakes import PRESET, FakePipeline, write_bytes
+
+    from cogvideo import jobs as module
+    from cogvideo.config import VideoRequest
+
+    dice, real, jump = random.Random(7), time.time, [0.0]
+    asked: list[str] = []
+    with ExitStack() as stack:
+        stack.enter_context(patch.object(module.time, "time", lambda: real() + jump[0]))
+        jobs = stack.enter_context(
+            closing(module.Jobs(folder, PRESET, lambda: FakePipeline(free=True), write_bytes, MANY))
+        )
+        jobs.start()
+        for seed in range(times):
+            jump[0] = dice.uniform(-20, 20) * 365 * 86400
+            view = final(jobs, VideoRequest("熊猫", seed=seed, frames=5, superres=False))
+            expect(view.status == "done", f"{view.status} after the clock was set")
+            asked.append(view.id)
+        mine = [view.id for view in jobs.history(KEY, limit=times + 1)]
+        expect(mine == asked[::-1], f"{len(mine)} of {times} clips are there, or their order is another")
+    return Counts(jumps=times, kept=len(mine))
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Inside the block the failures that were asked for are not logged."""
+    import logging
+
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def _quietly(run: Callable[[Path, int], Counts]) -> Callable[[Path, int], Counts]:
+    def quietly(folder: Path, times: int) -> Counts:
+        with quiet():
+            return run(folder, times)
+
+    return quietly
+
+
+FAULTS = (
+    Fault("out of memory", "a sentence with a remedy; the next video is drawn", _quietly(out_of_memory), 5, 150),
+    Fault("weights that are no numbers", "a sentence, unless unused; the next is drawn", _quietly(no_numbers), 3, 100),
+    Fault("clock jumps", "no clip lost, the order kept", _quietly(clock_jumps), 10, 500),
+)
