@@ -19,6 +19,7 @@ from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, get_type_hints
+from urllib.parse import quote
 
 import gradio as gr
 
@@ -607,7 +608,7 @@ def serve(jobs: Jobs, host: str, port: int, root_path: str | None = None) -> gr.
         max_file_size="64mb",
         theme=gr.themes.Base(font=FONTS, font_mono=["ui-monospace", "monospace"], radius_size="lg"),
         css=_asset("page.css"),
-        head=f"<script>{_asset('page.js')}</script>",
+        head=f'<link rel="icon" href="{_icon()}"><script>{_asset("page.js")}</script>',
         favicon_path=str(FOLDER / "favicon.svg"),
         app_kwargs={"routes": routes(jobs)},
     )
@@ -683,6 +684,11 @@ def _merge(first: Updates, second: Updates) -> Updates:
         both = isinstance(update, dict) and isinstance(merged.get(part), dict)
         merged[part] = {**merged[part], **update} if both else update
     return merged
+
+
+def _icon() -> str:
+    """The page's icon as an address that is right below any path; Gradio's own begins at the host."""
+    return f"data:image/svg+xml,{quote(_asset('favicon.svg'))}"
 
 
 def _asset(name: str) -> str:

@@ -12,11 +12,9 @@ import secrets
 import shutil
 import threading
 import time
-from collections import defaultdict, deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, fields, replace
-from heapq import heapify, heappop, heappush
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -34,6 +32,7 @@ from cogvideo.results import EXPORTS, Folder, WriteVideo
 from cogvideo.store import Entry, Record, Store, lock_folder
 from cogvideo.take import Take
 from cogvideo.tokens import TokenFrames
+from cogvideo.turns import order, refuse_when_full
 from cogvideo.video import read_metadata, write_video
 from cogvideo.view import ACTIVE, FINAL, Sentence, View, fold, request_from_dict, request_to_dict
 
@@ -349,44 +348,13 @@ class Jobs:
 
     def _refuse_when_full(self, owner: str, count: int) -> None:
         mine = sum(1 for job in self._views if self._owners[job] == owner)
-        if count > 1 and mine + count > self.limits.per_owner:
-            raise CapacityError(
-                f"每人最多同时有 {self.limits.per_owner} 段视频在生成或排队，您已有 {mine} 段：请少选几段。",
-                f"Everybody may have {self.limits.per_owner} videos running or waiting, and you have {mine}: "
-                "choose fewer.",
-            )
-        if mine >= self.limits.per_owner:
-            raise CapacityError(
-                f"您已有 {mine} 段视频在生成或排队，最多 {self.limits.per_owner} 段：请等其中一段完成，或停止一段。",
-                f"You have {mine} videos running or waiting, {self.limits.per_owner} at most: "
-                "wait for one to finish, or stop one.",
-            )
-        waiting = sum(1 for view in self._views.values() if view.status == "queued")
-        if waiting + count > self.limits.waiting:
-            raise CapacityError(
-                f"排队的视频已有 {waiting} 段，队列满了：请过几分钟再试，您填写的内容会保留。",
-                f"{waiting} videos are waiting and the queue is full: try again in a few minutes; "
-                "what you typed stays.",
-            )
+        refuse_when_full(count, mine, self.limits.per_owner, len(self._waiting()), self.limits.waiting)
+
+    def _waiting(self) -> list[str]:
+        return [job for job, view in self._views.items() if view.status == "queued"]
 
     def _order(self) -> list[str]:
-        """Waiting jobs in the order in which they will run: owners take turns, each owner's own jobs in order."""
-        turn = self._turns
-        theirs: dict[str, deque[tuple[int, str]]] = defaultdict(deque)  # owner -> their jobs, with age in the queue
-        for age, (job, view) in enumerate(self._views.items()):
-            if view.status == "queued":
-                theirs[self._owners[job]].append((age, job))
-        turns = [(self._served.get(owner, 0), *waiting[0], owner) for owner, waiting in theirs.items()]
-        heapify(turns)
-        order: list[str] = []
-        while turns:
-            _, _, job, owner = heappop(turns)  # the oldest job of the least recently served
-            order.append(job)
-            turn += 1
-            theirs[owner].popleft()
-            if theirs[owner]:
-                heappush(turns, (turn, *theirs[owner][0], owner))
-        return order
+        return order([(job, self._owners[job]) for job in self._waiting()], self._served, self._turns)
 
     def _place(self, job: str) -> int:
         if self._places is None:
@@ -403,8 +371,8 @@ class Jobs:
                     return None
                 try:
                     self._drop_abandoned()
-                    if order := self._order():
-                        return self._begin(order[0])
+                    if following := self._order():
+                        return self._begin(following[0])
                 except CapacityError as error:
                     self._wait_for_room(error)
                     continue
@@ -435,7 +403,7 @@ class Jobs:
         if limit is None:
             return
         now = time.monotonic()
-        for job in [job for job, view in self._views.items() if view.status == "queued"]:
+        for job in self._waiting():
             if now - self._seen.get(job, now) > limit:
                 error = ("很久没有人查看，已取消排队。", "Nobody looked at it for a while, so it left the queue.")
                 self._finish(job, "stopped", {"error": error})
