@@ -23,7 +23,7 @@ from gradio_client import Client
 
 def make(server: str, prompt: str, out: Path, seed: int = -1, frames: int = 33) -> dict[str, Any]:
     """Makes a video, waits for it, writes it to `out` and returns what the server last said of it."""
-    client = Client(server, verbose=False)
+    client = Client(server, verbose=False, httpx_kwargs={"timeout": 120})  # busy with a model it answers late
     job = client.predict(prompt, seed, frames, api_name="/make_video")
     print(f"seed {job['seed']}, watch it at {server}?job={job['id']}")
     while (video := client.predict(job["id"], api_name="/video"))["status"] in ("queued", "running"):
