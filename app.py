@@ -395,12 +395,16 @@ class Page:
     def restore(self, me: Any, file: str | None) -> Updates:
         """Fills the form with the settings inside a file that was downloaded here."""
         language = me["language"]
-        found = read_settings(Path(file)) if file else None
+        words, found, start = self.say(language, "file_without"), None, None
+        try:
+            found = read_settings(Path(file)) if file else None
+            request, model = found or (VideoRequest(""), self.own)
+            model = model if model in self.jobs.offers else self.own
+            start = self._begin(request.first_frame, model) if request.first_frame else None
+        except CogVideoError as error:  # the field is free for another file
+            words, found = error.message(language), None
         if found is None:
-            return {self.file: None, self.notice: self.notice_of(self.say(language, "file_without"), "error")}
-        request, model = found
-        model = model if model in self.jobs.offers else self.own
-        start = self._begin(request.first_frame, model) if request.first_frame else None
+            return {self.file: None, self.notice: self.notice_of(words, "error")}
         form = Form.of(request, self.jobs.offer(model).preset.sampling)
         notice = self.notice_of(self.say(language, "file_restored"), "")
         return {**self._fill(form, language, model, start), self.file: None, self.notice: notice}
