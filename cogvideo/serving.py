@@ -37,7 +37,11 @@ def parser() -> argparse.ArgumentParser:
         "--model", help=f"{', '.join(PRESETS)} (default: $COGVIDEO_MODEL, else cogvideo where it can run, else mini)"
     )
     options.add_argument("--memory", help=f"{', '.join(MEMORY)} (default: $COGVIDEO_MEMORY, else what fits)")
-    options.add_argument("--device", help="cpu, cuda, cuda:1 (default: cuda where there is one)")
+    options.add_argument(
+        "--device",
+        default="cpu" if os.environ.get("SPACES_ZERO_GPU") else None,  # there a card is lent to single calls alone
+        help="cpu, cuda, cuda:1 (default: cuda where there is one; on a ZeroGPU Space cpu)",
+    )
     options.add_argument("--eight-bit", action="store_true", help="keep the weights in 8 bits: less memory, slower")
     options.add_argument("--offload", action="store_true", help="keep on the card only the network at work")
     options.add_argument("--data", type=Path, help="folder of the queue and the clips (default: ./data)")

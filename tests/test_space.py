@@ -67,6 +67,13 @@ def test_the_port_comes_from_the_environment(
     assert serving.parser().parse_args(["--port", "1234"]).port == 1234
 
 
+def test_a_card_that_is_only_lent_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SPACES_ZERO_GPU", raising=False)
+    assert serving.parser().parse_args([]).device is None
+    monkeypatch.setenv("SPACES_ZERO_GPU", "true")
+    assert serving.parser().parse_args([]).device == "cpu"
+
+
 READ_ONLY = ["unshare", "--map-root-user", "--mount", "sh", "-c"]
 MOUNT = 'mount --bind "$1" "$1" && mount -o remount,ro,bind "$1" && cd "$1" && shift && exec "$@"'
 
