@@ -6,7 +6,8 @@ exec "${PYTHON:-python}" -m cogvideo generate \
     --input-source interactive \
     --output-path ./output \
     --batch-size 1 \
-    --max-inference-batch-size 1 \
+    --max-inference-batch-size 8 \
+    --stage1-max-inference-batch-size 1 \
     --both-stages \
     --use-guidance-stage1 \
     --guidance-alpha 3.0 \
