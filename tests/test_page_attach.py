@@ -1,0 +1,163 @@
+"""Jobs that are never lost: reload at each stage, another device, a closed tab, no network; and never two at once."""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Callable, Generator
+from typing import Any
+
+import pytest
+from browsing import PHONE, Site, Visitor, expect
+
+from cogvideo.config import VideoRequest
+from cogvideo.events import Event
+from cogvideo.jobs import new_key
+
+
+def picture(visitor: Visitor) -> dict[str, Any]:
+    """What a person sees of the job."""
+    return visitor.page.evaluate(
+        """() => ({
+            what: document.querySelector('.cv-what').textContent,
+            title: document.title,
+            percent: document.querySelector('.cv-bar').ariaValueNow,
+            tokens: document.querySelector('.cv-tokens').textContent,
+            wish: document.querySelector('.cv-wish').textContent,
+            cells: [...document.querySelectorAll('.cv-cells > div')].map(cell => cell.dataset.state),
+            film: document.querySelector('.cv-film:not([hidden])')?.getAttribute('src') || '',
+            job: location.search,
+            acts: [...document.querySelectorAll('.cv-acts [data-act]:not([hidden])')].map(node => node.dataset.act),
+        })"""
+    )
+
+
+def reload(visitor: Visitor, watched: list[str]) -> None:
+    """Reloads; the same picture comes back, by one connection where the job is active and by none where it is not."""
+    before = picture(visitor)
+    state = visitor.page.locator(".cv-screen").get_attribute("data-state")
+    watched.clear()
+    visitor.page.reload()
+    visitor.has_state(state or "")
+    expect(visitor.page.locator(".cv-what")).to_have_text(before["what"])
+    if before["film"]:
+        expect(visitor.film()).to_have_attribute("src", before["film"])
+    assert picture(visitor) == before
+    assert len(watched) == (1 if state in ("queued", "running") else 0)
+
+
+def test_reload_at_every_stage_brings_the_same_picture_back(site: Site, visit: Callable[..., Visitor]) -> None:
+    key = new_key()
+    blocker = site.jobs.submit(VideoRequest("占位", seed=1, frames=5, superres=False), key).id
+    visitor = visit().open(site.url)
+    watched: list[str] = []
+    visitor.page.on("request", lambda request: "/watch/" in request.url and watched.append(request.url))
+    visitor.choose("#cv-rate", "2 帧/秒")
+    visitor.ask()
+    visitor.has_state("queued")
+    expect(visitor.page.locator(".cv-what")).to_have_text("排队中，前面还有 1 段")
+    reload(visitor, watched)
+    job, started = visitor.job(), len(site.fake.started)
+    site.jobs.stop(blocker, key)
+    visitor.has_state("running")
+    reload(visitor, watched)
+    site.fake.step(3)  # a keyframe and a half
+    expect(visitor.page.locator(".cv-cells > div[data-state=painting]")).to_have_count(1)
+    expect(visitor.page.locator(".cv-cells > div[data-state=done]")).to_have_count(1)
+    expect(visitor.page.locator(".cv-tokens")).to_contain_text("96 /")
+    reload(visitor, watched)
+    site.fake.step(7)  # all keyframes
+    expect(visitor.film()).to_have_attribute("src", re.compile("level-0.mp4$"))
+    reload(visitor, watched)
+    site.fake.step()  # the in-betweens; super-resolution waits
+    expect(visitor.film()).to_have_attribute("src", re.compile("level-1.mp4$"))
+    reload(visitor, watched)
+    site.fake.step()
+    visitor.has_state("done")
+    expect(visitor.film()).to_have_attribute("src", re.compile("final.mp4$"))
+    reload(visitor, watched)
+    assert len(site.fake.started) == started + 1 and visitor.job() == job
+    kinds = [entry.kind for entry in site.jobs.log(job)]
+    assert kinds == ["queued", "running", *["keyframe"] * 5, "level", "level", "done"]
+
+
+def test_a_job_outlives_its_tab_and_is_there_on_a_second_device(site: Site, visit: Callable[..., Visitor]) -> None:
+    holder = visit().open(site.url).ask()
+    site.fake.step(2)
+    holder.has_cells(5, 1)
+    phone = visit(viewport=PHONE, has_touch=True).open(holder.page.url)
+    phone.has_cells(5, 1)
+    started = len(site.fake.started)
+    context = holder.page.context
+    holder.page.close()
+    site.fake.step(2)
+    phone.has_cells(5, 2)
+    back = Visitor(context.new_page()).open(site.url)  # no job in the address: the browser remembers who it is
+    back.has_cells(5, 2)
+    back.page.locator("[data-act=stop]").click()
+    back.has_state("stopped")
+    phone.has_state("stopped")
+    assert len(site.fake.started) == started and back.complaints == []
+
+
+@pytest.mark.parametrize("status", [None, 502])
+def test_a_lost_network_is_said_and_made_good_without_a_reload(
+    site: Site, visit: Callable[..., Visitor], status: int | None
+) -> None:
+    """No answer at all, or a proxy's error page, after which a browser's event source gives up by itself."""
+    visitor = visit().open(site.url)
+    visitor.forgiven = True
+    page = visitor.page
+    page.evaluate("() => { window.stayed = true; }")
+    page.route("**/watch/**", lambda route: route.fulfill(status=status) if status else route.abort())
+    visitor.ask()
+    expect(page.locator(".cv-what")).to_contain_text("连接中断")
+    site.fake.step(6)
+    page.unroute("**/watch/**")
+    visitor.has_cells(5, 3)
+    expect(page.locator(".cv-what")).to_have_text("正在画第 4 个关键帧，共 5 个")
+    assert page.evaluate("() => window.stayed")
+
+
+def test_the_second_job_waits_until_the_first_has_let_go(
+    site: Site, visit: Callable[..., Visitor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stops; as long as A's pipeline holds the accelerator, B may not begin, whatever B's page or A's page does."""
+    log: list[tuple[str, int]] = []
+    let_go = threading.Event()
+    stream = site.fake.stream
+
+    def lingering(request: VideoRequest, stop: Callable[[], bool] | None = None) -> Generator[Event, None, None]:
+        log.append(("begin", request.seed))
+        try:
+            yield from stream(request, stop)
+        finally:
+            if request.seed == first:
+                assert let_go.wait(60)
+            log.append(("end", request.seed))
+
+    monkeypatch.setattr(site.fake, "stream", lingering)
+    one, two = visit().open(site.url), visit(locale="en-US").open(site.url)
+    first = int(one.page.locator("#cv-seed input").input_value())
+    one.page.locator("#cv-fresh input").uncheck()
+    one.ask()
+    one.has_state("running")
+    site.fake.step(2)
+    one.has_cells(5, 1)
+    two.ask("一只小猫")
+    two.has_state("queued")
+    one.page.locator("[data-act=stop]").click()
+    expect(one.page.locator(".cv-what")).to_have_text("正在停止…")
+    one.page.reload()
+    two.page.reload()
+    two.has_state("queued")
+    expect(two.page.locator(".cv-what")).to_have_text("Waiting; 1 before this one")
+    assert log == [("begin", first)]
+    let_go.set()
+    one.has_state("stopped")
+    two.has_state("running")
+    site.fake.open()
+    two.has_state("done")
+    second = site.jobs.view(two.job()).request.seed
+    assert log == [("begin", first), ("end", first), ("begin", second), ("end", second)]
+    assert site.fake.most_busy == 1
