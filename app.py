@@ -596,7 +596,11 @@ def serve(jobs: Jobs, host: str, port: int, root_path: str | None = None) -> gr.
     os.environ.setdefault("GRADIO_ANALYTICS_MAX_EVENTS", "100")
     os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", "1000")
     ui.queue(default_concurrency_limit=None, api_open=True, status_update_rate=10)
+    # Gradio asks its own server whether it is there: no proxy knows, and a busy machine takes more than its 3 seconds.
+    others = os.environ.get("no_proxy") or os.environ.get("NO_PROXY")
+    os.environ["no_proxy"] = ",".join([*([others] if others else []), "localhost,127.0.0.1,::1", host])
     ui.launch(
+        _frontend=False,
         server_name=host,
         server_port=port,
         root_path=root_path,
