@@ -655,6 +655,11 @@ def _clock() -> float:
 def _sentence(error: BaseException) -> Sentence:
     if isinstance(error, CogVideoError):
         return error.zh, error.en
+    if isinstance(error, MemoryError):
+        return (
+            "内存不足：请关闭其他程序，减少帧数，或关闭超分后再试。",
+            "Out of memory: close other programs, ask for fewer frames, or switch super-resolution off, and try again.",
+        )
     kind = type(error).__name__
     return (
         f"生成时出现意外错误（{kind}），详情见服务器日志：可以用同样的设置再试一次。",

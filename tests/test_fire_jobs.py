@@ -173,3 +173,11 @@ def test_a_data_folder_that_cannot_be_made_is_a_sentence(tmp_path: Path, fake: F
 @pytest.fixture(autouse=True)
 def logged(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.ERROR, "cogvideo.jobs")
+
+
+def test_running_out_of_memory_outside_the_model_is_said_too(jobs: Jobs, fake: FakePipeline) -> None:
+    fake.open()
+    fake.fail = MemoryError()
+    jobs.start()
+    view = until(jobs, jobs.submit(WISH, KEY).id, finished)
+    assert view.status == "failed" and view.error and "Out of memory" in view.error[1]
