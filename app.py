@@ -34,7 +34,7 @@ from cogvideo.page_change import go_on, kept_tokens
 from cogvideo.page_models import model_choices, model_note
 from cogvideo.page_routes import load_gallery, routes
 from cogvideo.page_start import data_uri, last_frame, read_picture, start_of, start_value
-from cogvideo.serving import data_folder, duplicate_link, free_port, parser, past_proxies, share_base
+from cogvideo.serving import data_folder, duplicate_link, free_port, parser, share_base
 from cogvideo.tokens import TokenFrames
 from cogvideo.view import View
 
@@ -592,7 +592,6 @@ def build_ui(jobs: Jobs) -> gr.Blocks:
 def serve(jobs: Jobs, host: str, port: int, root_path: str | None = None) -> gr.Blocks:
     """Serves the page in the background and returns it; `close()` ends it. Raises OSError where the port is taken."""
     ui = build_ui(jobs)
-    past_proxies()
     # Without these Gradio tells each waiting call about every other one, and sums all calls up after each.
     os.environ.setdefault("GRADIO_ANALYTICS_MAX_EVENTS", "100")
     os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", "1000")
@@ -615,7 +614,6 @@ def serve(jobs: Jobs, host: str, port: int, root_path: str | None = None) -> gr.
         enable_monitoring=False,
         state_session_capacity=SESSIONS,
         max_file_size="64mb",
-        _frontend=False,  # else Gradio gives up where its own page does not answer it within three seconds
         theme=gr.themes.Base(font=FONTS, font_mono=["ui-monospace", "monospace"], radius_size="lg"),
         css=_asset("page.css"),
         head=f'<link rel="icon" href="{_icon()}"><script>{_asset("page.js")}</script>',

@@ -104,13 +104,6 @@ def free_port(host: str, port: int, search: bool) -> int:
     )
 
 
-def past_proxies() -> None:
-    """Lets Gradio reach its own page, which it asks for through the environment's proxy where there is one."""
-    past = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
-    if past != "*":
-        os.environ["no_proxy"] = os.environ["NO_PROXY"] = ",".join(filter(None, [past, "127.0.0.1", "localhost"]))
-
-
 def data_folder(chosen: Path | None) -> Path:
     """The folder of queue and clips: as chosen, or here, or, where here is read-only, in the user's own data folder."""
     folder = chosen or Path(os.environ.get("COGVIDEO_DATA") or "data")

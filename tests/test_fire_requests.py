@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import pytest
@@ -10,7 +9,7 @@ import pytest
 from cogvideo.config import SamplingOptions, TokenSampling, VideoRequest, demand
 from cogvideo.errors import CapacityError, RequestError
 from cogvideo.keys import owner_of
-from cogvideo.serving import free_port, parser, past_proxies
+from cogvideo.serving import free_port, parser
 from cogvideo.tokens import TokenFrames
 
 
@@ -67,13 +66,3 @@ def test_ports_that_do_not_exist_are_a_sentence(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("GRADIO_SERVER_PORT", "eighty")
     with pytest.raises((RequestError, CapacityError, SystemExit)):
         parser().parse_args([])
-
-
-def test_ones_own_page_is_reached_past_any_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("NO_PROXY", raising=False)
-    monkeypatch.setenv("no_proxy", "example.org")
-    past_proxies()
-    assert os.environ["no_proxy"] == os.environ["NO_PROXY"] == "example.org,127.0.0.1,localhost"
-    monkeypatch.setenv("no_proxy", "*")
-    past_proxies()
-    assert os.environ["no_proxy"] == "*"
