@@ -71,7 +71,7 @@ def blocks(document: str, language: str) -> list[Block]:
 def inline_commands(document: str) -> list[tuple[str, ...]]:
     """Commands between backticks in running text and tables."""
     text = re.sub(r"^```.*?^```$", "", read(document), flags=re.M | re.S)
-    found = re.findall(r"`((?:python|make|pip|cogvideo|docker|bash) [^`\n]+)`", text)
+    found = re.findall(r"`((?:python|make|pip|cogvideo|docker|accelerate|torchrun) [^`\n]+)`", text)
     return [tuple(shlex.split(part, comments=True)) for line in found for part in line.split("&&") if part.strip()]
 
 

@@ -25,6 +25,7 @@ import pytest
 from documents import NEEDS, ROOT, Block, blocks, documents, inline_commands, links, pairs, read
 
 from cogvideo import __main__ as cli
+from cogvideo.serving import parser as page_parser
 from cogvideo.video import read_metadata
 
 BASH = [block for name in documents() for block in blocks(name, "bash")]
@@ -95,14 +96,22 @@ def assert_understood(words: Sequence[str]) -> None:
                 known = cli.COMMANDS[rest[0]].parser()._option_string_actions
                 unknown = [word for word in rest if word.startswith("--") and word.split("=")[0] not in known]
                 assert not unknown, (words, unknown)
+        case ["accelerate" | "torchrun", *rest]:
+            if "-m" in rest:  # else it is only spoken of
+                assert_understood(["python", *rest[rest.index("-m") :]])
         case ["python", "-m", module, *_]:
             assert (ROOT / Path(*module.split("."))).with_suffix(".py").is_file(), words
+        case ["python", "app.py", *rest]:
+            assert "--help" in rest or page_parser().parse_args(rest)
         case ["python", script, *_]:
             assert (ROOT / script).is_file(), words
         case ["make", *rest]:
             targets = [word for word in rest if "=" not in word]
             makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
             assert all(re.search(rf"^{target}:", makefile, flags=re.M) for target in targets), words
+            if "run" in targets:
+                options = [shlex.split(word.removeprefix("ARGS=")) for word in rest if word.startswith("ARGS=")]
+                assert all(page_parser().parse_args(some) for some in options)
         case ["pip", "install", *rest]:
             files = [file for option, file in pairwise(rest) if option == "-r"]
             assert all((ROOT / file).is_file() for file in files), words
