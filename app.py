@@ -205,7 +205,9 @@ class Page:
                     0.5, 1.5, usual.temperature, step=0.05, label=zh["temperature"], info=zh["temperature_hint"]
                 )
                 self.top_k = gr.Slider(1, 40, usual.top_k, step=1, label=zh["top_k"], info=zh["top_k_hint"])
-                self.between = gr.Number(label=zh["between_seed"], info=zh["between_hint"], precision=0)
+                self.between = gr.Textbox(  # a Number cannot be empty: it shows and sends 0
+                    label=zh["between_seed"], info=zh["between_hint"], max_lines=1, elem_id="cv-between"
+                )
                 self.superres = gr.Checkbox(value=usual.superres, label=zh["superres"])
                 self.comment = gr.Checkbox(value=True, label=zh["comment"])
                 self.file = gr.File(label=zh["file"], file_types=[".mp4", ".gif"], height=110, elem_id="cv-file")
@@ -499,7 +501,8 @@ class Page:
 
     def _fill(self, form: Form, language: str, model: str, start: dict[str, Any] | None = None) -> Updates:
         values = [form.prompt, form.seed if form.seed is not None else new_seed(), form.frames, form.seconds]
-        values += [form.guidance, form.temperature, form.top_k, form.superres, form.between, start]
+        values += [form.guidance, form.temperature, form.top_k, form.superres]
+        values += ["" if form.between is None else str(form.between), start]
         updates: Updates = {part: gr.update(value=value) for part, value in zip(self.form, values, strict=True)}
         updates |= {self.fresh: gr.update(value=form.seed is None), self.model: gr.update(value=model)}
         updates[self.about] = self._about(language, model)
@@ -672,9 +675,20 @@ def _form(values: Sequence[Any], seed: int | None) -> Form:
         float(temperature),
         int(top_k),
         bool(superres),
-        None if between is None else int(between),
+        _whole(between),
         start_of(start),
     )
+
+
+def _whole(text: str | None) -> int | None:
+    """A whole number that somebody typed, None for nothing. Raises RequestError."""
+    try:
+        return int(text) if text and text.strip() else None
+    except ValueError:
+        raise RequestError(
+            f"中间帧的种子 {text} 不是整数：请输入 0 到 4294967295，或留空。",
+            f"The seed of the in-betweens, {text}, is no whole number: give 0 to 4294967295, or leave it empty.",
+        ) from None
 
 
 def _start_of_job(view: View) -> dict[str, Any] | None:
