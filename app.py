@@ -210,7 +210,7 @@ class Page:
                 )
                 self.superres = gr.Checkbox(value=usual.superres, label=zh["superres"])
                 self.comment = gr.Checkbox(value=True, label=zh["comment"])
-                self.file = gr.File(label=zh["file"], file_types=[".mp4", ".gif"], height=110, elem_id="cv-file")
+                self.file = gr.File(label=zh["file"], file_types=[".mp4", ".gif"], height=140, elem_id="cv-file")
         self.form = [
             self.prompt,
             self.seed,

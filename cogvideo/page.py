@@ -238,6 +238,7 @@ def card_value(view: View) -> dict[str, Any]:
         "seed": request.seed,
         "frames": request.frames,
         "seconds": request.seconds,
+        "drafts": request.drafts,
         "poster": view.poster,
         "keyframes": view.keyframes[:1],
     }

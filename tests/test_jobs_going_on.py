@@ -224,6 +224,34 @@ def test_a_failed_load_can_be_tried_again(jobs: Jobs, fake: FakePipeline) -> Non
     assert until(jobs, view.id, finished).status == "done"
 
 
+def test_a_job_that_memory_was_too_small_for_is_tried_with_less_and_the_same_seed(tmp_path: Path) -> None:
+    asked: list[str | None] = []
+    small = FakePipeline(free=True)
+    large = FakePipeline(free=True)
+    large.fail = CapacityError("内存不足", "Out of memory")
+
+    def make(memory: str | None) -> FakePipeline:
+        asked.append(memory)
+        return small if memory else large
+
+    offer = Offer(replace(PRESET, name="large"), make, lambda: None)
+    jobs = Jobs(tmp_path, PRESET, FakePipeline, write_bytes, Limits(preview_seconds=0), [offer])
+    jobs.start()
+    job = jobs.submit(WISH, KEY, model="large").id
+    view = until(jobs, job, finished)
+    assert view.status == "failed" and large.unloaded == 1  # everything is freed before anything else starts
+    jobs._store.append(job, 0.0, "failed", {"error": ["内存不足", "Out of memory"], "smaller": "16g"})
+    assert jobs.view(job).smaller == "16g"
+    (again,) = go_on(jobs, job, "smaller", KEY)
+    view = until(jobs, again.id, finished)
+    assert (view.status, view.memory, view.request) == ("done", "16g", WISH)
+    assert asked == [None, "16g"]
+    jobs.close()
+    jobs = Jobs(tmp_path, PRESET, FakePipeline, write_bytes, Limits(preview_seconds=0), [offer])
+    assert (jobs.view(view.id).memory, jobs.view(view.id).model) == ("16g", "large")
+    jobs.close()
+
+
 def test_an_idle_server_lets_go_of_the_weights_and_reads_them_again(tmp_path: Path) -> None:
     freed = threading.Event()
 

@@ -57,6 +57,7 @@ def test_four_drafts_grow_and_the_chosen_ones_are_finished(
     site.fake.open()
     visitor.has_state("done")
     draft, seed = visitor.job(), site.jobs.view(visitor.job()).request.seed
+    expect(page.locator(".cv-meta")).to_contain_text(str(seed))
     expect(page.locator(".cv-drafts b[data-state=done]")).to_have_count(20)
     expect(page.locator("[data-act=finish]")).to_be_disabled()
     small = page.locator(".cv-drafts label").evaluate_all(

@@ -10,6 +10,9 @@ window.cv = (() => {
     return pair[cv.english() ? 1 : 0].replace(/\{(\w+)\}/g, (_, name) => values[name] ?? "");
   };
 
+  // A job in a line: its seed and its size.
+  cv.about = (job) => (job.drafts > 1 ? cv.say("meta_drafts", job) : cv.say("meta", job));
+
   cv.pick = (pair) => (pair ? pair[cv.english() ? 1 : 0] : "");
 
   cv.setLanguage = (language) => {

@@ -305,7 +305,7 @@ function drawWords() {
     view && view.status === "running" && view.left !== null ? cv.say("left", { time: cv.time(view.left) }) : "";
   find(".cv-tokens").textContent =
     view && view.total ? cv.say("tokens", { done: view.done.toLocaleString(), total: view.total.toLocaleString() }) : "";
-  find(".cv-meta").textContent = view ? cv.say("meta", view) : "";
+  find(".cv-meta").textContent = view ? cv.about(view) : "";
   find(".cv-wish").textContent = view ? view.prompt : "";
   const notes = view ? [view.mine ? "" : cv.say("watching"), cv.pick(view.error), ...view.notes.map(cv.pick)] : [];
   find(".cv-note").textContent = notes.filter(Boolean).join(" ");

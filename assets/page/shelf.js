@@ -26,7 +26,7 @@ function historyCard(job) {
   if (picture) open.style.backgroundImage = `url("${cv.media(job.id, picture)}")`;
   const text = make("p", "cv-wish", job.prompt);
   text.lang = "zh-CN";
-  const state = make("p", "cv-small", `${cv.say(["queued", "running"].includes(job.status) ? "active" : job.status)} · ${cv.say("meta", job)}`);
+  const state = make("p", "cv-small", `${cv.say(["queued", "running"].includes(job.status) ? "active" : job.status)} · ${cv.about(job)}`);
   const row = make("div", "cv-row");
   row.append(button("reuse", "reuse", job.id));
   if (job.status !== "running") row.append(button(asked === job.id ? "delete_sure" : "delete", "delete", job.id));
