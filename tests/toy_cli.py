@@ -1,0 +1,50 @@
+"""`python toy_cli.py SITE.json WORDS...`: the command line, for which the published model is a toy on a local server.
+
+SITE.json: {"model": sizes, "files": rows}; see toy_published. $DIE, where set, is the rank of a process that is killed
+as it writes its second film; $FILMS_LOG is where each film is noted by whom it was drawn.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+from cogvideo import config, published
+
+
+def set_up(site: dict[str, Any]) -> None:
+    rows = [row | {name: tuple(row[name]) for name in ("hub", "urls")} for row in site["files"]]
+    published.COGVIDEO = tuple(published.PublishedFile(**row) for row in rows)  # type: ignore[misc]
+    preset = config.PRESETS["cogvideo"]
+    config.PRESETS["cogvideo"] = config.replace(preset, model=config.resize(preset.model, site["model"]))
+
+
+def watch_films() -> None:
+    from cogvideo import films
+
+    write, rank, written = films.write_video, os.environ["RANK"], []
+
+    def noted(path: Path, *arguments: Any) -> Path:
+        written.append(path)
+        if os.environ.get("DIE") == rank and len(written) == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        write(path, *arguments)
+        with Path(os.environ["FILMS_LOG"]).open("a") as log:
+            log.write(f"{rank} {path.name}\n")
+        return path
+
+    films.write_video = noted
+
+
+if __name__ == "__main__":
+    if sys.argv[1] != "-":
+        set_up(json.loads(Path(sys.argv[1]).read_text()))
+    if "FILMS_LOG" in os.environ:
+        watch_films()
+    from cogvideo.__main__ import main
+
+    sys.exit(main(sys.argv[2:]))
