@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from browsing import DESKTOP, PANDA, PHONE, Server, Site, Visitor, expect, free_port
+from browsing import DESKTOP, PANDA, PHONE, Site, Visitor, expect
 from fakes import moving_square
 
 from cogvideo.config import VideoRequest
@@ -311,28 +311,3 @@ def test_files_need_an_exact_name_and_nothing_is_listed(site: Site, visit: Calla
         "media/..%2f/jobs.sqlite",
     ):
         assert request.get(site.url + path).status == 404
-
-
-def test_a_killed_server_comes_back_with_everything(visit: Callable[..., Visitor], tmp_path: Path) -> None:
-    port = free_port()
-    server = Server(tmp_path, port)
-    visitor = visit().open(f"http://127.0.0.1:{port}/").ask()
-    server.order("11")
-    visitor.has_cells(9, 9)
-    visitor.ask("一只小猫")
-    visitor.has_state("queued")
-    waiting = visitor.job()
-    server.kill()
-    server = Server(tmp_path, port)
-    server.order("open")
-    visitor.has_state("done")  # found again without a reload
-    assert visitor.job() == waiting
-    cards = visitor.page.locator("[data-shelf=history] .cv-card")
-    expect(cards).to_have_count(2)
-    cards.nth(1).locator(".cv-picture").click()
-    visitor.has_state("interrupted")
-    visitor.has_cells(9, 9)
-    visitor.page.locator("[data-act=again]").click()
-    visitor.has_state("done")
-    visitor.forgiven = True
-    server.quit()
