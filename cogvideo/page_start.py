@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import io
+import threading
 import warnings
 from pathlib import Path
 from typing import Any, Final
@@ -19,8 +20,10 @@ from cogvideo.events import Frames
 from cogvideo.tokens import TokenFrames
 
 FORMATS: Final = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
-MAX_PIXELS: Final = 100_000_000
-"""More would take gigabytes to unpack."""
+MAX_PIXELS: Final = 50_000_000
+"""More than cameras make; unpacked, these are 200 MB."""
+UNPACKING: Final = threading.Lock()
+"""One picture at a time, however many are sent."""
 
 
 def read_picture(path: Path, size: tuple[int, int]) -> Frames:
@@ -35,7 +38,8 @@ def read_picture(path: Path, size: tuple[int, int]) -> Frames:
                     f"The picture has {image.width} by {image.height} pixels, {MAX_PIXELS // 10**6} million at most: "
                     "make it smaller first.",
                 )
-            return _fit(image, size)
+            with UNPACKING:
+                return _fit(image, size)
     except (CogVideoError, MemoryError):
         raise
     except Exception as error:  # a stranger's file: Pillow raises whatever comes up
