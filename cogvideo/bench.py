@@ -10,6 +10,7 @@ import argparse
 import json
 import platform
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
@@ -39,6 +40,7 @@ PROMPTS = (
     "一辆公交车在马路上向左开",
     "一只猫头鹰在沙漠里变大",
 )
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -52,8 +54,9 @@ def main(arguments: Sequence[str]) -> int:
     preset = _sized(PRESETS[options.preset], options)
     place = pick_place(options.device)
     place = replace(place, dtype=DTYPES[options.dtype] if options.dtype else place.dtype)
+    clock = CLOCKS[options.clock]
     compared = options.compare == "release"
-    bench = Bench(preset, place, options.frames, options.steps, compared, options.seconds, options.weights)
+    bench = Bench(preset, place, options.frames, options.steps, compared, options.seconds, options.weights, clock)
     lines = []
     with console.speaking(options.json == STREAM):
         for line in bench.lines(options.stages.split(",")):
@@ -129,6 +132,12 @@ def _parser() -> console.Parser:
     parser.add_argument("--steps", type=int, help="time at most so many steps a stage, spread evenly, and extrapolate")
     parser.add_argument("--seconds", type=float, default=1.0, help="for each ceiling of the machine (default: 1)")
     parser.add_argument("--compare", choices=("release",), help="measure the release's structure beside ours")
+    parser.add_argument(
+        "--clock",
+        choices=tuple(CLOCKS),
+        default="wall",
+        help="cpu: seconds that this process computed, with one thread, for a machine that is busy with other things",
+    )
     parser.add_argument("--weights", choices=KINDS, default="fp32", help="of the compiled step on a CPU (%(default)s)")
     parser.add_argument(
         "--ahead",
@@ -236,6 +245,7 @@ def described(bench: Bench, lines: Sequence[Line], arguments: Sequence[str]) -> 
     cpu = sum(line.release_cpu_seconds or 0 for line in both) / sum(line.cpu_seconds for line in both) if both else None
     return _origin(arguments) | {
         "step": bench.form,
+        "clock": next(name for name, clock in CLOCKS.items() if clock is bench.clock),
         "model": asdict(bench.config),
         "frames": bench.frames,
         "device": str(bench.place.device),

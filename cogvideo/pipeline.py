@@ -61,9 +61,9 @@ PREVIEWS: Final = 4
 """Pictures of a keyframe while it is painted, the finished one included."""
 
 LOOK_AHEAD: Final = 8
-"""Slots of a keyframe that one step reads on a CPU. With `mini` and real prompts, one core: 4.5 to 7.3 tokens
-a step, keyframes in 26 to 57 % of the time. Off for frames between, where the wavefront is as fast, and on a GPU, where
-each step would wait for the host."""
+"""Slots of a keyframe that one step reads on a CPU. With `mini` and real prompts, one core: 4.0 to 5.1 tokens a step,
+keyframes in 56 % of the time; 4 slots and 12 take longer (assets/bench/ahead.json). Off for frames between, where the
+wavefront is nearly as fast and all rows would have to agree, and on a GPU, where each step would wait for the host."""
 
 Stop = Callable[[], bool]
 
@@ -253,7 +253,7 @@ class CogVideoPipeline:
         if self.place.eight_bit:
             for network in (models.stage1, models.stage2, models.superres):
                 compress(network, self.place)
-        elif fusing_pays(self.preset.model, self.place.device):
+        elif self.place.keep and fusing_pays(self.preset.model, self.place.device):
             models.stage1.fuse()
             models.stage2.fuse()
         return models

@@ -21,7 +21,7 @@ import torch
 
 from kernels import decode_attention as decoding
 from kernels import local_attention as door
-from kernels import reference
+from kernels import reference, sandwich_norm, w8a16
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -88,6 +88,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rows = [
         *local_attention_rows(shape, device, dtype, machine, options.seconds),
         *decode_attention_rows(shape, device, dtype, machine, options.seconds),
+        *int8_rows(shape, device, dtype, machine, options.seconds),
+        *sandwich_rows(shape, device, dtype, machine, options.seconds),
     ]
     if options.json:
         lines = [asdict(row) | {"of_floor": row.of_floor} for row in rows]
@@ -123,20 +125,25 @@ def measure_machine(device: torch.device, dtype: torch.dtype, seconds: float) ->
     return Machine(name, 2 * source.numel() / copy / 1e6, 2 * side**3 / product / 1e6)
 
 
-def milliseconds(call: Callable[[], object], device: torch.device, seconds: float) -> float:
-    """Median time of a call, repeated for about `seconds`, at least three times after one call to warm up."""
+def milliseconds(
+    call: Callable[[], object], device: torch.device, seconds: float, clock: Callable[[], float] = time.perf_counter
+) -> float:
+    """Median time of a call, repeated for about `seconds`, at least three times after one call to warm up.
+
+    `clock`: in seconds, for a CPU.
+    """
     call()
     times: list[float] = []
     while len(times) < 3 or sum(times) < seconds * 1000:
-        times.append(_once(call, device))
+        times.append(_once(call, device, clock))
     return statistics.median(times)
 
 
-def _once(call: Callable[[], object], device: torch.device) -> float:
+def _once(call: Callable[[], object], device: torch.device, clock: Callable[[], float]) -> float:
     if device.type != "cuda":
-        start = time.perf_counter()
+        start = clock()
         call()
-        return (time.perf_counter() - start) * 1000
+        return (clock() - start) * 1000
     before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     before.record()
     call()
@@ -234,17 +241,63 @@ def decode_attention_rows(
     spans = torch.tensor([[[0, places]] for places in shape.places], dtype=torch.int32, device=device)
     numbers = 2 * rows * heads * head * sum(shape.places)
     floor = numbers * torch.finfo(dtype).bits / 8 / (machine.gigabytes_per_second * 1e6)
-    why = decoding.why_not(channels)
-    forms = {"fast": decoding.decode_attention, "plain": reference.decode_attention}
-    for form, function in forms.items():
+    calls: dict[str, Callable[[], object]] = {
+        "fast": lambda: decoding.decode_attention(channels, spans),
+        "plain": lambda: reference.decode_attention(channels, spans),
+    }
+    yield from _rows("decode attention", calls, decoding.why_not(channels), floor, device, seconds)
+
+
+def int8_rows(
+    shape: Shape, device: torch.device, dtype: torch.dtype, machine: Machine, seconds: float
+) -> Iterator[Row]:
+    """The first product of the MLP for the rows that decoding advances at once: 8-bit weights by the kernel, unpacked
+    first, and weights of full size. The floor: the 8-bit weights are read once.
+    """
+    hidden = shape.heads * shape.head
+    x = torch.randn(shape.samples, hidden, device=device, dtype=dtype)
+    whole = torch.randn(4 * hidden, hidden, device=device, dtype=dtype)
+    small, scale = w8a16.quantise(whole)
+    floor = small.numel() / (machine.gigabytes_per_second * 1e6)
+    calls: dict[str, Callable[[], object]] = {
+        "fast": lambda: w8a16.linear(x, small, scale),
+        "plain": lambda: w8a16.plain(x, small, scale),
+        "16 bits" if dtype.itemsize == 2 else "32 bits": lambda: torch.nn.functional.linear(x, whole),
+    }
+    yield from _rows("8-bit product", calls, w8a16.why_not(x, small), floor, device, seconds)
+
+
+def sandwich_rows(
+    shape: Shape, device: torch.device, dtype: torch.dtype, machine: Machine, seconds: float
+) -> Iterator[Row]:
+    """LayerNorm, residual sum and LayerNorm of a layer of super-resolution, which has many rows. The floor: two tensors
+    are read and two written.
+    """
+    hidden, rows = shape.heads * shape.head, shape.samples * shape.fine[0] * shape.fine[1]
+    x, out = (torch.randn(rows, hidden, device=device, dtype=dtype) for _ in range(2))
+    norm = (torch.ones(hidden, device=device, dtype=dtype), torch.zeros(hidden, device=device, dtype=dtype))
+    floor = 4 * x.numel() * dtype.itemsize / (machine.gigabytes_per_second * 1e6)
+    calls: dict[str, Callable[[], object]] = {
+        "fast": lambda: sandwich_norm.sandwich_norm(x, out, norm, norm),
+        "plain": lambda: sandwich_norm.plain(x, out, norm, norm),
+    }
+    yield from _rows("sandwiched norms", calls, sandwich_norm.why_not(x), floor, device, seconds)
+
+
+def _rows(
+    operation: str,
+    calls: dict[str, Callable[[], object]],
+    why: str | None,
+    floor: float,
+    device: torch.device,
+    seconds: float,
+) -> Iterator[Row]:
+    """A row for each form; `why` the fast one cannot run."""
+    for form, call in calls.items():
         if form == "fast" and why is not None:
-            yield Row("decode attention", form, None, None, floor, why)
-            continue
-
-        def call(function: Callable[..., object] = function) -> None:
-            function(channels, spans)
-
-        yield Row("decode attention", form, milliseconds(call, device, seconds), mebibytes(call, device), floor)
+            yield Row(operation, form, None, None, floor, why)
+        else:
+            yield Row(operation, form, milliseconds(call, device, seconds), mebibytes(call, device), floor)
 
 
 def table(shape: Shape, dtype: torch.dtype, machine: Machine, rows: Sequence[Row]) -> str:

@@ -29,10 +29,9 @@ def _product(
         within = first + k < inputs
         x = tl.load(X + r[:, None] * inputs + first + k[None, :], mask=there[:, None] & within[None, :], other=0.0)
         w = tl.load(WEIGHTS + at + first + k[None, :], mask=wanted[:, None] & within[None, :], other=0)
-        w = w.to(x.dtype)  # whole numbers up to 127 are exact in every type
         if INTERPRETED:  # the interpreter takes bfloat16 for integers
             x = x.to(tl.float32)
-            w = w.to(tl.float32)
+        w = w.to(x.dtype)  # whole numbers up to 127 are exact in every type
         total += tl.dot(x, tl.trans(w), input_precision="ieee")
     y = total * tl.load(SCALE + n, mask=wanted, other=0.0)[None, :]
     if BIASED:

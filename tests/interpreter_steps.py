@@ -29,5 +29,7 @@ def sandwich(shape: tuple[int, ...], dtype: torch.dtype) -> float:
 if __name__ == "__main__":
     found = {f"{name} {dtype}": product(name, dtype) for name in PRODUCTS for dtype in DTYPES}
     found |= {f"{shape} {dtype}": sandwich(shape, dtype) for shape in SANDWICHES for dtype in DTYPES}
-    wired = {f"stage {stage} fused {fused}": tokens_differ(stage, fused) for stage in (1, 2) for fused in (False, True)}
+    wired = {
+        f"stage {stage} fused {fused}": tokens_differ(stage, fused, rows=1) for stage, fused in ((1, False), (2, True))
+    }
     print(json.dumps({"errors": found, "wired": wired}))

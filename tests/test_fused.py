@@ -88,8 +88,14 @@ def test_a_step_takes_fewer_calls_and_never_more_as_it_goes_on() -> None:
     assert calls[1] < calls[0]
 
 
+@pytest.mark.parametrize(("free", "copied"), [(60 * 10**9, True), (30 * 10**9, False)])
+def test_large_networks_are_copied_on_cards_with_room(free: int, copied: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 80 * 10**9))
+    assert fusing_pays(PRESETS["cogvideo"].model, torch.device("cuda")) == copied
+
+
 def test_only_small_networks_on_a_cpu_are_copied() -> None:
     assert fusing_pays(PRESETS["mini"].model, torch.device("cpu"))
-    assert not fusing_pays(PRESETS["mini"].model, torch.device("cuda"))
+    assert not fusing_pays(PRESETS["mini"].model, torch.device("meta"))
     assert not fusing_pays(PRESETS["cogvideo"].model, torch.device("cpu"))
     assert not fusing_pays(replace(CONFIG, layers=10**6), torch.device("cpu"))

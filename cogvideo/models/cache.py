@@ -275,11 +275,12 @@ class _Numbers:
         layout, like = cache.layout, cache.like
         self._size, channels = layout.tokens_per_frame, 2 if cache.both else 1
         slots = layout.frames * self._size
-        spans = torch.zeros(2, channels, slots, 2, dtype=torch.int32)
+        seen = [[[Stretch(0, 0)] * channels] * slots for _ in (0, 1)]  # of a given frame's slots nothing
         for frame in cache.drawn:
             for slot in range(self._size):
-                for parity, seen in enumerate(cache.seen(Place(frame, slot))):
-                    spans[parity, :, frame * self._size + slot] = torch.tensor(seen[:channels], dtype=torch.int32)
+                for parity, stretches in enumerate(cache.seen(Place(frame, slot))):
+                    seen[parity][frame * self._size + slot] = stretches
+        spans = torch.tensor(seen, dtype=torch.int32).transpose(1, 2).contiguous()  # [2, channels, F * N, 2]
         rows = torch.cat([torch.as_tensor(layout.frame_rows(frame)) for frame in range(layout.frames)])
         self._spans, self._rows = spans.to(like.device), rows.to(like.device)
         self._all = torch.arange(slots, device=like.device)

@@ -2,8 +2,8 @@
 
 In: what the slots of a step hold. Out: their hidden states after all layers and the final LayerNorm, and the scores.
 The unfolded form, `VideoLM` itself, stays the reference and the form that is trained; this one is a copy, made where
-the memory is no matter and a step is short: small networks on a CPU. It has two forms, with the same numbers: in
-PyTorch (`PlainSteps`), and in C (`CompiledSteps`), where a compiler is at hand.
+there is memory to spare: for small networks on a CPU, for large ones on a large card. It has two forms, with the same
+numbers: in PyTorch (`PlainSteps`), and in C (`CompiledSteps`) on a CPU where a compiler is at hand.
 """
 
 from __future__ import annotations
@@ -23,11 +23,17 @@ from kernels.cpu_step import Affine, LayerWeights, Precision
 from kernels.sandwich_norm import EPSILON, sandwich_norm
 
 LARGEST = 2**28
-"""Numbers in the copy, above which memory matters more than the time of a step."""
+"""Numbers in the copy on a CPU, above which memory matters more than the time of a step."""
+
+ROOM = 3
+"""On a card: it must have room for so many times what both stages' copies take, when the networks are there."""
 
 
 def fusing_pays(config: ModelConfig, device: torch.device) -> bool:
-    """Whether networks of this size on this device are to be fused when they are loaded."""
+    """Whether networks of this size, which stay on this device, are to be fused when they have been loaded."""
+    if device.type == "cuda":
+        copies = 2 * config.layers * 8 * config.hidden**2 * 2  # what is not laid anew is shared; fp16
+        return bool(torch.cuda.mem_get_info(device)[0] >= ROOM * copies)
     numbers = config.layers * 16 * config.hidden**2 + config.image_tokens * config.hidden
     return device.type == "cpu" and numbers <= LARGEST
 

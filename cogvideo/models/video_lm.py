@@ -6,6 +6,7 @@ In: token ids. Out: logits over the image tokens, fp32.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from weakref import proxy
 
 import torch
 from torch import Tensor
@@ -119,7 +120,8 @@ class VideoLM(TokenModel):
             return self._step(cache, ids, guidance)
         graph = cache.graphs.get((len(places), guidance))
         if not isinstance(graph, StepGraph):
-            graph = cache.graphs[len(places), guidance] = StepGraph(lambda held: self._step(cache, held, guidance), ids)
+            storage = proxy(cache)  # which keeps the graph, and is to be freed with it as soon as nobody draws with it
+            graph = cache.graphs[len(places), guidance] = StepGraph(lambda ids: self._step(storage, ids, guidance), ids)
         return graph(ids)
 
     def _step(self, cache: Cache, ids: Tensor, guidance: float | None) -> Tensor:
