@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -17,33 +17,8 @@ import torch
 from cogvideo import console, weights
 from cogvideo.config import PRESET_FILE, ModelConfig, describe_preset
 from cogvideo.errors import CapacityError, RequestError
-from cogvideo.models.loader import BACKBONE, PARTS, Part, expected
+from cogvideo.models.loader import BACKBONE, PARTS, Part, Sizes, expected, gigabytes
 from cogvideo.published import CONVERTED, checkpoint_folder, published_home
-
-
-@dataclass(frozen=True)
-class Converted:
-    """What became of a conversion, in bytes; `own`: for each part, tensors of the backbone that are its own."""
-
-    before: int
-    after: int
-    own: dict[str, list[str]]
-
-    def sentences(self) -> tuple[str, str]:
-        """zh, en."""
-        sizes = f"{_gigabytes(self.after)} GB", f"{_gigabytes(self.before)} GB"
-        different = {part: len(names) for part, names in self.own.items() if names}
-        if not different:
-            return (
-                f"三个网络的主干完全相同，只存一份：{sizes[0]}，原为 {sizes[1]}。",
-                f"The three networks have the same backbone, kept once: {sizes[0]} instead of {sizes[1]}.",
-            )
-        told = ", ".join(f"{part} {count}" for part, count in different.items())
-        return (
-            f"主干中有不同的张量，各自保留（{told}）；其余只存一份：{sizes[0]}，原为 {sizes[1]}。",
-            f"Tensors of the backbone that differ are kept apart ({told}), the others once: {sizes[0]} instead of "
-            f"{sizes[1]}.",
-        )
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -80,7 +55,7 @@ def _parser() -> console.Parser:
     return parser
 
 
-def convert(directory: Path, out: Path) -> Converted:
+def convert(directory: Path, out: Path) -> Sizes:
     """Writes `out`, a new folder. Raises RequestError, WeightsError, CapacityError; then nothing is there."""
     config = weights.published_config(directory)
     networks = {part: _read(directory, config, part) for part in PARTS}
@@ -92,7 +67,7 @@ def convert(directory: Path, out: Path) -> Converted:
         for name, tensors in files.items():
             weights.write_safetensors(folder / f"{name}.safetensors", tensors)
         (folder / PRESET_FILE).write_text(describe_preset("cogvideo", config), encoding="utf-8")
-    return Converted(before, after, own)
+    return Sizes(before, after, own)
 
 
 def _read(directory: Path, config: ModelConfig, part: Part) -> weights.Tensors:
@@ -104,11 +79,11 @@ def _read(directory: Path, config: ModelConfig, part: Part) -> weights.Tensors:
     return {name: tensors[name] for name in wanted}
 
 
-def _share(networks: Mapping[Part, weights.Tensors]) -> tuple[dict[str, weights.Tensors], dict[str, list[str]]]:
+def _share(networks: Mapping[Part, weights.Tensors]) -> tuple[dict[str, weights.Tensors], dict[Part, list[str]]]:
     """(content of each file, names that each part has of its own): the first network's backbone is the common one."""
     first = next(iter(networks.values()))
     files = {"backbone": {name: tensor for name, tensor in first.items() if name.startswith(BACKBONE)}}
-    own: dict[str, list[str]] = {}
+    own: dict[Part, list[str]] = {}
     for part, tensors in networks.items():
         own[part] = [n for n in files["backbone"] if tensors is not first and not _same(tensors[n], first[n])]
         files[part] = {n: t for n, t in tensors.items() if not n.startswith(BACKBONE) or n in own[part]}
@@ -146,16 +121,11 @@ def _require_space(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise CapacityError(
-            f"{folder.parent} 所在磁盘仅剩 {_gigabytes(free)} GB，需要 {_gigabytes(needed)} GB：请清理磁盘。",
-            f"The disk of {folder.parent} has {_gigabytes(free)} GB free where {_gigabytes(needed)} GB are needed: "
+            f"{folder.parent} 所在磁盘仅剩 {gigabytes(free)} GB，需要 {gigabytes(needed)} GB：请清理磁盘。",
+            f"The disk of {folder.parent} has {gigabytes(free)} GB free where {gigabytes(needed)} GB are needed: "
             "make room, or choose another place.",
         )
 
 
 def _bytes(tensors: weights.Tensors) -> int:
     return sum(tensor.nbytes for tensor in tensors.values())
-
-
-def _gigabytes(count: int) -> str:
-    """Three digits: 22.7, or 0.00164 for a toy."""
-    return f"{count / 1e9:.3g}"

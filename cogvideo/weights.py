@@ -7,8 +7,11 @@ twice. Two formats: safetensors (ours) and the published one, a folder for each 
 
 from __future__ import annotations
 
+import ctypes
 import json
+import mmap
 import os
+import sys
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -37,11 +40,39 @@ SPECIAL_TOKENS = 3
 """A checkpoint with another vocabulary (a toy) ends with the special tokens, `<start_of_image>` first."""
 
 
+class Mapped(dict[str, Tensor]):
+    """Tensors of a file that is mapped: what is read of them can be dropped from memory and read again."""
+
+
+def take(tensors: Tensors, name: str, device: str | torch.device, dtype: torch.dtype) -> Tensor:
+    """One of `tensors` as it is wanted: itself, or a copy; then what the file's takes in memory is dropped."""
+    tensor = tensors[name]
+    taken = tensor.to(device, dtype)
+    if taken is not tensor:
+        drop(tensors, name)
+    return taken
+
+
+def drop(tensors: Tensors, name: str) -> None:
+    """Give back the memory that reading a mapped file's tensor took; whoever reads it again gets it from the file.
+
+    On Linux, where it is a promise that nothing was written to it; elsewhere the system does so when it needs room.
+    """
+    if not isinstance(tensors, Mapped) or not sys.platform.startswith("linux"):
+        return
+    tensor = tensors[name]
+    begin = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE  # whole pages only
+    size = tensor.data_ptr() + tensor.nbytes - begin
+    if size >= mmap.PAGESIZE:
+        size -= size % mmap.PAGESIZE
+        ctypes.CDLL(None).madvise(ctypes.c_void_p(begin), ctypes.c_size_t(size), ctypes.c_int(mmap.MADV_DONTNEED))
+
+
 def read_safetensors(path: Path) -> Tensors:
     """All tensors of a file. Raises WeightsError where it is missing or damaged."""
     require(path)
     try:
-        return load_file(path)
+        return Mapped(load_file(path))
     except MemoryError:
         raise
     except Exception as error:  # a damaged header brings up whatever it can
@@ -88,8 +119,8 @@ def read_published(folder: Path) -> Tensors:
     """Tensors of one network in the published format, mapped from the file. Raises WeightsError."""
     path = checkpoint_file(folder)
     try:
-        # Files of torch before 1.6 are no zip archives and cannot be mapped.
-        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        mapped = zipfile.is_zipfile(path)  # files of torch before 1.6 are not, and cannot be mapped
+        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except MemoryError:
         raise
     except Exception as error:  # damaged pickles bring up whatever they can
@@ -97,7 +128,7 @@ def read_published(folder: Path) -> Tensors:
     tensors = loaded.get("module") if isinstance(loaded, dict) else None
     if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
         raise damaged(path, "no tensors under the key 'module'")
-    return tensors
+    return Mapped(tensors) if mapped else tensors
 
 
 def checkpoint_file(folder: Path) -> Path:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -98,6 +100,58 @@ def test_a_backbone_that_differs_shares_what_is_equal(published: Path) -> None:
     torch.testing.assert_close(second[name], first[name] + 1, rtol=0, atol=1e-2)
     different = {n for n in first if n.startswith("transformer.") and first[n].data_ptr() != second[n].data_ptr()}
     assert different == {name}
+
+
+def test_what_sharing_saves_is_told(published: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    models = loader.load_published(published)
+    sizes = models.sizes
+    unique = {p.data_ptr(): p.nbytes for network in models.networks.values() for p in network.parameters()}
+    assert sizes.after == sum(unique.values())
+    assert sizes.before == sum(p.nbytes for network in models.networks.values() for p in network.parameters())
+    assert "same backbone" in caplog.text and loader.gigabytes(sizes.after) in caplog.text
+    path = published / "cogvideo-stage2" / "38000" / "mp_rank_00_model_states.pt"
+    edit(path, lambda tensors: tensors["transformer.final_layernorm.bias"].add_(1))
+    sizes = loader.load_published(published).sizes
+    assert sizes.own == {"stage1": [], "stage2": ["transformer.final_layernorm.bias"], "superres": []}
+
+
+LOAD = """
+import sys, torch
+from pathlib import Path
+from cogvideo.models import loader
+
+def kilobytes(word):
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(word))
+
+dtype = getattr(torch, sys.argv[2])
+torch.randn(8).to(dtype)
+open("/proc/self/clear_refs", "w").write("5")  # forget the highest point so far
+before = kilobytes("VmRSS")
+models = loader.load_published(Path(sys.argv[1]), dtype=dtype)
+print((kilobytes("VmHWM") - before) * 1024, models.sizes.after)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_loading_takes_what_stays_and_little_more(published: Path, dtype: str) -> None:
+    for name in weights.PUBLISHED.values():
+        path = published / name / "model_config.json"
+        sizes = {"num_layers": 24, "hidden_size": 256, "num_attention_heads": 4}
+        path.write_text(json.dumps(json.loads(path.read_text()) | sizes))
+    config = weights.published_config(published)
+    common: dict[str, torch.Tensor] = {}
+    for part in loader.PARTS:
+        for name, like in loader.expected(config, part).items():
+            common[name] = torch.full(like.shape, 0.5, dtype=torch.float16)
+        path = weights.checkpoint_file(published / weights.PUBLISHED[part])
+        torch.save({"module": {name: common[name] for name in loader.expected(config, part)}}, path)
+    words = [sys.executable, "-c", LOAD, str(published), dtype]
+    answer = subprocess.run(words, capture_output=True, text=True, check=True)
+    peak, stays = map(int, answer.stdout.split())
+    largest = common["transformer.word_embeddings.weight"].nbytes
+    assert peak < stays + 3 * largest + 2**24  # two files' largest tensors are compared; a third copy is being made
 
 
 def test_without_latest_the_only_checkpoint_is_taken(published: Path) -> None:

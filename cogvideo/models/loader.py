@@ -6,13 +6,13 @@ Networks are made without storage and take the file's tensors: random weights ar
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch
-from torch import Tensor
 
 from cogvideo import weights
 from cogvideo.config import ASSETS, PRESETS, ModelConfig
@@ -26,12 +26,56 @@ Part = Literal["stage1", "stage2", "superres"]
 PARTS: tuple[Part, ...] = ("stage1", "stage2", "superres")
 BACKBONE = "transformer."
 
+LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Bytes of the networks one by one, and with one backbone; `own`: for each, tensors of the backbone that differ."""
+
+    before: int
+    after: int
+    own: Mapping[Part, list[str]]
+
+    def sentences(self) -> tuple[str, str]:
+        """zh, en."""
+        sizes = f"{gigabytes(self.after)} GB", f"{gigabytes(self.before)} GB"
+        different = {part: len(names) for part, names in self.own.items() if names}
+        if not different:
+            return (
+                f"三个网络的主干完全相同，只存一份：{sizes[0]}，原为 {sizes[1]}。",
+                f"The three networks have the same backbone, kept once: {sizes[0]} instead of {sizes[1]}.",
+            )
+        told = ", ".join(f"{part} {count}" for part, count in different.items())
+        return (
+            f"主干中有不同的张量，各自保留（{told}）；其余只存一份：{sizes[0]}，原为 {sizes[1]}。",
+            f"Tensors of the backbone that differ are kept apart ({told}), the others once: {sizes[0]} instead of "
+            f"{sizes[1]}.",
+        )
+
+
+def gigabytes(count: int) -> str:
+    """Three digits: 22.7, or 0.00164 for a toy."""
+    return f"{count / 1e9:.3g}"
+
 
 @dataclass(frozen=True)
 class LoadedModels:
     """The networks that were asked for; asking for another is an error of the caller."""
 
     networks: dict[Part, TokenModel]
+
+    @property
+    def sizes(self) -> Sizes:
+        """What is kept, beside what the networks would take one by one."""
+        states = {part: network.state_dict() for part, network in self.networks.items()}
+        kept = {tensor.data_ptr(): tensor.nbytes for state in states.values() for tensor in state.values()}
+        first = next(iter(states.values()))
+        own = {
+            part: [n for n in first if n.startswith(BACKBONE) and state[n].data_ptr() != first[n].data_ptr()]
+            for part, state in states.items()
+        }
+        return Sizes(sum(tensor.nbytes for s in states.values() for tensor in s.values()), sum(kept.values()), own)
 
     @property
     def stage1(self) -> VideoLM:
@@ -90,7 +134,7 @@ def load_safetensors(
     networks = {}
     for part in parts:
         path = folder / f"{part}.safetensors"
-        tensors = common | weights.read_safetensors(path)
+        tensors = weights.Mapped({**common, **weights.read_safetensors(path)})
         backbone = _shared_backbone(config, path, tensors, common, first, dtype, device)
         networks[part] = _network(config, part, backbone, path, tensors, dtype, device)
     return LoadedModels(networks)
@@ -119,7 +163,9 @@ def load_published(
         else:
             backbone = _shared_backbone(config, path, tensors, *first, dtype, device)
         networks[part] = _network(config, part, backbone, path, tensors, dtype, device)
-    return LoadedModels(networks)
+    models = LoadedModels(networks)
+    LOG.info("%s", models.sizes.sentences()[1])
+    return models
 
 
 def fill_backbone(
@@ -129,7 +175,8 @@ def fill_backbone(
     transformer = build_transformer(config, "meta")
     wanted = transformer.state_dict()
     weights.check(path, tensors, {BACKBONE + name: like for name, like in wanted.items()})
-    transformer.load_state_dict({name: tensors[BACKBONE + name].to(device, dtype) for name in wanted}, assign=True)
+    filled = {name: weights.take(tensors, BACKBONE + name, device, dtype) for name in wanted}
+    transformer.load_state_dict(filled, assign=True)
     return transformer
 
 
@@ -145,16 +192,24 @@ def _shared_backbone(
     """`loaded`, which came from `first`, where `tensors` are equal; else one that shares what is equal."""
     shared = loaded.state_dict()
     weights.check(path, tensors, {BACKBONE + name: like for name, like in shared.items()})
-    pairs = ((name, tensors[BACKBONE + name], first[BACKBONE + name]) for name in shared)
-    own = [
-        name for name, tensor, loaded_one in pairs if tensor is not loaded_one and not torch.equal(tensor, loaded_one)
-    ]
+    own = [name for name in shared if not _equal(tensors, first, BACKBONE + name)]
     if not own:
         return loaded
     transformer = build_transformer(config, "meta")
-    different = {name: tensors[BACKBONE + name].to(device, dtype) for name in own}
+    different = {name: weights.take(tensors, BACKBONE + name, device, dtype) for name in own}
     transformer.load_state_dict(shared | different, assign=True)
     return transformer
+
+
+def _equal(tensors: weights.Tensors, first: weights.Tensors, name: str) -> bool:
+    """Whether both files have the same numbers under `name`."""
+    one, other = tensors[name], first[name]
+    if one is other:
+        return True
+    equal = torch.equal(one, other)
+    weights.drop(tensors, name)
+    weights.drop(first, name)
+    return equal
 
 
 def _network(
@@ -170,7 +225,7 @@ def _network(
     network = _empty(config, part, backbone)
     wanted = {name: like for name, like in network.state_dict().items() if not name.startswith(BACKBONE)}
     weights.check(path, tensors, wanted)
-    own: dict[str, Tensor] = {name: tensors[name].to(device, dtype) for name in wanted}
+    own = {name: weights.take(tensors, name, device, dtype) for name in wanted}
     network.load_state_dict(own, strict=False, assign=True)
     return network.eval().requires_grad_(False)
 
