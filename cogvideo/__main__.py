@@ -55,6 +55,11 @@ COMMANDS = {
     "convert": Command(
         "cogvideo.convert", "把已下载的模型转成加载更快的格式", "make a copy of the published model that loads faster"
     ),
+    "memory": Command(
+        "cogvideo.fit",
+        "各显存预设的预计峰值与时间，也可实测",
+        "what each memory preset takes, predicted or measured",
+    ),
     "parity": Command("cogvideo.parity", "与原版的数值逐项比较", "compare every number with the original release"),
     "prepare": Command(
         "cogvideo.prepare", "把视频和说明变成训练数据", "turn videos with captions into rows to train on"

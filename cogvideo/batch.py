@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from cogvideo.config import CLIP_FRAMES, VideoRequest
-from cogvideo.device import enough_memory, resident, threads
+from cogvideo.device import enlarging, resident, threads
 from cogvideo.events import Frames, Loading, Progress, StageName
 from cogvideo.pace import tokens_per_stage
 from cogvideo.pipeline import LOOK_AHEAD, keyframe_texts
@@ -47,7 +47,7 @@ def draw(
     Either all of them have keyframes (`clip` of 5 frames) or none. `between_rows`: blocks of five frames that stage 2
     reads at once. Raises CapacityError, WeightsError, Cancelled.
     """
-    with enough_memory():
+    with pipeline.freed_where_memory_ends():
         yield from pipeline.loading()
         run = _Batch(pipeline, requests, between_rows, stop or (lambda: False))
         if requests[0].clip is None:
@@ -66,7 +66,8 @@ class _Batch:
     ) -> None:
         self.preset, self.place = pipeline.preset, pipeline.place
         self.tokenizer, self.sampler, self.codec, self.models = pipeline.parts()
-        self.requests, self.between_rows, self.stop = requests, between_rows, stop
+        self.requests, self.stop = requests, stop
+        self.between_rows = min(between_rows, self.place.memory.rows)
         self.like = requests[0]
         self.options = self.like.sampling or self.preset.sampling
         self.total = len(requests) * sum(tokens_per_stage(self.preset.model, self.like).values())
@@ -104,12 +105,13 @@ class _Batch:
             for index, tokens in enumerate(self.clip):
                 yield self._drawn(index, self.codec.decode(tokens, self.preset.model.grid))
             return
-        with resident(self.models.superres, self.place) as lm, threads():
+        lm = self.models.superres
+        with enlarging(lm, self.place) as layers, threads():
             for index, (request, tokens) in enumerate(zip(self.requests, self.clip)):
                 fine = []
-                wish = self.options.superres, request.seed, self.place.frames_per_pass, self.stop
+                wish = self.options.superres, request.seed, self.place.memory.frames_per_pass, self.stop
                 text = superres_text(self.tokenizer, request.prompt)
-                for part in superres.draw(lm, tokens, text, self.sampler, *wish):
+                for part in superres.draw(lm, tokens, text, self.sampler, *wish, layers):
                     fine.append(part.tokens)
                     yield self._progress("superres", part.tokens.numel())
                 yield self._drawn(index, self.codec.decode(torch.cat(fine), self.preset.model.fine_grid))

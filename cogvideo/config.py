@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from cogvideo.errors import RequestError
 from cogvideo.tokens import TokenFrames
@@ -219,33 +219,95 @@ PRESETS: dict[str, Preset] = {
 }
 
 
+Weights = Literal["exact", "int8", "bnb8", "nf4"]
+"""How the layers' matrices are kept: as they are; 8 bits and one scale a row, computed in the model's precision
+(W8A16); bitsandbytes' LLM.int8, activations in 8 bits too; bitsandbytes' NF4, 4 bits with a scale for 64 numbers."""
+
+
 @dataclass(frozen=True)
 class MemoryPreset:
     """How a model is held while it computes. `cogvideo.memory` predicts what that takes."""
 
     name: str
     device: str
-    """"cuda" or "cpu"."""
-    about: str
-    eight_bit: bool = False
-    """The layers' matrices in 8 bits (bitsandbytes): half of fp16's memory, not exact."""
+    """"cuda" or "cpu": where it is chosen from. Named, it may be used anywhere."""
+    zh: str
+    en: str
+    card: int = 0
+    """GiB of the card that it is made for."""
+    weights: Weights = "exact"
+    swap: bool = False
+    """The backbone stays on the device; of the networks' own parts only that of the one at work is there."""
+    stream: bool = False
+    """Super-resolution with exact weights, which come from host memory layer by layer, for all frames at once."""
     offload: bool = False
-    """Only the network at work is on the device; the others wait in host memory."""
+    """Every matrix waits in host memory and comes for its product (accelerate): least memory, by far the slowest."""
+    int8_cache: bool = False
+    """Keys and values in 8 bits, with a scale for every position and head."""
+    rows: int = 8
+    """Sequences of one batch: a video's last round of interpolation has 8, each needs keys and values of its own."""
     frames_per_pass: int = 4
-    """Frames that super-resolution enlarges at once."""
+    """Frames that super-resolution and the codec compute at once."""
+
+    @property
+    def about(self) -> str:
+        """How the model is held, in both languages."""
+        return f"{self.zh} / {self.en}"
 
 
 MEMORY: dict[str, MemoryPreset] = {
     row.name: row
     for row in (
-        MemoryPreset("a100", "cuda", "fp16, all networks on the card", frames_per_pass=8),
-        MemoryPreset("48g", "cuda", "the same, super-resolution in smaller bites"),
-        MemoryPreset("24g", "cuda", "fp16, one network on the card at a time", offload=True, frames_per_pass=2),
-        MemoryPreset("16g", "cuda", "8 bits, one network at a time", eight_bit=True, offload=True, frames_per_pass=2),
-        MemoryPreset("cpu", "cpu", "fp32, no card"),
+        MemoryPreset(
+            "a100",
+            "cuda",
+            "半精度，所有网络都在显卡上",
+            "half precision, all on the card",
+            card=80,
+            rows=24,
+            frames_per_pass=8,
+        ),
+        MemoryPreset("48g", "cuda", "同上，每批更小", "the same, smaller batches", card=48),
+        MemoryPreset(
+            "24g",
+            "cuda",
+            "8 位权重，所有网络都在显卡上",
+            "weights in 8 bits, all on the card",
+            card=24,
+            weights="int8",
+            rows=4,
+            frames_per_pass=2,
+        ),
+        MemoryPreset(
+            "16g",
+            "cuda",
+            "8 位权重与缓存，各网络自己的部分轮流上卡，超分逐层精确计算",
+            "weights and cache in 8 bits, the networks' own parts take turns, exact super-resolution layer by layer",
+            card=16,
+            weights="int8",
+            swap=True,
+            stream=True,
+            int8_cache=True,
+            rows=4,
+            frames_per_pass=2,
+        ),
+        MemoryPreset(
+            "8g",
+            "cuda",
+            "同上，权重为 4 位（NF4）",
+            "the same with weights in 4 bits (NF4)",
+            card=8,
+            weights="nf4",
+            swap=True,
+            stream=True,
+            int8_cache=True,
+            rows=1,
+            frames_per_pass=1,
+        ),
+        MemoryPreset("cpu", "cpu", "全精度，不用显卡", "full precision, no card"),
     )
 }
-"""Best first. There is none for 8 GB: one network in 8 bits already takes more."""
+"""Best first."""
 
 _HERE = Path(__file__).resolve().parent
 ASSETS = _HERE / "assets" if (_HERE / "assets").is_dir() else _HERE.parent / "assets"

@@ -118,7 +118,9 @@ def prefill(
     """Read `texts` and the frames `given`, whose `tokens` are [rows, len(given), N], into a new cache."""
     weight = lm.transformer.word_embeddings.weight
     text, text_length = left_pad(texts, device=weight.device)
-    cache = Cache(lm.layout, lm.stage, len(texts), text.shape[1], given, both, boost, weight, lanes)
+    cache = Cache(lm.layout, lm.stage, len(texts), text.shape[1], given, both, boost, weight, lanes, lm.int8_cache)
+    if lm.moving:
+        cache.why_not_fast = "a captured step expects its weights where they were"
     lm.prefill(cache, text, text_length, tokens)
     return cache
 

@@ -1,50 +1,59 @@
 """Which accelerator, in which precision, and what is on it when. The only place that moves modules between devices.
 
-In: what the machine has. Out: a `Place`; `with resident(...)` keeps a module on it for as long as it computes.
+In: what the machine has. Out: a `Place`; `settle` puts networks where they wait, `with resident(...)` has one ready to
+compute, and `enough_memory` turns running out of memory into a sentence.
 """
 
 from __future__ import annotations
 
+import copy
 import gc
 import os
-from collections.abc import Iterator
+import traceback
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
-from cogvideo.config import ModelConfig
-from cogvideo.errors import CapacityError
-from cogvideo.memory import choose
+from cogvideo.config import MEMORY, MemoryPreset, ModelConfig
+from cogvideo.errors import CapacityError, OutOfMemory, RequestError
+from cogvideo.memory import choose, peak_bytes, smaller
+from cogvideo.models.compressed import compress, matrices
+from cogvideo.models.superres_lm import SuperResLM
+from cogvideo.models.token_model import TokenModel
+from cogvideo.models.video_lm import VideoLM
+from cogvideo.streaming import streamed
 
 Module = TypeVar("Module", bound=nn.Module)
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where models compute and in which precision."""
+    """Where models compute, in which precision, and how they are held there."""
 
     device: torch.device
     dtype: torch.dtype
-    keep: bool = True
-    """Whether modules stay on the device between uses; otherwise they wait in host memory."""
-    eight_bit: bool = False
-    """Whether the layers' matrices are kept in 8 bits (bitsandbytes): half of fp16's memory, slower, not exact."""
-    frames_per_pass: int = 4
-    """Frames that super-resolution enlarges at once."""
+    memory: MemoryPreset = MEMORY["cpu"]
+
+    @property
+    def kind(self) -> str:
+        """As `MemoryPreset.device`: "cuda", or "cpu"."""
+        return self.device.type
 
     @property
     def home(self) -> torch.device:
-        """Where a module is loaded to and waits."""
-        return self.device if self.keep else torch.device("cpu")
+        """Where a network's own part waits."""
+        return torch.device("cpu") if self.memory.swap else self.device
 
 
-def pick_place(device: str | None = None, keep: bool = True, eight_bit: bool = False) -> Place:
-    """The best place of this machine, or the named one ("cpu", "cuda", "cuda:1"). Raises CapacityError.
+def pick_place(device: str | None = None, eight_bit: bool = False, offload: bool = False) -> Place:
+    """The best place of this machine, or the named one ("cpu", "cuda", "cuda:1"), whatever fits.
 
-    fp32 on a CPU, where half precision is slower, and fp16, as published, on a GPU.
+    fp32 on a CPU, where half precision is slower, and fp16, as published, on a GPU. `eight_bit`: LLM.int8 of
+    bitsandbytes. `offload`: matrices come from host memory for each product. Raises RequestError, CapacityError.
     """
     name = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if name.startswith("cuda") and not torch.cuda.is_available():
@@ -53,7 +62,18 @@ def pick_place(device: str | None = None, keep: bool = True, eight_bit: bool = F
             f"There is no device {name}: no usable NVIDIA card was found on this machine; use cpu.",
         )
     chosen = torch.device(name)
-    return Place(chosen, torch.float16 if chosen.type == "cuda" else torch.float32, keep, eight_bit)
+    gpu = chosen.type == "cuda"
+    memory = MEMORY["48g" if gpu else "cpu"]
+    if eight_bit and offload:
+        raise RequestError(
+            "--eight-bit 与 --offload 不能同时使用：请改用 --memory 16g 或 8g。",
+            "--eight-bit and --offload do not go together: take --memory 16g or 8g instead.",
+        )
+    if offload:
+        memory = replace(memory, name="offload", offload=True)
+    if eight_bit:
+        memory = replace(memory, name="eight-bit", weights="bnb8")
+    return Place(chosen, torch.float16 if gpu else torch.float32, memory)
 
 
 def fit_place(model: ModelConfig, device: str | None = None, memory: str | None = None) -> Place:
@@ -62,11 +82,8 @@ def fit_place(model: ModelConfig, device: str | None = None, memory: str | None 
     A CPU is given the model even where memory may not do: other programs may make room, and files are mapped.
     """
     place = pick_place(device)
-    if place.device.type == "cuda":
-        row = choose(model, "cuda", torch.cuda.mem_get_info(place.device)[0], memory)
-    else:
-        row = choose(model, "cpu", 2**63 - 1, memory)
-    return replace(place, keep=not row.offload, eight_bit=row.eight_bit, frames_per_pass=row.frames_per_pass)
+    free = torch.cuda.mem_get_info(place.device)[0] if place.kind == "cuda" else 2**63 - 1
+    return replace(place, memory=choose(model, place.kind, free, memory))
 
 
 def has_room(model: ModelConfig, device: str | None = None) -> bool:
@@ -80,27 +97,38 @@ def has_room(model: ModelConfig, device: str | None = None) -> bool:
     return True
 
 
-def compress(network: nn.Module, place: Place) -> None:
-    """Put the matrices of all layers of `network` into 8 bits, in place; embeddings, norms and gates stay as they are.
+# --- where networks are -----------------------------------------------------------------------------------------------
 
-    One scale for each output row (Dettmers et al. 2022, without outlier columns). A layer that is in 8 bits already,
-    since networks share a backbone, is left alone.
+
+@dataclass(frozen=True)
+class Settled:
+    """The three networks as a memory preset holds them."""
+
+    stage1: VideoLM
+    stage2: VideoLM
+    superres: SuperResLM
+
+
+def settle(models: Any, place: Place) -> Settled:
+    """Networks in host memory (as a rule mapped from their files) -> the same, held as `place` says.
+
+    Tensor by tensor: host memory gets nothing that was not there before but the parts that wait there in fewer bits.
     """
-    from bitsandbytes.nn import Int8Params, Linear8bitLt
-
-    for parent in list(network.modules()):
-        for name, layer in list(parent.named_children()):
-            weight = getattr(layer, "weight", None)
-            if weight is None or weight.ndim != 2 or isinstance(layer, (nn.Embedding, Linear8bitLt)):
-                continue
-            bias = getattr(layer, "bias", None)
-            if bias is None:  # sat's embedding, which is no product
-                continue
-            outputs, inputs = weight.shape
-            small = Linear8bitLt(inputs, outputs, has_fp16_weights=False, threshold=0.0, device="meta")
-            small.weight = Int8Params(weight.detach().cpu(), requires_grad=False, has_fp16_weights=False)
-            small.bias = nn.Parameter(bias.detach(), requires_grad=False)
-            setattr(parent, name, small.to(place.home).requires_grad_(False))
+    memory, device = place.memory, place.device
+    video: tuple[VideoLM, VideoLM] = (models.stage1, models.stage2)
+    superres: SuperResLM = _apart(models.superres) if memory.stream else models.superres
+    held: tuple[TokenModel, ...] = video if memory.stream else (*video, superres)
+    if memory.offload:
+        _offload(held, device)
+    for network in held:
+        compress(network.transformer, memory.weights, device)
+        compress(network.mixins, memory.weights, device, place.home)
+    for lm in video:
+        lm.int8_cache, lm.moving = memory.int8_cache, memory.offload
+    for network in held:
+        _bring(network.transformer, device)
+        _bring(network.mixins, place.home)
+    return Settled(*video, superres)
 
 
 def current(place: Place) -> AbstractContextManager[object]:
@@ -109,38 +137,112 @@ def current(place: Place) -> AbstractContextManager[object]:
 
 
 @contextmanager
-def resident(module: Module, place: Place) -> Iterator[Module]:
-    """Has `module` on the place's device inside the block; afterwards it is home again, whatever happened."""
-    try:
+def resident(network: Module, place: Place) -> Iterator[Module]:
+    """Has a settled `network` ready to compute inside the block: where parts take turns, its own part comes now.
+
+    Afterwards that part is home again, whatever happened; nothing is copied back, since nothing has changed.
+    """
+    part: nn.Module | None = getattr(network, "mixins", None)
+    if part is None or not place.memory.swap:
         with current(place):
-            yield module.to(place.device)
+            yield network
+        return
+    waiting = part.state_dict()
+    try:
+        part.to(place.device)
+        with current(place):
+            yield network
     finally:
-        module.to(place.home)
-        if not place.keep and place.device.type == "cuda":
-            torch.cuda.empty_cache()
+        part.load_state_dict(waiting, assign=True)
+        part.requires_grad_(False)
+        _empty_cache(place.device)
+
+
+@contextmanager
+def enlarging(superres: SuperResLM, place: Place) -> Iterator[Callable[[], Iterator[int]] | None]:
+    """As `resident` for super-resolution; gives what `stages.superres.draw` takes as `layers`."""
+    if not place.memory.stream:
+        with resident(superres, place):
+            yield None
+        return
+    with current(place), streamed(superres, superres.layer_modules(), place.device) as layers:
+        yield layers
+    _empty_cache(place.device)
+
+
+def _offload(networks: Iterable[nn.Module], device: torch.device) -> None:
+    """From now on every matrix waits where it is and comes to `device` for its product alone (accelerate's hooks)."""
+    from accelerate.hooks import AlignDevicesHook, add_hook_to_module
+
+    layers = {id(layer): layer for network in networks for _, _, layer in matrices(network)}  # each once
+    for layer in layers.values():
+        add_hook_to_module(layer, AlignDevicesHook(device, offload=True))
+
+
+def _apart(network: SuperResLM) -> SuperResLM:
+    """A network of the same tensors whose modules are its own, so that others may exchange theirs."""
+    tensors = [*network.parameters(), *network.buffers()]
+    return copy.deepcopy(network, {id(tensor): tensor for tensor in tensors})
+
+
+def _bring(module: nn.Module, device: torch.device) -> None:
+    """Move what is not there yet, tensor by tensor; what comes by itself (`_offload`) stays away."""
+    for tensor in (*module.parameters(), *module.buffers()):
+        if not tensor.is_meta:
+            tensor.data = tensor.data.to(device)
+
+
+# --- when memory ends -------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def enough_memory(model: ModelConfig, place: Place) -> Iterator[None]:
+    """Inside the block, running out of memory is an `OutOfMemory` that names the next smaller preset.
+
+    What the failed call had in its variables is let go of; what the caller holds is the caller's to free.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not _ran_out(error):
+            raise
+        traceback.clear_frames(error.__traceback__)  # their variables hold the largest tensors
+        on_device = place.device.type != "cpu"
+    else:
+        return
+    release(place)
+    raise _out_of_memory(model, place, on_device) from None
 
 
 def release(place: Place) -> None:
     """Give back what modules held that nobody uses any more."""
     gc.collect()
-    if place.device.type == "cuda":
+    _empty_cache(place.device)
+
+
+def _empty_cache(device: torch.device) -> None:
+    if device.type == "cuda":
         torch.cuda.empty_cache()
 
 
-@contextmanager
-def enough_memory() -> Iterator[None]:
-    """Inside the block, running out of memory is a CapacityError with a remedy."""
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        on_device = isinstance(error, torch.OutOfMemoryError)
-        if not (on_device or isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error)):
-            raise
-        zh, en = ("显存", "graphics memory") if on_device else ("内存", "memory")
-        raise CapacityError(
-            f"{zh}不足：请关闭其他程序，减少帧数，或关闭超分后再试。",
-            f"Out of {en}: close other programs, ask for fewer frames, or switch super-resolution off, and try again.",
-        ) from error
+def _ran_out(error: BaseException) -> bool:
+    words = ("DefaultCPUAllocator", "CUDA out of memory", "CUDA error: out of memory", "STATUS_ALLOC_FAILED")
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(word in str(error) for word in words)
+
+
+def _out_of_memory(model: ModelConfig, place: Place, on_device: bool) -> OutOfMemory:
+    what = ("显存", "graphics memory") if on_device else ("内存", "memory")
+    row = smaller(model, place.memory, place.kind)
+    zh, en = f"{what[0]}不足，已全部释放：", f"Out of {what[1]}; everything was freed: "
+    if row is not None:
+        peak = peak_bytes(model, row, place.kind) / 1e9
+        zh += f"请用预设 {row.name}（约 {peak:.1f} GB，--memory {row.name}）以同样的种子再试；"
+        en += f"try again with the preset {row.name} (about {peak:.1f} GB, --memory {row.name}) and the same seed; "
+    return OutOfMemory(
+        f"{zh}也可关闭其他程序、减少帧数或关闭超分后再试。",
+        f"{en}or close other programs, ask for fewer frames, or switch super-resolution off, and try again.",
+        None if row is None else row.name,
+    )
 
 
 @contextmanager

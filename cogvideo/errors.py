@@ -28,5 +28,16 @@ class CapacityError(CogVideoError):
     """The machine is too small or too busy: memory, queue, disk."""
 
 
+class OutOfMemory(CapacityError):
+    """Memory ended while a video was being made; everything was freed, and the same seed gives the same video again.
+
+    `next_preset`: the memory preset that takes less (a name of `config.MEMORY`); None where there is none.
+    """
+
+    def __init__(self, zh: str, en: str, next_preset: str | None) -> None:
+        super().__init__(zh, en)
+        self.next_preset = next_preset
+
+
 class Cancelled(Exception):
     """Somebody asked for the work to stop. Not an error: no message is shown."""

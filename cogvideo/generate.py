@@ -74,7 +74,7 @@ def _one(options: argparse.Namespace) -> int:
     if not options.quiet:
         for note in checked.notes:
             console.say(note.zh, note.en)
-        print(f"种子 seed: {request.seed}", file=sys.stderr)
+        print(f"种子 seed: {request.seed}\n{pipeline.held}", file=sys.stderr)
     frames, finished = watch(pipeline.stream(request), quiet=options.quiet)
     if not finished:
         console.say("已中断，保留已完成的部分。", "Stopped; what was finished is kept.")
@@ -200,7 +200,9 @@ def _how_options(group: argparse._ArgumentGroup) -> None:
         help="keep the weights in 8 bits: less memory, slower / 权重用 8 位存放，省内存",
     )
     group.add_argument(
-        "--offload", action="store_true", help="keep on the card only the network at work / 显卡上只放正在用的网络"
+        "--offload",
+        action="store_true",
+        help="each matrix comes from host memory for its product: least memory, slowest / 逐个矩阵调入，最省也最慢",
     )
 
 

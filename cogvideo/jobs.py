@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from cogvideo.choice import default_model
 from cogvideo.config import Preset, VideoRequest
 from cogvideo.errands import Errands
-from cogvideo.errors import Cancelled, CapacityError, CogVideoError, RequestError
+from cogvideo.errors import Cancelled, CapacityError, CogVideoError, OutOfMemory, RequestError
 from cogvideo.events import Done, Event, Frames, LevelDone
 from cogvideo.keys import new_key as new_key
 from cogvideo.keys import new_seed as new_seed
@@ -575,7 +575,8 @@ class Jobs:
         if trouble:
             if isinstance(trouble, CapacityError):
                 self._let_go(None)
-            self._end(job, "failed", {**take.kept(None), "error": _sentence(trouble)})
+            smaller = trouble.next_preset if isinstance(trouble, OutOfMemory) else None
+            self._end(job, "failed", {**take.kept(None), "error": _sentence(trouble), "smaller": smaller})
         with suppress(CapacityError):  # measured again next time
             self._store.keep(f"how:{view.model}", pipeline.how)
             for stage, speed in take.pace.speeds().items():

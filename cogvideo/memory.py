@@ -1,7 +1,7 @@
 """How much memory a model takes under a memory preset, predicted from its sizes, and which preset fits. No torch.
 
 In: `ModelConfig`, `MemoryPreset`, free bytes. Out: bytes, or a preset. Weights and caches are counted exactly; what
-computing takes besides is an estimate, and on a GPU nothing of this has been measured yet.
+computing takes besides is an upper estimate, compared with what was measured on a CPU (`python -m cogvideo memory`).
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from __future__ import annotations
 import os
 from typing import Final
 
-from cogvideo.config import MEMORY, MemoryPreset, ModelConfig
+from cogvideo.config import CLIP_FRAMES, MEMORY, MemoryPreset, ModelConfig
 from cogvideo.errors import CapacityError, RequestError
-from cogvideo.layout import Layout
+from cogvideo.layout import Layout, Stage
 
 HALF: Final = 2
 """Bytes of a number on a GPU (fp16)."""
@@ -23,13 +23,33 @@ GUIDED_ROWS: Final = 2
 LANES: Final = 2
 """Frames that interpolation draws at the same time."""
 
-SUPERRES_WIDTHS: Final = 16
-"""Hidden states' worth of memory that a layer of super-resolution takes while it computes (estimate)."""
+NF4_BLOCK: Final = 64
+NF4_OUTER: Final = 256
+"""Numbers that share a scale, and scales that share one of their own."""
+NF4_TABLES: Final = (16 + 256 + 1) * FULL
+"""For each matrix: the 16 values, those of the scales, and the scales' mean."""
 
-ALLOWANCE: Final = 2 * 10**9
-"""For the driver's context, the codec with its activations, and gaps between allocations (estimate)."""
+WIDTHS: Final = 15
+"""Hidden states' worth of memory that a layer takes while it reads many slots (measured: 14.1)."""
+
+AT_ONCE: Final = 128
+"""Fine tokens that a CPU draws at once; a GPU draws a frame."""
+
+DRAWING: Final = 4
+"""Copies of scores in full precision while tokens are drawn."""
+
+ALLOWANCE: Final = 5 * 10**8
+"""For the codec's weights (0.1 GB), the libraries' workspaces and gaps between allocations (an estimate, not yet
+measured on a GPU). What the codec computes with, 1 kB for each pixel of a pass, is less than a layer of
+super-resolution takes."""
 
 ENVIRONMENT: Final = "COGVIDEO_MEMORY"
+
+Phase = str
+PHASES: Final = ("keyframes", "interpolate", "superres")
+
+
+# --- weights ----------------------------------------------------------------------------------------------------------
 
 
 def parameters(model: ModelConfig) -> tuple[int, int, dict[str, int]]:
@@ -43,57 +63,143 @@ def parameters(model: ModelConfig) -> tuple[int, int, dict[str, int]]:
     return matrices, rest, {"stage1": video, "stage2": video, "superres": attention + fine * h}
 
 
-def weight_bytes(model: ModelConfig, memory: MemoryPreset) -> int:
-    """Bytes of the weights that are on the device at the same time."""
-    matrices, rest, own = parameters(model)
-    parts = max(own.values()) if memory.offload else sum(own.values())
-    number = FULL if memory.device == "cpu" else HALF
-    if not memory.eight_bit:
-        return (matrices + rest + parts) * number
-    small = 4 * model.hidden**2 * model.layers * (1 if memory.offload else len(own))  # of attention_plus
-    return (matrices + small) + (rest + parts - small) * number
+def matrix_bytes(outputs: int, inputs: int, memory: MemoryPreset, number: int) -> int:
+    """One matrix of a layer."""
+    count = outputs * inputs
+    if memory.weights == "exact":
+        return count * number
+    if memory.weights == "nf4":
+        scales = -(-count // NF4_BLOCK)
+        return -(-count // 2) + scales + -(-scales // NF4_OUTER) * FULL + NF4_TABLES
+    return count + outputs * FULL
 
 
-def cache_bytes(model: ModelConfig, number: int = HALF) -> int:
-    """Keys and values of the stage that keeps more of them, for the longest text."""
-    layout, text = Layout(model), model.text_length
-    lane = text + model.tokens_per_frame
-    first = GUIDED_ROWS * 2 * (lane + layout.shelf(1, 0, text).capacity)  # of two layers, one of each parity
-    second = sum(LANES * lane + layout.shelf(2, parity, text).capacity for parity in (0, 1))
-    return max(first, second) * model.layers * model.hidden * number  # half the layers, but keys and values
+def backbone_bytes(model: ModelConfig, memory: MemoryPreset, number: int) -> int:
+    """What all networks share."""
+    h, rest = model.hidden, parameters(model)[1]
+    shapes = ((3 * h, h), (h, h), (4 * h, h), (h, 4 * h))
+    return model.layers * sum(matrix_bytes(*shape, memory, number) for shape in shapes) + rest * number
 
 
-def superres_bytes(model: ModelConfig, frames: int, number: int = HALF) -> int:
-    """Logits in both precisions and the widest layer, for `frames` frames at once (estimate)."""
+def pack_bytes(model: ModelConfig, part: str, memory: MemoryPreset, number: int) -> int:
+    """What a network has of its own: the second attention, extra positions."""
+    h = model.hidden
+    other = parameters(model)[2][part] - 4 * h * h * model.layers
+    small = matrix_bytes(3 * h, h, memory, number) + matrix_bytes(h, h, memory, number)
+    return model.layers * small + other * number
+
+
+def weight_bytes(model: ModelConfig, memory: MemoryPreset, device: str | None = None) -> dict[Phase, int]:
+    """Bytes of the weights that are on the device in each phase."""
+    number = _number(memory, device)
+    h, rest = model.hidden, parameters(model)[1] * number
+    if memory.offload:
+        largest = 4 * h * h * number
+        own = {part: count - 4 * h * h * model.layers for part, count in parameters(model)[2].items()}
+        return dict.fromkeys(PHASES, rest + sum(own.values()) * number + largest)
+    common = backbone_bytes(model, memory, number)
+    packs = [pack_bytes(model, part, memory, number) for part in ("stage1", "stage2", "superres")]
+    if memory.stream:  # two exact layers at a time; on a CPU the rest is copied too
+        other = parameters(model)[2]["superres"] - 4 * h * h * model.layers
+        packs[2] = (2 * (16 * h * h + 17 * h) + other) * number + (rest if number == FULL else 0)
+    if memory.swap:
+        return {phase: common + pack for phase, pack in zip(PHASES, packs, strict=True)}
+    return dict.fromkeys(PHASES, common + sum(packs))
+
+
+# --- what computing takes ---------------------------------------------------------------------------------------------
+
+
+def cache_bytes(model: ModelConfig, stage: Stage, rows: int, memory: MemoryPreset, device: str | None = None) -> int:
+    """Keys and values of `rows` sequences of a stage, for the longest text."""
+    layout, text, number = Layout(model), model.text_length, _number(memory, device)
+    lane = (1 if stage == 1 else LANES) * (text + model.tokens_per_frame)
+    places = sum(lane + layout.shelf(stage, layer % 2, text).capacity for layer in range(model.layers))
+    position = model.hidden + model.heads * number if memory.int8_cache else model.hidden * number
+    return 2 * rows * places * position  # keys and values
+
+
+def step_bytes(model: ModelConfig, memory: MemoryPreset, rows: int, given: int, device: str | None = None) -> int:
+    """Reading the text and `given` frames of `rows` sequences, which takes more than drawing after it."""
+    number, h = _number(memory, device), model.hidden
+    slots = model.text_length + given * model.tokens_per_frame
+    head = model.image_tokens * h * FULL
+    matrix = 0 if memory.weights == "exact" else 4 * h * h * (number + FULL)
+    return rows * (slots * h * WIDTHS + _masks(model, given)) * number + head + matrix
+
+
+def superres_bytes(model: ModelConfig, memory: MemoryPreset, device: str | None = None) -> int:
+    """Logits and the widest layer for the frames of one pass; where layers are streamed, the states of all frames."""
+    number, frames = _number(memory, device), memory.frames_per_pass
     fine = model.fine_grid[0] * model.fine_grid[1]
     slots = model.superres_text_length + model.tokens_per_frame + fine
-    logits = fine * model.image_tokens * (number + FULL)
-    return frames * (logits + slots * model.hidden * SUPERRES_WIDTHS * number)
+    rows = AT_ONCE if number == FULL else fine
+    drawing = (rows * DRAWING + model.hidden) * model.image_tokens * FULL
+    waiting = (CLIP_FRAMES[-1] if memory.stream else frames) * slots * model.hidden * number
+    return max(frames * slots * model.hidden * WIDTHS * number, drawing) + waiting
 
 
-def peak_bytes(model: ModelConfig, memory: MemoryPreset) -> int:
-    """The most memory that drawing a video is expected to take, on the device."""
-    number = FULL if memory.device == "cpu" else HALF
-    working = max(cache_bytes(model, number), superres_bytes(model, memory.frames_per_pass, number))
-    return weight_bytes(model, memory) + working + ALLOWANCE
+def phase_bytes(model: ModelConfig, memory: MemoryPreset, device: str | None = None) -> dict[Phase, int]:
+    """The most memory that each phase of a video of 33 frames is expected to take on the device."""
+    weights = weight_bytes(model, memory, device)
+    given = -(-model.keyframes // 2)
+    rows = memory.rows
+    working = {
+        "keyframes": cache_bytes(model, 1, GUIDED_ROWS, memory, device)
+        + step_bytes(model, memory, GUIDED_ROWS, 1, device),
+        "interpolate": cache_bytes(model, 2, rows, memory, device) + step_bytes(model, memory, rows, given, device),
+        "superres": superres_bytes(model, memory, device),
+    }
+    return {phase: weights[phase] + working[phase] for phase in PHASES}
+
+
+def peak_bytes(model: ModelConfig, memory: MemoryPreset, device: str | None = None) -> int:
+    """The most memory that drawing a video is expected to take, on the device (None: the preset's own)."""
+    return max(phase_bytes(model, memory, device).values()) + ALLOWANCE
+
+
+# --- time -------------------------------------------------------------------------------------------------------------
+
+
+def gigabytes_read(model: ModelConfig, memory: MemoryPreset, device: str | None = None) -> float:
+    """What drawing the tokens of a video of 33 frames reads of the weights, each step all of them once."""
+    number, h = _number(memory, device), model.hidden
+    head = model.image_tokens * h * number
+    attention = model.layers * (matrix_bytes(3 * h, h, memory, number) + matrix_bytes(h, h, memory, number))
+    backbone = attention + model.layers * 2 * matrix_bytes(4 * h, h, memory, number) + head
+    layout, size = Layout(model), model.tokens_per_frame
+    passes = sum(-(-(2**level) // memory.rows) for level in range(1, len(CLIP_FRAMES)))
+    both = (model.keyframes - 1) * size + passes * (size + layout.wavefront_lag)
+    return (size * backbone + both * (backbone + attention)) / 1e9
+
+
+def superres_gigaflop(model: ModelConfig) -> float:
+    """The products of super-resolution of 33 frames."""
+    fine = model.fine_grid[0] * model.fine_grid[1]
+    slots = model.superres_text_length + model.tokens_per_frame + fine
+    frame = 2 * 12 * model.hidden**2 * slots * model.layers + 2 * fine * model.image_tokens * model.hidden
+    return CLIP_FRAMES[-1] * frame / 1e9
+
+
+# --- choosing ---------------------------------------------------------------------------------------------------------
 
 
 def choose(model: ModelConfig, device: str, free: int, wanted: str | None = None) -> MemoryPreset:
     """The named preset, or the first one for `device` ("cuda", "cpu") that fits into `free` bytes.
 
     `wanted` None: what the environment's COGVIDEO_MEMORY says, if anything. Raises RequestError for a name that does
-    not exist or is for another device, CapacityError where nothing fits.
+    not exist, CapacityError where nothing fits.
     """
     name = wanted or os.environ.get(ENVIRONMENT) or None
-    rows = [row for row in MEMORY.values() if row.device == device]
     if name is not None:
-        if name not in {row.name for row in rows}:
-            there = ", ".join(row.name for row in rows)
+        if name not in MEMORY:
+            there = ", ".join(MEMORY)
             raise RequestError(
-                f"设备 {device} 没有名为 {name} 的显存预设：可用的有 {there}。",
-                f"There is no memory preset {name} for {device}: there are {there}.",
+                f"没有名为 {name} 的显存预设：可用的有 {there}。",
+                f"There is no memory preset {name}: there are {there}.",
             )
         return MEMORY[name]
+    rows = [row for row in MEMORY.values() if row.device == device]
     for row in rows:
         if peak_bytes(model, row) <= free:
             return row
@@ -104,3 +210,20 @@ def choose(model: ModelConfig, device: str, free: int, wanted: str | None = None
         f"On {device} this model takes about {least / 1e9:.1f} GB at least, and {free / 1e9:.1f} GB are free: close "
         "other programs, take a larger card, or use --model mini.",
     )
+
+
+def smaller(model: ModelConfig, memory: MemoryPreset, device: str) -> MemoryPreset | None:
+    """The best preset that takes less than `memory` does on `device` ("cuda", "cpu"); None where there is none."""
+    limit = peak_bytes(model, memory, device)
+    rows = [row for row in MEMORY.values() if row.device == "cuda"]
+    return next((row for row in rows if peak_bytes(model, row, device) < limit), None)
+
+
+def _number(memory: MemoryPreset, device: str | None) -> int:
+    return FULL if (device or memory.device) == "cpu" else HALF
+
+
+def _masks(model: ModelConfig, given: int) -> int:
+    """Numbers of the masks of one sequence while `given` frames are read."""
+    size, text = model.tokens_per_frame, model.text_length
+    return given * size * (text + size) + given * size * (text + given * model.window**2)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -17,8 +18,8 @@ import torch
 from torch import Tensor
 
 from cogvideo.config import ASSETS, PRESETS, ModelConfig, Preset, VideoRequest, find_preset
-from cogvideo.device import Place, compress, enough_memory, fit_place, pick_place, release, resident, threads
-from cogvideo.errors import RequestError, WeightsError
+from cogvideo.device import Place, enlarging, enough_memory, fit_place, pick_place, release, resident, settle, threads
+from cogvideo.errors import OutOfMemory, RequestError, WeightsError
 from cogvideo.events import (
     Done,
     Event,
@@ -32,6 +33,7 @@ from cogvideo.events import (
     SuperResolved,
 )
 from cogvideo.frames import FrameCodec
+from cogvideo.memory import peak_bytes
 from cogvideo.models.fused import fusing_pays
 from cogvideo.models.superres_lm import SuperResLM
 from cogvideo.models.video_lm import VideoLM
@@ -133,12 +135,12 @@ class CogVideoPipeline:
         """The pipeline of a preset, or of the folder of a trained model. Raises RequestError, CapacityError.
 
         `device` None: the best there is. `memory`: a name of `config.MEMORY`; None: $COGVIDEO_MEMORY, else what fits.
-        For small cards: `eight_bit` keeps the layers' matrices in 8 bits, `offload` keeps on the device only the
-        network that is at work.
+        In place of a preset: `eight_bit` keeps the layers' matrices in 8 bits (bitsandbytes), `offload` brings each of
+        them to the device for its product alone.
         """
         preset, folder = find_preset(name)
         by_hand = eight_bit or offload
-        place = pick_place(device, not offload, eight_bit) if by_hand else fit_place(preset.model, device, memory)
+        place = pick_place(device, eight_bit, offload) if by_hand else fit_place(preset.model, device, memory)
         if name in PRESETS:
             return cls(preset, place, previews=previews)
         return cls(preset, place, folder, partial(_load_folder, folder, preset.model), previews)
@@ -184,7 +186,7 @@ class CogVideoPipeline:
 
     def load(self) -> None:
         """Read all files now. Raises WeightsError, CapacityError."""
-        with enough_memory():
+        with self.freed_where_memory_ends():
             for _ in self.loading():
                 pass
 
@@ -197,10 +199,15 @@ class CogVideoPipeline:
 
     @property
     def how(self) -> str:
-        """In a word, on what and in which precision it computes: speeds are kept for each."""
-        place = self.place
-        kind = "int8" if place.eight_bit else str(place.dtype).removeprefix("torch.")
-        return f"{place.device.type}-{kind}{'' if place.keep else '-offload'}"
+        """In a word, on what and under which memory preset it computes: speeds are kept for each."""
+        return f"{self.place.device.type}-{self.place.memory.name}"
+
+    @property
+    def held(self) -> str:
+        """The memory preset, and the most memory that a video is expected to take, in both languages."""
+        memory = self.place.memory
+        peak = peak_bytes(self.preset.model, memory, self.place.kind) / 1e9
+        return f"显存预设 memory preset: {memory.name} (≤ {peak:.1f} GB)"
 
     # The parts, each made once.
 
@@ -219,13 +226,26 @@ class CogVideoPipeline:
             yield Loading(missing[-1], len(missing), len(missing))
 
     def _stream(self, request: VideoRequest, stop: Stop) -> Generator[Event, None, None]:
-        with enough_memory():
-            yield from self.loading()
-            run = _Run(self, request, stop)
-            clip = yield from run.begin()  # [B, 5 or more, N]
-            clip = yield from run.interpolate(clip)  # [B, F, N]
-            frames = yield from run.enlarge(clip)
+        with self.freed_where_memory_ends():
+            frames = yield from self._draw(request, stop)
         yield Done(frames, request.frames_per_second, request.seed)
+
+    def _draw(self, request: VideoRequest, stop: Stop) -> Generator[Event, None, Frames]:
+        yield from self.loading()
+        run = _Run(self, request, stop)
+        clip = yield from run.begin()  # [B, 5 or more, N]
+        clip = yield from run.interpolate(clip)  # [B, F, N]
+        return (yield from run.enlarge(clip))
+
+    @contextmanager
+    def freed_where_memory_ends(self) -> Iterator[None]:
+        """Raises OutOfMemory once nothing is held any more, neither by the pipeline nor by the video."""
+        try:
+            with enough_memory(self.preset.model, self.place):
+                yield
+        except OutOfMemory:
+            self.unload()
+            raise
 
     def _part(self, name: str) -> Any:
         with self._lock:
@@ -244,16 +264,16 @@ class CogVideoPipeline:
         return ClusterSampler(labels).to(self.place.device)
 
     def _make_codec(self) -> FrameCodec:
-        return FrameCodec.load(self.preset, self.place.device, self.place.dtype, self._folder)
+        codec = FrameCodec.load(self.preset, self.place.device, self.place.dtype, self._folder)
+        codec.chunk = min(codec.chunk, self.place.memory.frames_per_pass)
+        return codec
 
     def _make_models(self) -> Models:
-        # What becomes smaller waits in host memory, mapped from its file: whole, it might not fit on the device.
-        home = torch.device("cpu") if self.place.eight_bit else self.place.home
-        models = self._load_models(self.preset.name, self.place.dtype, home)
-        if self.place.eight_bit:
-            for network in (models.stage1, models.stage2, models.superres):
-                compress(network, self.place)
-        elif self.place.keep and fusing_pays(self.preset.model, self.place.device):
+        # Read into host memory, mapped where nothing has to be changed: whole, it might not fit on the device.
+        models = settle(self._load_models(self.preset.name, self.place.dtype, torch.device("cpu")), self.place)
+        memory = self.place.memory
+        plain = memory.weights == "exact" and not (memory.offload or memory.swap or memory.int8_cache)
+        if plain and fusing_pays(self.preset.model, self.place.device):
             models.stage1.fuse()
             models.stage2.fuse()
         return models
@@ -316,7 +336,7 @@ class _Run:
         seeds = [request.seed if request.between_seed is None else request.between_seed]
         wish = self.sampler, self.options.video, self.options.text_boost, seeds, self.stop
         with resident(self.models.stage2, self.place) as lm, threads(1):
-            for step in interpolate.draw(lm, clip, texts, *wish, first_level=begun + 1):
+            for step in interpolate.draw(lm, clip, texts, *wish, self.place.memory.rows, begun + 1):
                 if step.tokens:
                     yield self._progress("interpolate", step.tokens)
                 if step.clip is not None:
@@ -332,9 +352,10 @@ class _Run:
         frames: list[Frames] = []
         text = superres_text(self.tokenizer, request.prompt)
         options, seed = self.options.superres, request.seed
-        at_once = self.place.frames_per_pass
-        with resident(self.models.superres, self.place) as lm, threads():
-            for part in superres.draw(lm, clip[0], text, self.sampler, options, seed, at_once, self.stop):
+        at_once = self.place.memory.frames_per_pass
+        lm = self.models.superres
+        with enlarging(lm, self.place) as layers, threads():
+            for part in superres.draw(lm, clip[0], text, self.sampler, options, seed, at_once, self.stop, layers):
                 for frame in self.codec.decode(part.tokens, model.fine_grid):
                     yield SuperResolved(len(frames), request.frames, frame)
                     frames.append(frame)

@@ -43,7 +43,7 @@ def parser() -> argparse.ArgumentParser:
         help="cpu, cuda, cuda:1 (default: cuda where there is one; on a ZeroGPU Space cpu)",
     )
     options.add_argument("--eight-bit", action="store_true", help="keep the weights in 8 bits: less memory, slower")
-    options.add_argument("--offload", action="store_true", help="keep on the card only the network at work")
+    options.add_argument("--offload", action="store_true", help="matrices come from host memory one by one: slowest")
     options.add_argument("--data", type=Path, help="folder of the queue and the clips (default: ./data)")
     options.add_argument("--keep-gb", type=float, default=2.0, help="finished clips kept, oldest go first (default: 2)")
     options.add_argument(

@@ -54,7 +54,8 @@ class _Lent:
         self._homes = [tensor.data for tensor in tensors]
         with torch.cuda.stream(aside) if aside is not None else nullcontext():
             for tensor in tensors:
-                tensor.data = tensor.data.to(device, non_blocking=True, copy=True)
+                elsewhere = tensor.device.type == "cpu"  # what is on the device already, shared, is not copied
+                tensor.data = tensor.data.to(device, non_blocking=True, copy=elsewhere)
 
     def wait(self) -> None:
         """Until everything has arrived, as far as what is computed from now on is concerned."""

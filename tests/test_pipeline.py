@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import threading
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,9 @@ import pytest
 import torch
 from toy_model import TOY, ToyModels, toy_models, write_toy
 
-from cogvideo.config import SamplingOptions, VideoRequest
+from cogvideo.config import MEMORY, SamplingOptions, VideoRequest
 from cogvideo.device import Place
-from cogvideo.errors import Cancelled, CapacityError, RequestError, WeightsError
+from cogvideo.errors import Cancelled, CapacityError, OutOfMemory, RequestError, WeightsError
 from cogvideo.events import (
     Done,
     Event,
@@ -315,3 +316,47 @@ def test_too_little_memory_is_said(folder: Path, models: ToyModels) -> None:
 
     with pytest.raises(CapacityError, match="fewer frames"):
         CogVideoPipeline(TOY, CPU, folder, load)(REQUEST)
+
+
+@pytest.mark.parametrize("name", MEMORY)
+def test_every_preset_makes_the_whole_video(folder: Path, events: list[Event], name: str) -> None:
+    pipe = CogVideoPipeline(TOY, dataclasses.replace(CPU, memory=MEMORY[name]), folder, lambda *_: toy_models())
+    heard = list(pipe.stream(REQUEST))
+    assert heard[-1].frames.shape == events[-1].frames.shape
+    assert of_type(heard, Progress)[-1].done == of_type(heard, Progress)[-1].total
+    if MEMORY[name].weights == "exact":
+        np.testing.assert_array_equal(heard[-1].frames, events[-1].frames)
+    np.testing.assert_array_equal(pipe(REQUEST), heard[-1].frames)  # also the second time
+
+
+STAGES_THAT_FAIL = {
+    "loading": "cogvideo.pipeline.settle",
+    "keyframes": "cogvideo.stages.keyframes.Dice.__call__",
+    "interpolate": "cogvideo.stages.interpolate.decode.interpolate",
+    "superres": "cogvideo.stages.superres._states",
+    "pixels": "cogvideo.frames.FrameCodec.decode",
+}
+
+
+@pytest.mark.parametrize("stage", STAGES_THAT_FAIL)
+def test_out_of_memory_frees_everything_and_the_next_try_is_the_same_video(
+    folder: Path, events: list[Event], stage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    networks: list[weakref.ref[torch.nn.Module]] = []
+
+    def load(*_: object) -> ToyModels:
+        models = toy_models()
+        networks.extend(weakref.ref(network) for network in models)
+        return models
+
+    def full(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    pipe = CogVideoPipeline(TOY, CPU, folder, load)
+    with monkeypatch.context() as broken:
+        broken.setattr(STAGES_THAT_FAIL[stage], full)
+        with pytest.raises(OutOfMemory, match="same seed") as refusal:
+            list(pipe.stream(REQUEST))
+    assert refusal.value.next_preset in MEMORY
+    assert len(networks) == 3 and not any(network() for network in networks)
+    np.testing.assert_array_equal(pipe(REQUEST), events[-1].frames)

@@ -25,10 +25,10 @@ INIT_STD = 0.02
 def linear(layer: Any, x: Tensor) -> Tensor:
     """A linear layer of the backbone without the work that sat's version does for model parallelism.
 
-    A layer whose weights are kept in 8 bits multiplies by itself.
+    A layer whose weights are kept in fewer bits, or elsewhere, multiplies by itself.
     """
     weight: Tensor = layer.weight
-    if weight.dtype is torch.int8:
+    if not weight.is_floating_point() or weight.is_meta:
         product: Tensor = layer(x)
         return product
     bias: Tensor = layer.bias

@@ -46,15 +46,52 @@ class Arena:
         self.capacity = capacity
         self.k_v = like.new_empty(2, rows, heads, capacity, size)
 
+    def keep(self, places: Tensor, k_v: Tensor) -> None:
+        """Keep k_v [2, B, heads, S, d] at `places` [S]."""
+        self.k_v[:, :, :, places] = k_v
+
     def append(self, run: Run, k_v: Tensor) -> Seen:
         """Keep k_v [2, B, heads, slots, d] at the end of the run's stretch; views of all that is in the stretch."""
         (start, end), slots, mask = run
-        if end > self.capacity:
-            raise CacheFull(f"place {end - 1} of a cache of {self.capacity}")
+        self._require(end)
         # `narrow` and `unbind`, since indexing costs as much as the copy of a small step
         self.k_v.narrow(3, end - slots, slots).copy_(k_v)
         k, v = self.k_v.narrow(3, start, end - start).unbind(0)
         return Seen(k, v, mask, slots)
+
+    def _require(self, end: int) -> None:
+        if end > self.capacity:
+            raise CacheFull(f"place {end - 1} of a cache of {self.capacity}")
+
+
+class Int8Arena(Arena):
+    """The same in 8 bits, with a scale for each position and head; what a step sees becomes full numbers for the step.
+
+    Half of fp16's memory. The largest number of a key or value is kept exactly, the others to within 1/254 of it.
+    """
+
+    def __init__(self, rows: int, heads: int, capacity: int, size: int, like: Tensor) -> None:
+        self.capacity = capacity
+        self.codes = like.new_empty(2, rows, heads, capacity, size, dtype=torch.int8)
+        self.scales = like.new_empty(2, rows, heads, capacity, 1)
+
+    def keep(self, places: Tensor, k_v: Tensor) -> None:
+        codes, scales = to_int8(k_v)
+        self.codes[:, :, :, places], self.scales[:, :, :, places] = codes, scales
+
+    def append(self, run: Run, k_v: Tensor) -> Seen:
+        (start, end), slots, mask = run
+        self._require(end)
+        for kept, new in zip((self.codes, self.scales), to_int8(k_v)):
+            kept.narrow(3, end - slots, slots).copy_(new)
+        k, v = (self.codes.narrow(3, start, end - start) * self.scales.narrow(3, start, end - start)).unbind(0)
+        return Seen(k, v, mask, slots)
+
+
+def to_int8(x: Tensor) -> tuple[Tensor, Tensor]:
+    """[..., d] -> whole numbers from -127 to 127, and what they are to be multiplied with, [..., 1]."""
+    scales = x.abs().amax(-1, keepdim=True).clamp_(min=torch.finfo(x.dtype).tiny * 128) / 127
+    return (x / scales).round_().to(torch.int8), scales
 
 
 class _Drawn:
@@ -74,7 +111,7 @@ class Cache:
 
     text: slots of the left-padded text. given: frames that `VideoLM.prefill` reads. both: whether the temporal channel
     takes part; the first frame is drawn without. boost: added to the scores of frame and text. lanes: how many frames
-    are drawn at the same time. like: a tensor on the right device, of the right type.
+    are drawn at the same time. like: a tensor on the right device, of the right type. int8: see `Int8Arena`.
     """
 
     def __init__(
@@ -88,6 +125,7 @@ class Cache:
         boost: float,
         like: Tensor,
         lanes: int = 1,
+        int8: bool = False,
     ) -> None:
         config = layout.config
         if text > layout.image_start:
@@ -99,10 +137,11 @@ class Cache:
         self.like = like
         sizes = (rows, config.heads)
         self._lane = text + layout.tokens_per_frame
-        self._spatial = [Arena(*sizes, lanes * self._lane, config.head_size, like) for _ in range(config.layers)]
+        arena = Int8Arena if int8 else Arena
+        self._spatial = [arena(*sizes, lanes * self._lane, config.head_size, like) for _ in range(config.layers)]
         self._shelves = [layout.shelf(stage, parity, text) for parity in (0, 1)]
         self._temporal = [
-            Arena(*sizes, self._shelves[layer % 2].capacity, config.head_size, like)
+            arena(*sizes, self._shelves[layer % 2].capacity, config.head_size, like)
             for layer in range(config.layers if both else 0)
         ]
         self.text_scores: Tensor | None = None  # [B, T], added to the scores of frames and text
@@ -119,7 +158,7 @@ class Cache:
         self.drawn = tuple(f for f in range(layout.frames) if f not in given) if both else (0,)
         self._numbers: _Numbers | None = None
         probe = like.new_empty(1, 1, 1, config.head_size)
-        self.why_not_fast = why_not([Channel(probe, probe, probe)])
+        self.why_not_fast = why_not([Channel(probe, probe, probe)]) if not int8 else "keys and values are in 8 bits"
         """Why the fast kernel does not attend here, in words; None: it does."""
 
     # -- reading the text and the given frames --------------------------------------------------------------------
@@ -135,20 +174,20 @@ class Cache:
 
     def keep_spatial(self, layer: int, k: Tensor, v: Tensor) -> None:
         """The text's keys and values, of [B, heads, T + F * N, d]: a drawn frame sees no other frame here."""
-        for kept, new in zip(self._spatial[layer].k_v, (k, v), strict=True):
-            lanes = kept.unflatten(2, (self.lanes, self._lane))  # [B, heads, lanes, T + N, d]
-            lanes[:, :, :, : self.text] = new[:, :, None, : self.text]
+        text = torch.stack((k[:, :, : self.text], v[:, :, : self.text]))
+        for lane in range(self.lanes):
+            self._spatial[layer].keep(torch.arange(self.text, device=k.device) + lane * self._lane, text)
 
     def keep_temporal(self, layer: int, k: Tensor, v: Tensor) -> None:
         """Keys and values of text and given frames, [B, heads, T + F * N, d]."""
         shelf = self._shelves[layer % 2]
         texts = torch.as_tensor(shelf.text_places(), device=k.device)  # [regions, T]
         frames = [torch.as_tensor(shelf.frame_places(frame), device=k.device) for frame in self.given]
-        for kept, new in zip(self._temporal[layer].k_v, (k, v), strict=True):
-            for places in texts:
-                kept[:, :, places] = new[:, :, : self.text]
-            if frames:
-                kept[:, :, torch.cat(frames)] = new[:, :, self.text :]
+        k_v = torch.stack((k, v))  # [2, B, heads, T + F * N, d]
+        for places in texts:
+            self._temporal[layer].keep(places, k_v[:, :, :, : self.text])
+        if frames:
+            self._temporal[layer].keep(torch.cat(frames), k_v[:, :, :, self.text :])
 
     # -- drawing -----------------------------------------------------------------------------------------------
 

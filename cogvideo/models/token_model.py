@@ -63,7 +63,7 @@ class TokenModel(BaseModel):
     def word_embedding_forward(self, input_ids: Tensor, **_: Any) -> Tensor:
         return F.embedding(input_ids, self.transformer.word_embeddings.weight)
 
-    def mlp_forward(self, hidden_states: Tensor, *, layer_id: Tensor, **_: Any) -> Tensor:
+    def mlp_forward(self, hidden_states: Tensor, *, layer_id: Tensor | int, **_: Any) -> Tensor:
         mlp = self.transformer.layers[int(layer_id)].mlp
         return linear(mlp.dense_4h_to_h, F.gelu(linear(mlp.dense_h_to_4h, hidden_states), approximate="tanh"))
 

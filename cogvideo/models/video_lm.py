@@ -46,6 +46,8 @@ class VideoLM(TokenModel):
         super().__init__(config, transformer, device)
         self.stage: Stage = stage
         self._fused: FusedSteps | None = None
+        self.int8_cache = False  # whether what is drawn keeps its keys and values in 8 bits
+        self.moving = False  # whether weights come to the device for each step and go again
         with torch.random.fork_rng(devices=[]), torch.device(device):
             self.add_mixin("extra_position_embedding", ExtraPositions(config.extra_positions, config.hidden))
             self.add_mixin("attention_plus", AttentionPlus(config, gated=True))

@@ -1,0 +1,122 @@
+"""Linear layers whose matrices take 8 or 4 bits a number, and how a network's layers become such.
+
+In: a network with exact weights. Out: the same network; embeddings, norms and gates stay as they are.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cogvideo.config import Weights
+from kernels.w8a16 import Int8Linear
+
+
+def compress(network: nn.Module, weights: Weights, device: torch.device, store: torch.device | None = None) -> None:
+    """Put the matrices of all layers of `network` into fewer bits, in place, one after the other.
+
+    It is computed on `device` and kept on `store` (None: on `device`). A layer that is small already, since networks
+    share a backbone, is left alone.
+    """
+    if weights == "exact":
+        return
+    make = _MAKERS[weights]
+    for parent, name, layer in list(matrices(network)):
+        setattr(parent, name, make(layer, device).to(store or device).requires_grad_(False))
+
+
+def matrices(network: nn.Module) -> Iterator[tuple[nn.Module, str, Any]]:
+    """(parent, name, layer) of all linear layers whose weights are numbers of full length."""
+    for parent in network.modules():
+        for name, layer in parent.named_children():
+            weight = getattr(layer, "weight", None)
+            if weight is None or weight.ndim != 2 or not weight.is_floating_point() or isinstance(layer, nn.Embedding):
+                continue
+            if getattr(layer, "bias", None) is not None:  # sat's embedding has none and is no product
+                yield parent, name, layer
+
+
+class Nf4Linear(nn.Module):
+    """4 bits a weight (bitsandbytes' NF4), the scales in 8 bits: 4.13 bits in all."""
+
+    TABLES = ("scales", "code", "mean", "outer_scales", "outer_code")
+
+    def __init__(self, shape: torch.Size, weight: Tensor, bias: Tensor, tables: tuple[Tensor, ...]) -> None:
+        super().__init__()
+        self.shape = shape
+        self.register_buffer("weight", weight)  # uint8: two weights a byte
+        self.register_buffer("bias", bias)
+        for name, tensor in zip(self.TABLES, tables, strict=True):
+            self.register_buffer(name, tensor)
+
+    @classmethod
+    def of(cls, layer: Any, device: torch.device) -> Nf4Linear:
+        exact = layer.weight.detach().to(device)
+        codes, state = _bitsandbytes().functional.quantize_4bit(exact, quant_type="nf4", compress_statistics=True)
+        tables = (state.absmax, state.code, state.offset, state.state2.absmax, state.state2.code)
+        return cls(exact.shape, codes, layer.bias.detach().to(device), tables)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., in] -> [..., out]."""
+        library, state = _bitsandbytes(), self._state(x.dtype)
+        bias: Tensor = self.get_buffer("bias").to(x.dtype)
+        weight = self.get_buffer("weight")
+        if x.device.type == "cpu":  # where the library's product would be slower, or be fetched from the network
+            return F.linear(x, library.functional.dequantize_4bit(weight, state), bias)
+        product: Tensor = library.matmul_4bit(x, weight, quant_state=state, bias=bias)
+        return product
+
+    def _state(self, dtype: torch.dtype) -> Any:
+        """The library's description of the codes; kept in pieces by us, so that they move as any buffer does."""
+        scales, code, mean, outer_scales, outer_code = (self.get_buffer(name) for name in self.TABLES)
+        state = _bitsandbytes().functional.QuantState
+        outer = state(absmax=outer_scales, code=outer_code, blocksize=256, dtype=torch.float32)
+        return state(
+            absmax=scales,
+            shape=self.shape,
+            code=code,
+            blocksize=64,
+            quant_type="nf4",
+            dtype=dtype,
+            offset=mean,
+            state2=outer,
+        )
+
+
+def _w8a16(layer: Any, device: torch.device) -> nn.Module:
+    """8 bits a weight and a scale for every output, computed in the type of what comes in."""
+    return Int8Linear(layer.weight.detach().to(device), layer.bias.detach().to(device))
+
+
+def _llm_int8(layer: Any, device: torch.device) -> nn.Module:
+    """bitsandbytes' LLM.int8 without outlier columns (Dettmers et al. 2022): activations are rounded to 8 bits too."""
+    nn_ = _bitsandbytes().nn
+    outputs, inputs = layer.weight.shape
+    small: Any = nn_.Linear8bitLt(inputs, outputs, has_fp16_weights=False, threshold=0.0, device="meta")
+    small.weight = nn_.Int8Params(layer.weight.detach().cpu(), requires_grad=False, has_fp16_weights=False)
+    small.bias = nn.Parameter(layer.bias.detach(), requires_grad=False)
+    moved: nn.Module = small.to(device)  # which is when the library computes the codes
+    return moved
+
+
+def _bitsandbytes() -> Any:
+    """The library, without its remark that a kernel cannot be fetched from the network."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        import bitsandbytes
+    finally:
+        logging.disable(before)
+    return bitsandbytes
+
+
+_MAKERS: dict[str, Callable[[Any, torch.device], nn.Module]] = {
+    "int8": _w8a16,
+    "nf4": Nf4Linear.of,
+    "bnb8": _llm_int8,
+}
