@@ -431,7 +431,7 @@ def _read_labels(path: Path, tokens: int) -> Tensor:
         if labels.shape != (tokens,):
             raise ValueError(f"shape {labels.shape}, not {(tokens,)}")
         labels = labels.astype(np.int64)
-    except (OSError, ValueError, EOFError, TypeError, AttributeError) as error:  # an .npz has no shape
+    except Exception as error:  # a damaged header brings up whatever it can, down to tokenize's errors
         reason = "文件不存在" if isinstance(error, FileNotFoundError) else str(error)
         raise WeightsError(
             f"无法读取聚类标签 {path}（{reason}）：请重新克隆本仓库，或按 README 下载已发布的模型。",

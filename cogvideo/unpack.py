@@ -8,7 +8,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import lzma
-import pickle
 import shutil
 import stat
 import struct
@@ -49,7 +48,9 @@ def _read(path: Path, file: PublishedFile) -> None:
             np.load(path, allow_pickle=False)
         elif file.format == "torch":
             _read_torch(path)
-    except (OSError, ValueError, EOFError, RuntimeError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # a damaged file brings up whatever it can
         raise Unsuitable(f"no whole {file.format} file ({error})") from error
 
 

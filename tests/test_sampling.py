@@ -131,3 +131,15 @@ def test_a_broken_row_still_draws_a_valid_id() -> None:
 def test_seeds_and_frames_must_match() -> None:
     with pytest.raises(ValueError, match="2 seeds for 1 frames"):
         noise_keys([1, 2], 1, [0], 1)
+
+
+def test_noise_is_positive_and_finite_at_both_ends_of_its_words() -> None:
+    # A hash of zeros is 0, and _mix is a bijection: undone, it tells which key ends in the largest word.
+    word = 0xFFFFFFFF
+    for shift, factor in ((15, 0x735A2D97), (15, 0x21F0AAAD)):
+        word ^= word >> shift ^ word >> 2 * shift
+        word = word * pow(factor, -1, 2**32) % 2**32
+    word ^= word >> 16
+    least, most = exponential_noise(torch.tensor([[0, 0], [0, word]]), torch.zeros(2, 1, dtype=torch.long)).flatten()
+    assert 0 < least < 1e-9
+    assert 16 < most < 17

@@ -110,11 +110,12 @@ def programs(folder: Path, times: int) -> Counts:
             "seed": [-1, 0, 7, 2**32 - 1, 2**32, -2],
             "frames": [5, 9, 17, 33, 6],
             "seconds": [4, 2.0, 1, 0.5, 3],
+            "guidance": [0, 1, 3.5, 20.5],
         }
         for _ in range(times):
             call = dice.choice(calls)
             values = {
-                name: dice.choice(sensible.get(name, [True, False, 1.5]) if dice.random() < 0.8 else ODD)
+                name: dice.choice(sensible.get(name, [True, False]) if dice.random() < 0.95 else ODD)
                 for name in inspect.signature(call).parameters
             }
             try:
