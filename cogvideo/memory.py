@@ -98,6 +98,8 @@ def weight_bytes(model: ModelConfig, memory: MemoryPreset, device: str | None = 
         own = {part: count - 4 * h * h * model.layers for part, count in parameters(model)[2].items()}
         return dict.fromkeys(PHASES, rest + sum(own.values()) * number + largest)
     common = backbone_bytes(model, memory, number)
+    if memory.fused and number == HALF:  # of both stages
+        common += 2 * 8 * h * h * model.layers * number
     packs = [pack_bytes(model, part, memory, number) for part in ("stage1", "stage2", "superres")]
     if memory.stream:  # two exact layers at a time; on a CPU the rest is copied too
         other = parameters(model)[2]["superres"] - 4 * h * h * model.layers

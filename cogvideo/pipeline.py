@@ -273,6 +273,7 @@ class CogVideoPipeline:
         models = settle(self._load_models(self.preset.name, self.place.dtype, torch.device("cpu")), self.place)
         memory = self.place.memory
         plain = memory.weights == "exact" and not (memory.offload or memory.swap or memory.int8_cache)
+        plain = plain and (memory.fused or self.place.kind == "cpu")
         if plain and fusing_pays(self.preset.model, self.place.device):
             models.stage1.fuse()
             models.stage2.fuse()

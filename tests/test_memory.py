@@ -46,7 +46,7 @@ def test_numbers_are_counted_exactly(model: ModelConfig) -> None:
 def test_the_published_model_is_as_large_as_is_said() -> None:
     matrices, rest, own = parameters(BIG)
     assert matrices + rest + own["stage1"] + own["stage2"] == pytest.approx(9.4e9, rel=0.05)
-    assert weight_bytes(BIG, MEMORY["a100"])["keyframes"] == pytest.approx(22.7 * GB, rel=0.02)
+    assert weight_bytes(BIG, MEMORY["48g"])["keyframes"] == pytest.approx(22.7 * GB, rel=0.02)
 
 
 @pytest.mark.parametrize("model", [TOY, PRESETS["mini"].model], ids=["toy", "mini"])
