@@ -38,7 +38,8 @@ def below(path: str, target: str, port: int) -> Iterator[str]:
         return StreamingResponse(body(), answer.status_code, kept)
 
     route = Route(f"{path}/{{rest:path}}", forward, methods=["GET", "POST", "HEAD"])
-    server = uvicorn.Server(uvicorn.Config(Starlette(routes=[route]), "127.0.0.1", port, log_level="error"))
+    icon = Route("/favicon.ico", lambda _: Response(status_code=204))  # asked of the host before the page is read
+    server = uvicorn.Server(uvicorn.Config(Starlette(routes=[route, icon]), "127.0.0.1", port, log_level="error"))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     while not server.started:

@@ -145,6 +145,7 @@ def test_other_in_betweens_a_larger_picture_and_going_on_after_a_stop(site: Site
         request = site.fake.started[-1]
         assert request.clip is not None and request.clip.frames == frames
         assert (request.between_seed is not None, request.superres) == (act == "between", act == "enlarge")
+        page.get_by_role("button", name="更多设置").click()
         shown = page.locator("#cv-between input, #cv-between textarea")
         expect(shown).to_have_value("" if request.between_seed is None else str(request.between_seed))
     site.fake.reset()
