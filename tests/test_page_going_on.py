@@ -18,6 +18,7 @@ from proxy import below
 
 import app
 from cogvideo.config import VideoRequest
+from cogvideo.errors import OutOfMemory
 from cogvideo.jobs import Jobs, Limits
 from cogvideo.keys import new_key
 from cogvideo.offers import Offer
@@ -187,6 +188,22 @@ def test_the_place_in_the_queue_is_in_the_tab(site: Site, visit: Visit) -> None:
     expect(second.page.locator("#cv-outcome")).to_contain_text("1 videos are running or waiting")
     second.ask("一只小猫").has_state("queued")
     expect(second.page).to_have_title("(1) CogVideo for everyone")
+
+
+def test_what_memory_was_too_small_for_is_tried_with_less(site: Site, visit: Visit) -> None:
+    site.fake.fail = OutOfMemory("显存不足", "Out of memory", "16g")
+    visitor = visit().open(site.url).ask()
+    site.fake.step(2)
+    visitor.has_state("failed")
+    page = visitor.page
+    expect(page.locator(".cv-note")).to_contain_text("显存不足")
+    seed = site.fake.started[-1].seed
+    site.fake.fail = None
+    site.fake.open()
+    page.get_by_role("button", name="用“16g”内存预设再试（同样的种子）").click()
+    visitor.has_state("done")
+    assert site.fake.started[-1].seed == seed
+    assert site.jobs.view(visitor.job()).memory == "16g"
 
 
 # --- several models, and below a path -------------------------------------------------------------------------------
