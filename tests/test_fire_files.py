@@ -48,7 +48,7 @@ def test_labels_that_are_no_array_name_the_file(tmp_path: Path, content: bytes) 
 
 
 def test_labels_of_another_kind_name_the_file(tmp_path: Path) -> None:
-    np.save(tmp_path / "labels.npy", np.zeros(64, dtype=[("a", "i4")]))
+    np.save(tmp_path / "labels.npy", np.zeros(64, dtype=[("a", "i4"), ("b", "i4")]))
     with pytest.raises(WeightsError, match=r"labels\.npy"):
         _read_labels(tmp_path / "labels.npy", 64)
 
