@@ -1,13 +1,14 @@
 """The judge: frames in, what they show out. It measures against the world's own drawings and learns nothing.
 
-A frame is read in two steps. The scene is the background that most of its pixels agree with; what differs from it is
-the subject's mask, which gives place and size. Then every subject at every quarter turn is drawn there, and the drawing
-that is closest names subject and angle. Frames are the world's small or large ones, before or after the codec.
+A frame is read in three steps. The scene is the background that most of its pixels agree with. What differs from it
+gives places and sizes to try: every subject at every quarter turn is drawn there, and the drawings that are closest
+name subject and angle. The best few are then moved, grown and turned as long as that brings them closer. Frames are the
+world's small or large ones, before or after the codec.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +26,11 @@ from cogvideo.training.world import (
 Pixels = npt.NDArray[np.uint8]
 VARIANTS = 2
 _THRESHOLD = 100.0  # sum of the three channels' differences that no longer counts as background
+_BOX_THRESHOLDS = (_THRESHOLD, 200.0)  # the codec leaves a faint halo, which the second looks through
+_FINALISTS = 3
+_STEPS = (0.5, 0.25, 0.125)  # cells by which a finalist is moved and grown
 _QUARTERS = 4
+_LARGEST = 5.0  # cells of the largest subject there is, and a little more
 
 
 @dataclass(frozen=True)
@@ -46,24 +51,71 @@ def read_frame(frame: Pixels, known_subject: int | None = None, angles: int = _Q
     cell = frame.shape[0] // FIELD
     pixels = frame.astype(np.float32)
     scene, variant, distance = _read_scene(pixels, cell)
-    box = _subject_box(distance, cell)
-    if box is None:
-        return Reading(scene, variant, -1, None)
-    top, bottom, left, right = box
-    # In cells: centre and longer side of what differs from the background.
-    y, x = (top + bottom) / 2 / cell, (left + right) / 2 / cell
-    size = max(bottom - top, right - left) / cell
     subjects = range(len(SUBJECTS)) if known_subject is None else (known_subject,)
-    best = (np.inf, 0, State(y, x, size, 0.0))
-    for subject in subjects:
-        for angle in np.arange(angles) * (360.0 / angles):
-            for side in (size, size - 0.25, size - 0.5):
-                state = State(round(y * 8) / 8, round(x * 8) / 8, side, float(angle))
-                drawn, _ = render_state(subject, scene, variant, state, cell)
-                error = float(np.square(drawn - pixels).mean())
-                if error < best[0]:
-                    best = (error, subject, state)
+    turns = [360.0 * i / angles for i in range(angles)]
+    easel = _Easel(pixels, scene, variant, cell)
+    guesses = [
+        (easel.error(subject, state), subject, state)
+        for state in _candidates(distance, cell, turns)
+        for subject in subjects
+    ]
+    if not guesses:
+        return Reading(scene, variant, -1, None)
+    finalists: dict[int, tuple[float, int, State]] = {}
+    for guess in sorted(guesses, key=lambda g: g[0]):
+        finalists.setdefault(guess[1], guess)
+    best = min((easel.improve(*g, 360.0 / angles) for g in list(finalists.values())[:_FINALISTS]), key=lambda g: g[0])
     return Reading(scene, variant, best[1], best[2])
+
+
+class _Easel:
+    """Draws subjects on the scene that was read, and says how far that is from the frame."""
+
+    def __init__(self, pixels: npt.NDArray[np.float32], scene: int, variant: int, cell: int) -> None:
+        self._pixels = pixels
+        self._place = (scene, variant, cell)
+
+    def error(self, subject: int, state: State) -> float:
+        scene, variant, cell = self._place
+        drawn, _ = render_state(subject, scene, variant, state, cell)
+        return float(np.square(drawn - self._pixels).mean())
+
+    def improve(self, error: float, subject: int, state: State, turn: float) -> tuple[float, int, State]:
+        """Climb from a guess to the closest drawing around it."""
+        for step in _STEPS:
+            better = True
+            while better:
+                better = False
+                for near in _neighbours(state, step, turn):
+                    value = self.error(subject, near)
+                    if value < error:
+                        error, state, better = value, near, True
+        return error, subject, state
+
+
+def _neighbours(state: State, step: float, turn: float) -> list[State]:
+    """States one step away in place, size or angle, within the picture."""
+    around = [
+        replace(state, y=state.y + step),
+        replace(state, y=state.y - step),
+        replace(state, x=state.x + step),
+        replace(state, x=state.x - step),
+        replace(state, size=state.size + step),
+        replace(state, size=state.size - step),
+        replace(state, angle=(state.angle + turn) % 360.0),
+    ]
+    return [s for s in around if 0 <= s.y <= FIELD and 0 <= s.x <= FIELD and 0.5 <= s.size <= _LARGEST]
+
+
+def _candidates(distance: npt.NDArray[np.float32], cell: int, turns: list[float]) -> list[State]:
+    """Where, how large and how turned the subject may be: centre and longer side, in cells, of what stands out."""
+    boxes = {box for threshold in _BOX_THRESHOLDS if (box := _subject_box(distance, cell, threshold)) is not None}
+    states = []
+    for top, bottom, left, right in boxes:
+        y, x = (round((a + b) / 2 / cell * 8) / 8 for a, b in ((top, bottom), (left, right)))
+        size = min(max(bottom - top, right - left) / cell, _LARGEST)
+        states += [State(y, x, max(side, 0.5), turn) for side in (size, size - 0.5) for turn in turns]
+    return states
 
 
 def _read_scene(pixels: npt.NDArray[np.float32], cell: int) -> tuple[int, int, npt.NDArray[np.float32]]:
@@ -73,9 +125,9 @@ def _read_scene(pixels: npt.NDArray[np.float32], cell: int) -> tuple[int, int, n
     return min(candidates, key=lambda c: float(np.minimum(c[2], 2 * _THRESHOLD).mean()))
 
 
-def _subject_box(distance: npt.NDArray[np.float32], cell: int) -> tuple[int, int, int, int] | None:
+def _subject_box(distance: npt.NDArray[np.float32], cell: int, threshold: float) -> tuple[int, int, int, int] | None:
     """Top, bottom, left, right in pixels of the rows and columns where enough differs from the background."""
-    mask = distance > _THRESHOLD
+    mask = distance > threshold
     enough = max(2, cell // 4)
     rows = np.nonzero(mask.sum(1) >= enough)[0]
     columns = np.nonzero(mask.sum(0) >= enough)[0]
