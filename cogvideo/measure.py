@@ -187,6 +187,10 @@ class Work:
     """Moved by all steps together, at least."""
     gigaflop: float
     threads: int
+    seek: Callable[[int], None] = lambda number: None
+    """Before a step that does not follow the one before it; not part of what is timed."""
+    jumps: bool = False
+    """Whether `seek` does anything, so that it has to be called before each step."""
 
 
 class Bench:
@@ -287,15 +291,19 @@ class Bench:
         """Seconds of all steps, by the clock and of the process, timed or extrapolated, and how many were timed."""
         count = work.steps if self.most is None else min(work.steps, self.most)
         chosen = [(2 * i + 1) * work.steps // (2 * count) for i in range(count)]
+        spent = cpu = 0.0
         with threads(work.threads):
             for i in (chosen[0], chosen[count // 2]):  # with one frame under way, and with two
+                work.seek(i)
                 work.step(i)
-            _wait(self.place.device)
-            start, cpu = self.clock(), time.process_time()
-            for i in chosen:
-                work.step(i)
-            _wait(self.place.device)
-            spent, cpu = self.clock() - start, time.process_time() - cpu
+            for piece in [[i] for i in chosen] if work.jumps else [chosen]:
+                work.seek(piece[0])
+                _wait(self.place.device)
+                start, start_cpu = self.clock(), time.process_time()
+                for i in piece:
+                    work.step(i)
+                _wait(self.place.device)
+                spent, cpu = spent + self.clock() - start, cpu + time.process_time() - start_cpu
         return work.once + spent * work.steps / count, work.once_cpu + cpu * work.steps / count, count
 
     # -- stages 1 and 2 ------------------------------------------------------------------------------------------------
@@ -314,6 +322,7 @@ class Bench:
         lanes = 1 if lag is None else len(frames)
         with threads(1):
             cache = decode.prefill(lm, texts, given, known, boost=boost, both=both, lanes=lanes)
+            cache.blank()
             _wait(self.place.device)
         once, once_cpu = self.clock() - start, time.process_time() - cpu
         dice, held = self._dice(videos, given), self._tokens(videos, 1)[:, 0, 0]
@@ -346,18 +355,22 @@ class Bench:
         how = self.options.video if given else self.options.first_frame
         last = -1
 
+        def seek(number: int) -> None:
+            if number != last + 1:
+                for run in runs:
+                    run.seek(frames[number // size], number % size)
+
         def step(number: int) -> None:
             nonlocal last
             frame, slot = frames[number // size], number % size
-            if number != last + 1:
-                for run in runs:
-                    run.seek(frame, slot)
             last = number
             scores = [run.step(held, frame, slot) for run in runs]
             logits = scores[0] if len(scores) == 1 else scores[1] + self.options.guidance * (scores[0] - scores[1])
             sample(logits, self.sampler.labels, keys[slot], how)
 
-        return Work(name, videos, len(frames) * size, videos * len(frames) * size, step, once, once_cpu, 0, 0, 1)
+        return Work(
+            name, videos, len(frames) * size, videos * len(frames) * size, step, once, once_cpu, 0, 0, 1, seek, True
+        )
 
     def _network(self, given: tuple[int, ...]) -> VideoLM:
         return self.models.stage2 if len(given) > 1 else self.models.stage1

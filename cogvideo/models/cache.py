@@ -189,6 +189,11 @@ class Cache:
         if frames:
             self._temporal[layer].keep(torch.cat(frames), k_v[:, :, :, self.text :])
 
+    def blank(self) -> None:
+        """Pretend that everything has been drawn: for measuring in the middle of a clip."""
+        for arena in (*self._spatial, *self._temporal):
+            arena.k_v.zero_()
+
     # -- drawing -----------------------------------------------------------------------------------------------
 
     def seek(self, places: Sequence[Place]) -> None:
