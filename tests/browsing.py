@@ -112,10 +112,10 @@ class Visitor:
 class Server:
     """serve_fake.py in a process of its own."""
 
-    def __init__(self, data: Path, port: int, *options: str) -> None:
+    def __init__(self, data: Path, port: int) -> None:
         script = Path(__file__).with_name("serve_fake.py")
         self._process = subprocess.Popen(
-            [sys.executable, str(script), str(data), str(port), *options],
+            [sys.executable, str(script), str(data), str(port)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

@@ -1,6 +1,6 @@
 """The page with a pipeline that waits for orders on standard input: a number of steps, `open`, `close` or `quit`.
 
-python tests/serve_fake.py DATA PORT [--waiting JOBS] [--root-path /video]
+python tests/serve_fake.py DATA PORT [--waiting JOBS]
 `pace 150`: every token takes its time, 150 of them a second; `pace 0`: none takes any.
 A server that a test can kill. DATA/work.log says when work on which seed began and ended.
 """
@@ -69,12 +69,11 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("port", type=int)
     parser.add_argument("--waiting", type=int, default=Limits.waiting)
-    parser.add_argument("--root-path")
     options = parser.parse_args()
     fake = Logged(options.data / "work.log")
     limits = Limits(waiting=options.waiting, preview_seconds=0)
     jobs = Jobs(options.data, PRESET, lambda: fake, write_video, limits)
-    app.serve(jobs, "127.0.0.1", options.port, options.root_path)
+    app.serve(jobs, "127.0.0.1", options.port)
     jobs.start()
     print("up", flush=True)
     for line in sys.stdin:
