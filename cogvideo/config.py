@@ -195,8 +195,8 @@ PRESETS: dict[str, Preset] = {
         # Chosen by the judge (`evaluate`): a small model has flatter scores, and was trained without the text boost.
         sampling=SamplingOptions(
             first_frame=TokenSampling(0.9, 16, 0.6),
-            video=TokenSampling(0.7, 12, 0.6),
-            superres=TokenSampling(0.6, 6, 0.5),
+            video=TokenSampling(0.6, 12, 0.5),
+            superres=TokenSampling(0.1, 1, 0.1),
             guidance=1.5,
             text_boost=0.0,
         ),
