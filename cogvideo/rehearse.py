@@ -34,9 +34,18 @@ class Phase:
     """Of a whole video of 33 frames, from those of the steps that were made."""
 
 
-def rehearse(models: Any, place: Place, steps: int, clock: Callable[[], float] = time.perf_counter) -> dict[str, Phase]:
-    """`steps` tokens of keyframes and of the frames between, and one pass of super-resolution."""
-    rehearsal = _Rehearsal(settle(models, place), place, steps, clock)
+def rehearse(
+    models: Any,
+    place: Place,
+    steps: int,
+    clock: Callable[[], float] = time.perf_counter,
+    streamed_frames: int = CLIP_FRAMES[-1],
+) -> dict[str, Phase]:
+    """`steps` tokens of keyframes and of the frames between, and one pass of super-resolution.
+
+    `streamed_frames`: frames of that pass where layers are streamed, whose cost then is shared by all of them.
+    """
+    rehearsal = _Rehearsal(settle(models, place), place, steps, clock, streamed_frames)
     return {
         "keyframes": rehearsal.measure("stage1", rehearsal.keyframes, 1),
         "interpolate": rehearsal.measure("stage2", rehearsal.interpolate, 1),
@@ -47,8 +56,11 @@ def rehearse(models: Any, place: Place, steps: int, clock: Callable[[], float] =
 class _Rehearsal:
     """Runs the phases. Their methods return which part of the phase they were."""
 
-    def __init__(self, models: Settled, place: Place, steps: int, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, models: Settled, place: Place, steps: int, clock: Callable[[], float], streamed_frames: int
+    ) -> None:
         self.models, self.place, self.steps, self.clock = models, place, steps, clock
+        self.streamed_frames = streamed_frames
         config = models.stage1.config
         self.layout = models.stage1.layout
         spare = config.vocab_size - config.image_tokens
@@ -83,7 +95,7 @@ class _Rehearsal:
 
     def superres(self) -> float:
         memory = self.place.memory
-        frames = CLIP_FRAMES[-1] if memory.stream else memory.frames_per_pass
+        frames = self.streamed_frames if memory.stream else memory.frames_per_pass
         options = SamplingOptions().superres
         clip = self._tokens(1, frames)[0]
         with enlarging(self.models.superres, self.place) as layers:
