@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from cogvideo import evaluate
+from cogvideo.errors import RequestError
 from cogvideo.training import measures, render
 from cogvideo.training.world import MOTIONS, SUBJECTS, Clip, place_clip
 
@@ -98,7 +99,7 @@ def test_only_the_wanted_parts_are_looked_at(capsys: pytest.CaptureFixture[str])
 
 
 def test_a_part_that_does_not_exist_is_refused() -> None:
-    with pytest.raises(SystemExit):
+    with pytest.raises(RequestError, match="smell"):
         evaluate._parser().parse_args(["--parts", "smell"])
 
 
