@@ -30,7 +30,7 @@ class User:
     """Somebody with an empty home folder, and a Hugging Face mirror that is the local server."""
 
     def __init__(self, home: Path, server: FlakyServer | None = None) -> None:
-        self.home, self.site = home, "-"
+        self.home, self.site = home, "none"
         self.environment = {name: os.environ[name] for name in ("PATH", "LANG") if name in os.environ}
         self.environment |= {
             "HOME": str(home),
@@ -183,15 +183,8 @@ def test_two_processes_one_of_them_killed_and_the_command_given_again(tmp_path: 
         "films",
     ]
     words += ["--frames", "5", "--quiet"]
-    launch = [
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node",
-        "2",
-        str(ROOT / "tests" / "toy_cli.py"),
-        "-",
-    ]
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]  # as accelerate launch does
+    launch += [str(ROOT / "tests" / "toy_cli.py"), "none"]
     log.touch()
     first = user.runs(*launch, *words, DIE="1", FILMS_LOG=str(log))
     assert first.returncode != 0

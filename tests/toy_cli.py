@@ -1,6 +1,6 @@
 """`python toy_cli.py SITE.json WORDS...`: the command line, for which the published model is a toy on a local server.
 
-SITE.json: {"model": sizes, "files": rows}; see toy_published. $DIE, where set, is the rank of a process that is killed
+SITE.json, or the word none: {"model": sizes, "files": rows}; see toy_published. $DIE, where set, is the rank of a process that is killed
 as it writes its second film; $FILMS_LOG is where each film is noted by whom it was drawn.
 """
 
@@ -41,7 +41,7 @@ def watch_films() -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1] != "-":
+    if sys.argv[1] != "none":
         set_up(json.loads(Path(sys.argv[1]).read_text()))
     if "FILMS_LOG" in os.environ:
         watch_films()
