@@ -1,7 +1,7 @@
 """`python toy_cli.py SITE.json WORDS...`: the command line, for which the published model is a toy on a local server.
 
-SITE.json, or the word none: {"model": sizes, "files": rows}; see toy_published. $DIE, where set, is the rank of a process that is killed
-as it writes its second film; $FILMS_LOG is where each film is noted by whom it was drawn.
+SITE.json, or the word none: {"model": sizes, "files": rows}; see toy_published. $DIE, where set, is the rank of a
+process that is killed as it writes its second film; $FILMS_LOG is where each film is noted by whom it was drawn.
 """
 
 from __future__ import annotations
