@@ -7,11 +7,12 @@ longer; both are measured first, with as many threads as the stage uses.
 
 from __future__ import annotations
 
+import gc
 import math
 import resource
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -292,7 +293,7 @@ class Bench:
         count = work.steps if self.most is None else min(work.steps, self.most)
         chosen = [(2 * i + 1) * work.steps // (2 * count) for i in range(count)]
         spent = cpu = 0.0
-        with threads(work.threads):
+        with threads(work.threads), _uncollected():
             for i in (chosen[0], chosen[count // 2]):  # with one frame under way, and with two
                 work.seek(i)
                 work.step(i)
@@ -470,6 +471,17 @@ def _superres_flops(lm: SuperResLM, text: int) -> float:
     keys = math.prod(config.fine_window) + math.prod(config.coarse_window)
     layer = 2 * 12 * h * h * (text + coarse + fine) + 4 * h * (fine * keys + coarse * (text + coarse) + text * text)
     return config.layers * layer + 2 * fine * config.image_tokens * h
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Inside the block Python looks for no garbage: a third of a second, which would count for few timed steps."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def _wait(device: torch.device) -> None:
