@@ -27,7 +27,7 @@ from cogvideo.training.world import MOTIONS, SCENES, SUBJECTS, Clip, caption, dr
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from cogvideo.training.studio import Case, Studio
+    from cogvideo.studio import Case, Studio
 
 Pixels = npt.NDArray[np.uint8]
 Figures = dict[str, Any]
@@ -39,7 +39,7 @@ class Evaluation:
     """The figures of one set of networks, part by part. Each part is a method that prints a table and returns it."""
 
     def __init__(self, studio: Studio, options: SamplingOptions, args: argparse.Namespace) -> None:
-        from cogvideo.training.studio import draw_cases
+        from cogvideo.studio import draw_cases
 
         self.studio = studio
         self.options = options
@@ -189,7 +189,7 @@ PARTS: dict[str, Callable[[Evaluation], Figures]] = {
 
 
 def _any_clip(rng: np.random.Generator) -> Clip:
-    from cogvideo.training.studio import hidden_clip
+    from cogvideo.studio import hidden_clip
 
     return hidden_clip(rng, draw_held_out(), float(rng.choice((4.0, 2.0))))
 
@@ -206,7 +206,7 @@ def _travelling(rng: np.random.Generator, index: int) -> Clip:
 
 
 def _case(prompt: str, clip: Clip, seed: int) -> Case:
-    from cogvideo.training.studio import Case
+    from cogvideo.studio import Case
 
     return Case(prompt, clip, False, seed)
 
@@ -240,7 +240,7 @@ def write_grid(frames: Pixels, path: Path, zoom: int = 2) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Draw, judge, print tables; write a grid and the figures where asked."""
     args = _parser().parse_args(arguments)
-    from cogvideo.training.studio import Studio
+    from cogvideo.studio import Studio
 
     preset = PRESETS["mini"]
     options = preset.sampling

@@ -1,7 +1,7 @@
 """The judge: frames in, what they show out. It measures against the world's own drawings and learns nothing.
 
 A frame is read in three steps. The scene is the background that most of its pixels agree with. What differs from it
-gives places and sizes to try: every subject at every quarter turn is drawn there, and the drawings that are closest
+gives places and sizes to try: every subject at every eighth of a turn is drawn there, and the drawings that are closest
 name subject and angle. The best few are then moved, grown and turned as long as that brings them closer. Frames are the
 world's small or large ones, before or after the codec.
 """
@@ -27,9 +27,9 @@ Pixels = npt.NDArray[np.uint8]
 VARIANTS = 2
 _THRESHOLD = 100.0  # sum of the three channels' differences that no longer counts as background
 _BOX_THRESHOLDS = (_THRESHOLD, 200.0)  # the codec leaves a faint halo, which the second looks through
-_FINALISTS = 3
+_FINALISTS = 6
 _STEPS = (0.5, 0.25, 0.125)  # cells by which a finalist is moved and grown
-_QUARTERS = 4
+_TURNS = 8  # parts of a full turn that are tried
 _LARGEST = 5.0  # cells of the largest subject there is, and a little more
 
 
@@ -43,7 +43,7 @@ class Reading:
     state: State | None
 
 
-def read_frame(frame: Pixels, known_subject: int | None = None, angles: int = _QUARTERS) -> Reading:
+def read_frame(frame: Pixels, known_subject: int | None = None, angles: int = _TURNS) -> Reading:
     """Read one frame [H, W, 3]; `known_subject` measures the state of that subject instead of finding which it is.
 
     `angles`: how many parts of a full turn are tried.

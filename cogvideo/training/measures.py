@@ -17,7 +17,7 @@ from cogvideo.training.world import MOTIONS, Clip, State
 
 KEYFRAMES = 5
 _CLEARLY = 0.99  # less is rounding
-_FINE_ANGLES = 16  # parts of a turn that a turning subject is compared with; others are upright
+_FINE_ANGLES = 16  # parts of a turn that a subject is compared with that is to turn smoothly
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,9 @@ def judge_keyframes(clip: Clip, frames: Pixels) -> Verdict:
 
 def judge_film(clip: Clip, frames: Pixels) -> FilmVerdict:
     """Look at all frames [F, H, W, 3] of a clip."""
-    angles = _FINE_ANGLES if MOTIONS[clip.motion] == "旋转" else 4
-    right = [read_frame(frame, angles=angles).subject == clip.subject for frame in frames]
+    turns = MOTIONS[clip.motion] == "旋转"
+    readings = [read_frame(frame, angles=_FINE_ANGLES) if turns else read_frame(frame) for frame in frames]
+    right = [reading.subject == clip.subject for reading in readings]
     return FilmVerdict(all(right), float(np.mean(right)), beats_fade(clip, frames))
 
 
