@@ -201,7 +201,6 @@ PRESETS: dict[str, Preset] = {
             text_boost=0.0,
         ),
         cell=8,
-        enlarge=False,  # its super-resolution has seen too few frames to keep faces whole
     ),
     "cogvideo": Preset(
         name="cogvideo",

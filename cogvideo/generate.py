@@ -138,7 +138,7 @@ def _what_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--superres",
         action=argparse.BooleanOptionalAction,
-        help="enlarge every frame three times at the end (default: not for mini) / 是否做超分，mini 默认不做",
+        help="enlarge every frame three times at the end (default: as the model says) / 最后是否做超分，默认依模型而定",
     )
 
 
