@@ -201,6 +201,7 @@ PRESETS: dict[str, Preset] = {
             text_boost=0.0,
         ),
         cell=8,
+        enlarge=False,  # keyframes gain by it, but the faces of in-betweens break
     ),
     "cogvideo": Preset(
         name="cogvideo",
