@@ -56,7 +56,7 @@ def test_a_converted_copy_will_do(home: Path) -> None:
 
 
 def test_without_room_it_is_mini(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (8 * GB, 80 * GB))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (4 * GB, 80 * GB))
     assert default_model() == "mini"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert default_model() == "mini"
