@@ -156,7 +156,7 @@ def test_slots_found_by_their_numbers_on_the_device_draw_the_same_tokens(
 ) -> None:
     monkeypatch.setattr(cache, "why_not", lambda channels: None)
     assert tokens_differ(stage, fused) == 0
-    assert len(tokens(stage, fused).unique()) > 5
+    assert len(tokens(stage, fused).unique()) > 3
 
 
 @pytest.mark.parametrize("fused", [False, True])
@@ -171,9 +171,8 @@ def test_a_step_reads_the_same_places_each_time(fused: bool, monkeypatch: pytest
     def step(held: Cache, ids: torch.Tensor, guidance: float | None) -> torch.Tensor:
         assert held.numbers is not None
         seen.add((ids.data_ptr(), held.numbers.data_ptr()))
-        monkeypatch.setattr(held, "places", ())
-        monkeypatch.setattr(Cache, "fast", True)
-        return run(held, ids, guidance)
+        with mock.patch.object(held, "places", ()), mock.patch.object(Cache, "fast", True):
+            return run(held, ids, guidance)
 
     monkeypatch.setattr(lm, "_step", step)
     storage = decode.prefill(lm, TEXTS, (0,), CLIP[:, :1], boost=1.4, both=True)
