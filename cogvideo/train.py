@@ -60,6 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for part in (*(p for p in TRAINED if p in recipe), "export") if args.part == "all" else (args.part,):
         torch.manual_seed(int(recipe["seed"]))
         workshop.make(part)
+    workshop.processes.destroy_process_group()  # whose threads may abort a process that ends with them
     return 0
 
 

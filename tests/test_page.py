@@ -10,6 +10,7 @@ import pytest
 from browsing import PANDA, PHONE, Site, Visitor, expect
 from fakes import moving_square
 
+import cogvideo.page
 from cogvideo.config import VideoRequest
 from cogvideo.jobs import new_key
 from cogvideo.video import write_video
@@ -60,6 +61,19 @@ def test_stop_keeps_what_was_drawn(site: Site, visit: Callable[..., Visitor]) ->
     expect(visitor.film()).to_have_attribute("src", re.compile("kept.mp4$"))
     view = site.jobs.view(visitor.job())
     assert (view.status, view.frames) == ("stopped", 3)
+
+
+def test_a_stop_that_acts_before_anybody_is_told_of_it_is_shown_as_done(
+    site: Site, visit: Callable[..., Visitor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = cogvideo.page.screen_value
+    monkeypatch.setattr(cogvideo.page, "screen_value", lambda *args: {**shown(*args), "stopping": None})
+    visitor = visit(locale="en-US").open(site.url).ask()
+    site.fake.step(6)
+    visitor.has_cells(5, 3)
+    visitor.page.get_by_role("button", name="Stop", exact=True).click()
+    visitor.has_state("stopped")
+    expect(visitor.page.locator(".cv-what")).to_have_text("Stopped; what was drawn is kept", timeout=5000)
 
 
 def test_stop_after_the_round(site: Site, visit: Callable[..., Visitor]) -> None:

@@ -88,6 +88,7 @@ def main() -> None:
     for _ in range(6):
         run.update()
     torch.save(codec.module.state_dict(), folder / f"codec-{process}.pt")
+    run.accelerator.end_training()
 
 
 if __name__ == "__main__":

@@ -21,9 +21,11 @@ let film = null;
 let source = null; // the stream of events of the job on the stage, while it is active
 let heard = 0; // when it last gave a sign of life
 let lost = false;
+let told = null; // the job that was told to stop: said at once, but not part of what the server says of it
 
 const many = () => view && view.drafts > 1; // strips to choose from, instead of one film
 const active = () => view && (view.status === "queued" || view.status === "running");
+const stopping = () => (active() && told === view.id ? "now" : view && view.stopping);
 
 // The strip: one cell per frame. Keyframes come one by one; in-betweens slide in between them.
 
@@ -258,7 +260,7 @@ strip.addEventListener("keydown", (event) => {
 function whatHappens() {
   if (!view) return cv.say("idle");
   if (lost) return cv.say("lost");
-  if (view.stopping) return cv.say(`stopping_${view.stopping}`);
+  if (stopping()) return cv.say(`stopping_${stopping()}`);
   if (view.status === "queued") return view.place ? cv.say("queued", { place: view.place }) : cv.say("queued_next");
   if (view.status === "stopped" && !view.video) return cv.say("stopped_empty");
   if (view.status !== "running") return cv.say(view.status);
@@ -329,7 +331,7 @@ function drawActs() {
   const clip = done && !many(); // a film that can go on
   const visible = {
     stop: active() && view.mine,
-    stop_level: view && view.status === "running" && view.mine && view.stage !== "superres" && !view.stopping && !many(),
+    stop_level: view && view.status === "running" && view.mine && view.stage !== "superres" && !stopping() && !many(),
     smaller: failed && view.smaller,
     resume: failed && view.level >= 0 && !many(),
     again: failed,
@@ -348,7 +350,7 @@ function drawActs() {
   for (const node of element.querySelectorAll("[data-act]")) node.hidden = !visible[node.dataset.act];
   find("[data-act=finish]").disabled = !chosenDrafts().length;
   if (view && view.smaller) find("[data-act=smaller]").textContent = cv.say("smaller", { preset: view.smaller });
-  find("[data-act=stop]").disabled = Boolean(view && view.stopping === "now");
+  find("[data-act=stop]").disabled = stopping() === "now";
   strip.tabIndex = has ? 0 : -1;
   strip.setAttribute("aria-disabled", String(!has));
   strip.setAttribute("aria-valuemax", view ? Math.max(1, view.count || 5) : 5);
@@ -390,7 +392,7 @@ element.addEventListener("click", (event) => {
   const id = view.id;
   if (act === "share") return share();
   if (act === "stop") {
-    view.stopping = "now"; // said at once; the server confirms
+    told = id;
     draw();
     return trigger("stop", { id, level: false });
   }
