@@ -20,12 +20,14 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
-from scripts.faults.report import Counts, Fault, expect
+from scripts.faults.report import Counts, Fault, Unexpected, expect
 from scripts.faults.victim import KEY, ROOT, STARTED
 
 FINAL = ("done", "stopped", "failed", "interrupted")
 PER_LIFE = 4
 """Videos that each life of the victim is asked for."""
+EARLY = 5
+"""Every fifth life ends before it is up: what a start repairs is then repaired by the next one."""
 
 
 class Victim:
@@ -68,6 +70,10 @@ class Victim:
         """An orderly end: what runs is interrupted, what waits stays."""
         self._order("quit")
         self._end()
+
+    @property
+    def up(self) -> bool:
+        return self._up.is_set()
 
     @property
     def errors(self) -> str:
@@ -159,45 +165,67 @@ def drain(data: Path, accepted: Mapping[str, int]) -> Counts:
 def kill_workers(folder: Path, times: int) -> Counts:
     """A worker without a page, killed within 1.5 seconds of its start; every other life writes real films."""
     data, accepted = folder / "data", dict[str, int]()
-    statuses: Counts = Counts()
+    lives = Lives()
     data.mkdir()
     for life in range(times):
-        victim = Victim(data, FILMS="real" if life % 2 else "").wait()
+        victim = Victim(data, FILMS="real" if life % 2 else "")
         for seed in range(PER_LIFE):
             victim.ask(life * PER_LIFE + seed)
-        time.sleep(random.random() * 1.5)
+        lives.pass_some(victim, 1.5)
         victim.kill()
         accepted |= victim.accepted
-        statuses["killed while drawing"] += examine(data, accepted)["running"]
-    return _sum(times, accepted, statuses, drain(data, accepted))
+        lives.counts["killed while drawing"] += examine(data, accepted)["running"]
+    return _sum(accepted, lives.counts, drain(data, accepted))
 
 
 def kill_servers(folder: Path, times: int) -> Counts:
     """The page's server, killed while clients ask for videos over HTTP."""
     data, accepted = folder / "data", dict[str, int]()
-    statuses: Counts = Counts()
+    lives = Lives()
     data.mkdir()
     for life in range(times):
         port = free_port()
-        victim = Victim(data, port, FILMS="real").wait()
-        client = threading.Thread(target=_ask_over_http, args=(port, life * PER_LIFE, accepted))
+        victim = Victim(data, port, FILMS="real")
+        client = threading.Thread(target=_ask_over_http, args=(victim, port, life * PER_LIFE, accepted))
         client.start()
-        time.sleep(random.random() * 2)
+        lives.pass_some(victim, 2)
         victim.kill()
         client.join()
-        statuses["killed while drawing"] += examine(data, accepted)["running"]
-    return _sum(times, accepted, statuses, drain(data, accepted))
+        lives.counts["killed while drawing"] += examine(data, accepted)["running"]
+    return _sum(accepted, lives.counts, drain(data, accepted))
 
 
-def _sum(times: int, accepted: Mapping[str, int], statuses: Counts, ends: Counts) -> Counts:
+class Lives:
+    """The lives of victims that follow each other on one data folder."""
+
+    def __init__(self) -> None:
+        self.counts = Counts()
+        self._start = 0.0  # seconds that the last start took
+
+    def pass_some(self, victim: Victim, longest: float) -> None:
+        """A random part of a life: up to `longest` seconds once it is up, or, every EARLY-th time, of its start."""
+        self.counts["kills"] += 1
+        if self.counts["kills"] % EARLY == 0:
+            time.sleep(random.random() * self._start)
+            self.counts["killed while starting"] += not victim.up
+        else:
+            began = time.monotonic()
+            victim.wait()
+            self._start = time.monotonic() - began
+            time.sleep(random.random() * longest)
+
+
+def _sum(accepted: Mapping[str, int], lives: Counts, ends: Counts) -> Counts:
     """`examine` was content after each kill, so nothing was lost and nothing started twice."""
-    return Counts({"kills": times, "accepted": len(accepted), "lost": 0, "started twice": 0, **statuses, **ends})
+    return Counts({"accepted": len(accepted), "lost": 0, "started twice": 0, **lives, **ends})
 
 
-def _ask_over_http(port: int, first_seed: int, accepted: dict[str, int]) -> None:
+def _ask_over_http(victim: Victim, port: int, first_seed: int, accepted: dict[str, int]) -> None:
     """Asks until the server is gone; only what was answered counts as accepted."""
     import httpx
 
+    with suppress(Unexpected):  # it was killed before
+        victim.wait()
     with (
         suppress(httpx.TransportError, IndexError),
         httpx.Client(base_url=f"http://127.0.0.1:{port}/gradio_api/call/", timeout=60) as client,
