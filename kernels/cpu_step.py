@@ -1,7 +1,8 @@
 """The door to the compiled decoding step: all layers of a network for one or more slots of every row, in one call.
 
 A network is packed once into `Steps`; the plain form of the same step is the caller's (`cogvideo.models.fused`), and
-`why_not` says when it has to do. Weights may be kept in fewer bits; sums are always fp32.
+`why_not` says when it has to do. Weights may be kept in fewer bits; sums are always fp32. Weights that fp16 holds
+exactly, as those of a published checkpoint, are kept so whatever was asked for: the same numbers, half the memory.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ PANEL: Final = 32
 
 Precision = Literal["fp32", "bf16", "int8"]
 KINDS: Final = ("fp32", "bf16", "int8")
+_STORED: Final = (*KINDS, "fp16")
+"""By their numbers in C."""
 
 
 def why_not(like: Tensor) -> str | None:
@@ -48,9 +51,10 @@ class LayerWeights(NamedTuple):
     before_mlp: Affine
     after_mlp: Affine
     inward: Affine  # [channels * 3h, h]: queries, keys and values of the first channel, then of the second
-    outward: Affine  # [h, channels * h]
+    outward: Sequence[Affine]  # of each channel, [h, h]
     widen: Affine
     narrow: Affine
+    share: Tensor | None = None  # [h], of the first channel where there are two; the other's is the rest
 
 
 class _Norm(ctypes.Structure):
@@ -67,7 +71,8 @@ class _Matrix(ctypes.Structure):
 class _Layer(ctypes.Structure):
     _fields_ = (
         *((name, _Norm) for name in ("before", "after", "before_mlp", "after_mlp")),
-        *((name, _Matrix) for name in ("inward", "outward", "widen", "narrow")),
+        *((name, _Matrix) for name in ("inward", "widen", "narrow", "first_outward", "second_outward")),
+        ("share", ctypes.c_void_p),
     )
 
 
@@ -85,7 +90,10 @@ class _Arena(ctypes.Structure):
 
 
 class Matrix:
-    """A linear layer packed for few rows. `precision`: of the weights; int8 has one scale for each output."""
+    """A linear layer packed for few rows. `precision`: of the weights; int8 has one scale for each output.
+
+    fp32 means the numbers as they are: in 16 bits where these hold them all.
+    """
 
     def __init__(self, affine: Affine, precision: Precision = "fp32") -> None:
         outputs, inputs = affine.weight.shape
@@ -93,14 +101,17 @@ class Matrix:
         weight = F.pad(affine.weight.detach().float(), (0, 0, 0, missing))
         self.bias = F.pad(affine.bias.detach().float(), (0, missing)).contiguous()
         self.scale = (weight.abs().amax(1) / 127).clamp_min(torch.finfo(torch.float32).tiny)
+        self.stored = "fp16" if precision == "fp32" and _fits_half(weight) else precision
         if precision == "int8":
             weight = (weight / self.scale[:, None]).round_().to(torch.int8)
+        elif self.stored == "fp16":
+            weight = weight.half()
         elif precision == "bf16":
             weight = weight.to(torch.bfloat16)
         self.weight = weight.view(-1, PANEL, inputs).transpose(1, 2).contiguous()  # [panels, inputs, PANEL]
         self.outputs = outputs
         pointers = (tensor.data_ptr() for tensor in (self.weight, self.scale, self.bias))
-        self.described = _Matrix(*pointers, outputs, inputs, KINDS.index(precision))
+        self.described = _Matrix(*pointers, outputs, inputs, _STORED.index(self.stored))
 
     @property
     def nbytes(self) -> int:
@@ -190,14 +201,23 @@ class Steps:
 
     def _layer(self, layer: LayerWeights, precision: Precision) -> _Layer:
         norms = (layer.before, layer.after, layer.before_mlp, layer.after_mlp)
-        matrices = [Matrix(affine, precision) for affine in (layer.inward, layer.outward, layer.widen, layer.narrow)]
-        self._kept += matrices
-        return _Layer(*map(self._norm, norms), *(matrix.described for matrix in matrices))
+        linears = (layer.inward, layer.widen, layer.narrow, *layer.outward)
+        matrices = [Matrix(affine, precision) for affine in linears]
+        share = None if layer.share is None else layer.share.detach().float().contiguous()
+        self._kept += [*matrices, share]
+        described = [matrix.described for matrix in matrices] + [_Matrix()] * (2 - len(layer.outward))
+        return _Layer(*map(self._norm, norms), *described, None if share is None else share.data_ptr())
 
     def _norm(self, affine: Affine) -> _Norm:
         tensors = [tensor.detach().float().contiguous() for tensor in affine]
         self._kept += tensors
         return _Norm(*(tensor.data_ptr() for tensor in tensors))
+
+
+def _fits_half(weight: Tensor) -> bool:
+    """Whether every number is one of fp16, and finite."""
+    half = weight.half()
+    return bool(half.isfinite().all()) and torch.equal(half.float(), weight)
 
 
 def _pointers(*tensors: Tensor) -> list[ctypes.c_void_p]:

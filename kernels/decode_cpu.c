@@ -1,4 +1,5 @@
-/* A decoding step and a draw on a CPU, in fp32 sums: what `kernels.cpu_step` and `kernels.cpu_draw` compile and call.
+/* Reading, a decoding step and a draw on a CPU, in fp32 sums: what `kernels.cpu_step`, `kernels.cpu_read` and
+   `kernels.cpu_draw` compile and call.
 
    Every number is added in an order that depends on the network's sizes and on what a slot sees, never on how many rows
    or slots a step has: a row's result is the same, bit for bit, in any company. Pointers and sizes are the caller's to
@@ -7,6 +8,9 @@
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
+#if defined(__F16C__)
+#include <immintrin.h>
+#endif
 
 #if defined(__AVX512F__)
 enum { LANES = 16, ROWS = 8 };
@@ -31,7 +35,7 @@ typedef int8_t bytes __attribute__((vector_size(LANES), aligned(1), may_alias));
 #define PICK(a, b, ...) __builtin_shuffle(a, b, (ints){__VA_ARGS__})
 #endif
 
-enum { FP32, BF16, INT8 };
+enum { FP32, BF16, INT8, FP16 };
 
 typedef struct {
     const void *weight; /* [panels][inputs][PANEL] */
@@ -46,7 +50,9 @@ typedef struct {
 
 typedef struct {
     Norm before, after, before_mlp, after_mlp;
-    Matrix inward, outward, widen, narrow;
+    Matrix inward, widen, narrow;
+    Matrix outward[2]; /* of each channel */
+    const float *share; /* of the first channel in each output, where there are two */
 } Layer;
 
 typedef struct {
@@ -124,9 +130,24 @@ INLINE vec pairs(vec a, vec b)
 
 static int64_t whole_panels(int64_t outputs) { return (outputs + PANEL - 1) / PANEL * PANEL; }
 
+/* LANES finite numbers of 16 bits, exactly. */
+INLINE vec half_precision(const uint16_t *p)
+{
+#if defined(__AVX512F__)
+    return (vec)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p));
+#elif defined(__F16C__)
+    return (vec)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p));
+#else
+    const words bits = __builtin_convertvector(*(const halves *)p, words);
+    const vec size = (vec)((bits & 0x7fff) << 13) * 0x1p112f;
+    return (vec)((words)size | (bits & 0x8000) << 16);
+#endif
+}
+
 INLINE vec weights(const Matrix *m, int kind, int64_t at)
 {
     if (kind == FP32) return load((const float *)m->weight + at);
+    if (kind == FP16) return half_precision((const uint16_t *)m->weight + at);
     if (kind == BF16) {
         const halves high = *(const halves *)((const uint16_t *)m->weight + at);
         return (vec)(__builtin_convertvector(high, words) << 16);
@@ -186,6 +207,7 @@ INLINE void multiply(const Matrix *m, int bent, const float *x, int64_t x_row, f
                      int64_t first, int64_t last)
 {
     if (m->kind == FP32) all_panels(m, FP32, bent, x, x_row, y, y_row, rows, first, last);
+    else if (m->kind == FP16) all_panels(m, FP16, bent, x, x_row, y, y_row, rows, first, last);
     else if (m->kind == BF16) all_panels(m, BF16, bent, x, x_row, y, y_row, rows, first, last);
     else all_panels(m, INT8, bent, x, x_row, y, y_row, rows, first, last);
 }
@@ -223,6 +245,12 @@ INLINE void norm(const Norm *w, const float *x, int64_t size, float *y, int add)
         const float out = (x[c] - mean) * rate * w->weight[c] + w->bias[c];
         y[c] = add ? y[c] + out : out;
     }
+}
+
+/* Both channels as one: a = share * a + (1 - share) * b. */
+INLINE void mix(const float *share, float *a, const float *b, int64_t size)
+{
+    for (int64_t c = 0; c < size; c++) a[c] = b[c] + share[c] * (a[c] - b[c]);
 }
 
 /* --- attention of one slot of one head ---------------------------------------------------------------------------- */
@@ -342,8 +370,10 @@ void step(const Net *net, const int64_t *ids, const float *positions, float *out
         for (int64_t c = 0; c < both; c++)
             channel(net, arenas + both * l + c, batch, first, rows, slots, spans + (c ? 1 + l % 2 : 0) * slots * 2,
                     qkv + 3 * c * h, wide, text, text_slots, p, seen + c * h);
-        linear(&layer->outward, seen, both * h, o, tokens);
+        linear(&layer->outward[0], seen, both * h, o, tokens);
+        if (both > 1) linear(&layer->outward[1], seen + h, both * h, mlp, tokens);
         for (int64_t t = 0; t < tokens; t++) {
+            if (both > 1) mix(layer->share, o + t * wide_h, mlp + t * wide_h, h);
             norm(&layer->after, o + t * wide_h, h, x + t * h, 1);
             norm(&layer->before_mlp, x + t * h, h, normed + t * h, 0);
         }

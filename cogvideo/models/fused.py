@@ -8,6 +8,7 @@ numbers: in PyTorch (`PlainSteps`), and in C (`CompiledSteps`) on a CPU where a 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
@@ -55,25 +56,29 @@ def fuse(
     layout: Layout, transformer: Any, own: AttentionPlus, positions: Tensor, precision: Precision, compiled: bool
 ) -> FusedSteps:
     """`positions`: the extra table. `precision`: of the compiled form's weights; the plain one has the network's."""
-    weights = FusedWeights(layout, transformer, own, positions)
-    if compiled and cpu_step.why_not(weights.words) is None:
-        return CompiledSteps(weights, precision)
-    return PlainSteps(weights)
+    in_c = compiled and cpu_step.why_not(transformer.word_embeddings.weight) is None
+    weights = FusedWeights(layout, transformer, own, positions, folded=not in_c)
+    return CompiledSteps(weights, precision) if in_c else PlainSteps(weights)
 
 
 class FusedWeights:
-    """What both forms are made of."""
+    """What both forms are made of. `folded`: the gate is multiplied into one matrix that joins both channels, which
+    takes more bits than the two had; else it stays beside them.
+    """
 
-    def __init__(self, layout: Layout, transformer: Any, own: AttentionPlus, positions: Tensor) -> None:
+    def __init__(
+        self, layout: Layout, transformer: Any, own: AttentionPlus, positions: Tensor, folded: bool = True
+    ) -> None:
         self.heads, self.slots = own.heads, layout.tokens_per_frame
         self.words = transformer.word_embeddings.weight.detach()
         self.head = self.words[: layout.config.image_tokens]
         self.final = _affine(transformer.final_layernorm)
         self.backbone = [
-            _layer(layer, _affine(layer.attention.query_key_value), _affine(layer.attention.dense))
+            _layer(layer, _affine(layer.attention.query_key_value), [_affine(layer.attention.dense)])
             for layer in transformer.layers
         ]
-        self.both = [_layer(layer, *_fold(layer.attention, own, i)) for i, layer in enumerate(transformer.layers)]
+        join = _fold if folded else _beside
+        self.both = [_layer(layer, *join(layer.attention, own, i)) for i, layer in enumerate(transformer.layers)]
         tables = [transformer.position_embeddings.weight, *[positions] * (layout.frames - 1)]
         rows = [torch.as_tensor(layout.frame_rows(frame)) for frame in range(layout.frames)]
         self._positions = torch.cat([table[row] for table, row in zip(tables, rows, strict=True)])  # [F * N, h]
@@ -103,7 +108,7 @@ class PlainSteps:
         hidden = F.embedding(ids, weights.words) + weights.positions(cache)
         normed = F.layer_norm(hidden, hidden.shape[-1:], *layers[0].before, EPSILON)
         for number, layer in enumerate(layers):
-            out = F.linear(self._attention(F.linear(normed, *layer.inward), cache, number), *layer.outward)
+            out = F.linear(self._attention(F.linear(normed, *layer.inward), cache, number), *layer.outward[0])
             hidden, normed = sandwich_norm(hidden, out, layer.after, layer.before_mlp)
             wide = F.gelu(F.linear(normed, *layer.widen), approximate="tanh")
             following = layers[number + 1].before if number + 1 < len(layers) else weights.final
@@ -148,7 +153,7 @@ def _affine(layer: Any) -> Affine:
     return Affine(layer.weight.detach(), layer.bias.detach())
 
 
-def _layer(layer: Any, inward: Affine, outward: Affine) -> LayerWeights:
+def _layer(layer: Any, inward: Affine, outward: Sequence[Affine], share: Tensor | None = None) -> LayerWeights:
     return LayerWeights(
         before=_affine(layer.input_layernorm),
         after=_affine(layer.third_layernorm),
@@ -158,16 +163,22 @@ def _layer(layer: Any, inward: Affine, outward: Affine) -> LayerWeights:
         outward=outward,
         widen=_affine(layer.mlp.dense_h_to_4h),
         narrow=_affine(layer.mlp.dense_4h_to_h),
+        share=share,
     )
 
 
-def _fold(backbone: Any, own: AttentionPlus, layer: int) -> tuple[Affine, Affine]:
-    """Both channels' projections as one: into queries, keys and values, and out, with the gate multiplied in."""
+def _beside(backbone: Any, own: AttentionPlus, layer: int) -> tuple[Affine, list[Affine], Tensor]:
+    """Both channels' projections: into queries, keys and values as one, out each for itself, and the first's share."""
     inward = (_affine(backbone.query_key_value), _affine(own.query_key_value[layer]))
-    outward = (_affine(backbone.dense), _affine(own.dense[layer]))
-    share = torch.sigmoid(own.attn_distribution[layer].float())  # [h]
+    q_k_v = Affine(torch.cat([way.weight for way in inward]), torch.cat([way.bias for way in inward]))
+    outward = [_affine(backbone.dense), _affine(own.dense[layer])]
+    return q_k_v, outward, torch.sigmoid(own.attn_distribution[layer].detach().float())  # [h]
+
+
+def _fold(backbone: Any, own: AttentionPlus, layer: int) -> tuple[Affine, list[Affine]]:
+    """The same with one projection out, with the shares multiplied in."""
+    q_k_v, outward, share = _beside(backbone, own, layer)
     parts = [gate[:, None] * way.weight.float() for gate, way in zip((share, 1 - share), outward)]
     weight, kind = torch.cat(parts, dim=1), outward[0].weight.dtype
     bias = torch.lerp(outward[1].bias.float(), outward[0].bias.float(), share)
-    q_k_v = Affine(torch.cat([way.weight for way in inward]), torch.cat([way.bias for way in inward]))
-    return q_k_v, Affine(weight.to(kind), bias.to(kind))
+    return q_k_v, [Affine(weight.to(kind), bias.to(kind))]

@@ -40,6 +40,10 @@ def random_models(config: ModelConfig, dtype: torch.dtype, device: torch.device)
 
 @torch.no_grad()
 def _fill(part: nn.Module, dtype: torch.dtype, device: torch.device) -> None:
+    """Numbers of fp16, as those of a published checkpoint are, whatever the type that they are computed in."""
     part.to(dtype).to_empty(device=device)
     for name, weight in part.named_parameters():
-        weight.normal_(std=INIT_STD) if weight.dim() > 1 else weight.fill_(float("layernorm.weight" in name))
+        if weight.dim() > 1:
+            weight.copy_(weight.normal_(std=INIT_STD).half())
+        else:
+            weight.fill_(float("layernorm.weight" in name))
