@@ -17,9 +17,9 @@ from cogvideo.config import CLIP_FRAMES, VideoRequest
 from cogvideo.device import enlarging, resident, threads
 from cogvideo.events import Frames, Loading, Progress, StageName
 from cogvideo.pace import tokens_per_stage
-from cogvideo.pipeline import LOOK_AHEAD, keyframe_texts
+from cogvideo.pipeline import LOOK_AHEAD, between_texts, keyframe_texts
 from cogvideo.stages import interpolate, keyframes, superres
-from cogvideo.text import between_text, round_seconds, superres_text
+from cogvideo.text import superres_text
 
 if TYPE_CHECKING:
     from cogvideo.pipeline import CogVideoPipeline
@@ -88,19 +88,20 @@ class _Batch:
         self.clip = step.clip
 
     def interpolate(self) -> Iterator[Progress]:
+        """Fills in the frames between, round by round: `clip` [B, 5, N] -> [B, 9, 17 or 33, N]; nothing for 5 frames."""
         if not self.like.rounds:
             return
-        spans = round_seconds(self.like.seconds, self.like.rounds)
-        texts = [[between_text(self.tokenizer, request.prompt, span) for request in self.requests] for span in spans]
+        texts, away = between_texts(self.tokenizer, self.preset, self.requests, self.options.between_guidance)
         seeds = [r.seed if r.between_seed is None else r.between_seed for r in self.requests]
         wish = self.options.video, self.options.text_boost, seeds, self.stop, self.between_rows
         with resident(self.models.stage2, self.place) as lm, threads(1):
-            for step in interpolate.draw(lm, self.clip, texts, self.sampler, *wish):
+            for step in interpolate.draw(lm, self.clip, texts, self.sampler, *wish, guidance=away):
                 yield self._progress("interpolate", step.tokens)
                 if step.clip is not None:
                     self.clip = step.clip
 
     def finish(self) -> Iterator[Progress | Drawn]:
+        """Tokens of the clip -> one Drawn for each video: enlarged, if that was asked for, and decoded to pixels."""
         if not self.like.superres:
             for index, tokens in enumerate(self.clip):
                 yield self._drawn(index, self.codec.decode(tokens, self.preset.model.grid))

@@ -129,6 +129,7 @@ def _verdict(model: str, bad: int) -> str:
 
 
 def software() -> Iterator[Finding]:
+    """Whether Python, each required package and the tools beside them are here, in which version, and what to do."""
     fits = OLDEST <= sys.version_info[:2] <= NEWEST
     yield Finding(
         "software",
@@ -370,6 +371,7 @@ def _free_disk(path: Path) -> int:
 
 
 def settings() -> Iterator[Finding]:
+    """Which environment variables count here, with their values; of secrets only that they are set."""
     for name in SETTINGS:
         if value := os.environ.get(name):
             yield Finding("settings", f"{name}={value}")

@@ -24,6 +24,7 @@ def duplicate_link() -> str:
 
 
 def parser() -> argparse.ArgumentParser:
+    """The options of `python app.py` and `cogvideo serve`; defaults come from the environment, which hosts set."""
     options = argparse.ArgumentParser(
         prog="python app.py", description="在浏览器里把中文变成视频。 Chinese text becomes video, in the browser."
     )
@@ -83,6 +84,10 @@ def _has_desktop() -> bool:
 
 
 def free_port(host: str, port: int, search: bool) -> int:
+    """`port`, or with `search` the first of the 50 from it on that can be used at `host`.
+
+    Raises RequestError for a number that is no port, CapacityError where none can be used.
+    """
     if not 1 <= port <= 65535:
         raise RequestError(
             f"端口 {port} 不存在：请用 --port 指定 1 到 65535 之间的整数。",

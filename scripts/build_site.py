@@ -107,6 +107,7 @@ def build(site: Path) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """Builds the site and prints where it begins; always 0, a fault is an exception."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=ROOT / "site", metavar="DIR", help="default: site")
     options = parser.parse_args(arguments)

@@ -50,6 +50,7 @@ WORDS: dict[Language, dict[str, str]] = {
 
 
 def overview(language: Language) -> str:
+    """The way from a sentence to 5, 9, 17 and 33 frames and a film, as the text of an SVG."""
     preset = PRESETS["cogvideo"]
     layout = Layout(preset.model)
     words = WORDS[language]

@@ -180,6 +180,7 @@ async def measure(server: Server, data: Path, watchers: int, requests: int, roun
 
 
 def main() -> None:
+    """Starts a server of its own in an empty folder, measures it, and ends it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--watchers", type=int, default=50)
     parser.add_argument("--requests", type=int, default=200)

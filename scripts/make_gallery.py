@@ -21,6 +21,7 @@ FOLDER = ROOT / "examples" / "gallery"
 
 
 def main() -> None:
+    """Draws the chosen clips of gallery.json over those that are there, and says which."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", help="numbers of the clips to draw, such as 0,3 (default: all)")
     options = parser.parse_args()

@@ -79,6 +79,7 @@ def measure(steps: int) -> dict[str, float]:
 
 
 def main() -> None:
+    """Prints the figures of `measure`, and writes them where that was asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())

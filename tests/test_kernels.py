@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,13 +11,11 @@ from typing import Any
 
 import pytest
 import torch
+from interpreter import interpreted, needs_triton
 
 from kernels import conditions, reference
 from kernels import decode_attention as decoding
 from kernels import local_attention as door
-
-ROOT = Path(__file__).resolve().parent.parent
-needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton exists for Linux only")
 
 
 @dataclass(frozen=True)
@@ -189,17 +184,7 @@ def test_decoding_says_why_it_takes_the_plain_path() -> None:
 
 @needs_triton
 def test_triton_equals_the_oracle_in_its_interpreter() -> None:
-    answer = subprocess.run(
-        [sys.executable, "tests/interpreter_cases.py"],
-        cwd=ROOT,
-        env=os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert answer.returncode == 0, answer.stderr
-    found = json.loads(answer.stdout)
+    found = interpreted("interpreter_cases.py")
     assert len(found) == (len(CASES) + len(STEPS)) * len(DTYPES)
     for dtype in DTYPES:
         worst = {name: max(errors) for name, errors in found.items() if name.endswith(str(dtype))}

@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 import gc
-import importlib.util
-import json
-import os
-import subprocess
-import sys
 import weakref
 from collections import Counter
 from collections.abc import Callable
@@ -19,6 +14,7 @@ from unittest import mock
 import pytest
 import torch
 import torch.nn.functional as F
+from interpreter import interpreted, needs_triton
 from small_lm import CONFIG, random_frames, video_lm
 from test_kernels import shared_memory
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -31,8 +27,6 @@ from cogvideo.models.cache import Cache, Place
 from cogvideo.sampling import ClusterSampler, Dice, noise_keys
 from kernels import sandwich_norm, w8a16
 
-ROOT = Path(__file__).resolve().parent.parent
-needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton exists for Linux only")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 4e-2}
 PRODUCTS = {"one row": (1, 128, 32), "odd sizes": (3, 130, 37), "many rows": (17, 64, 16), "most rows": (64, 20, 5)}
@@ -216,17 +210,7 @@ def test_steps_are_captured_on_nvidia_cards_only() -> None:
 
 @needs_triton
 def test_kernels_of_a_step_in_tritons_interpreter() -> None:
-    answer = subprocess.run(
-        [sys.executable, "tests/interpreter_steps.py"],
-        cwd=ROOT,
-        env=os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=500,
-        check=False,
-    )
-    assert answer.returncode == 0, answer.stderr
-    found = json.loads(answer.stdout)
+    found = interpreted("interpreter_steps.py")
     assert len(found["errors"]) == (len(PRODUCTS) + len(SANDWICHES)) * len(DTYPES)
     for dtype in DTYPES:
         worst = {name: error for name, error in found["errors"].items() if name.endswith(str(dtype))}

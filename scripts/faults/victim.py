@@ -45,6 +45,7 @@ class Noted(FakePipeline):
 
 
 def main() -> None:
+    """Takes orders from standard input until `quit` or the end of it; words and environment as said above."""
     data = Path(sys.argv[1])
     port = int(sys.argv[2]) if len(sys.argv) > 2 else None
     pipeline = Noted(data / STARTED, float(os.environ.get("PAUSE", "0.03")))
