@@ -88,7 +88,7 @@ class _Batch:
         self.clip = step.clip
 
     def interpolate(self) -> Iterator[Progress]:
-        """Fills in the frames between, round by round: `clip` [B, 5, N] -> [B, 9, 17 or 33, N]; nothing for 5 frames."""
+        """Fills in the frames between, round by round: `clip` [B, 5, N] -> [B, 9, 17 or 33, N]; with 5, nothing."""
         if not self.like.rounds:
             return
         texts, away = between_texts(self.tokenizer, self.preset, self.requests, self.options.between_guidance)

@@ -1,4 +1,4 @@
-"""Triton's interpreter in a process of its own, because Triton decides at import whether it interprets. No test here."""
+"""Triton in its interpreter, in a process of its own: it decides at import whether it interprets. No tests here."""
 
 from __future__ import annotations
 
