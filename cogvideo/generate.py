@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from cogvideo import console, first_use, many
+from cogvideo import console, first_use, many, release_words
 from cogvideo.choice import default_model, own_device
 from cogvideo.config import (
     CLIP_FRAMES,
@@ -87,7 +87,8 @@ def _one(options: argparse.Namespace) -> int:
 
 def _many(options: argparse.Namespace) -> int:
     preset, _ = find_preset(options.model)
-    base = many.request_like(options, _sampling(options, preset.sampling) or preset.sampling, preset.enlarge)
+    sampling = _sampling(options, preset.sampling) or preset.sampling
+    base = release_words.request_like(options, sampling, preset.enlarge)
     return many.run(_pipeline(options), options, base)
 
 
@@ -110,7 +111,9 @@ def _parser() -> console.Parser:
     _what_options(parser.add_argument_group("what to draw / 生成什么"))
     _file_options(parser.add_argument_group("the file / 文件"))
     _how_options(parser.add_argument_group("how to draw / 如何生成"))
-    many.add_options(parser.add_argument_group("many sentences, as in the release / 批量生成（与原版参数相同）"))
+    release_words.add_options(
+        parser.add_argument_group("many sentences, as in the release / 批量生成（与原版参数相同）")
+    )
     return parser
 
 
@@ -181,6 +184,7 @@ def _how_options(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--top-k",
+        "--top_k",
         type=int,
         metavar="N",
         help="how many clusters of similar tokens may be drawn from (default: the model's own) / 每步保留多少个候选类",
@@ -223,15 +227,19 @@ def _request(options: argparse.Namespace) -> VideoRequest:
 
 
 def _sampling(options: argparse.Namespace, base: SamplingOptions) -> SamplingOptions | None:
-    """The preset's options with what was asked for on top; None where nothing was."""
-    token: dict[str, Any] = {"temperature": options.temperature, "top_k": options.top_k}
-    token = {name: value for name, value in token.items() if value is not None}
-    if not token and options.guidance is None:
+    """The preset's options with what was asked for on top; None where nothing was.
+
+    As in the release, what is asked for together with --input-source leaves the first frame as it is.
+    """
+    asked: dict[str, Any] = {"temperature": options.temperature, "top_k": options.top_k}
+    token = {name: value for name, value in asked.items() if value is not None}
+    inner = {} if options.coglm_temperature2 is None else {"inner_temperature": options.coglm_temperature2}
+    if not token and not inner and options.guidance is None:
         return None
     return dataclasses.replace(
         base,
-        first_frame=dataclasses.replace(base.first_frame, **token),
-        video=dataclasses.replace(base.video, **token),
+        first_frame=base.first_frame if options.input_source else dataclasses.replace(base.first_frame, **token),
+        video=dataclasses.replace(base.video, **token, **inner),
         guidance=base.guidance if options.guidance is None else options.guidance,
     )
 

@@ -17,53 +17,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cogvideo import console
-from cogvideo.config import CLIP_FRAMES, MAX_SEED, SamplingOptions, VideoRequest
+from cogvideo.config import MAX_SEED, VideoRequest
 from cogvideo.errors import RequestError
+from cogvideo.release_words import INTERACTIVE, batches, keyframes_like
 
 if TYPE_CHECKING:
     from cogvideo.films import Films
     from cogvideo.pipeline import CogVideoPipeline
 
-INTERACTIVE = "interactive"
 SUFFIX = ".safetensors"
 """Of keyframes (`cogvideo.saved`, which takes torch to import)."""
-SEED = 1234
-"""Where none is given: a fixed one, so that the same command goes on with its own work."""
-
-
-def add_options(group: argparse._ArgumentGroup) -> None:
-    """The release's arguments for many sentences. `stage`: what is drawn; the last of the three words counts."""
-    group.add_argument(
-        "--input-source",
-        metavar="FILE",
-        help=f"a sentence a line, or the word {INTERACTIVE} to type them; with --stage-2 also a file or folder of "
-        "keyframes / 提示词文件，每行一句",
-    )
-    group.add_argument("--output-path", type=Path, default=Path("output"), metavar="DIR", help="default: output")
-    group.add_argument(
-        "--batch-size", type=int, default=1, metavar="N", help="films for each sentence (default: 1) / 每句几段视频"
-    )
-    group.add_argument(
-        "--max-inference-batch-size",
-        type=int,
-        metavar="N",
-        help="rows that a network reads at once; fewer take less memory, and the films are the same (default: 32 in "
-        "stage 2) / 网络一次处理的最大行数",
-    )
-    group.add_argument(
-        "--stage1-max-inference-batch-size",
-        type=int,
-        metavar="N",
-        help="the same for stage 1, in films (default: as above, else 1) / 第一阶段一次生成的视频数",
-    )
-    for word, told in (
-        ("both-stages", "all of the film (the default) / 完整视频"),
-        ("stage-1", "the five keyframes alone, small, kept as tokens too / 只生成关键帧并保存"),
-        ("stage-2", "the films whose keyframes --stage-1 kept / 由保存的关键帧继续生成"),
-    ):
-        group.add_argument(f"--{word}", dest="stage", action="store_const", const=word, help=told)
-    group.add_argument("--use-guidance-stage1", action="store_true", help="keyframes with guidance / 关键帧使用引导")
-    group.add_argument("--guidance-alpha", type=float, default=3.0, metavar="X", help="how strong (default: 3)")
 
 
 def run(pipeline: CogVideoPipeline, options: argparse.Namespace, base: VideoRequest) -> int:
@@ -71,8 +34,8 @@ def run(pipeline: CogVideoPipeline, options: argparse.Namespace, base: VideoRequ
     from cogvideo.films import Films
 
     team = Team.of_environment()
-    rows = _rows(options)
-    if options.input_source == INTERACTIVE and team.size > 1:
+    rows = batches(options)
+    if options.input_source == INTERACTIVE and options.stage != "stage-2" and team.size > 1:
         raise RequestError(
             "多进程运行时不能从键盘输入：请用 --input-source 指定提示词文件。",
             "Several processes cannot share a keyboard: give a file with --input-source.",
@@ -87,25 +50,6 @@ def run(pipeline: CogVideoPipeline, options: argparse.Namespace, base: VideoRequ
         return console.INTERRUPTED
     console.event("done", folder=films.path, refused=wishes.refused)
     return console.REFUSED if wishes.refused else console.DONE
-
-
-def request_like(options: argparse.Namespace, sampling: SamplingOptions, enlarge: bool) -> VideoRequest:
-    """What all films have in common, without a sentence. Raises RequestError.
-
-    `enlarge`: whether super-resolution is on where the options do not say.
-    """
-    small = options.stage == "stage-1"
-    if options.guidance is None:
-        guidance = options.guidance_alpha if options.use_guidance_stage1 else 1.0
-        sampling = replace(sampling, guidance=guidance)
-    return VideoRequest(
-        prompt="",
-        seed=SEED if options.seed is None else options.seed,
-        frames=CLIP_FRAMES[0] if small else options.frames,
-        seconds=options.seconds,
-        superres=not small and (enlarge if options.superres is None else options.superres),
-        sampling=sampling,
-    )
 
 
 def sentences(source: str) -> Iterator[tuple[int, str]]:
@@ -132,7 +76,7 @@ def _typed() -> Iterator[tuple[int, str]]:
             line = input("一句中文，空行结束 / a sentence, an empty line ends: ").strip()
         except EOFError:
             return
-        if not line:
+        if line in ("", "stop"):
             return
         number += 1
         yield number, line
@@ -170,11 +114,13 @@ class _Wishes:
         self.refused = 0
 
     def __iter__(self) -> Iterator[list[VideoRequest]]:
-        source = self._options.input_source
-        if source == INTERACTIVE:
+        source, second = self._options.input_source, self._options.stage == "stage-2"
+        if source == INTERACTIVE and second:  # as the release has it: all that stage 1 kept
+            yield from _alike(self._of_saved(self._films.path))
+        elif source == INTERACTIVE:
             for number, sentence in sentences(source):
                 yield self._of_sentences([(number, sentence)])
-        elif self._options.stage == "stage-2" and (Path(source).is_dir() or Path(source).suffix == SUFFIX):
+        elif second and (Path(source).is_dir() or Path(source).suffix == SUFFIX):
             yield from _alike(self._of_saved(Path(source)))
         else:
             yield self._of_sentences(sentences(source))
@@ -198,7 +144,7 @@ class _Wishes:
         """`request` with the keyframes that --stage-1 drew for it. Raises RequestError."""
         from cogvideo.saved import read_keyframes
 
-        path = self._films.keyframes(replace(request, frames=CLIP_FRAMES[0], superres=False))
+        path = self._films.keyframes(keyframes_like(request))
         if not path.is_file():
             raise RequestError(
                 f"种子 {request.seed} 的关键帧不在 {path}：请先用相同参数运行 --stage-1，或改用 --both-stages。",
@@ -211,7 +157,13 @@ class _Wishes:
         """Films from the keyframes in a file or folder; copies differ in what lies between the keyframes."""
         from cogvideo.saved import read_keyframes
 
-        for path in sorted(source.glob(f"*{SUFFIX}")) if source.is_dir() else [source]:
+        paths = sorted(source.glob(f"*{SUFFIX}")) if source.is_dir() else [source]
+        if not paths:
+            self._refuse(
+                f"文件夹 {source} 中没有关键帧：请先运行 --stage-1。",
+                f"The folder {source} has no keyframes: run --stage-1 first.",
+            )
+        for path in paths:
             try:
                 model, saved = read_keyframes(path)
                 if model != self._pipeline.preset.name:
@@ -284,19 +236,3 @@ class _Work:
                 path = self.films.put(request, event.frames, event.keyframes, metadata_of(self.pipeline, request))
                 print(path)
                 console.event("file", path=path, seed=request.seed)
-
-
-def _rows(options: argparse.Namespace) -> tuple[int, int]:
-    """(films at once in stage 1, blocks at once in stage 2). Raises RequestError for numbers below 1."""
-    from cogvideo.stages.interpolate import MAX_ROWS
-
-    for name in ("batch_size", "max_inference_batch_size", "stage1_max_inference_batch_size"):
-        number = getattr(options, name)
-        if number is not None and number < 1:
-            word = f"--{name.replace('_', '-')}"
-            raise RequestError(
-                f"{word} 不能是 {number}：请输入 1 或更大的整数。",
-                f"{word} cannot be {number}: give a whole number, 1 or more.",
-            )
-    most = options.max_inference_batch_size
-    return options.stage1_max_inference_batch_size or most or 1, most or MAX_ROWS

@@ -198,9 +198,19 @@ class CogVideoPipeline:
         release(self.place)
 
     @property
+    def kind(self) -> str:
+        """Of device that it computes on: "cuda" or "cpu"."""
+        return self.place.kind
+
+    @property
+    def memory(self) -> str:
+        """Name of the memory preset that it computes under."""
+        return self.place.memory.name
+
+    @property
     def how(self) -> str:
         """In a word, on what and under which memory preset it computes: speeds are kept for each."""
-        return f"{self.place.device.type}-{self.place.memory.name}"
+        return f"{self.kind}-{self.memory}"
 
     @property
     def held(self) -> str:
@@ -332,12 +342,11 @@ class _Run:
         begun, wanted = request.started_rounds, request.rounds
         if request.drafts > 1 or begun == wanted:
             return clip
-        spans = round_seconds(request.seconds, wanted)[begun:]
-        texts = [[between_text(self.tokenizer, request.prompt, span)] for span in spans]
+        texts, away = between_texts(self.tokenizer, self.preset, [request], self.options.between_guidance)
         seeds = [request.seed if request.between_seed is None else request.between_seed]
         wish = self.sampler, self.options.video, self.options.text_boost, seeds, self.stop
         with resident(self.models.stage2, self.place) as lm, threads(1):
-            for step in interpolate.draw(lm, clip, texts, *wish, self.place.memory.rows, begun + 1):
+            for step in interpolate.draw(lm, clip, texts, *wish, self.place.memory.rows, begun + 1, away):
                 if step.tokens:
                     yield self._progress("interpolate", step.tokens)
                 if step.clip is not None:
@@ -401,6 +410,18 @@ def keyframe_texts(
         [video_text(tokenizer, preset, *wish) for wish in wishes],
         [unconditional_text(tokenizer, preset, seconds) for _, seconds in wishes],
     )
+
+
+def between_texts(
+    tokenizer: TextTokenizer, preset: Preset, requests: Sequence[VideoRequest], guidance: float
+) -> tuple[list[list[list[int]]], interpolate.Guidance | None]:
+    """What stage 2 reads in each round that is left, for each of `requests`, which are equally long; and without."""
+    like = requests[0]
+    spans = round_seconds(like.seconds, like.rounds)[like.started_rounds :]
+    texts = [[between_text(tokenizer, request.prompt, span) for request in requests] for span in spans]
+    if guidance == 1.0:
+        return texts, None
+    return texts, interpolate.Guidance([unconditional_text(tokenizer, preset, span) for span in spans], guidance)
 
 
 def check_given(model: ModelConfig, given: TokenFrames) -> None:

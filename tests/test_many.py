@@ -18,9 +18,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from test_generate import pipe, toy  # noqa: F401
 
-from cogvideo import batch, console, generate, many
+from cogvideo import batch, console, generate, many, release_words
 from cogvideo.__main__ import main
-from cogvideo.config import PRESETS, VideoRequest
+from cogvideo.config import PRESETS, TokenSampling, VideoRequest
+from cogvideo.errors import RequestError
 from cogvideo.events import Progress
 from cogvideo.pace import tokens_per_stage
 from cogvideo.pipeline import CogVideoPipeline
@@ -180,6 +181,18 @@ def test_keyframes_of_a_batch_are_where_stage_two_goes_on(
         assert film.keyframes.tolist() == clip.rows()
 
 
+def test_guidance_between_keyframes_counts_and_is_the_same_in_a_batch(
+    pipe: CogVideoPipeline,  # noqa: F811
+    requests: list[VideoRequest],
+    alone: list[np.ndarray],
+) -> None:
+    guided = [replace(r, sampling=replace(pipe.preset.sampling, between_guidance=4.0)) for r in requests[:2]]
+    for film, request, unguided in zip(drawn(pipe, guided, 3), guided, alone):
+        np.testing.assert_array_equal(film.frames, pipe(request))
+        np.testing.assert_array_equal(film.frames[::2], unguided[::2])  # the keyframes
+        assert not np.array_equal(film.frames[1::2], unguided[1::2])
+
+
 def test_a_batch_counts_its_tokens_exactly(pipe: CogVideoPipeline, requests: list[VideoRequest]) -> None:  # noqa: F811
     steps = [event for event in batch.draw(pipe, requests[:2], 5) if isinstance(event, Progress)]
     plan = tokens_per_stage(pipe.preset.model, requests[0])
@@ -228,6 +241,10 @@ def test_stage_two_goes_on_from_what_stage_one_kept() -> None:
     assert generate_from(PANDA, *SIZES, "--stage-2", "--output-path", "two") == 0
     later = [frames_of(film) for film in films("two") if film.stem not in {path.stem for path in kept}]
     assert sorted(later) == sorted(whole)
+    before = films("two")
+    assert generate_from(PANDA, *SIZES, "--stage-2", "--use-guidance-stage2", "--output-path", "two") == 0
+    guided = [frames_of(film) for film in films("two") if film not in before]
+    assert len(guided) == 2 and not set(guided) & set(whole)
 
 
 @pytest.mark.parametrize("source", ["folder", "file"])
@@ -250,9 +267,20 @@ def test_stage_two_takes_keyframes_from_anywhere(source: str) -> None:
     assert len(films()) == (4 if source == "folder" else 2)
 
 
+def test_stage_two_takes_all_that_stage_one_kept_where_it_was_put() -> None:
+    assert generate_from(f"{PANDA}\n{CAR}", "--stage-1") == 0
+    before = films()
+    words = ["generate", "--input-source", "interactive", "--output-path", "films", *SMALL, "--frames", "9"]
+    assert main([*words, "--stage-2"]) == 0  # nobody is asked for a sentence
+    assert len(set(films()) - set(before)) == 2
+
+
 def test_stage_two_without_keyframes_says_what_to_do(capsys: pytest.CaptureFixture[str]) -> None:
     assert generate_from(PANDA, "--stage-2") == 2
     assert "run --stage-1 with the same arguments" in capsys.readouterr().err
+    Path("empty").mkdir()
+    assert main(["generate", "--input-source", "empty", "--output-path", "films", "--stage-2"]) == 2
+    assert "run --stage-1 first" in capsys.readouterr().err
 
 
 def test_keyframes_that_are_none_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
@@ -309,7 +337,7 @@ def test_several_processes_share_no_keyboard(
     assert "--input-source" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("typed", [f"{PANDA}\n\n", f"{PANDA}\n"], ids=["empty line", "end of input"])
+@pytest.mark.parametrize("typed", [f"{PANDA}\n\n", f"{PANDA}\nstop\n", f"{PANDA}\n"], ids=["empty", "stop", "end"])
 def test_sentences_can_be_typed(monkeypatch: pytest.MonkeyPatch, typed: str) -> None:
     monkeypatch.setattr(sys, "stdin", io.StringIO(typed))
     assert main(["generate", "--input-source", "interactive", "--output-path", "films", *SMALL]) == 0
@@ -319,13 +347,31 @@ def test_sentences_can_be_typed(monkeypatch: pytest.MonkeyPatch, typed: str) -> 
 def test_the_releases_words_mean_what_they_say() -> None:
     def like(*words: str) -> VideoRequest:
         options = generate._parser().parse_args(["--input-source", "x", *words])
-        return many.request_like(options, PRESETS["mini"].sampling, enlarge=True)
+        return release_words.request_like(options, PRESETS["mini"].sampling, enlarge=True)
 
     assert like().sampling.guidance == 1.0  # type: ignore[union-attr]
     assert like("--use-guidance-stage1", "--guidance-alpha", "5").sampling.guidance == 5.0  # type: ignore[union-attr]
     assert (like("--stage-1").frames, like("--stage-1").superres) == (5, False)
     assert (like("--both-stages").frames, like("--stage-2").superres) == (33, True)
     assert like().seed == like().seed
+    assert like("--guidance-alpha", "5").sampling.between_guidance == 1.0  # type: ignore[union-attr]
+    assert like("--use-guidance-stage2").sampling.between_guidance == 3.0  # type: ignore[union-attr]
+
+
+def test_the_releases_own_command_is_understood() -> None:
+    words = """--input-source x --output-path ./output --parallel-size 1 --both-stages --use-guidance-stage1
+        --guidance-alpha 3.0 --generate-frame-num 5 --tokenizer-type fake --mode inference --distributed-backend nccl
+        --fp16 --model-parallel-size 1 --temperature 1.05 --coglm-temperature2 0.7 --top_k 9 --sandwich-ln --seed 1234
+        --num-workers 0 --batch-size 4 --max-inference-batch-size 8 --stage1-max-inference-batch-size -1"""
+    options = generate._parser().parse_args(words.split())
+    usual = PRESETS["cogvideo"].sampling
+    sampling = generate._sampling(options, usual)
+    assert sampling is not None
+    assert sampling.video == TokenSampling(1.05, 9, 0.7)
+    assert sampling.first_frame == usual.first_frame  # which the release draws with numbers of its own
+    assert release_words.batches(options) == (8, 8)
+    with pytest.raises(RequestError, match="--generate-frame-num"):
+        generate._parser().parse_args(["--generate-frame-num", "9"])
 
 
 @pytest.mark.parametrize(
@@ -333,7 +379,7 @@ def test_the_releases_words_mean_what_they_say() -> None:
 )
 def test_films_are_enlarged_where_asked_or_usual(words: list[str], usual: bool, expected: bool) -> None:
     options = generate._parser().parse_args(["--input-source", "x", *words])
-    assert many.request_like(options, PRESETS["mini"].sampling, usual).superres is expected
+    assert release_words.request_like(options, PRESETS["mini"].sampling, usual).superres is expected
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ all videos are rows of one batch, cut where it would be too large.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,6 +21,14 @@ from cogvideo.stages import moments
 
 MAX_ROWS = 32
 """Blocks in one batch; the eight blocks of the last round times four videos."""
+
+
+class Guidance(NamedTuple):
+    """What the frames are guided away from, and how strongly."""
+
+    unconditional: Texts
+    """The text of each round without its prompt."""
+    weight: float
 
 
 class BetweenStep(NamedTuple):
@@ -44,19 +52,26 @@ def draw(
     stop: Stop | None = None,
     max_rows: int = MAX_ROWS,
     first_level: int = 1,
+    guidance: Guidance | None = None,
 ) -> Iterator[BetweenStep]:
     """One round for each entry of `texts`: ids of B videos, with that round's duration. Raises Cancelled, WeightsError.
 
-    clip [B, F, N] with F odd, seeds [B]. `first_level`: number of the first of these rounds.
+    clip [B, F, N] with F odd, seeds [B]. `first_level`: number of the first of these rounds. `max_rows`: sequences that
+    the network reads at once; with `guidance` a block has two.
     """
+    at_once = max_rows if guidance is None else max(1, max_rows // 2)
     for level, round_texts in enumerate(texts, start=first_level):
         grown = _spread(clip)  # [B, 2F-1, N]
         blocks = [(video, 4 * block) for video in range(len(clip)) for block in range(clip.shape[1] // 2)]
-        for at in range(0, len(blocks), max_rows):
-            videos, starts = zip(*blocks[at : at + max_rows])
+        for at in range(0, len(blocks), at_once):
+            videos, starts = zip(*blocks[at : at + at_once])
             dice = Dice(sampler, options, _keys(lm, [seeds[v] for v in videos], starts, grown.shape[1]))
             rows = [round_texts[v] for v in videos]
-            for _ in _fill(lm, grown, videos, starts, rows, dice, text_boost, stop):
+            wish: dict[str, Any] = {"text_boost": text_boost, "stop": stop}
+            if guidance is not None:
+                wish["unconditional"] = [guidance.unconditional[level - first_level]] * len(rows)
+                wish["guidance"] = guidance.weight
+            for _ in _fill(lm, grown, videos, starts, rows, dice, wish):
                 yield BetweenStep(len(rows), level, None)
         clip = grown
         yield BetweenStep(0, level, clip)
@@ -69,13 +84,15 @@ def _fill(
     starts: Sequence[int],
     texts: Texts,
     dice: Dice,
-    text_boost: float,
-    stop: Stop | None,
+    options: dict[str, Any],
 ) -> Iterator[Token]:
-    """Draw the missing frames of the blocks that begin at frames `starts` [R] of `videos` [R], into `clip`."""
+    """Draw the missing frames of the blocks that begin at frames `starts` [R] of `videos` [R], into `clip`.
+
+    `options`: of `decode.interpolate`.
+    """
     video, start = (torch.tensor(numbers, device=clip.device) for numbers in (videos, starts))
     given = torch.stack([clip[video, start + frame] for frame in lm.layout.given], dim=1)  # [R, 3, N]
-    for token in decode.interpolate(lm, texts, given, dice, text_boost=text_boost, stop=stop):
+    for token in decode.interpolate(lm, texts, given, dice, **options):
         clip[video, start + token.frame, token.slot] = token.ids
         if token.slot + 1 == clip.shape[2]:
             dice.check()
