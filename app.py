@@ -22,6 +22,7 @@ from typing import Any, get_type_hints
 from urllib.parse import quote
 
 import gradio as gr
+from gradio.route_utils import FnIndexInferError
 
 from cogvideo import page
 from cogvideo.config import MAX_DRAFTS, MAX_GUIDANCE, VideoRequest, demand
@@ -32,6 +33,7 @@ from cogvideo.page import FOLDER, Form, Words
 from cogvideo.page_api import endpoints
 from cogvideo.page_change import go_on, kept_tokens
 from cogvideo.page_models import model_choices, model_note
+from cogvideo.page_malformed import TRIPS, malformed
 from cogvideo.page_routes import load_gallery, routes
 from cogvideo.page_start import data_uri, last_frame, read_picture, start_of, start_value
 from cogvideo.serving import data_folder, duplicate_link, free_port, parser, share_base
@@ -621,7 +623,10 @@ def serve(jobs: Jobs, host: str, port: int, root_path: str | None = None) -> gr.
         css=_asset("page.css"),
         head=f'<link rel="icon" href="{_icon()}"><script>{_asset("page.js")}</script>',
         favicon_path=str(FOLDER / "favicon.svg"),
-        app_kwargs={"routes": routes(jobs)},
+        app_kwargs={
+            "routes": routes(jobs),
+            "exception_handlers": dict.fromkeys((*TRIPS, FnIndexInferError), malformed),
+        },
     )
     return ui
 

@@ -5,10 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.testclient import TestClient
 
 from cogvideo.config import SamplingOptions, TokenSampling, VideoRequest, demand
 from cogvideo.errors import CapacityError, RequestError
 from cogvideo.keys import owner_of
+from cogvideo.page_malformed import TRIPS, malformed
 from cogvideo.serving import free_port, parser
 from cogvideo.tokens import TokenFrames
 
@@ -66,3 +72,18 @@ def test_ports_that_do_not_exist_are_a_sentence(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("GRADIO_SERVER_PORT", "eighty")
     with pytest.raises((RequestError, CapacityError, SystemExit)):
         parser().parse_args([])
+
+
+@pytest.mark.parametrize("error", [TypeError("no `prompt`"), ValueError("too few"), KeyError(999)])
+def test_what_gradio_trips_over_is_a_sentence_and_our_own_faults_stay_faults(error: Exception) -> None:
+    def trip(request: Request) -> Response:
+        raise error
+
+    handlers: Any = dict.fromkeys(TRIPS, malformed)
+    places = [Route(path, trip, methods=["POST"]) for path in ("/gradio_api/call/v2/make_video", "/media/x/y")]
+    with TestClient(Starlette(routes=places, exception_handlers=handlers), raise_server_exceptions=False) as client:
+        answer = client.post("/gradio_api/call/v2/make_video")
+        assert answer.status_code == 422
+        assert "请求无法识别" in answer.json()["detail"] and "openapi.json" in answer.json()["detail"]
+        assert answer.json()["reason"] == str(error)
+        assert client.post("/media/x/y").status_code == 500

@@ -90,6 +90,7 @@ def bodies(folder: Path, times: int) -> Counts:
     file = {"path": "/etc/passwd", "meta": {"_type": "gradio.FileData"}}
     shapes = [
         *(b"", b"{", b"null", b"[]", b"{}", b"\xff\xfe", b'{"data": null}', b'{"data": {}}', b'{"data": []}'),
+        *(b'{"prompt": 1}', b'{"x": 1}', b'{"fn_index": 999, "data": [], "session_hash": "x"}'),
         *(b'{"data": [[[[]]]]}', b'{"data": ["\\ud800"]}', b'{"data": [1e999]}'),
         *(b'{"data": ' + b"[" * 50_000, b'{"data": [' + b"1," * 50_000),
         *(json.dumps({"data": [value]}).encode() for value in ("猫" * 10**6, file)),
@@ -99,9 +100,9 @@ def bodies(folder: Path, times: int) -> Counts:
     dead = "http://127.0.0.1:9"  # a proxy that is not there must not keep the page from starting
     with server(folder, http_proxy=dead, HTTP_PROXY=dead) as (victim, _, client):
         for _ in range(times):
-            address = dice.choice(
-                [f"gradio_api/call/{dice.choice(endpoints)}", "gradio_api/queue/join", "gradio_api/call/x"]
-            )
+            name = dice.choice(endpoints)
+            places = ["upload", "queue/join", "call/x", f"run/{name}", *(f"call/{name}", f"call/v2/{name}") * 2]
+            address = f"gradio_api/{dice.choice(places)}"
             body = dice.choice(shapes)
             try:
                 answer = client.post(address, content=body, headers={"Content-Type": dice.choice(kinds)})
@@ -110,6 +111,7 @@ def bodies(folder: Path, times: int) -> Counts:
                 continue
             counts[f"status {answer.status_code}"] += 1
             expect("root:" not in answer.text, "a file of the machine was handed out")
+            expect(answer.status_code != 500 or "/run/" in address, f"{address} fell over {body[:80]!r}")
         expect(victim.process.poll() is None, "the server ended")
         sound = client.post("gradio_api/call/make_video", json={"data": ["熊猫", 1, 5, 4, False, 0, KEY]})
         expect(sound.is_success, f"a sound body was refused: {sound.status_code}")
