@@ -61,7 +61,8 @@ class ReleaseStructure:
         self.order = list(lm.layout.stage2_order if lm.stage == 2 else range(lm.layout.frames))
         weight = lm.transformer.word_embeddings.weight
         memory = _Memory(lm, rows, len(text), given, both, boost)
-        lm.prefill(memory, *left_pad([text] * rows, device=weight.device), tokens)
+        ids, length = left_pad([text] * rows, device=weight.device)
+        lm.read(memory, ids, length, ids[:, :0] if tokens is None else lm.slots(tokens).flatten(1))
         nothing = weight.new_zeros(rows, len(given) * lm.layout.tokens_per_frame, 2 * lm.config.hidden)
         own = nothing if lm.stage == 1 else nothing[:, :0]
         self.spatial = [torch.cat((text_part, own), dim=1) for text_part in memory.spatial_text]

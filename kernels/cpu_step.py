@@ -153,13 +153,15 @@ class Steps:
         precision: Precision = "fp32",
     ) -> None:
         self._kept: list[Any] = []
-        self.hidden, self.channels = words.shape[1], channels
+        self.hidden, self.heads, self.channels = words.shape[1], heads, channels
         packed = (_Layer * len(layers))(*(self._layer(layer, precision) for layer in layers))
         words = words.detach().contiguous()
         self._kept += [packed, words]
         sizes = (len(layers), self.hidden, heads, channels)
         pointer = ctypes.cast(packed, ctypes.POINTER(_Layer))
         self._net = _Net(*sizes, pointer, self._norm(final), words.data_ptr())
+        self.described = ctypes.byref(self._net)
+        """For C."""
 
     @property
     def nbytes(self) -> int:
@@ -188,7 +190,7 @@ class Steps:
         scratch = torch.empty(size)
         words = None if text is None else text.contiguous()
         native.library(SOURCE).step(
-            ctypes.byref(self._net),
+            self.described,
             *_pointers(ids, positions, out),
             *map(ctypes.c_int64, (batch, 0, batch, slots)),
             (ctypes.c_int64 * len(spans))(*spans),

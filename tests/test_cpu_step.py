@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import platform
 from dataclasses import replace
 from pathlib import Path
 
@@ -47,6 +49,37 @@ def test_a_product_equals_that_of_the_kept_weights(outputs: int, inputs: int, pr
         torch.testing.assert_close(found, F.linear(x[:rows], kept[precision], layer.bias), rtol=1e-5, atol=1e-4)
     small = Matrix(layer, precision).nbytes
     assert small * {"fp32": 1, "bf16": 2, "int8": 4}[precision] == Matrix(layer).nbytes
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    "flags", [(), ("-mno-avx512f", "-mno-f16c"), ("-mno-avx",)], ids=lambda f: " ".join(f) or "all"
+)
+def test_numbers_that_16_bits_hold_are_kept_so_and_change_nothing(
+    elsewhere: pytest.MonkeyPatch, flags: tuple[str, ...]
+) -> None:
+    if flags and platform.machine() != "x86_64":
+        pytest.skip("these are names of what x86 processors can do")
+    elsewhere.setattr(native, "FLAGS", (*native.FLAGS, *flags))
+    layer = affine(65, 100)
+    layer.weight[0, :6] = torch.tensor([0.0, -0.0, 2.0**-24, -(2.0**-15), 65504.0, 1 / 3])  # subnormal numbers too
+    published = Affine(layer.weight.half().float(), layer.bias)
+    small, large = Matrix(published), Matrix(published._replace(weight=published.weight * 1.0000001))
+    assert (small.stored, large.stored) == ("fp16", "fp32")
+    assert small.nbytes * 2 == large.nbytes
+    x = torch.randn(11, 100, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(small(x)[:, 1:], F.linear(x, *published)[:, 1:], rtol=1e-5, atol=1e-4)
+    unit = torch.eye(100)
+    exact = Matrix(Affine(published.weight, torch.zeros(65)))
+    assert torch.equal(exact(unit), published.weight.t())
+
+
+@needs_compiler
+@pytest.mark.parametrize("largest", [1e5, torch.inf, torch.nan])
+def test_what_16_bits_do_not_hold_keeps_its_32(largest: float) -> None:
+    weight = torch.zeros(3, 4)
+    weight[1, 2] = largest
+    assert Matrix(Affine(weight, torch.zeros(3))).stored == "fp32"
 
 
 @needs_compiler
@@ -161,7 +194,7 @@ def test_what_does_not_fit_is_refused() -> None:
 def elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.MonkeyPatch:
     """A machine on which nothing has been compiled yet."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(native, "_load", native._load.__wrapped__)
+    monkeypatch.setattr(native, "_load", functools.cache(native._load.__wrapped__))
     return monkeypatch
 
 

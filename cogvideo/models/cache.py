@@ -174,20 +174,26 @@ class Cache:
 
     def keep_spatial(self, layer: int, k: Tensor, v: Tensor) -> None:
         """The text's keys and values, of [B, heads, T + F * N, d]: a drawn frame sees no other frame here."""
-        text = torch.stack((k[:, :, : self.text], v[:, :, : self.text]))
-        for lane in range(self.lanes):
-            self._spatial[layer].keep(torch.arange(self.text, device=k.device) + lane * self._lane, text)
+        tokens, places = self.spatial_places().to(k.device)
+        self._spatial[layer].keep(places, torch.stack((k, v))[:, :, :, tokens])
 
     def keep_temporal(self, layer: int, k: Tensor, v: Tensor) -> None:
         """Keys and values of text and given frames, [B, heads, T + F * N, d]."""
-        shelf = self._shelves[layer % 2]
-        texts = torch.as_tensor(shelf.text_places(), device=k.device)  # [regions, T]
-        frames = [torch.as_tensor(shelf.frame_places(frame), device=k.device) for frame in self.given]
-        k_v = torch.stack((k, v))  # [2, B, heads, T + F * N, d]
-        for places in texts:
-            self._temporal[layer].keep(places, k_v[:, :, :, : self.text])
-        if frames:
-            self._temporal[layer].keep(torch.cat(frames), k_v[:, :, :, self.text :])
+        tokens, places = self.temporal_places(layer % 2).to(k.device)
+        self._temporal[layer].keep(places, torch.stack((k, v))[:, :, :, tokens])
+
+    def spatial_places(self) -> Tensor:
+        """Which of the tokens that are read the spatial channel keeps, and where, [2, K]: in each lane the text."""
+        tokens = torch.arange(self.text).expand(self.lanes, -1)
+        return torch.stack((tokens, tokens + torch.arange(self.lanes)[:, None] * self._lane)).flatten(1)
+
+    def temporal_places(self, parity: int) -> Tensor:
+        """The same for the temporal channel of even or odd layers, [2, K]: in each region the text, then all frames."""
+        shelf, size = self._shelves[parity], self.layout.tokens_per_frame
+        texts = torch.as_tensor(shelf.text_places())  # [regions, T]
+        frames = [torch.as_tensor(shelf.frame_places(frame)) for frame in self.given]
+        tokens = [torch.arange(self.text).repeat(len(texts)), self.text + torch.arange(len(frames) * size)]
+        return torch.stack((torch.cat(tokens), torch.cat([texts.flatten(), *frames])))
 
     def blank(self) -> None:
         """Pretend that everything has been drawn: for measuring in the middle of a clip."""

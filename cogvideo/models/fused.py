@@ -19,7 +19,9 @@ from cogvideo.config import ModelConfig
 from cogvideo.layout import Layout
 from cogvideo.models.attention import AttentionPlus
 from cogvideo.models.cache import Cache
-from kernels import cpu_step
+from cogvideo.models.reading import plan
+from cogvideo.models.token_model import text_positions
+from kernels import cpu_read, cpu_step
 from kernels.cpu_step import Affine, LayerWeights, Precision
 from kernels.sandwich_norm import EPSILON, sandwich_norm
 
@@ -41,6 +43,10 @@ def fusing_pays(config: ModelConfig, device: torch.device) -> bool:
 
 class FusedSteps(Protocol):
     """The layers of stage 1 or 2 as a step needs them. Later changes of the network's weights are not seen."""
+
+    def read(self, cache: Cache, text: Tensor, text_length: Tensor, slots: Tensor) -> bool:
+        """Reads text [B, T] and slots [B, S] of given frames into `cache`. False: that is left to the network."""
+        ...
 
     def run(self, ids: Tensor, cache: Cache) -> Tensor:
         """ids [B, Q] of the slots that `cache` was told to `seek` -> hidden states [B, Q, h]."""
@@ -82,6 +88,13 @@ class FusedWeights:
         tables = [transformer.position_embeddings.weight, *[positions] * (layout.frames - 1)]
         rows = [torch.as_tensor(layout.frame_rows(frame)) for frame in range(layout.frames)]
         self._positions = torch.cat([table[row] for table, row in zip(tables, rows, strict=True)])  # [F * N, h]
+        self._texts = transformer.position_embeddings.weight.detach()
+
+    def read_positions(self, text_length: Tensor, text: int, given: tuple[int, ...]) -> Tensor:
+        """Of `text` left-padded text slots and the slots of given frames, [B, T + F * N, h]."""
+        frames = [self._positions[frame * self.slots : (frame + 1) * self.slots] for frame in given]
+        words = self._texts[text_positions(text_length, text)]  # [B, T, h]
+        return torch.cat((words, *(frame.expand(len(words), -1, -1) for frame in frames)), dim=1)
 
     def positions(self, cache: Cache) -> Tensor:
         """Of the slots of a step, [Q, h]."""
@@ -100,6 +113,10 @@ class PlainSteps:
         self._weights = weights
         # A product of few rows is quicker with the matrix the other way round.
         self._head = weights.head.float().t().contiguous()
+
+    def read(self, cache: Cache, text: Tensor, text_length: Tensor, slots: Tensor) -> bool:
+        """See `FusedSteps`."""
+        return False
 
     def run(self, ids: Tensor, cache: Cache) -> Tensor:
         """See `FusedSteps`."""
@@ -132,12 +149,21 @@ class CompiledSteps:
     """A step is one call; so is the head. Weights in fp32, or in bf16 or int8 for a step that reads less."""
 
     def __init__(self, weights: FusedWeights, precision: Precision) -> None:
-        self._positions = weights.positions
+        self._weights, self._positions = weights, weights.positions
         common = (weights.final, weights.words, weights.heads)
         self._backbone = cpu_step.Steps(weights.backbone, *common, channels=1, precision=precision)
         self._both = cpu_step.Steps(weights.both, *common, channels=2, precision=precision)
         self._head = cpu_step.Matrix(Affine(weights.head, weights.head.new_zeros(len(weights.head))), precision)
         weights.backbone, weights.both = [], []  # packed above
+
+    def read(self, cache: Cache, text: Tensor, text_length: Tensor, slots: Tensor) -> bool:
+        """See `FusedSteps`. Rows are divided among the threads that PyTorch would use."""
+        at = self._weights.read_positions(text_length, text.shape[1], cache.given)  # [B, T + S, h]
+        embedded = F.embedding(torch.cat((text, slots), dim=1), self._weights.words) + at
+        padding = (text.shape[1] - text_length).tolist()
+        steps = self._both if cache.both else self._backbone
+        cpu_read.read(steps, embedded, padding, plan(cache), cache.arenas(), torch.get_num_threads())
+        return True
 
     def run(self, ids: Tensor, cache: Cache) -> Tensor:
         """See `FusedSteps`."""

@@ -90,9 +90,15 @@ class VideoLM(TokenModel):
 
         text [B, T] left-padded ids, text_length [B], given [B, frames, N] in time order (None: no frame).
         """
-        seen = text_seen(text_length, text.shape[1])
-        cache.set_text(seen)
+        cache.set_text(text_seen(text_length, text.shape[1]))
         slots = text[:, :0] if given is None else self.slots(given).flatten(1)
+        if self._fused is None or not self._fused.read(cache, text, text_length, slots):
+            self.read(cache, text, text_length, slots)
+
+    @torch.inference_mode()
+    def read(self, cache: Cache, text: Tensor, text_length: Tensor, slots: Tensor) -> None:
+        """The network's own pass over the same, slots [B, frames * N]: the reference of what is `fuse`d."""
+        seen = text_seen(text_length, text.shape[1])
         pattern: Pattern
         if cache.both:
             pattern = ClipPattern.of(self.layout, self.stage, cache.given, seen, self.dtype, cache, cache.boost)
