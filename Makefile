@@ -3,7 +3,7 @@
 # make install  only the environment and the packages
 # make coverage all tests, and how many lines and branches they reach; htmlcov/ shows them
 # make check    style, types, import rules, dead code
-# make faults   everything that can go wrong, on purpose, a few times each; ARGS=--full as often as reported
+# make faults   everything that can go wrong, on purpose, a few times each; ARGS=--full as often as reported; --record tells it
 # make mutation whether the tests of geometry and sampling notice small changes
 # make audit    known vulnerabilities of the installed packages
 # make docs     the documents and the reference of the code as a site, in site/
@@ -45,7 +45,7 @@ check: $(VENV)/.installed-dev
 	$(BIN)/lint-imports
 	$(BIN)/vulture
 
-faults: $(VENV)/.installed-dev
+faults: $(VENV)/.installed-health
 	$(BIN)/python -m scripts.faults $(ARGS)
 
 mutation: $(VENV)/.installed-health

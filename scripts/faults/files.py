@@ -98,7 +98,7 @@ def pictures(folder: Path, times: int) -> Counts:
 def settings(folder: Path, times: int) -> Counts:
     """Settings from a dropped film: damaged, impossible, or of somebody else's making."""
     from cogvideo.errors import RequestError
-    from cogvideo.jobs import read_settings
+    from cogvideo.results import read_settings
     from cogvideo.video import write_video
 
     counts, dice, path = Counts(), random.Random(2), folder / "film.gif"
@@ -223,8 +223,36 @@ def _archive(members: dict[str, bytes], method: int) -> bytes:
 
 
 FAULTS = (
-    Fault("pictures", "a first frame, or a sentence; bombs, svg and polyglots are refused", pictures, 60, 10_000),
-    Fault("settings in films", "settings, none, or a sentence; a bomb is not unpacked", settings, 60, 5_000),
-    Fault("archives", "the checkpoint, or not suitable; nothing outside the folder, no bomb", archives, 40, 4_000),
-    Fault("weights and labels", "tensors, or a sentence with the file's name", tensors, 20, 3_000),
+    Fault(
+        "pictures",
+        "a first frame, or a sentence; bombs, svg and polyglots are refused",
+        "起始画面，或一句话；炸弹、svg、混合格式被拒",
+        pictures,
+        small=60,
+        full=10_000,
+    ),
+    Fault(
+        "settings in films",
+        "settings, none, or a sentence; a bomb is not unpacked",
+        "设置、没有，或一句话；炸弹不解开",
+        settings,
+        small=60,
+        full=5_000,
+    ),
+    Fault(
+        "archives",
+        "the checkpoint, or not suitable; nothing outside the folder, no bomb",
+        "检查点或“不合适”；文件夹之外不写，炸弹不解开",
+        archives,
+        small=40,
+        full=4_000,
+    ),
+    Fault(
+        "weights and labels",
+        "tensors, or a sentence with the file's name",
+        "张量，或指出文件名的一句话",
+        tensors,
+        small=20,
+        full=3_000,
+    ),
 )

@@ -164,10 +164,36 @@ def ports(folder: Path, times: int) -> Counts:
 
 
 FAULTS = (
-    Fault("full disk", "no job lost, failures say so, the rest is drawn once there is room", full_disk, 1, 20),
-    Fault("read-only data folder", "a start is refused with a sentence; nothing is lost", read_only, 1, 10),
     Fault(
-        "two servers on one folder", "the second is refused, the next starts once the first is gone", two_servers, 1, 20
+        "full disk",
+        "no job lost, failures say so, the rest is drawn once there is room",
+        "不丢任务，失败有说明，腾出空间后继续",
+        full_disk,
+        small=1,
+        full=20,
     ),
-    Fault("taken and impossible ports", "a sentence, or the next free port", ports, 3, 200),
+    Fault(
+        "read-only data folder",
+        "a start is refused with a sentence; nothing is lost",
+        "启动被拒并说明，不丢数据",
+        read_only,
+        small=1,
+        full=10,
+    ),
+    Fault(
+        "two servers on one folder",
+        "the second is refused, the next starts once the first is gone",
+        "第二个被拒，第一个结束后可启动",
+        two_servers,
+        small=1,
+        full=20,
+    ),
+    Fault(
+        "taken and impossible ports",
+        "a sentence, or the next free port",
+        "一句话，或下一个可用端口",
+        ports,
+        small=3,
+        full=200,
+    ),
 )

@@ -179,7 +179,23 @@ def _quietly(run: Callable[[Path, int], Counts]) -> Callable[[Path, int], Counts
 
 
 FAULTS = (
-    Fault("out of memory", "a sentence with a remedy; the next video is drawn", _quietly(out_of_memory), 5, 150),
-    Fault("weights that are no numbers", "a sentence, unless unused; the next is drawn", _quietly(no_numbers), 3, 100),
-    Fault("clock jumps", "no clip lost, the order kept", _quietly(clock_jumps), 10, 500),
+    Fault(
+        "out of memory",
+        "a sentence with a remedy; the next video is drawn",
+        "一句话和办法，下一段照画",
+        _quietly(out_of_memory),
+        small=5,
+        full=150,
+    ),
+    Fault(
+        "weights that are no numbers",
+        "a sentence, unless unused; the next is drawn",
+        "一句话，未用到的除外；下一段照画",
+        _quietly(no_numbers),
+        small=3,
+        full=100,
+    ),
+    Fault(
+        "clock jumps", "no clip lost, the order kept", "不丢视频，顺序不变", _quietly(clock_jumps), small=10, full=500
+    ),
 )

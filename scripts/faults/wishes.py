@@ -230,7 +230,21 @@ def names(folder: Path, times: int) -> Counts:
 
 
 FAULTS = (
-    Fault("random prompts and options", "a prompt the model can read, or a sentence", prompts, 50, 10_000),
-    Fault("random calls of the API", "an answer or a sentence, whatever the types", programs, 300, 10_000),
-    Fault("random file names", "nothing but a job's own files", names, 300, 20_000),
+    Fault(
+        "random prompts and options",
+        "a film of what the model can read, or a sentence",
+        "模型可读的画成视频，否则一句话",
+        prompts,
+        small=50,
+        full=10_000,
+    ),
+    Fault(
+        "random calls of the API",
+        "an answer or a sentence, whatever the types",
+        "无论什么类型，都是回答或一句话",
+        programs,
+        small=300,
+        full=10_000,
+    ),
+    Fault("random file names", "nothing but a job's own files", "只有任务自己的文件", names, small=300, full=20_000),
 )
