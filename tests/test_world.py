@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image, ImageFilter
 
 from cogvideo.config import ASSETS
 from cogvideo.training import judge, render
@@ -21,6 +23,7 @@ from cogvideo.training.world import (
     SCENES,
     SUBJECTS,
     Clip,
+    State,
     caption,
     describe_held_out,
     describe_world,
@@ -54,7 +57,8 @@ def test_world_is_as_large_as_promised() -> None:
 @given(clips)
 @settings(max_examples=300, deadline=None)
 def test_subject_never_leaves_the_picture(clip: Clip) -> None:
-    for state in clip.states(clip.frame_times(33)):
+    """Not even when it goes on for as long as the longest clip: a first frame suits every duration."""
+    for state in clip.states(replace(clip, duration=max(DURATIONS)).frame_times(33)):
         half = state.size / 2
         assert half <= state.y <= FIELD - half
         assert half <= state.x <= FIELD - half
@@ -141,7 +145,20 @@ def test_the_judge_reads_rendered_clips(motion: int) -> None:
     assert {r.scene for r in readings} == {clip.scene}
     assert judge.name_motion([r.state for r in readings], clip.duration) == motion
     meant = clip.states(clip.frame_times(5))
-    assert all(judge.is_exact(r.state, m) for r, m in zip(readings, meant, strict=True))
+    assert all(judge.is_exact(*seen) for seen in zip(render.render_clip(clip), readings, meant, strict=True))
+
+
+@needs_font
+@pytest.mark.parametrize(("name", "unseen"), [("篮球", True), ("熊猫", False), ("公交车", False)])
+def test_a_turn_counts_where_it_can_be_seen(name: str, unseen: bool) -> None:
+    subject = next(i for i, s in enumerate(SUBJECTS) if s.name == name)
+    upright = State(4.5, 4.5, 3.0, 0.0)
+    turned = replace(upright, angle=180.0)
+    frame = Image.fromarray(render.render_state(subject, 0, 0, turned)[0])
+    blurred = np.asarray(frame.filter(ImageFilter.GaussianBlur(2)))
+    reading = judge.Reading(0, 0, subject, turned)
+    assert judge.is_exact(blurred, reading, turned)
+    assert judge.is_exact(blurred, reading, upright) == unseen
 
 
 @needs_font

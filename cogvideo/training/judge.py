@@ -30,6 +30,7 @@ _BOX_THRESHOLDS = (_THRESHOLD, 200.0)  # the codec leaves a faint halo, which th
 _FINALISTS = 6
 _STEPS = (0.5, 0.25, 0.125)  # cells by which a finalist is moved and grown
 _TURNS = 8  # parts of a full turn that are tried
+_AS_GOOD = 1.25  # ratio of squared differences that tells no two angles apart
 _LARGEST = 5.0  # cells of the largest subject there is, and a little more
 
 
@@ -156,14 +157,24 @@ def _course_error(first: State, motion: int, states: list[State | None], times: 
 
 def state_distance(seen: State, meant: State) -> float:
     """How far two states are apart: cells of place and size, and half a cell for each quarter turn."""
-    turn = abs((seen.angle - meant.angle + 180) % 360 - 180) / 90
+    turn = _turn_between(seen, meant) / 90
     return abs(seen.y - meant.y) + abs(seen.x - meant.x) + abs(seen.size - meant.size) + 0.5 * turn
 
 
-def is_exact(seen: State | None, meant: State) -> bool:
-    """Whether a state is right: place within half a cell, size within half, angle within an eighth of a turn."""
-    if seen is None:
+def is_exact(frame: Pixels, reading: Reading, meant: State) -> bool:
+    """Whether a frame shows its subject as meant: place within half a cell, size within half, angle within an eighth
+    of a turn, or an angle that is no worse an explanation of the frame than the one that was read: of a ball, a star or
+    the sun the codec keeps too little to tell.
+    """
+    seen = reading.state
+    if seen is None or max(abs(seen.y - meant.y), abs(seen.x - meant.x), abs(seen.size - meant.size)) > 0.5:
         return False
-    turn = abs((seen.angle - meant.angle + 180) % 360 - 180)
-    near = max(abs(seen.y - meant.y), abs(seen.x - meant.x), abs(seen.size - meant.size)) <= 0.5
-    return near and turn <= 45
+    if _turn_between(seen, meant) <= 45:
+        return True
+    easel = _Easel(frame.astype(np.float32), reading.scene, reading.variant, frame.shape[0] // FIELD)
+    read = easel.error(reading.subject, seen)
+    return easel.error(reading.subject, replace(seen, angle=meant.angle)) <= _AS_GOOD * read
+
+
+def _turn_between(one: State, other: State) -> float:
+    return abs((one.angle - other.angle + 180) % 360 - 180)

@@ -52,7 +52,7 @@ def judge_keyframes(clip: Clip, frames: Pixels) -> Verdict:
         subject=_most_common(r.subject for r in readings) == clip.subject,
         scene=_most_common(r.scene for r in readings) == clip.scene,
         motion=seen == clip.motion,
-        exact=_all_exact(clip, readings),
+        exact=_all_exact(clip, frames, readings),
         seen_motion=seen,
     )
 
@@ -127,13 +127,13 @@ def sharpness(frame: Pixels) -> float:
     return float(np.abs(4 * inner - grey[:-2, 1:-1] - grey[2:, 1:-1] - grey[1:-1, :-2] - grey[1:-1, 2:]).mean())
 
 
-def _all_exact(clip: Clip, readings: Sequence[Reading]) -> bool:
+def _all_exact(clip: Clip, frames: Pixels, readings: Sequence[Reading]) -> bool:
     """Whether all states follow the motion's course from the first one, with the right subject in every frame."""
     first = readings[0].state
     if first is None or any(r.subject != clip.subject for r in readings):
         return False
     course = replace(clip, size=first.size, y=first.y, x=first.x).states(clip.frame_times(len(readings)))
-    return all(is_exact(reading.state, meant) for reading, meant in zip(readings, course, strict=True))
+    return all(is_exact(*seen) for seen in zip(frames, readings, course, strict=True))
 
 
 def _most_common(values: Iterable[int]) -> int:

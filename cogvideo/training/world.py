@@ -199,11 +199,15 @@ def draw_held_out(seed: int = 2022, share: float = 0.08) -> HeldOut:
     return HeldOut(motions, scenes)
 
 
-def _start_range(motion: str, size: float, duration: float) -> tuple[float, float, float, float]:
-    """Bounds (top, bottom, left, right) in cells of the centre at time 0 that keep the whole subject inside."""
+def _start_range(motion: str, size: float) -> tuple[float, float, float, float]:
+    """Bounds (top, bottom, left, right) in cells of the centre at time 0 that keep the whole subject inside.
+
+    There is room for the longest clip whatever the clip's own duration: the first frame is drawn by the backbone, which
+    is not told the duration, so places that suit short clips only would let long ones run out of the picture.
+    """
     low, high = size / 2, FIELD - size / 2
     top, bottom, left, right = low, high, low, high
-    way = SPEED * duration
+    way = SPEED * max(DURATIONS)
     if motion == "向左":
         left += way
     elif motion == "向右":
@@ -215,7 +219,7 @@ def _start_range(motion: str, size: float, duration: float) -> tuple[float, floa
     elif motion == "跳":
         top += JUMP_HEIGHT
     elif motion == "变大":
-        grown = size + GROWTH * duration
+        grown = size + GROWTH * max(DURATIONS)
         top = left = grown / 2
         bottom = right = FIELD - grown / 2
     return top, bottom, left, right
@@ -256,7 +260,7 @@ def place_clip(
         size = 4.0
     else:
         size = float(rng.choice(BASE_SIZES, p=_SIZE_ODDS))
-    top, bottom, left, right = _start_range(name, size, seconds)
+    top, bottom, left, right = _start_range(name, size)
     # The subject's corner sits on the token grid at time 0, so that steps of whole cells repeat its tokens.
     offset = (size / 2) % 1.0
     ys = np.arange(np.ceil(top - offset), np.floor(bottom - offset) + 1) + offset
