@@ -70,9 +70,38 @@ def blocks(document: str, language: str) -> list[Block]:
 
 def inline_commands(document: str) -> list[tuple[str, ...]]:
     """Commands between backticks in running text and tables."""
-    text = re.sub(r"^```.*?^```$", "", read(document), flags=re.M | re.S)
-    found = re.findall(r"`((?:python|make|pip|cogvideo|docker|accelerate|torchrun) [^`\n]+)`", text)
+    found = re.findall(r"`((?:python|make|pip|cogvideo|docker|accelerate|torchrun) [^`\n]+)`", prose(document))
     return [tuple(shlex.split(part, comments=True)) for line in found for part in line.split("&&") if part.strip()]
+
+
+def prose(document: str) -> str:
+    """Running text, tables and headings: without the head for the hub and without fenced blocks."""
+    text = re.sub(r"\A---\n.*?^---\n", "", read(document), flags=re.M | re.S)
+    return re.sub(r"^```.*?^```$", "", text, flags=re.M | re.S)
+
+
+def outline(document: str) -> dict[str, list[str] | int]:
+    """What a translation keeps: the levels of headings, how many rows of tables and points of lists there are."""
+    text = prose(document)
+    counted = {
+        name: len(re.findall(mark, text, flags=re.M)) for name, mark in (("rows", r"^\|"), ("points", r"^[-*] "))
+    }
+    return {"headings": re.findall(r"^#+(?= )", text, flags=re.M), **counted}
+
+
+def names(document: str) -> set[str]:
+    """What stands between backticks, unless it is a sentence or the address of one of two languages."""
+    found = re.findall(r"`([^`\n]+)`", prose(document))
+    return {name.replace("_zh.", ".") for name in found if name.isascii()}
+
+
+def figures(document: str) -> set[str]:
+    """All numbers of the running text but those before a word for a power of ten, which differ between languages."""
+    text = re.sub(r"\]\([^)]*\)|`[^`\n]*`", "", prose(document))
+    for number, month in enumerate(("November", "December"), 11):
+        text = text.replace(f" {month} ", f" {number} ")
+    found = re.findall(r"(?<![A-Za-z0-9_.])(\d[\d,]*+(?:\.\d+)?+)(?! ?(?:[万亿]|[mb]illion))", text)
+    return {number.replace(",", "") for number in found}
 
 
 def links(document: str) -> set[str]:

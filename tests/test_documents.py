@@ -22,7 +22,20 @@ from pathlib import Path
 from urllib.request import urlopen
 
 import pytest
-from documents import NEEDS, ROOT, Block, blocks, documents, inline_commands, links, pairs, read
+from documents import (
+    NEEDS,
+    ROOT,
+    Block,
+    blocks,
+    documents,
+    figures,
+    inline_commands,
+    links,
+    names,
+    outline,
+    pairs,
+    read,
+)
 
 from cogvideo import __main__ as cli
 from cogvideo.serving import parser as page_parser
@@ -275,6 +288,13 @@ def test_both_languages_say_to_type_the_same(english: str, chinese: str) -> None
         assert [(b.needs, b.run_by) for b in ours] == [(b.needs, b.run_by) for b in theirs]
     ours, theirs = ({re.sub(r"_(zh|en)\.", ".", link) for link in links(name)} for name in (english, chinese))
     assert ours == theirs
+
+
+@pytest.mark.parametrize(("english", "chinese"), pairs())
+def test_both_languages_tell_the_same(english: str, chinese: str) -> None:
+    assert outline(english) == outline(chinese)
+    assert {name for name in names(english) ^ names(chinese) if not name.startswith("This needs")} == set()
+    assert figures(english) == figures(chinese)
 
 
 @pytest.mark.parametrize("name", documents())

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 from documents import read
+from huggingface_hub import ModelCard, SpaceCard
 
 from cogvideo.config import PRESETS
 
@@ -82,3 +83,13 @@ def test_the_card_says_what_a_card_must() -> None:
         assert re.search(rf"^## {heading}", card, flags=re.M), heading
     assert "What looks wrong" in card
     assert "python -m cogvideo evaluate" in card
+
+
+def test_the_hub_can_read_both_cards() -> None:
+    card = ModelCard(read(CARD)).data
+    assert (card.license, card.language, card.pipeline_tag) == ("apache-2.0", ["zh"], "text-to-video")
+    assert {"text-to-video", "cogvideo", "chinese"} <= set(card.tags)
+    assert card.datasets is None  # the world is made by code; a name would lead nowhere
+    space = SpaceCard(read("README.md")).data
+    assert (space.sdk, space.app_file, space.license) == ("gradio", "app.py", card.license)
+    assert set(space.tags) <= {*card.tags}
