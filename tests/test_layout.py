@@ -68,6 +68,24 @@ def test_regions_are_windows_cut_at_the_wrapped_edge(layout: Layout, layer: int)
             assert (region[cell] == region[other]) == same_region(layout, layer % 2, cell, other)
 
 
+@given(layouts(), st.integers(0, 1))
+def test_a_region_lies_in_one_window(layout: Layout, layer: int) -> None:
+    region = layout.regions(layout.shift(layer))
+    held = [set(region[cells]) for cells in layout.windows(layout.shift(layer))]
+    assert sum(len(some) for some in held) == len(set(region))
+
+
+@settings(max_examples=40)
+@given(layouts(), st.sampled_from([1, 2]), st.integers(0, 2), st.integers(0, 1))
+def test_masks_of_one_frame_are_sights_written_out(layout: Layout, stage: int, frame: int, layer: int) -> None:
+    cells = range(layout.tokens_per_frame)
+    sight = layout.spatial_sight(1 if stage == 1 else 2, frame)
+    spatial = layout.spatial_mask(1 if stage == 1 else 2, frame)
+    assert spatial.tolist() == [[sees(sight, cell, other) for other in cells] for cell in cells]
+    regions = layout.region_mask(layer)
+    assert regions.tolist() == [[same_region(layout, layer, cell, other) for other in cells] for cell in cells]
+
+
 @settings(max_examples=40)
 @given(layouts(), st.integers(0, 1))
 def test_window_mask_is_sight_within_the_region(layout: Layout, layer: int) -> None:
@@ -150,6 +168,14 @@ def test_sizes_that_do_not_fit_are_refused(change: dict[str, int]) -> None:
         Layout(replace(CONFIG, **change))
 
 
+def test_tables_of_positions_may_be_full_to_the_last_row() -> None:
+    rows = CONFIG.image_start + CONFIG.tokens_per_frame + 1  # the last token of a frame is read as well
+    Layout(replace(CONFIG, base_positions=rows))
+    with pytest.raises(ValueError, match="base positions"):
+        Layout(replace(CONFIG, base_positions=rows - 1))
+
+
 @pytest.mark.parametrize("config", [preset.model for preset in PRESETS.values()])
 def test_presets_fit(config: ModelConfig) -> None:
     assert Layout(config).tokens_per_frame == config.tokens_per_frame
+    assert Layout(config).fine_tokens == 9 * config.tokens_per_frame
