@@ -39,6 +39,11 @@ class Place:
     memory: MemoryPreset = MEMORY["cpu"]
 
     @property
+    def read_as(self) -> torch.dtype | None:
+        """The type in which weights are best read; None: as in their file, mapped, since few of them stay exact."""
+        return self.dtype if self.memory.weights == "exact" else None
+
+    @property
     def kind(self) -> str:
         """As `MemoryPreset.device`: "cuda", or "cpu"."""
         return self.device.type
@@ -110,24 +115,24 @@ class Settled:
 
 
 def settle(models: Any, place: Place) -> Settled:
-    """Networks in host memory (as a rule mapped from their files) -> the same, held as `place` says.
+    """Networks in host memory (as a rule mapped from their files, in their type) -> the same, held as `place` says.
 
-    Tensor by tensor: host memory gets nothing that was not there before but the parts that wait there in fewer bits.
+    Tensor by tensor: host memory gets nothing that was not there before but what is held or waits there.
     """
-    memory, device = place.memory, place.device
+    memory, device, dtype = place.memory, place.device, place.dtype
     video: tuple[VideoLM, VideoLM] = (models.stage1, models.stage2)
     superres: SuperResLM = _apart(models.superres) if memory.stream else models.superres
     held: tuple[TokenModel, ...] = video if memory.stream else (*video, superres)
     if memory.offload:
         _offload(held, device)
     for network in held:
-        compress(network.transformer, memory.weights, device)
-        compress(network.mixins, memory.weights, device, place.home)
+        compress(network.transformer, memory.weights, device, dtype)
+        compress(network.mixins, memory.weights, device, dtype, place.home)
     for lm in video:
         lm.int8_cache, lm.moving = memory.int8_cache, memory.offload
     for network in held:
-        _bring(network.transformer, device)
-        _bring(network.mixins, place.home)
+        _bring(network.transformer, device, dtype)
+        _bring(network.mixins, place.home, dtype)
     return Settled(*video, superres)
 
 
@@ -165,7 +170,7 @@ def enlarging(superres: SuperResLM, place: Place) -> Iterator[Callable[[], Itera
         with resident(superres, place):
             yield None
         return
-    with current(place), streamed(superres, superres.layer_modules(), place.device) as layers:
+    with current(place), streamed(superres, superres.layer_modules(), place.device, place.dtype) as layers:
         yield layers
     _empty_cache(place.device)
 
@@ -185,11 +190,16 @@ def _apart(network: SuperResLM) -> SuperResLM:
     return copy.deepcopy(network, {id(tensor): tensor for tensor in tensors})
 
 
-def _bring(module: nn.Module, device: torch.device) -> None:
-    """Move what is not there yet, tensor by tensor; what comes by itself (`_offload`) stays away."""
-    for tensor in (*module.parameters(), *module.buffers()):
-        if not tensor.is_meta:
-            tensor.data = tensor.data.to(device)
+def _bring(module: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
+    """Move what is not there yet, tensor by tensor; what comes by itself (`_offload`) stays away.
+
+    Weights become `dtype`; what belongs to weights in fewer bits stays as it is.
+    """
+    for weight in module.parameters():
+        if not weight.is_meta:
+            weight.data = weight.data.to(device, dtype if weight.is_floating_point() else None)
+    for buffer in module.buffers():
+        buffer.data = buffer.data.to(device)
 
 
 # --- when memory ends -------------------------------------------------------------------------------------------------
@@ -249,7 +259,8 @@ def _out_of_memory(model: ModelConfig, place: Place, on_device: bool) -> OutOfMe
 def threads(count: int | None = None) -> Iterator[None]:
     """Inside the block torch computes with `count` threads (None: one per core that this process may use).
 
-    Drawing token by token is faster with one: its operations are so small that threads only wait for each other.
+    Drawing token by token is faster with one: PyTorch's operations are so small that its threads only wait for each
+    other. Where the step is compiled it divides its rows by itself, see `kernels.team`.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(count or usable_cores())

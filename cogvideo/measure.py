@@ -125,13 +125,16 @@ def measure_machine(
     place: Place, cores: int, working_set: int, seconds: float, clock: Callable[[], float] = time.perf_counter
 ) -> Machine:
     """Bandwidth: the better of a large copy and of a matrix of `working_set` bytes times a vector, so that a model that
-    fits a cache is judged by the cache. Rate: a large matrix product. Each is repeated for `seconds`.
+    fits a cache is judged by the cache. Rate: a large matrix product, PyTorch's or ours. Each is repeated for `seconds`.
     """
     device, dtype, gpu = place.device, place.dtype, place.device.type == "cuda"
     with threads(cores) if not gpu else nullcontext():
         side = 8192 if gpu else 1024
         a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
         product = milliseconds(lambda: a @ b, device, seconds, clock)
+        if cpu_step.why_not(a) is None:
+            ours = cpu_step.Matrix(cpu_step.Affine(b, a[0]))
+            product = min(product, milliseconds(lambda: ours(a, cores), device, seconds, clock))
         source = torch.zeros((1024 if gpu else 128) * 2**20, dtype=torch.uint8, device=device)
         target = torch.empty_like(source)
         copied = 2 * source.numel() / milliseconds(lambda: target.copy_(source), device, seconds, clock)
@@ -188,6 +191,9 @@ class Work:
     """Moved by all steps together, at least."""
     gigaflop: float
     threads: int
+    """Cores that it may use."""
+    alone: bool = False
+    """Whether PyTorch's operations get one of them, since they are small beside what is divided by itself."""
     seek: Callable[[int], None] = lambda number: None
     """Before a step that does not follow the one before it; not part of what is timed."""
     jumps: bool = False
@@ -214,13 +220,14 @@ class Bench:
         self.layout = Layout(self.config)
         self.models: RandomModels = random_models(self.config, place.dtype, place.device)
         self.precision, self.clock = precision, clock
-        if fusing_pays(self.config, place.device):
-            self.models.stage1.fuse(precision)
-            self.models.stage2.fuse(precision)
-        labels = torch.arange(self.config.image_tokens) % min(CLUSTERS, self.config.image_tokens)
-        self.sampler = ClusterSampler(labels).to(place.device)
         self.cores = usable_cores() if place.device.type == "cpu" else 1
-        step = int(self.weight_bytes(both=True))
+        if fusing_pays(self.config, place.device):
+            self.models.stage1.fuse(precision, threads=self.cores)
+            self.models.stage2.fuse(precision, threads=self.cores)
+        labels = torch.arange(self.config.image_tokens) % min(CLUSTERS, self.config.image_tokens)
+        self.sampler = ClusterSampler(labels, self.cores).to(place.device)
+        frame = [[Slot(2, slot)] for slot in range(self.layout.tokens_per_frame)]
+        step = int(self._cost(self.models.stage1, (0,), 2, frame)[0] * 1e9 / len(frame))  # of a keyframe
         self.machines = {n: measure_machine(place, n, step, seconds, clock) for n in sorted({1, self.cores})}
 
     @property
@@ -228,12 +235,20 @@ class Bench:
         """What computes a step."""
         if not fusing_pays(self.config, self.place.device):
             return "PyTorch"
-        reason = cpu_step.why_not(self.models.stage1.transformer.word_embeddings.weight)
-        return f"C, {self.precision} weights" if reason is None else f"PyTorch, since {reason}"
+        reason = cpu_step.why_not(self._like)
+        weights = "weights of fp16 as they are" if self.precision == "fp32" else f"{self.precision} weights"
+        return f"C, {weights}" if reason is None else f"PyTorch, since {reason}"
+
+    @property
+    def _like(self) -> Tensor:
+        weight: Tensor = self.models.stage1.transformer.word_embeddings.weight
+        return weight
 
     def weight_bytes(self, both: bool) -> float:
-        """What one step must read of the weights."""
-        h, size = self.config.hidden, min(self.place.dtype.itemsize, {"fp32": 4, "bf16": 2, "int8": 1}[self.precision])
+        """What one step must read of the weights: numbers of fp16, whatever the type that they are computed in."""
+        h, size = self.config.hidden, {"fp32": 2, "bf16": 2, "int8": 1}[self.precision]
+        if not fusing_pays(self.config, self.place.device) or cpu_step.why_not(self._like) is not None:
+            size = self.place.dtype.itemsize
         return (self.config.layers * h * h * (16 if both else 12) + self.config.image_tokens * h) * size
 
     def lines(self, stages: Sequence[str]) -> Iterator[Line]:
@@ -293,7 +308,7 @@ class Bench:
         count = work.steps if self.most is None else min(work.steps, self.most)
         chosen = [(2 * i + 1) * work.steps // (2 * count) for i in range(count)]
         spent = cpu = 0.0
-        with threads(work.threads), _uncollected():
+        with threads(1 if work.alone else work.threads), _uncollected():
             for i in (chosen[0], chosen[count // 2]):  # with one frame under way, and with two
                 work.seek(i)
                 work.step(i)
@@ -337,7 +352,8 @@ class Bench:
                 dice(logits[:, i], frame, slot)
 
         bytes_, flops = self._cost(lm, given, rows, steps)
-        return Work(name, rows, len(steps), videos * len(frames) * size, step, once, once_cpu, bytes_, flops, 1)
+        drawn, cores = videos * len(frames) * size, self.cores
+        return Work(name, rows, len(steps), drawn, step, once, once_cpu, bytes_, flops, cores, alone=True)
 
     def _release(self, name: str, videos: int, given: tuple[int, ...]) -> Work:
         """The same frames by the release's structure."""
@@ -345,7 +361,7 @@ class Bench:
         known = self._tokens(videos, len(given)) if given else None
         boost = 0.0 if guided else self.options.text_boost
         start, cpu = self.clock(), time.process_time()
-        with threads(1):
+        with threads(self.cores):
             runs = [
                 ReleaseStructure(lm, self._text(length), videos, given, known, boost, both=bool(given))
                 for length in ((TEXT_TOKENS, 8) if guided else (TEXT_TOKENS,))
@@ -369,9 +385,9 @@ class Bench:
             logits = scores[0] if len(scores) == 1 else scores[1] + self.options.guidance * (scores[0] - scores[1])
             sample(logits, self.sampler.labels, keys[slot], how)
 
-        return Work(
-            name, videos, len(frames) * size, videos * len(frames) * size, step, once, once_cpu, 0, 0, 1, seek, True
-        )
+        tokens = videos * len(frames) * size
+        steps, cores = len(frames) * size, self.cores
+        return Work(name, videos, steps, tokens, step, once, once_cpu, 0, 0, cores, seek=seek, jumps=True)
 
     def _network(self, given: tuple[int, ...]) -> VideoLM:
         return self.models.stage2 if len(given) > 1 else self.models.stage1
@@ -413,6 +429,8 @@ class Bench:
         bytes_ = len(steps) * self.weight_bytes(both) + seen * per_position * self.place.dtype.itemsize
         samples = rows // 2 if given == (0,) else rows  # guidance is linear: one row of the head for both
         flops = 2 * slots * (rows * weights + samples * head) + 2 * seen * per_position
+        read = rows * (TEXT_TOKENS + len(given) * self.layout.tokens_per_frame)
+        flops += 2 * read * weights * (config.layers - 1) / config.layers  # of the last layer keys and values alone
         return bytes_ / 1e9, flops / 1e9
 
     # -- super-resolution and pixels -----------------------------------------------------------------------------------

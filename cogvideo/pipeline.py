@@ -18,7 +18,18 @@ import torch
 from torch import Tensor
 
 from cogvideo.config import ASSETS, PRESETS, ModelConfig, Preset, VideoRequest, find_preset
-from cogvideo.device import Place, enlarging, enough_memory, fit_place, pick_place, release, resident, settle, threads
+from cogvideo.device import (
+    Place,
+    enlarging,
+    enough_memory,
+    fit_place,
+    pick_place,
+    release,
+    resident,
+    settle,
+    threads,
+    usable_cores,
+)
 from cogvideo.errors import OutOfMemory, RequestError, WeightsError
 from cogvideo.events import (
     Done,
@@ -104,7 +115,7 @@ class CogVideoPipeline:
     """Text to video with one preset. Nothing is read before it is needed; any thread may be the first to need it.
 
     `folder`: the preset's text model, clusters, codec and world; None: its assets, then icetk's own folder.
-    `load_models`: (preset name, dtype, device) -> Models; None: the files of the preset.
+    `load_models`: (preset name, dtype or None for the files' own, device) -> Models; None: the files of the preset.
     `previews`: whether keyframes are shown while they are painted.
     """
 
@@ -113,7 +124,7 @@ class CogVideoPipeline:
         preset: Preset,
         place: Place,
         folder: Path | None = None,
-        load_models: Callable[[str, torch.dtype, torch.device], Models] | None = None,
+        load_models: Callable[[str, torch.dtype | None, torch.device], Models] | None = None,
         previews: bool = True,
     ) -> None:
         self.preset, self.place, self.previews = preset, place, previews
@@ -121,6 +132,7 @@ class CogVideoPipeline:
         self._load_models = load_models or _load_models
         self._lock = threading.RLock()
         self._parts: dict[str, Any] = {}
+        self._found: tuple[str, str] | None = None  # what there is to tell of the files that were read
 
     @classmethod
     def from_pretrained(
@@ -174,15 +186,23 @@ class CogVideoPipeline:
         return read_prompt(request.prompt, text.tokenizer, self.preset, request.superres)
 
     def encode(self, picture: Frames) -> TokenFrames:
-        """A picture uint8 [H, W, 3] of the preset's `frame_size` -> the tokens of a first frame."""
-        tokens = self._part("codec").encode(picture[None])  # [1, N]
-        return TokenFrames.of(tokens.tolist())
+        """A picture uint8 [H, W, 3] of the preset's `frame_size` -> the tokens of a first frame.
+
+        Raises WeightsError, CapacityError.
+        """
+        with self.freed_where_memory_ends():
+            tokens = self._part("codec").encode(picture[None])  # [1, N]
+            return TokenFrames.of(tokens.tolist())
 
     def decode(self, tokens: TokenFrames) -> Frames:
-        """Tokens [F, N] -> the pictures that the model sees in them, uint8 [F, H, W, 3]. Raises RequestError."""
+        """Tokens [F, N] -> the pictures that the model sees in them, uint8 [F, H, W, 3].
+
+        Raises RequestError, WeightsError, CapacityError.
+        """
         check_given(self.preset.model, tokens)
-        frames: Frames = self._part("codec").decode(torch.tensor(tokens.rows()), self.preset.model.grid)
-        return frames
+        with self.freed_where_memory_ends():
+            frames: Frames = self._part("codec").decode(torch.tensor(tokens.rows()), self.preset.model.grid)
+            return frames
 
     def load(self) -> None:
         """Read all files now. Raises WeightsError, CapacityError."""
@@ -233,7 +253,7 @@ class CogVideoPipeline:
             yield Loading(name, number, len(missing))
             self._part(name)
         if missing:
-            yield Loading(missing[-1], len(missing), len(missing))
+            yield Loading(missing[-1], len(missing), len(missing), self._found)
 
     def _stream(self, request: VideoRequest, stop: Stop) -> Generator[Event, None, None]:
         with self.freed_where_memory_ends():
@@ -271,7 +291,7 @@ class CogVideoPipeline:
     def _make_clusters(self) -> ClusterSampler:
         path = self._first(self._folder / "cluster_labels.npy", published_home() / "cluster_label2.npy")
         labels = _read_labels(path, self.preset.model.image_tokens)
-        return ClusterSampler(labels).to(self.place.device)
+        return ClusterSampler(labels, usable_cores()).to(self.place.device)
 
     def _make_codec(self) -> FrameCodec:
         codec = FrameCodec.load(self.preset, self.place.device, self.place.dtype, self._folder)
@@ -280,13 +300,15 @@ class CogVideoPipeline:
 
     def _make_models(self) -> Models:
         # Read into host memory, mapped where nothing has to be changed: whole, it might not fit on the device.
-        models = settle(self._load_models(self.preset.name, self.place.dtype, torch.device("cpu")), self.place)
+        loaded = self._load_models(self.preset.name, self.place.read_as, torch.device("cpu"))
+        self._found = getattr(loaded, "found", None)
+        models = settle(loaded, self.place)
         memory = self.place.memory
         plain = memory.weights == "exact" and not (memory.offload or memory.swap or memory.int8_cache)
         plain = plain and (memory.fused or self.place.kind == "cpu")
         if plain and fusing_pays(self.preset.model, self.place.device):
-            models.stage1.fuse()
-            models.stage2.fuse()
+            models.stage1.fuse(threads=usable_cores())
+            models.stage2.fuse(threads=usable_cores())
         return models
 
     def _first(self, *paths: Path) -> Path:
@@ -434,13 +456,15 @@ def check_given(model: ModelConfig, given: TokenFrames) -> None:
         )
 
 
-def _load_models(name: str, dtype: torch.dtype, device: torch.device) -> Models:
+def _load_models(name: str, dtype: torch.dtype | None, device: torch.device) -> Models:
     from cogvideo.models.loader import load
 
     return load(name, dtype, device)
 
 
-def _load_folder(folder: Path, model: ModelConfig, name: str, dtype: torch.dtype, device: torch.device) -> Models:
+def _load_folder(
+    folder: Path, model: ModelConfig, name: str, dtype: torch.dtype | None, device: torch.device
+) -> Models:
     from cogvideo.models.loader import load_safetensors
 
     return load_safetensors(folder, model, dtype, device)

@@ -37,10 +37,12 @@ _UNIT = (1.0 - 2.0**-24) * 2.0**-32  # maps 1..2**32 into (0, 1): the largest fl
 class ClusterSampler:
     """Draws image tokens; knows which token belongs to which cluster.
 
-    `labels` int [V]: the cluster of every image token, any integers. Empty clusters do not matter.
+    `labels` int [V]: the cluster of every image token, any integers. Empty clusters do not matter. `threads`: among
+    so many the compiled draw divides its rows.
     """
 
-    def __init__(self, labels: Tensor) -> None:
+    def __init__(self, labels: Tensor, threads: int = 1) -> None:
+        self._threads = threads
         used, dense = torch.unique(labels.long(), return_inverse=True)  # [C], [V]
         sizes = torch.bincount(dense, minlength=len(used))  # [C]
         order = torch.argsort(dense, stable=True)  # [V], cluster by cluster
@@ -62,7 +64,7 @@ class ClusterSampler:
 
     def to(self, device: torch.device | str) -> ClusterSampler:
         """The same sampler on another device."""
-        return ClusterSampler(self.labels.to(device))
+        return ClusterSampler(self.labels.to(device), self._threads)
 
     def candidates(self, logits: Tensor, options: TokenSampling) -> tuple[Tensor, Tensor]:
         """logits [R, V] -> token ids [R, K*M] that may be drawn and their probabilities [R, K*M] (0 at the padding)."""
@@ -93,7 +95,7 @@ class ClusterSampler:
             if self._compiled is None:
                 self._compiled = cpu_draw.Clusters(self.labels, self.members, self.padding)
             how = (options.temperature, options.top_k, options.inner_temperature)
-            return self._compiled.draw(logits, keys, *how)
+            return self._compiled.draw(logits, keys, *how, self._threads)
         return self.draw_plain(logits, keys, options)
 
     def draw_plain(self, logits: Tensor, keys: Tensor, options: TokenSampling) -> Tensor:

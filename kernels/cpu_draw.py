@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import ctypes
+from functools import partial
+from typing import Final
 
 import torch
 from torch import Tensor
 
 from kernels import native
 from kernels.cpu_step import SOURCE
+from kernels.team import team
+
+LANES: Final = 16
+"""At most so many numbers are computed at once: room behind the last."""
+
+PER_SCORE: Final = 32
+"""Multiplications that take as long as one score does in a draw, about."""
 
 
 def why_not(logits: Tensor) -> str | None:
@@ -29,19 +38,35 @@ class Clusters:
         self._sizes = (~padding).sum(1)
         self._clusters, self._widest = members.shape
 
-    def draw(self, logits: Tensor, keys: Tensor, temperature: float, top_k: int, inner_temperature: float) -> Tensor:
-        """logits [R, V], keys int64 [R, 2] -> token ids [R]."""
+    def draw(
+        self,
+        logits: Tensor,
+        keys: Tensor,
+        temperature: float,
+        top_k: int,
+        inner_temperature: float,
+        threads: int = 1,
+    ) -> Tensor:
+        """logits [R, V], keys int64 [R, 2] -> token ids [R]. Rows are divided among `threads`."""
         (rows, vocabulary), keys = logits.shape, keys.contiguous()
         if len(keys) != rows or vocabulary != len(self._labels):
             raise ValueError(f"{len(keys)} keys and {len(self._labels)} labels for scores {list(logits.shape)}")
         out = torch.empty(rows, dtype=torch.int64)
-        shares, mass = torch.empty(vocabulary), torch.empty(self._clusters, dtype=torch.float64)
-        native.library(SOURCE).draw(
-            ctypes.c_void_p(logits.data_ptr()),
-            *map(ctypes.c_int64, (rows, logits.stride(0), vocabulary)),
+        known = (
             *(ctypes.c_void_p(tensor.data_ptr()) for tensor in (self._labels, self._members, self._sizes)),
             *map(ctypes.c_int64, (self._clusters, self._widest)),
             *(ctypes.c_float(temperature), ctypes.c_int64(top_k), ctypes.c_float(inner_temperature)),
-            *(ctypes.c_void_p(tensor.data_ptr()) for tensor in (keys, out, shares, mass)),
         )
+
+        def some(first: int, last: int) -> None:
+            shares, mass = torch.empty(vocabulary + LANES), torch.empty(self._clusters, dtype=torch.float64)
+            native.library(SOURCE).draw(
+                ctypes.c_void_p(logits[first].data_ptr()),
+                *map(ctypes.c_int64, (last - first, logits.stride(0), vocabulary)),
+                *known,
+                *(ctypes.c_void_p(tensor.data_ptr()) for tensor in (keys[first], out[first], shares, mass)),
+            )
+
+        helpers = team(threads)
+        helpers.run([partial(some, *part) for part in helpers.split(rows, rows * vocabulary * PER_SCORE)])
         return out

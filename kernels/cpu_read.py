@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from kernels import native
 from kernels.cpu_step import SOURCE, Arenas, Steps
+from kernels.team import team
 
 
 class Group(NamedTuple):
@@ -109,9 +110,4 @@ def read(steps: Steps, x: Tensor, padding: Sequence[int], plan: Plan, arenas: Ar
             ctypes.c_void_p(scratch.data_ptr()),
         )
 
-    if min(threads, batch) == 1:
-        for row in range(batch):
-            one(row)
-        return
-    with ThreadPoolExecutor(min(threads, batch)) as pool:
-        list(pool.map(one, range(batch)))
+    team(threads).run([partial(one, row) for row in range(batch)])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Final, Literal, NamedTuple
 
 import torch
@@ -16,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernels import native
+from kernels.team import team
 
 SOURCE: Final = "decode_cpu.c"
 PANEL: Final = 32
@@ -117,13 +119,17 @@ class Matrix:
     def nbytes(self) -> int:
         return self.weight.nbytes
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, threads: int = 1) -> Tensor:
         """x [R, inputs] fp32 -> [R, outputs]."""
         x = x.contiguous()
-        panels = len(self.weight)
-        out = torch.empty(len(x), panels * PANEL)
-        native.library(SOURCE).product(
-            ctypes.byref(self.described), *_pointers(x, out), *map(ctypes.c_int64, (len(x), 0, panels))
+        out = torch.empty(len(x), len(self.weight) * PANEL)
+        ours, helpers = (ctypes.byref(self.described), *_pointers(x, out)), team(threads)
+        product = native.library(SOURCE).product
+        helpers.run(
+            [
+                partial(product, *ours, *map(ctypes.c_int64, (len(x), *panels)))
+                for panels in helpers.split(len(self.weight), len(x) * self.weight.numel())
+            ]
         )
         return out[:, : self.outputs]
 
@@ -157,6 +163,7 @@ class Steps:
         packed = (_Layer * len(layers))(*(self._layer(layer, precision) for layer in layers))
         words = words.detach().contiguous()
         self._kept += [packed, words]
+        self._multiplications = sum(kept.weight.numel() for kept in self._kept if isinstance(kept, Matrix))  # a slot's
         sizes = (len(layers), self.hidden, heads, channels)
         pointer = ctypes.cast(packed, ctypes.POINTER(_Layer))
         self._net = _Net(*sizes, pointer, self._norm(final), words.data_ptr())
@@ -175,30 +182,35 @@ class Steps:
         arenas: Arenas,
         spans: Sequence[int],
         text: Tensor | None = None,
+        threads: int = 1,
     ) -> Tensor:
         """ids [B, Q] int64, positions [Q, h] -> hidden states after the final LayerNorm [B, Q, h].
 
         spans: for each slot the first place that it sees and the one behind the last, which is its own, in its frame's
         channel; then the same across frames on even layers, and on odd ones (6 * Q numbers). Slots of one step may see
         each other: all are kept before any attends. text [B, T]: added to the scores of the first T places of a span.
+        Rows are divided among `threads`; a row's numbers do not depend on it.
         """
         (batch, slots), ids, positions = ids.shape, ids.contiguous(), positions.contiguous()
         if len(spans) != 6 * slots or max(spans) > arenas.widest:
             raise ValueError(f"{len(spans)} numbers of spans for {slots} slots and {arenas.widest} places")
         out = torch.empty(batch, slots, self.hidden)
-        size = native.library(SOURCE).scratch_size(*map(ctypes.c_int64, (self.hidden, batch * slots, arenas.widest)))
-        scratch = torch.empty(size)
+        library, helpers = native.library(SOURCE), team(threads)
         words = None if text is None else text.contiguous()
-        native.library(SOURCE).step(
-            self.described,
-            *_pointers(ids, positions, out),
-            *map(ctypes.c_int64, (batch, 0, batch, slots)),
+        where = (
             (ctypes.c_int64 * len(spans))(*spans),
             arenas.described,
             None if words is None else ctypes.c_void_p(words.data_ptr()),
             ctypes.c_int64(0 if words is None else words.shape[1]),
-            *_pointers(scratch),
         )
+        what = (self.described, *_pointers(ids, positions, out))
+        pieces = []
+        for first, last in helpers.split(batch, batch * slots * self._multiplications):
+            rows = last - first
+            size = library.scratch_size(*map(ctypes.c_int64, (self.hidden, rows * slots, arenas.widest)))
+            sizes = map(ctypes.c_int64, (batch, first, rows, slots))
+            pieces.append(partial(_step, library, (*what, *sizes, *where), torch.empty(size)))
+        helpers.run(pieces)
         return out
 
     def _layer(self, layer: LayerWeights, precision: Precision) -> _Layer:
@@ -214,6 +226,10 @@ class Steps:
         tensors = [tensor.detach().float().contiguous() for tensor in affine]
         self._kept += tensors
         return _Norm(*(tensor.data_ptr() for tensor in tensors))
+
+
+def _step(library: ctypes.CDLL, arguments: tuple[Any, ...], scratch: Tensor) -> None:
+    library.step(*arguments, *_pointers(scratch))
 
 
 def _fits_half(weight: Tensor) -> bool:

@@ -538,7 +538,7 @@ INLINE uint32_t mixed(uint32_t word)
 }
 
 /* "Cluster" sampling, as `cogvideo.sampling` describes it, of one row of scores. labels [vocabulary]; members
-   [clusters][widest], of which the first sizes[c] count; shares [vocabulary], mass [clusters]: scratch. */
+   [clusters][widest], of which the first sizes[c] count; shares [vocabulary + LANES], mass [clusters]: scratch. */
 static int64_t draw_one(const float *logits, int64_t vocabulary, const int32_t *labels, const int64_t *members,
                         const int64_t *sizes, int64_t clusters, int64_t widest, float temperature, int64_t top_k,
                         float inner_temperature, const int64_t *key, float *shares, double *mass)
@@ -560,15 +560,20 @@ static int64_t draw_one(const float *logits, int64_t vocabulary, const int32_t *
         for (int64_t c = 1; c < clusters; c++) top = mass[c] > mass[top] ? c : top;
         const int64_t *member = members + top * widest;
         float high = -INFINITY, sum = 0;
-        for (i = 0; i < sizes[top]; i++) {
+        const int64_t size = sizes[top], width = (size + LANES - 1) / LANES * LANES;
+        for (i = 0; i < size; i++) {
             shares[i] = logits[member[i]] / temperature / inner_temperature;
             high = shares[i] > high ? shares[i] : high;
         }
-        for (i = 0; i < sizes[top]; i++) sum += shares[i] = expf(shares[i] - high);
-        for (i = 0; i < sizes[top]; i++) {
+        for (; i < width; i++) shares[i] = -INFINITY;
+        for (i = 0; i < width; i += LANES) store(shares + i, exponential(load(shares + i) - high));
+        for (i = 0; i < size; i++) sum += shares[i];
+        for (i = 0; i < size; i++) {
             const uint32_t word = mixed(mixed((uint32_t)member[i] * 0x1E3779B9u ^ (uint32_t)key[0]) ^ (uint32_t)key[1]);
             const float uniform = (float)((uint64_t)word + 1) * (0.999999940395355f / 4294967296.f);
-            const float race = (float)mass[top] * (shares[i] / sum) / -log1pf(-uniform);
+            const float share = (float)mass[top] * (shares[i] / sum);
+            if (share < most_likely * uniform * 0.9999f) continue; /* -log(1 - u) is never less than u: it cannot win */
+            const float race = share / -log1pf(-uniform);
             if (race > most_likely) most_likely = race, chosen = member[i];
         }
         mass[top] = -1;

@@ -73,13 +73,9 @@ def test_a_row_is_the_same_to_the_bit_in_any_company_and_with_any_threads(stage:
     lm.fuse()
     texts = [TEXTS[1]] * 3
     alone = kept(read(lm, given, texts[:1]))
-    before = torch.get_num_threads()
     for threads in (1, 2, 4):
-        torch.set_num_threads(threads)
-        try:
-            together = kept(read(lm, given, texts))
-        finally:
-            torch.set_num_threads(before)
+        lm.fuse(threads=threads)
+        together = kept(read(lm, given, texts))
         assert all(torch.equal(mine[:, :1], theirs) for mine, theirs in zip(together, alone, strict=True))
 
 

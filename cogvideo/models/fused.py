@@ -59,12 +59,18 @@ class FusedSteps(Protocol):
 
 @torch.no_grad()
 def fuse(
-    layout: Layout, transformer: Any, own: AttentionPlus, positions: Tensor, precision: Precision, compiled: bool
+    layout: Layout,
+    transformer: Any,
+    own: AttentionPlus,
+    positions: Tensor,
+    precision: Precision,
+    compiled: bool,
+    threads: int,
 ) -> FusedSteps:
-    """`positions`: the extra table. `precision`: of the compiled form's weights; the plain one has the network's."""
+    """`positions`: the extra table. `precision`, `threads`: of the compiled form; the plain one has its caller's."""
     in_c = compiled and cpu_step.why_not(transformer.word_embeddings.weight) is None
     weights = FusedWeights(layout, transformer, own, positions, folded=not in_c)
-    return CompiledSteps(weights, precision) if in_c else PlainSteps(weights)
+    return CompiledSteps(weights, precision, threads) if in_c else PlainSteps(weights)
 
 
 class FusedWeights:
@@ -148,7 +154,8 @@ class PlainSteps:
 class CompiledSteps:
     """A step is one call; so is the head. Weights in fp32, or in bf16 or int8 for a step that reads less."""
 
-    def __init__(self, weights: FusedWeights, precision: Precision) -> None:
+    def __init__(self, weights: FusedWeights, precision: Precision, threads: int) -> None:
+        self._threads = threads
         self._weights, self._positions = weights, weights.positions
         common = (weights.final, weights.words, weights.heads)
         self._backbone = cpu_step.Steps(weights.backbone, *common, channels=1, precision=precision)
@@ -157,22 +164,22 @@ class CompiledSteps:
         weights.backbone, weights.both = [], []  # packed above
 
     def read(self, cache: Cache, text: Tensor, text_length: Tensor, slots: Tensor) -> bool:
-        """See `FusedSteps`. Rows are divided among the threads that PyTorch would use."""
+        """See `FusedSteps`."""
         at = self._weights.read_positions(text_length, text.shape[1], cache.given)  # [B, T + S, h]
         embedded = F.embedding(torch.cat((text, slots), dim=1), self._weights.words) + at
         padding = (text.shape[1] - text_length).tolist()
         steps = self._both if cache.both else self._backbone
-        cpu_read.read(steps, embedded, padding, plan(cache), cache.arenas(), torch.get_num_threads())
+        cpu_read.read(steps, embedded, padding, plan(cache), cache.arenas(), self._threads)
         return True
 
     def run(self, ids: Tensor, cache: Cache) -> Tensor:
         """See `FusedSteps`."""
         steps = self._both if cache.both else self._backbone
-        return steps.run(ids, self._positions(cache), cache.arenas(), cache.spans(), cache.text_scores)
+        return steps.run(ids, self._positions(cache), cache.arenas(), cache.spans(), cache.text_scores, self._threads)
 
     def scores(self, hidden: Tensor) -> Tensor:
         """See `FusedSteps`."""
-        return self._head(hidden.float().flatten(0, 1)).unflatten(0, hidden.shape[:2])
+        return self._head(hidden.float().flatten(0, 1), self._threads).unflatten(0, hidden.shape[:2])
 
 
 def _affine(layer: Any) -> Affine:

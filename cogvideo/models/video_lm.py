@@ -106,14 +106,15 @@ class VideoLM(TokenModel):
             pattern = TextPattern.of(seen, self.dtype, cache)
         self._run(text, text_length, slots, pattern, slice(0, 0), cache.given)
 
-    def fuse(self, precision: Precision = "fp32", compiled: bool = True) -> None:
+    def fuse(self, precision: Precision = "fp32", compiled: bool = True, threads: int = 1) -> None:
         """From now on decode with weights laid side by side: fewer products, a copy of the layers, changes not seen.
 
-        `compiled`: as C, where that can be; only then the copy may be kept in fewer bits, see `models.fused`.
+        `compiled`: as C, where that can be; only then the copy may be kept in fewer bits, see `models.fused`, and
+        rows be divided among `threads`.
         """
         positions = self.get_mixin("extra_position_embedding").position_embeddings.weight
         parts = (self.transformer, self.get_mixin("attention_plus"), positions)
-        self._fused = fuse(self.layout, *parts, precision, compiled)
+        self._fused = fuse(self.layout, *parts, precision, compiled, threads)
 
     @torch.inference_mode()
     def decode_one(self, cache: Cache, ids: Tensor, places: Sequence[Place], guidance: float | None = None) -> Tensor:

@@ -1,0 +1,66 @@
+"""Further threads that lend a hand where a computation falls into pieces, as long as the machine has cores to spare.
+
+The caller always computes as well, and never waits for a piece that nobody has begun: on a busy machine, where the
+others do not get their turn, it does all by itself and loses next to nothing.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final
+
+Piece = Callable[[], object]
+
+WORTH: Final = 2_000_000
+"""Multiplications that take about as long as it takes to wake a thread, some hundredths of a millisecond."""
+
+
+class Team:
+    """`threads`: with the caller. Pieces must be independent of each other and of who computes them."""
+
+    def __init__(self, threads: int) -> None:
+        self.threads = threads
+        self._others = ThreadPoolExecutor(threads - 1, "cogvideo-team") if threads > 1 else None
+
+    def run(self, pieces: Sequence[Piece]) -> None:
+        """Computes all pieces. Raises what a piece raises."""
+        left = deque(pieces)
+        others = min(self.threads, len(left)) - 1
+        if self._others is None or others < 1:
+            _work(left)
+            return
+        helping = [self._others.submit(_work, left) for _ in range(others)]
+        try:
+            _work(left)
+        finally:
+            for other in helping:
+                if not other.cancel():
+                    other.result()
+
+    def split(self, count: int, work: int) -> list[tuple[int, int]]:
+        """0 .. count - 1 in as many stretches as there are threads, or fewer: (first, the one behind the last).
+
+        `work`: multiplications of all together; a stretch of less than `WORTH` is not made.
+        """
+        parts = max(1, min(self.threads, count, work // WORTH))
+        edges = [count * part // parts for part in range(parts + 1)]
+        return list(itertools.pairwise(edges))
+
+
+@functools.cache
+def team(threads: int) -> Team:
+    """One for each number of threads; its threads begin with its first work."""
+    return Team(threads)
+
+
+def _work(left: deque[Piece]) -> None:
+    while True:
+        try:
+            piece = left.popleft()
+        except IndexError:
+            return
+        piece()
