@@ -26,10 +26,11 @@ from cogvideo.config import (
     find_preset,
 )
 from cogvideo.errors import RequestError
-from cogvideo.events import Done, Event, Frames, KeyframeDone, LevelDone, Loading, Progress
+from cogvideo.events import Done, Event, Frames, KeyframeDone, LevelDone, Loading, Progress, SuperResolved
 
 if TYPE_CHECKING:
     from cogvideo.pipeline import CogVideoPipeline
+    from cogvideo.video import Film
 
 Shown = TypeVar("Shown")
 
@@ -66,6 +67,8 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _one(options: argparse.Namespace) -> int:
+    from cogvideo.video import Film
+
     request = _request(options)
     paths = _outputs(options, request)
     pipeline = _pipeline(options)
@@ -75,11 +78,13 @@ def _one(options: argparse.Namespace) -> int:
         for note in checked.notes:
             console.say(note.zh, note.en)
         print(f"种子 seed: {request.seed}\n{pipeline.held}", file=sys.stderr)
-    frames, finished = watch(pipeline.stream(request), quiet=options.quiet)
-    if not finished:
-        console.say("已中断，保留已完成的部分。", "Stopped; what was finished is kept.")
-    if frames is not None:
-        _save(paths, frames, request, None if options.no_metadata else metadata_of(pipeline, request))
+    metadata = None if options.no_metadata else metadata_of(pipeline, request)
+    with Film(paths[0], request.frames, request.seconds, metadata) as film:
+        frames, finished = watch(encoded(pipeline.stream(request), film), quiet=options.quiet)
+        if not finished:
+            console.say("已中断，保留已完成的部分。", "Stopped; what was finished is kept.")
+        if frames is not None:
+            _save(paths, frames, request, metadata, film if finished else None)
     if finished:
         console.event("done", seed=request.seed, frames=request.frames, seconds=request.seconds)
     return console.DONE if finished else console.INTERRUPTED
@@ -284,6 +289,18 @@ def shown(events: Iterable[Shown], quiet: bool) -> Iterator[Shown]:
             yield event
 
 
+def encoded(events: Iterable[Event], film: Film) -> Iterator[Event]:
+    """The same events; frames of the finished clip are encoded while later ones are still being enlarged."""
+    enlarged = False
+    for event in events:
+        if isinstance(event, SuperResolved):
+            film.add(event.frame[None])
+            enlarged = True
+        elif isinstance(event, Done) and not enlarged:
+            film.add(event.frames)
+        yield event
+
+
 def _show(bar: Any, event: object) -> None:
     if isinstance(event, Loading):
         bar.set_description_str(f"载入 loading {event.part}")
@@ -310,10 +327,13 @@ def metadata_of(pipeline: CogVideoPipeline, request: VideoRequest) -> dict[str, 
     return {"app": "CogVideo for everyone", "model": pipeline.preset.name, **dataclasses.asdict(request)}
 
 
-def _save(paths: list[Path], frames: Frames, request: VideoRequest, metadata: dict[str, Any] | None) -> None:
+def _save(
+    paths: list[Path], frames: Frames, request: VideoRequest, metadata: dict[str, Any] | None, film: Film | None
+) -> None:
+    """`film`: the first of the files, on its way; None: it has to be written like the others."""
     from cogvideo.video import write_video
 
     for path in paths:
-        written = write_video(path, frames, request.seconds, metadata)
+        written = film.finish() if film and path == paths[0] else write_video(path, frames, request.seconds, metadata)
         print(written)
         console.event("file", path=written, seed=request.seed)

@@ -125,7 +125,7 @@ def measure_machine(
     place: Place, cores: int, working_set: int, seconds: float, clock: Callable[[], float] = time.perf_counter
 ) -> Machine:
     """Bandwidth: the better of a large copy and of a matrix of `working_set` bytes times a vector, so that a model that
-    fits a cache is judged by the cache. Rate: a large matrix product, PyTorch's or ours. Each is repeated for `seconds`.
+    fits a cache is judged by the cache. Rate: a large product of matrices, PyTorch's or ours. Each takes `seconds`.
     """
     device, dtype, gpu = place.device, place.dtype, place.device.type == "cuda"
     with threads(cores) if not gpu else nullcontext():

@@ -14,9 +14,9 @@ from cogvideo import generate
 from cogvideo.__main__ import main
 from cogvideo.config import PRESETS, VideoRequest
 from cogvideo.device import Place
-from cogvideo.events import Event, LevelDone
+from cogvideo.events import Event, Frames, LevelDone
 from cogvideo.pipeline import CogVideoPipeline
-from cogvideo.video import read_metadata
+from cogvideo.video import Film, read_metadata, write_video
 
 PROMPT = "一只熊猫在草地上向右跑"
 
@@ -50,6 +50,25 @@ def test_a_sentence_becomes_a_film_that_knows_how_it_was_made(
     metadata = read_metadata(tmp_path / "panda.mp4")
     assert metadata is not None
     assert (metadata["prompt"], metadata["seed"], metadata["frames"], metadata["seconds"]) == (PROMPT, 7, 9, 4.0)
+
+
+@pytest.mark.parametrize(("switch", "added"), [("--superres", [1] * 5), ("--no-superres", [5])])
+def test_a_film_is_encoded_while_its_frames_are_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pipe: CogVideoPipeline, switch: str, added: list[int]
+) -> None:
+    seen = []
+    add = Film.add
+
+    def noted(self: Film, frames: Frames) -> None:
+        seen.append(len(frames))
+        add(self, frames)
+
+    monkeypatch.setattr(Film, "add", noted)
+    words = [PROMPT, "--seed", "7", "--frames", "5", "--out", "a.mp4", "--no-metadata", switch]
+    assert main(["generate", *words]) == 0
+    assert seen == added
+    request = requested(words)
+    assert write_video(tmp_path / "b.mp4", pipe(request), request.seconds).read_bytes() == Path("a.mp4").read_bytes()
 
 
 def test_quiet_prints_the_files_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

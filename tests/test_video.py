@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 
 import imageio_ffmpeg
 import numpy as np
 import pytest
+from moviepy.video.io.ffmpeg_writer import FFMPEG_VideoWriter
 from PIL import Image
 
 from cogvideo.errors import CapacityError
-from cogvideo.video import read_metadata, timeline, write_video
+from cogvideo.video import Film, read_metadata, timeline, write_video
 
 METADATA = {
     "prompt": '一只熊猫在草地上"向右"跑；a=b; #c \\ d',
@@ -57,6 +59,59 @@ def test_longer_clips_keep_all_their_frames(tmp_path: Path) -> None:
     meta, pictures = read_mp4(write_video(tmp_path / "a.mp4", clip(41), 4.0))
     assert len(pictures) == 41
     assert meta["fps"] == 10
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".gif"])
+@pytest.mark.parametrize("count", [5, 33])
+def test_a_film_encoded_as_it_is_made_is_the_same_file(tmp_path: Path, suffix: str, count: int) -> None:
+    frames = clip(count)
+    whole = write_video(tmp_path / f"whole{suffix}", frames, 4.0, METADATA)
+    with Film(tmp_path / f"film{suffix}", count, 4.0, METADATA) as film:
+        for start in range(0, count, 4):
+            film.add(frames[start : start + 4])
+        film.finish()
+    assert (tmp_path / f"film{suffix}").read_bytes() == whole.read_bytes()
+
+
+def test_frames_are_encoded_before_the_last_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written, enough = [], threading.Event()
+    write = FFMPEG_VideoWriter.write_frame
+
+    def noted(self: FFMPEG_VideoWriter, frame: np.ndarray) -> None:
+        write(self, frame)
+        written.append(frame)
+        if len(written) == 28:  # what is shown of the first four of five
+            enough.set()
+
+    monkeypatch.setattr(FFMPEG_VideoWriter, "write_frame", noted)
+    frames = clip(5)
+    with Film(tmp_path / "a.mp4", 5, 4.0) as film:
+        film.add(frames[:4])
+        assert enough.wait(30)
+        assert not (tmp_path / "a.mp4").exists()
+        film.add(frames[4:])
+        film.finish()
+    assert len(written) == 33
+
+
+def test_a_film_that_is_given_up_leaves_everything_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "a.mp4"
+    path.write_bytes(b"older")
+    with pytest.raises(KeyboardInterrupt), Film(path, 33, 4.0) as film:
+        film.add(clip(7))
+        raise KeyboardInterrupt
+    assert [(file, file.read_bytes()) for file in tmp_path.iterdir()] == [(path, b"older")]
+    assert not [thread for thread in threading.enumerate() if thread.name == "film a.mp4"]
+
+
+def test_a_film_asks_for_all_its_frames(tmp_path: Path) -> None:
+    with (
+        pytest.raises(ValueError, match="7 frames were added to a film of 33"),
+        Film(tmp_path / "a.mp4", 33, 4) as film,
+    ):
+        film.add(clip(7))
+        film.finish()
+    assert not list(tmp_path.iterdir())
 
 
 def test_odd_sizes_are_padded(tmp_path: Path) -> None:
