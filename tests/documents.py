@@ -99,7 +99,7 @@ def figures(document: str) -> set[str]:
     """All numbers of the running text but those before a word for a power of ten, which differ between languages."""
     text = re.sub(r"\]\([^)]*\)|`[^`\n]*`", "", prose(document))
     for number, month in enumerate(("November", "December"), 11):
-        text = text.replace(f" {month} ", f" {number} ")
+        text = re.sub(rf"\s{month}\s", f" {number} ", text)
     found = re.findall(r"(?<![A-Za-z0-9_.])(\d[\d,]*+(?:\.\d+)?+)(?! ?(?:[万亿]|[mb]illion))", text)
     return {number.replace(",", "") for number in found}
 

@@ -303,3 +303,11 @@ def test_every_file_that_is_named_exists(name: str) -> None:
     written = re.findall(r"`((?:cogvideo|kernels|tests|scripts|examples|docs|assets)/[\w./*-]*\w)`", read(name))
     missing |= {path for path in written if not list(ROOT.glob(path))}
     assert not missing
+
+
+@pytest.mark.parametrize("name", [n for n in documents() if n.startswith(("docs/page", "docs/troubleshooting"))])
+def test_buttons_that_are_named_are_on_the_page(name: str) -> None:
+    buttons = re.findall(r"“(.+?)”", read(name))
+    strings = read("assets/page/strings.json")
+    assert buttons
+    assert not [button for button in buttons if button not in strings]

@@ -13,6 +13,7 @@ sys.path[:0] = [str(ROOT / "scripts")]
 
 import audit  # noqa: E402
 import mutation  # noqa: E402
+import tell_coverage  # noqa: E402
 
 
 def package(name: str, **said: object) -> dict[str, object]:
@@ -58,3 +59,21 @@ def test_likely_slips_are_tried_and_unlikely_ones_only_on_demand() -> None:
     assert mutation.wanted("core/ReplaceBinaryOperator_Add_Sub")
     assert mutation.wanted("core/NumberReplacer")
     assert not mutation.wanted("core/ReplaceBinaryOperator_Add_LShift")
+
+
+def test_coverage_is_summed_by_parts_and_told_in_both_languages(tmp_path: Path) -> None:
+    def file(lines: int, covered: int, branches: int, taken: int) -> dict[str, dict[str, int]]:
+        counts = dict(num_statements=lines, covered_lines=covered, num_branches=branches, covered_branches=taken)
+        return {"summary": counts}
+
+    files = {"cogvideo/b.py": file(10, 9, 0, 0), "app.py": file(30, 30, 4, 2), "cogvideo/a.py": file(10, 6, 6, 3)}
+    report = {"files": files, "meta": {"timestamp": "2026-11-22T10:00:00"}}
+    for name in tell_coverage.DOCUMENTS:
+        (tmp_path / name).write_text(f"a\n{tell_coverage.MARKS[0]}\nold\n{tell_coverage.MARKS[1]}\nz\n")
+    tell_coverage.tell(tmp_path, report)
+    told = (tmp_path / "CONTRIBUTING.md").read_text()
+    assert "| `cogvideo` | 75.0 % (15 / 20) | 50.0 % (3 / 6) | 69.2 % (18 / 26) |" in told
+    rows = [line for line in told.splitlines() if line.startswith("|")]
+    assert rows[-1].startswith("| **all** | 90.0 % (45 / 50) | 50.0 % (5 / 10) |")
+    assert "old" not in told and "2026-11-22" in told and told.endswith("\nz\n")
+    assert "| 部分 | 行 | 分支 |" in (tmp_path / "CONTRIBUTING_zh.md").read_text()
