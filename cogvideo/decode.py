@@ -49,7 +49,10 @@ def first_frame(
     `ahead`: see `speculate`; as for the other two, more than 1 changes the number of steps and not the tokens.
     """
     cache = prefill(lm, texts, given=(), boost=text_boost, both=False)
-    yield from _fill(lm, cache, [0], draw, None, stop, None, None, ahead)
+    try:
+        yield from _fill(lm, cache, [0], draw, None, stop, None, None, ahead)
+    finally:
+        lm.give_back(cache)
 
 
 def keyframes(
@@ -115,12 +118,12 @@ def prefill(
     both: bool,
     lanes: int = 1,
 ) -> Cache:
-    """Read `texts` and the frames `given`, whose `tokens` are [rows, len(given), N], into a new cache."""
-    weight = lm.transformer.word_embeddings.weight
-    text, text_length = left_pad(texts, device=weight.device)
-    cache = Cache(lm.layout, lm.stage, len(texts), text.shape[1], given, both, boost, weight, lanes, lm.int8_cache)
-    if lm.moving:
-        cache.why_not_fast = "a captured step expects its weights where they were"
+    """Read `texts` and the frames `given`, whose `tokens` are [rows, len(given), N], into a cache.
+
+    Who is done with it should `lm.give_back` it, for the next video.
+    """
+    cache = lm.storage(len(texts), max(map(len, texts)), given, both, boost, lanes)
+    text, text_length = left_pad(texts, cache.text, device=lm.transformer.word_embeddings.weight.device)
     lm.prefill(cache, text, text_length, tokens)
     return cache
 
@@ -229,7 +232,11 @@ def _draw(
     frames = [frame for frame in range(lm.layout.frames) if frame not in given]
     lanes = 1 if lag is None else len(frames)
     cache = prefill(lm, texts, given, tokens, boost=text_boost, both=True, lanes=lanes)
-    yield from _fill(lm, cache, frames, draw, guidance if unconditional is not None else None, stop, lag, known, ahead)
+    try:
+        weight = guidance if unconditional is not None else None
+        yield from _fill(lm, cache, frames, draw, weight, stop, lag, known, ahead)
+    finally:
+        lm.give_back(cache)
 
 
 def _fill(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import weakref
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from cogvideo import decode
 from cogvideo.config import TokenSampling
-from cogvideo.models import attention, cache, graphs
+from cogvideo.models import attention, cache, graphs, kept
 from cogvideo.models import fused as fused_steps
 from cogvideo.models.cache import Cache, Place
 from cogvideo.sampling import ClusterSampler, Dice, noise_keys
@@ -189,6 +189,86 @@ def test_storage_is_freed_with_its_graphs_when_nobody_draws_with_it(monkeypatch:
         assert gone() is None
     finally:
         gc.enable()
+
+
+def drawn_frames(lm: Any, texts: list[list[int]], seed: int = 0) -> torch.Tensor:
+    """The first frame and the others, guided."""
+    rows, size = len(texts), TINY.tokens_per_frame
+    keys = {frame: noise_keys([seed + row for row in range(rows)], 1, [frame] * rows, size) for frame in range(5)}
+    dice = Dice(ClusterSampler(torch.arange(50) % 9), TokenSampling(1.0, 4, 0.5), keys)
+    first = decode.collect(decode.first_frame(lm, texts, dice))
+    others = decode.keyframes(lm, texts, first[:, 0], dice, unconditional=[[59]] * rows)
+    return torch.cat((first, decode.collect(others)), dim=1)
+
+
+@pytest.fixture
+def captures(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """One entry for each step that would be captured on a card."""
+    monkeypatch.setattr(cache, "why_not", lambda channels: None)
+    made: list[object] = []
+    begin = graphs.StepGraph.__init__
+
+    def noted(self: graphs.StepGraph, *arguments: Any) -> None:
+        made.append(self)
+        begin(self, *arguments)
+
+    monkeypatch.setattr(graphs.StepGraph, "__init__", noted)
+    return made
+
+
+def test_what_was_captured_for_one_video_serves_the_next(captures: list[object]) -> None:
+    lm, others = video_lm(1, TINY), [[[60, 61]], [[51, 52, 53, 54, 55, 56, 57]], [[58]]]
+    drawn_frames(lm, TEXTS[:1])
+    assert len(captures) == 2  # of the first frame and of the others
+    for seed, texts in enumerate(others):
+        found = drawn_frames(lm, texts, seed)
+        assert len(captures) == 2
+        lm._kept = kept.Kept()
+        assert torch.equal(found, drawn_frames(lm, texts, seed))  # nothing of the earlier video is seen
+        del captures[2:]
+    drawn_frames(lm, TEXTS)
+    assert len(captures) == 4  # two rows are another shape
+
+
+def test_storage_that_is_being_drawn_with_is_nobody_elses(captures: list[object]) -> None:
+    lm = video_lm(1, TINY)
+    one = decode.first_frame(lm, TEXTS[:1], lambda logits, *_: logits.argmax(-1))
+    other = decode.first_frame(lm, TEXTS[1:], lambda logits, *_: logits.argmax(-1))
+    together = [(a.ids, b.ids) for a, b in zip(one, other)]
+    apart = [
+        [token.ids for token in decode.first_frame(lm, [text], lambda logits, *_: logits.argmax(-1))] for text in TEXTS
+    ]
+    assert together == list(zip(*apart))
+    begun = len(captures)
+    unfinished = decode.first_frame(lm, TEXTS[:1], lambda logits, *_: logits.argmax(-1))
+    assert isinstance(unfinished, Generator)
+    next(unfinished)
+    unfinished.close()  # stopped on the way: what was captured stays useful
+    next(decode.first_frame(lm, TEXTS[:1], lambda logits, *_: logits.argmax(-1)))
+    assert len(captures) == begun
+
+
+def test_new_weights_and_full_cards_keep_nothing(captures: list[object], monkeypatch: pytest.MonkeyPatch) -> None:
+    lm = video_lm(1, TINY)
+    drawn_frames(lm, TEXTS[:1])
+    lm.fuse(compiled=False)
+    drawn_frames(lm, TEXTS[:1])
+    assert len(captures) == 4
+    shelf, shape = kept.Kept(), kept.Shape(1, 16, (), False, 0.0, 1, False)
+    for number in range(kept.MOST + 2):
+        storage = lm.storage(1, 3, (), False, float(number), 1)
+        shelf.give_back(shape._replace(boost=float(number)), storage)
+    assert [shelf.take(shape._replace(boost=float(n))) is None for n in range(4)] == [True, True, False, False]
+    assert shelf.take(shape._replace(boost=2.0)) is None
+    for free, room in ((40, True), (10, False)):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=free: (free, 80))
+        assert kept.has_room(torch.device("cuda")) == room
+
+
+def test_nothing_is_kept_where_nothing_is_captured() -> None:
+    lm = video_lm(1, TINY)
+    drawn_frames(lm, TEXTS[:1])
+    assert not lm._kept._idle
 
 
 def test_a_slot_that_looks_ahead_takes_the_plain_path(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from cogvideo.config import ModelConfig
 from cogvideo.layout import Layout, Shelf, Stage, Stretch
 from cogvideo.models.attention import Seen, additive, attend_step, merge_heads
 from kernels.cpu_step import Arenas
@@ -37,6 +38,12 @@ class Run(NamedTuple):
     """What the last of them sees."""
     slots: int
     mask: Tensor | None
+
+
+def why_not_fast(config: ModelConfig, like: Tensor, int8: bool) -> str | None:
+    """Why the fast kernel, and with it captured steps, cannot serve such a cache, in words; None: it can."""
+    probe = like.new_empty(1, 1, 1, config.head_size)
+    return "keys and values are in 8 bits" if int8 else why_not([Channel(probe, probe, probe)])
 
 
 class Arena:
@@ -157,18 +164,22 @@ class Cache:
         # Frames that are drawn, in the order of drawing.
         self.drawn = tuple(f for f in range(layout.frames) if f not in given) if both else (0,)
         self._numbers: _Numbers | None = None
-        probe = like.new_empty(1, 1, 1, config.head_size)
-        self.why_not_fast = why_not([Channel(probe, probe, probe)]) if not int8 else "keys and values are in 8 bits"
+        self.why_not_fast = why_not_fast(config, like, int8)
         """Why the fast kernel does not attend here, in words; None: it does."""
 
     # -- reading the text and the given frames --------------------------------------------------------------------
 
     def set_text(self, seen: Tensor) -> None:
-        """seen [B, T]: which text slots are real."""
-        self._mask = self.text_scores = None
-        if self.boost or not bool(seen.all()):
+        """seen [B, T]: which text slots are real. A captured step finds them where those of the last text were."""
+        self._mask, scores = None, additive(seen, self.like.dtype) + self.boost
+        if self.why_not_fast is None and self.text_scores is not None:
+            self.text_scores.copy_(scores)
+        elif self.why_not_fast is None or self.boost or not bool(seen.all()):
+            self.text_scores = scores
+        else:
+            self.text_scores = None
+        if self.text_scores is not None:
             widest = self.text + self.layout.frames * self.layout.tokens_per_frame
-            self.text_scores = additive(seen, self.like.dtype) + self.boost
             self._mask = self.like.new_zeros(self.rows, 1, 1, widest)
             self._mask[:, 0, 0, : self.text] = self.text_scores
 

@@ -22,9 +22,10 @@ from cogvideo.models.attention import (
     TextPattern,
     text_seen,
 )
-from cogvideo.models.cache import Cache, Place
+from cogvideo.models.cache import Cache, Place, why_not_fast
 from cogvideo.models.fused import FusedSteps, fuse
 from cogvideo.models.graphs import StepGraph
+from cogvideo.models.kept import Kept, Shape, text_slots
 from cogvideo.models.sat_bridge import Transformer
 from cogvideo.models.token_model import ExtraPositions, TokenModel, guided, text_positions
 from kernels.cpu_step import Precision
@@ -46,6 +47,7 @@ class VideoLM(TokenModel):
         super().__init__(config, transformer, device)
         self.stage: Stage = stage
         self._fused: FusedSteps | None = None
+        self._kept = Kept()
         self.int8_cache = False  # whether what is drawn keeps its keys and values in 8 bits
         self.moving = False  # whether weights come to the device for each step and go again
         with torch.random.fork_rng(devices=[]), torch.device(device):
@@ -115,6 +117,29 @@ class VideoLM(TokenModel):
         positions = self.get_mixin("extra_position_embedding").position_embeddings.weight
         parts = (self.transformer, self.get_mixin("attention_plus"), positions)
         self._fused = fuse(self.layout, *parts, precision, compiled, threads)
+        self._kept = Kept()  # what was captured before computes otherwise
+
+    def storage(self, rows: int, longest: int, given: tuple[int, ...], both: bool, boost: float, lanes: int) -> Cache:
+        """A cache for texts of at most `longest` tokens, perhaps one that an earlier video left; `prefill` it first.
+
+        The other sizes: see `Cache`. Who is done with it says so, `give_back`.
+        """
+        weight = self.transformer.word_embeddings.weight
+        why_not = "a captured step expects its weights where they were" if self.moving else None
+        why_not = why_not or why_not_fast(self.config, weight, self.int8_cache)
+        text = longest if why_not is not None else text_slots(longest, self.layout.image_start)
+        cache = self._kept.take(Shape(rows, text, given, both, boost, lanes, self.int8_cache))
+        if cache is None:
+            cache = Cache(
+                self.layout, self.stage, rows, text, given, both, boost, weight, lanes=lanes, int8=self.int8_cache
+            )
+        cache.why_not_fast = why_not
+        return cache
+
+    def give_back(self, cache: Cache) -> None:
+        """Nobody draws with `cache` any more: storage and captured steps may serve the next video."""
+        shape = Shape(cache.rows, cache.text, cache.given, cache.both, cache.boost, cache.lanes, self.int8_cache)
+        self._kept.give_back(shape, cache)
 
     @torch.inference_mode()
     def decode_one(self, cache: Cache, ids: Tensor, places: Sequence[Place], guidance: float | None = None) -> Tensor:
