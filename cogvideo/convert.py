@@ -12,8 +12,6 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
-import torch
-
 from cogvideo import console, weights
 from cogvideo.config import PRESET_FILE, ModelConfig, describe_preset
 from cogvideo.errors import CapacityError, RequestError
@@ -76,7 +74,7 @@ def _read(directory: Path, config: ModelConfig, part: Part) -> weights.Tensors:
     path, tensors = weights.checkpoint_file(folder), weights.read_published(folder)
     wanted = expected(config, part)
     weights.check(path, tensors, wanted)
-    return {name: tensors[name] for name in wanted}
+    return type(tensors)({name: tensors[name] for name in wanted})
 
 
 def _share(networks: Mapping[Part, weights.Tensors]) -> tuple[dict[str, weights.Tensors], dict[Part, list[str]]]:
@@ -85,13 +83,9 @@ def _share(networks: Mapping[Part, weights.Tensors]) -> tuple[dict[str, weights.
     files = {"backbone": {name: tensor for name, tensor in first.items() if name.startswith(BACKBONE)}}
     own: dict[Part, list[str]] = {}
     for part, tensors in networks.items():
-        own[part] = [n for n in files["backbone"] if tensors is not first and not _same(tensors[n], first[n])]
+        own[part] = [n for n in files["backbone"] if tensors is not first and not weights.equal(tensors, first, n)]
         files[part] = {n: t for n, t in tensors.items() if not n.startswith(BACKBONE) or n in own[part]}
     return files, own
-
-
-def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
-    return one.dtype == other.dtype and torch.equal(one, other)
 
 
 @contextmanager

@@ -24,6 +24,8 @@ class Loading:
     part: str
     done: int
     total: int
+    found: tuple[str, str] | None = None
+    """What there is to tell of the files, zh and en, once they are read."""
 
 
 @dataclass(frozen=True)

@@ -170,8 +170,8 @@ def _models(name: str, model: ModelConfig, place: Place, random: bool) -> Any:
     from cogvideo.models import loader
 
     if name in PRESETS:
-        return loader.load(name, place.dtype)
-    return loader.load_safetensors(find_preset(name)[1], model, place.dtype)
+        return loader.load(name, place.read_as)
+    return loader.load_safetensors(find_preset(name)[1], model, place.read_as)
 
 
 def _named(names: str) -> list[MemoryPreset]:

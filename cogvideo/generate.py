@@ -104,6 +104,7 @@ def _pipeline(options: argparse.Namespace) -> CogVideoPipeline:
     return CogVideoPipeline.from_pretrained(
         options.model,
         device=options.device,
+        previews=False,  # nobody would see them
         eight_bit=options.eight_bit,
         offload=options.offload,
         memory=options.memory,
@@ -304,6 +305,8 @@ def encoded(events: Iterable[Event], film: Film) -> Iterator[Event]:
 def _show(bar: Any, event: object) -> None:
     if isinstance(event, Loading):
         bar.set_description_str(f"载入 loading {event.part}")
+        if event.found and not bar.disable:
+            console.say(*event.found)
     elif isinstance(event, Progress):
         bar.total = event.total
         bar.set_description_str(STAGES.get(event.stage, event.stage), refresh=False)

@@ -16,28 +16,28 @@ from torch import Tensor, nn
 
 @contextmanager
 def streamed(
-    network: nn.Module, groups: Sequence[Sequence[nn.Module]], device: torch.device
+    network: nn.Module, groups: Sequence[Sequence[nn.Module]], device: torch.device, dtype: torch.dtype
 ) -> Iterator[Callable[[], Iterator[int]]]:
-    """Inside the block all of `network` but `groups` is on `device`; what is given, when called, goes through them.
+    """Inside the block all of `network` but `groups` is on `device`, in `dtype`; what is given goes through them.
 
     Afterwards everything is where it was, whatever happened: nothing is copied back, since nothing has changed. Host
     memory that is pinned is copied while the device computes.
     """
     inside = {id(tensor) for group in groups for tensor in _tensors(group)}
-    rest = _Lent([tensor for tensor in _tensors([network]) if id(tensor) not in inside], device, None)
+    rest = _Lent([tensor for tensor in _tensors([network]) if id(tensor) not in inside], device, dtype, None)
     try:
-        yield lambda: _through(groups, device)
+        yield lambda: _through(groups, device, dtype)
     finally:
         rest.give_back()
 
 
-def _through(groups: Sequence[Sequence[nn.Module]], device: torch.device) -> Iterator[int]:
+def _through(groups: Sequence[Sequence[nn.Module]], device: torch.device, dtype: torch.dtype) -> Iterator[int]:
     aside = torch.cuda.Stream(device) if device.type == "cuda" else None
-    lent = [_Lent(_tensors(groups[0]), device, aside)] if groups else []
+    lent = [_Lent(_tensors(groups[0]), device, dtype, aside)] if groups else []
     try:
         for number in range(len(groups)):
             if number + 1 < len(groups):
-                lent.append(_Lent(_tensors(groups[number + 1]), device, aside))
+                lent.append(_Lent(_tensors(groups[number + 1]), device, dtype, aside))
             lent[0].wait()
             yield number
             lent.pop(0).give_back()
@@ -49,13 +49,16 @@ def _through(groups: Sequence[Sequence[nn.Module]], device: torch.device) -> Ite
 class _Lent:
     """Tensors whose storage is on the device for a while. `aside`: the stream that copies; None: the computing one."""
 
-    def __init__(self, tensors: Sequence[Tensor], device: torch.device, aside: torch.cuda.Stream | None) -> None:
+    def __init__(
+        self, tensors: Sequence[Tensor], device: torch.device, dtype: torch.dtype, aside: torch.cuda.Stream | None
+    ) -> None:
         self._tensors, self._device, self._aside = tensors, device, aside
         self._homes = [tensor.data for tensor in tensors]
         with torch.cuda.stream(aside) if aside is not None else nullcontext():
             for tensor in tensors:
                 elsewhere = tensor.device.type == "cpu"  # what is on the device already, shared, is not copied
-                tensor.data = tensor.data.to(device, non_blocking=True, copy=elsewhere)
+                wanted = dtype if tensor.is_floating_point() else None
+                tensor.data = tensor.data.to(device, wanted, non_blocking=True, copy=elsewhere)
 
     def wait(self) -> None:
         """Until everything has arrived, as far as what is computed from now on is concerned."""

@@ -36,6 +36,9 @@ PUBLISHED_VOCABULARY = 150010
 PUBLISHED_START_OF_IMAGE = 150000
 SAFETENSORS_TYPES = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32"}
 
+PIECE = 2**22
+"""Numbers that are compared at a time."""
+
 SPECIAL_TOKENS = 3
 """A checkpoint with another vocabulary (a toy) ends with the special tokens, `<start_of_image>` first."""
 
@@ -44,23 +47,42 @@ class Mapped(dict[str, Tensor]):
     """Tensors of a file that is mapped: what is read of them can be dropped from memory and read again."""
 
 
-def take(tensors: Tensors, name: str, device: str | torch.device, dtype: torch.dtype) -> Tensor:
-    """One of `tensors` as it is wanted: itself, or a copy; then what the file's takes in memory is dropped."""
+def take(tensors: Tensors, name: str, device: str | torch.device, dtype: torch.dtype | None) -> Tensor:
+    """One of `tensors` as it is wanted: itself, or a copy; then what the file's takes in memory is dropped.
+
+    `dtype` None: as in the file.
+    """
     tensor = tensors[name]
-    taken = tensor.to(device, dtype)
-    if taken is not tensor:
-        drop(tensors, name)
+    taken = tensor.to(device=device, dtype=dtype)
+    if taken is not tensor and isinstance(tensors, Mapped):
+        _drop(tensor)
     return taken
 
 
-def drop(tensors: Tensors, name: str) -> None:
+def equal(some: Tensors, others: Tensors, name: str) -> bool:
+    """Whether both files have the same numbers under `name`. Of mapped files little more than a piece is in memory."""
+    one, other = some[name], others[name]
+    if one is other:
+        return True
+    if one.dtype != other.dtype or one.shape != other.shape:
+        return False
+    for pair in zip(one.reshape(-1).split(PIECE), other.reshape(-1).split(PIECE), strict=True):
+        same = torch.equal(*pair)
+        for tensors, piece in zip((some, others), pair, strict=True):
+            if isinstance(tensors, Mapped):
+                _drop(piece)
+        if not same:
+            return False
+    return True
+
+
+def _drop(tensor: Tensor) -> None:
     """Give back the memory that reading a mapped file's tensor took; whoever reads it again gets it from the file.
 
     On Linux, where it is a promise that nothing was written to it; elsewhere the system does so when it needs room.
     """
-    if not isinstance(tensors, Mapped) or not sys.platform.startswith("linux"):
+    if not sys.platform.startswith("linux"):
         return
-    tensor = tensors[name]
     begin = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE  # whole pages only
     size = tensor.data_ptr() + tensor.nbytes - begin
     if size >= mmap.PAGESIZE:

@@ -367,6 +367,28 @@ def test_without_hugging_face_the_other_addresses_follow(
     assert "Not from Hugging Face nobody/nothing" in capsys.readouterr().err
 
 
+def test_a_mirror_that_gives_something_else_is_not_believed(
+    server: FlakyServer, places: Places, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", server.url)
+    server.files[f"/page/page/resolve/main/{NAME}.zip"] = b"<!DOCTYPE html>".ljust(len(ZIP))
+    server.files[f"/half/half/resolve/main/{NAME}.zip"] = ZIP[: len(ZIP) // 2]
+    server.files[f"/other/other/resolve/main/{NAME}.zip"] = ZIP.replace(WEIGHTS[:9], b"different")
+    get(places, replace(row(server, "/good.zip"), hub=("page/page", "half/half", "other/other")))
+    assert_whole(places)
+    err = capsys.readouterr().err
+    for said in ("begins with b'<!DOCTYPE", "bytes instead of", "SHA-256"):
+        assert said in err
+
+
+def test_a_mirror_that_is_not_there_is_passed_by(
+    server: FlakyServer, places: Places, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # nobody listens
+    get(places, replace(row(server, "/good.zip"), hub=("THUDM/CogVideo",)))
+    assert_whole(places)
+
+
 @pytest.mark.parametrize("unpacked", [True, False])
 def test_what_a_folder_has_is_not_fetched(server: FlakyServer, places: Places, tmp_path: Path, unpacked: bool) -> None:
     source = tmp_path / "usb"
@@ -517,6 +539,11 @@ def test_a_log_and_a_listener_hear_how_far_it_is(
     assert "%" not in capsys.readouterr().err
     (last,) = [transfer for transfer in heard if transfer.name == f"{NAME}.zip"][-1:]
     assert (last.done, last.total) == (len(ZIP), len(ZIP))
+    shutil.rmtree(places.sat / NAME)
+    heard.clear()
+    server.faults["/good.zip"] = [slowly]
+    get(places, row(server, "/good.zip"), report=heard.append)
+    assert any(transfer.seconds_left for transfer in heard if 0 < transfer.done < len(ZIP))
 
 
 def test_a_source_that_is_no_folder_is_refused(places: Places) -> None:

@@ -86,7 +86,7 @@ MEDIUM = replace(
 )
 
 
-@pytest.mark.parametrize("name", ["24g", "16g", "8g", "cpu"])
+@pytest.mark.parametrize("name", MEMORY)
 def test_every_phase_takes_what_is_predicted_or_less(name: str) -> None:
     memory = replace(MEMORY[name], rows=min(2, MEMORY[name].rows), frames_per_pass=2)
     predicted = phase_bytes(MEDIUM, memory, "cpu")

@@ -39,7 +39,7 @@ def test_streamed_layers_draw_the_same_frames(frames_per_pass: int) -> None:
     before = homes(lm)
     wish = (clip, TEXT, SAMPLER, OPTIONS, 7, frames_per_pass)
     resident = list(superres.draw(lm, *wish))
-    with streamed(lm, lm.layer_modules(), CPU) as layers:
+    with streamed(lm, lm.layer_modules(), CPU, torch.float32) as layers:
         found = list(superres.draw(lm, *wish, layers=layers))
     assert [part.first for part in found] == [part.first for part in resident] == list(range(0, 5, frames_per_pass))
     assert torch.equal(torch.cat([part.tokens for part in found]), torch.cat([part.tokens for part in resident]))
@@ -55,7 +55,7 @@ def test_two_layers_at_most_are_away_from_home_and_the_rest_is_there() -> None:
     def away() -> set[int]:
         return {id(weight) for name, weight in lm.named_parameters() if weight.data_ptr() != before[name]}
 
-    with streamed(lm, lm.layer_modules(), CPU) as numbers:
+    with streamed(lm, lm.layer_modules(), CPU, torch.float32) as numbers:
         rest = {id(weight) for weight in lm.parameters()} - in_layers
         assert away() == rest
         for number in numbers():
@@ -68,6 +68,6 @@ def test_whoever_stops_leaves_everything_at_home() -> None:
     lm = superres_lm()
     before, answers = homes(lm), iter([False] * 4 + [True])
     wish = (random_frames(3), TEXT, SAMPLER, OPTIONS, 7, 1)
-    with pytest.raises(Cancelled), streamed(lm, lm.layer_modules(), CPU) as layers:
+    with pytest.raises(Cancelled), streamed(lm, lm.layer_modules(), CPU, torch.float32) as layers:
         list(superres.draw(lm, *wish, stop=lambda: next(answers), layers=layers))
     assert homes(lm) == before

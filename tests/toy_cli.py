@@ -1,5 +1,6 @@
 """`python toy_cli.py SITE.json WORDS...`: the command line, for which the published model is a toy on a local server.
 
+The word `then` between two commands runs them one after the other, up to the first that fails: a start takes seconds.
 SITE.json, or the word none: {"model": sizes, "files": rows}; see toy_published. $DIE, where set, is the rank of a
 process that is killed as it writes its second film; $FILMS_LOG is where each film is noted by whom it was drawn.
 """
@@ -47,4 +48,6 @@ if __name__ == "__main__":
         watch_films()
     from cogvideo.__main__ import main
 
-    sys.exit(main(sys.argv[2:]))
+    for command in " ".join(sys.argv[2:]).split(" then "):
+        if status := main(command.split()):
+            sys.exit(status)

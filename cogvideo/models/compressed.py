@@ -17,17 +17,20 @@ from cogvideo.config import Weights
 from kernels.w8a16 import Int8Linear
 
 
-def compress(network: nn.Module, weights: Weights, device: torch.device, store: torch.device | None = None) -> None:
+def compress(
+    network: nn.Module, weights: Weights, device: torch.device, dtype: torch.dtype, store: torch.device | None = None
+) -> None:
     """Put the matrices of all layers of `network` into fewer bits, in place, one after the other.
 
-    It is computed on `device` and kept on `store` (None: on `device`). A layer that is small already, since networks
-    share a backbone, is left alone.
+    They will compute in `dtype`, are made on `device` and kept on `store` (None: on `device`). A layer that is small
+    already, since networks share a backbone, is left alone.
     """
     if weights == "exact":
         return
     make = _MAKERS[weights]
     for parent, name, layer in list(matrices(network)):
-        setattr(parent, name, make(layer, device).to(store or device).requires_grad_(False))
+        exact = layer.weight.detach().to(device, dtype), layer.bias.detach().to(device, dtype)
+        setattr(parent, name, make(*exact).to(store or device).requires_grad_(False))
 
 
 def matrices(network: nn.Module) -> Iterator[tuple[nn.Module, str, Any]]:
@@ -55,11 +58,11 @@ class Nf4Linear(nn.Module):
             self.register_buffer(name, tensor)
 
     @classmethod
-    def of(cls, layer: Any, device: torch.device) -> Nf4Linear:
-        exact = layer.weight.detach().to(device)
-        codes, state = _bitsandbytes().functional.quantize_4bit(exact, quant_type="nf4", compress_statistics=True)
+    def of(cls, weight: Tensor, bias: Tensor) -> Nf4Linear:
+        """Of a matrix [out, in] and a bias [out]."""
+        codes, state = _bitsandbytes().functional.quantize_4bit(weight, quant_type="nf4", compress_statistics=True)
         tables = (state.absmax, state.code, state.offset, state.state2.absmax, state.state2.code)
-        return cls(exact.shape, codes, layer.bias.detach().to(device), tables)
+        return cls(weight.shape, codes, bias, tables)
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., in] -> [..., out]."""
@@ -88,19 +91,14 @@ class Nf4Linear(nn.Module):
         )
 
 
-def _w8a16(layer: Any, device: torch.device) -> nn.Module:
-    """8 bits a weight and a scale for every output, computed in the type of what comes in."""
-    return Int8Linear(layer.weight.detach().to(device), layer.bias.detach().to(device))
-
-
-def _llm_int8(layer: Any, device: torch.device) -> nn.Module:
+def _llm_int8(weight: Tensor, bias: Tensor) -> nn.Module:
     """bitsandbytes' LLM.int8 without outlier columns (Dettmers et al. 2022): activations are rounded to 8 bits too."""
     nn_ = _bitsandbytes().nn
-    outputs, inputs = layer.weight.shape
+    outputs, inputs = weight.shape
     small: Any = nn_.Linear8bitLt(inputs, outputs, has_fp16_weights=False, threshold=0.0, device="meta")
-    small.weight = nn_.Int8Params(layer.weight.detach().cpu(), requires_grad=False, has_fp16_weights=False)
-    small.bias = nn.Parameter(layer.bias.detach(), requires_grad=False)
-    moved: nn.Module = small.to(device)  # which is when the library computes the codes
+    small.weight = nn_.Int8Params(weight.cpu(), requires_grad=False, has_fp16_weights=False)
+    small.bias = nn.Parameter(bias, requires_grad=False)
+    moved: nn.Module = small.to(weight.device)  # which is when the library computes the codes
     return moved
 
 
@@ -115,8 +113,8 @@ def _bitsandbytes() -> Any:
     return bitsandbytes
 
 
-_MAKERS: dict[str, Callable[[Any, torch.device], nn.Module]] = {
-    "int8": _w8a16,
+_MAKERS: dict[str, Callable[[Tensor, Tensor], nn.Module]] = {
+    "int8": Int8Linear,  # 8 bits a weight and a scale for every output, computed in the type of what comes in
     "nf4": Nf4Linear.of,
     "bnb8": _llm_int8,
 }

@@ -64,6 +64,8 @@ class LoadedModels:
     """The networks that were asked for; asking for another is an error of the caller."""
 
     networks: dict[Part, TokenModel]
+    found: tuple[str, str] | None = None
+    """What there is to tell a person of the files, zh and en."""
 
     @property
     def sizes(self) -> Sizes:
@@ -99,11 +101,11 @@ class LoadedModels:
 
 def load(
     preset_name: str,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = torch.float32,
     device: str | torch.device = "cpu",
     parts: Sequence[Part] = PARTS,
 ) -> LoadedModels:
-    """The networks of a preset.
+    """The networks of a preset. `dtype` None: as in the files, mapped and not copied.
 
     From {backbone,stage1,stage2,superres}.safetensors in `assets/PRESET` or in $SAT_HOME/cogvideo-converted, where
     there is a backbone, else in the published format from $SAT_HOME (~/.sat_models). Raises WeightsError for missing,
@@ -120,7 +122,7 @@ def load(
 def load_safetensors(
     folder: Path,
     config: ModelConfig,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = torch.float32,
     device: str | torch.device = "cpu",
     parts: Sequence[Part] = PARTS,
 ) -> LoadedModels:
@@ -143,7 +145,7 @@ def load_safetensors(
 def load_published(
     directory: Path,
     config: ModelConfig | None = None,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = torch.float32,
     device: str | torch.device = "cpu",
     parts: Sequence[Part] = PARTS,
 ) -> LoadedModels:
@@ -163,13 +165,13 @@ def load_published(
         else:
             backbone = _shared_backbone(config, path, tensors, *first, dtype, device)
         networks[part] = _network(config, part, backbone, path, tensors, dtype, device)
-    models = LoadedModels(networks)
-    LOG.info("%s", models.sizes.sentences()[1])
-    return models
+    found = LoadedModels(networks).sizes.sentences()
+    LOG.info("%s", found[1])
+    return LoadedModels(networks, found)
 
 
 def fill_backbone(
-    config: ModelConfig, path: Path, tensors: weights.Tensors, dtype: torch.dtype, device: str | torch.device
+    config: ModelConfig, path: Path, tensors: weights.Tensors, dtype: torch.dtype | None, device: str | torch.device
 ) -> Transformer:
     """A backbone with the tensors of the file at `path`. Raises WeightsError where they do not fit."""
     transformer = build_transformer(config, "meta")
@@ -186,13 +188,13 @@ def _shared_backbone(
     tensors: weights.Tensors,
     first: weights.Tensors,
     loaded: Transformer,
-    dtype: torch.dtype,
+    dtype: torch.dtype | None,
     device: str | torch.device,
 ) -> Transformer:
     """`loaded`, which came from `first`, where `tensors` are equal; else one that shares what is equal."""
     shared = loaded.state_dict()
     weights.check(path, tensors, {BACKBONE + name: like for name, like in shared.items()})
-    own = [name for name in shared if not _equal(tensors, first, BACKBONE + name)]
+    own = [name for name in shared if not weights.equal(tensors, first, BACKBONE + name)]
     if not own:
         return loaded
     transformer = build_transformer(config, "meta")
@@ -201,24 +203,13 @@ def _shared_backbone(
     return transformer
 
 
-def _equal(tensors: weights.Tensors, first: weights.Tensors, name: str) -> bool:
-    """Whether both files have the same numbers under `name`."""
-    one, other = tensors[name], first[name]
-    if one is other:
-        return True
-    equal = torch.equal(one, other)
-    weights.drop(tensors, name)
-    weights.drop(first, name)
-    return equal
-
-
 def _network(
     config: ModelConfig,
     part: Part,
     backbone: Transformer,
     path: Path,
     tensors: weights.Tensors,
-    dtype: torch.dtype,
+    dtype: torch.dtype | None,
     device: str | torch.device,
 ) -> TokenModel:
     """One network on `backbone`, with the `mixins.*` of a file."""
