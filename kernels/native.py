@@ -55,7 +55,8 @@ def _load(source: str) -> tuple[ctypes.CDLL | None, str | None]:
 
 def _compiled(compiler: str, path: Path) -> Path:
     """The library's file. Raises OSError, SubprocessError."""
-    text = "\n".join((path.read_text(encoding="utf-8"), compiler, *FLAGS, _processor()))
+    sources = [part.read_text(encoding="utf-8") for part in sorted(path.parent.glob("*.[ch]"))]
+    text = "\n".join((*sources, compiler, *FLAGS, _processor()))
     name = f"{path.stem}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.so"
     target = _folder() / name
     if not target.is_file():
