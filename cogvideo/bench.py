@@ -192,14 +192,13 @@ def heading(bench: Bench) -> str:
     c = bench.config
     return (
         f"{bench.preset.name}: {c.layers} layers x {c.hidden}, {c.heads} heads, {c.grid[0]} x {c.grid[1]} tokens, "
-        f"{bench.frames} frames, {str(bench.place.dtype).removeprefix('torch.')} on {bench.place.device}; "
-        f"a step: {bench.form}"
+        f"{bench.frames} frames, {str(bench.place.dtype).removeprefix('torch.')} on {bench.place.device}"
     )
 
 
 def table(bench: Bench, lines: Sequence[Line]) -> str:
     """For a person to read; `~` marks what was extrapolated."""
-    rows = [heading(bench)]
+    rows = [f"{heading(bench)}; a step: {bench.form}"]
     for machine in bench.machines.values():
         rows.append(
             f"{machine.name}, {machine.threads} threads: {machine.gigabytes_per_second:.1f} GB/s, "
@@ -264,5 +263,6 @@ def plot(bench: Bench, lines: Sequence[Line]) -> str:
     """An SVG: a bar for each stage, filled as far as its floor."""
     bars = [(line.stage, line.seconds, line.floor_seconds, line.release_seconds) for line in lines]
     machine = bench.machines[max(bench.machines)]
-    note = f"{machine.name}: {machine.gigabytes_per_second:.0f} GB/s, {machine.gigaflops:.0f} GFLOP/s"
+    cores = f", {machine.threads} threads" if machine.name == "CPU" else ""
+    note = f"{machine.name}{cores}: {machine.gigabytes_per_second:.0f} GB/s, {machine.gigaflops:.0f} GFLOP/s"
     return stage_bars(heading(bench), note, bars)

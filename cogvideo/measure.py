@@ -236,7 +236,7 @@ class Bench:
         if not fusing_pays(self.config, self.place.device):
             return "PyTorch"
         reason = cpu_step.why_not(self._like)
-        weights = "weights of fp16 as they are" if self.precision == "fp32" else f"{self.precision} weights"
+        weights = "exact weights" if self.precision == "fp32" else f"{self.precision} weights"
         return f"C, {weights}" if reason is None else f"PyTorch, since {reason}"
 
     @property
