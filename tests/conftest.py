@@ -6,6 +6,7 @@ And one served page for all tests that look at it in a browser.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -13,10 +14,34 @@ from hypothesis import settings
 
 if TYPE_CHECKING:
     from browsing import Site, Visitor
+    from fakes import FakePipeline
     from playwright.sync_api import Browser
+
+    from cogvideo.jobs import Jobs
 
 settings.register_profile("project", deadline=None, derandomize=True)
 settings.load_profile("project")
+
+
+@pytest.fixture
+def fake() -> FakePipeline:
+    """A pipeline that draws squares, each step when the test says so."""
+    from fakes import FakePipeline
+
+    return FakePipeline()
+
+
+@pytest.fixture
+def jobs(tmp_path: Path, fake: FakePipeline) -> Iterator[Jobs]:
+    """A queue whose worker draws with `fake`, in an empty folder."""
+    from fakes import PRESET, write_bytes
+
+    from cogvideo.jobs import Jobs, Limits
+
+    jobs = Jobs(tmp_path, PRESET, lambda: fake, write_bytes, Limits(preview_seconds=0))
+    jobs.start()
+    yield jobs
+    jobs.close()
 
 
 @pytest.fixture(scope="session")

@@ -42,11 +42,6 @@ def wait_for(log: pytest.LogCaptureFixture, words: str) -> None:
 
 
 @pytest.fixture
-def fake() -> FakePipeline:
-    return FakePipeline()
-
-
-@pytest.fixture
 def jobs(tmp_path: Path, fake: FakePipeline) -> Iterator[Jobs]:
     jobs = _open(tmp_path, fake, QUICK)
     yield jobs

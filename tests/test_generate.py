@@ -7,13 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from toy_model import TOY, toy_models, write_toy
+from toy_model import toy_pipeline
 
 from cogvideo import generate
 from cogvideo.__main__ import main
 from cogvideo.config import PRESETS, VideoRequest
-from cogvideo.device import Place
 from cogvideo.events import Event, Frames, LevelDone
 from cogvideo.pipeline import CogVideoPipeline
 from cogvideo.video import Film, read_metadata, write_video
@@ -23,10 +21,7 @@ PROMPT = "一只熊猫在草地上向右跑"
 
 @pytest.fixture(scope="module")
 def pipe(tmp_path_factory: pytest.TempPathFactory) -> CogVideoPipeline:
-    folder = tmp_path_factory.mktemp("toy")
-    write_toy(folder)
-    models = toy_models()
-    return CogVideoPipeline(TOY, Place(torch.device("cpu"), torch.float32), folder, lambda *_: models)
+    return toy_pipeline(tmp_path_factory.mktemp("toy"))
 
 
 @pytest.fixture(autouse=True)

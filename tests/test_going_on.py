@@ -6,13 +6,11 @@ import dataclasses
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from toy_model import TOY, toy_models, write_toy
+from toy_model import TOY, toy_pipeline
 
 from cogvideo.config import CLIP_FRAMES, MAX_SEED, VideoRequest
-from cogvideo.device import Place
 from cogvideo.errors import RequestError
 from cogvideo.events import Event, KeyframeDone, KeyframePainted, LevelDone, Progress
 from cogvideo.pace import tokens_per_stage
@@ -25,10 +23,7 @@ WISH = VideoRequest(PROMPT, seed=7, frames=17)
 
 @pytest.fixture(scope="module")
 def pipe(tmp_path_factory: pytest.TempPathFactory) -> CogVideoPipeline:
-    folder = tmp_path_factory.mktemp("toy")
-    write_toy(folder)
-    models = toy_models()
-    return CogVideoPipeline(TOY, Place(torch.device("cpu"), torch.float32), folder, lambda *_: models)
+    return toy_pipeline(tmp_path_factory.mktemp("toy"))
 
 
 def run(pipe: CogVideoPipeline, request: VideoRequest) -> list[Event]:

@@ -4,7 +4,7 @@ import asyncio
 import threading
 import time
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,19 +28,6 @@ def _open(
     data: Path, fake: Pipeline, limits: Limits | None = None, factory: Callable[[], Pipeline] | None = None
 ) -> Jobs:
     return Jobs(data, PRESET, factory or (lambda: fake), write_bytes, limits or Limits(preview_seconds=0))
-
-
-@pytest.fixture
-def fake() -> FakePipeline:
-    return FakePipeline()
-
-
-@pytest.fixture
-def jobs(tmp_path: Path, fake: FakePipeline) -> Iterator[Jobs]:
-    jobs = _open(tmp_path, fake)
-    jobs.start()
-    yield jobs
-    jobs.close()
 
 
 def until(jobs: Jobs, job: str, true: Callable[[View], bool]) -> View:

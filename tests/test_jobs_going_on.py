@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,19 +26,6 @@ from cogvideo.video import write_video
 
 WISH = VideoRequest("一只熊猫在草地上向右跑", seed=7, frames=9, superres=False)
 DRAFT = replace(WISH, drafts=4)
-
-
-@pytest.fixture
-def fake() -> FakePipeline:
-    return FakePipeline()
-
-
-@pytest.fixture
-def jobs(tmp_path: Path, fake: FakePipeline) -> Iterator[Jobs]:
-    jobs = _open(tmp_path, fake)
-    jobs.start()
-    yield jobs
-    jobs.close()
 
 
 def test_drafts_grow_side_by_side_and_the_chosen_ones_are_finished(jobs: Jobs, fake: FakePipeline) -> None:

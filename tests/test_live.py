@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
-import pytest
-from fakes import PRESET, FakePipeline, write_bytes
+from fakes import FakePipeline
 
 from cogvideo.config import VideoRequest
-from cogvideo.jobs import Jobs, Limits
+from cogvideo.jobs import Jobs
 from cogvideo.live import Live
 from cogvideo.view import View
 
@@ -30,19 +28,6 @@ class Shown:
     def __call__(self, view: View) -> dict[str, Any]:
         self.times += 1
         return {"id": view.id, "status": view.status, "done": view.done, "keyframes": list(view.keyframes)}
-
-
-@pytest.fixture
-def fake() -> FakePipeline:
-    return FakePipeline()
-
-
-@pytest.fixture
-def jobs(tmp_path: Path, fake: FakePipeline) -> Iterator[Jobs]:
-    jobs = Jobs(tmp_path, PRESET, lambda: fake, write_bytes, Limits(preview_seconds=0))
-    jobs.start()
-    yield jobs
-    jobs.close()
 
 
 def run(work: Callable[[], Coroutine[Any, Any, None]]) -> None:

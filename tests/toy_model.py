@@ -12,8 +12,10 @@ from toy_codec import write_codec
 from toy_text import train_text_model
 
 from cogvideo.config import PRESETS, ModelConfig, Preset, SamplingOptions
+from cogvideo.device import Place
 from cogvideo.models.superres_lm import SuperResLM
 from cogvideo.models.video_lm import VideoLM
+from cogvideo.pipeline import CogVideoPipeline
 
 IMAGE_TOKENS = 64
 
@@ -64,3 +66,10 @@ def write_toy(folder: Path) -> None:
     write_codec(folder, IMAGE_TOKENS)
     np.save(folder / "cluster_labels.npy", (np.arange(IMAGE_TOKENS) % 17).astype(np.int16))
     (folder / "world.json").write_text('{"subjects": ["熊猫", "小猫"]}', encoding="utf-8")
+
+
+def toy_pipeline(folder: Path) -> CogVideoPipeline:
+    """The real pipeline with toy networks; what else it reads is written to `folder`."""
+    write_toy(folder)
+    models = toy_models()
+    return CogVideoPipeline(TOY, Place(torch.device("cpu"), torch.float32), folder, lambda *_: models)

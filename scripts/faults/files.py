@@ -42,6 +42,7 @@ HARMFUL = {
     "html": b"<!doctype html><script>alert(1)</script>",
     "gif and html": b"GIF89a/*\x00\x00\x00\x00*/=1;<script>alert(1)</script>",
     "eps": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(/etc/passwd) (r) file run\n",
+    "psd": b"8BPS\0\1" + bytes(6) + b"\0\3\0\0\0\1\0\0\0\1\0\x08\0\3" + bytes(14) + b"abc",
     "empty": b"",
     "zeros": bytes(10**6),
 }

@@ -34,12 +34,11 @@ def out_of_memory(folder: Path, times: int) -> Counts:
     """Memory runs out while the networks are read, in each stage, in the codec and while a film is written."""
     import torch
     from fakes import write_bytes
-    from toy_model import TOY, toy_models, write_toy
+    from toy_model import TOY, toy_pipeline
 
     from cogvideo import pipeline as module
     from cogvideo import take
     from cogvideo.config import VideoRequest
-    from cogvideo.device import Place
     from cogvideo.frames import FrameCodec
     from cogvideo.jobs import Jobs
 
@@ -56,9 +55,7 @@ def out_of_memory(folder: Path, times: int) -> Counts:
         "codec": (FrameCodec, "decode"),
         "film": (take.Take, "clip"),
     }
-    write_toy(folder)
-    models = toy_models()
-    pipe = module.CogVideoPipeline(TOY, Place(torch.device("cpu"), torch.float32), folder, lambda *_: models)
+    pipe = toy_pipeline(folder)
     request = VideoRequest(PROMPT, seed=7, frames=9)
     with closing(Jobs(folder / "data", TOY, lambda: pipe, write_bytes, MANY)) as jobs:
         jobs.start()
