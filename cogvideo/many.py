@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -230,9 +232,23 @@ class _Work:
         from cogvideo import batch
         from cogvideo.generate import metadata_of, shown
 
-        for event in shown(batch.draw(self.pipeline, requests, self.rows), self.quiet):
-            if isinstance(event, batch.Drawn):
-                request = requests[event.index]
-                path = self.films.put(request, event.frames, event.keyframes, metadata_of(self.pipeline, request))
-                print(path)
-                console.event("file", path=path, seed=request.seed)
+        writing: deque[tuple[VideoRequest, Future[Path]]] = deque()
+        with ThreadPoolExecutor(1, "films") as other:  # a film is encoded while the next is enlarged and decoded
+            try:
+                for event in shown(batch.draw(self.pipeline, requests, self.rows), self.quiet):
+                    if isinstance(event, batch.Drawn):
+                        request = requests[event.index]
+                        what = (request, event.frames, event.keyframes, metadata_of(self.pipeline, request))
+                        writing.append((request, other.submit(self.films.put, *what)))
+                        if len(writing) > 1:
+                            _tell(*writing.popleft())
+            finally:
+                while writing:
+                    _tell(*writing.popleft())
+
+
+def _tell(request: VideoRequest, written: Future[Path]) -> None:
+    """Waits for a film and names it."""
+    path = written.result()
+    print(path)
+    console.event("file", path=path, seed=request.seed)

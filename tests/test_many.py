@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,6 +25,7 @@ from cogvideo.__main__ import main
 from cogvideo.config import PRESETS, TokenSampling, VideoRequest
 from cogvideo.errors import RequestError
 from cogvideo.events import Progress
+from cogvideo.films import Films
 from cogvideo.pace import tokens_per_stage
 from cogvideo.pipeline import CogVideoPipeline
 from cogvideo.tokens import TokenFrames
@@ -50,6 +53,31 @@ def test_every_line_becomes_a_film_and_the_index_tells_which() -> None:
         metadata = read_metadata(path)
         assert metadata is not None
         assert metadata["prompt"] == told[path.name]
+
+
+def test_a_film_is_encoded_while_the_next_is_drawn(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    put, draw, waited = Films.put, batch.draw, []
+    begun, drawn = threading.Event(), threading.Event()
+
+    def slow(self: Films, *film: Any) -> Path:
+        begun.set()
+        waited.append(drawn.wait(30))
+        return put(self, *film)
+
+    def both(pipeline: CogVideoPipeline, requests: list[VideoRequest], rows: int) -> Iterator[object]:
+        for event in draw(pipeline, requests, rows):
+            yield event
+            if isinstance(event, batch.Drawn) and event.index == 0:
+                assert begun.wait(30)
+        drawn.set()
+
+    monkeypatch.setattr(Films, "put", slow)
+    monkeypatch.setattr(batch, "draw", both)
+    assert generate_from(f"{PANDA}\n{CAR}", "--batch-size", "2") == 0
+    assert waited == [True] * len(films())
+    assert sorted(capsys.readouterr().out.split()) == sorted(map(str, films()))
 
 
 def test_the_same_command_again_draws_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -346,7 +374,7 @@ def test_sentences_can_be_typed(monkeypatch: pytest.MonkeyPatch, typed: str) -> 
 
 def test_the_releases_words_mean_what_they_say() -> None:
     def like(*words: str) -> VideoRequest:
-        options = generate._parser().parse_args(["--input-source", "x", *words])
+        options = generate.parser().parse_args(["--input-source", "x", *words])
         return release_words.request_like(options, PRESETS["mini"].sampling, enlarge=True)
 
     assert like().sampling.guidance == 1.0  # type: ignore[union-attr]
@@ -363,7 +391,7 @@ def test_the_releases_own_command_is_understood() -> None:
         --guidance-alpha 3.0 --generate-frame-num 5 --tokenizer-type fake --mode inference --distributed-backend nccl
         --fp16 --model-parallel-size 1 --temperature 1.05 --coglm-temperature2 0.7 --top_k 9 --sandwich-ln --seed 1234
         --num-workers 0 --batch-size 4 --max-inference-batch-size 8 --stage1-max-inference-batch-size -1"""
-    options = generate._parser().parse_args(words.split())
+    options = generate.parser().parse_args(words.split())
     usual = PRESETS["cogvideo"].sampling
     sampling = generate._sampling(options, usual)
     assert sampling is not None
@@ -371,14 +399,14 @@ def test_the_releases_own_command_is_understood() -> None:
     assert sampling.first_frame == usual.first_frame  # which the release draws with numbers of its own
     assert release_words.batches(options) == (8, 8)
     with pytest.raises(RequestError, match="--generate-frame-num"):
-        generate._parser().parse_args(["--generate-frame-num", "9"])
+        generate.parser().parse_args(["--generate-frame-num", "9"])
 
 
 @pytest.mark.parametrize(
     "words, usual, expected", [([], False, False), ([], True, True), (["--superres"], False, True)]
 )
 def test_films_are_enlarged_where_asked_or_usual(words: list[str], usual: bool, expected: bool) -> None:
-    options = generate._parser().parse_args(["--input-source", "x", *words])
+    options = generate.parser().parse_args(["--input-source", "x", *words])
     assert release_words.request_like(options, PRESETS["mini"].sampling, usual).superres is expected
 
 
@@ -410,5 +438,5 @@ def test_the_releases_script_calls_the_command(tmp_path: Path) -> None:
     )
     words = answer.stdout.split()
     assert words[:3] == ["-m", "cogvideo", "generate"]
-    options = generate._parser().parse_args(words[3:])
+    options = generate.parser().parse_args(words[3:])
     assert (options.model, options.stage, options.seed, options.guidance_alpha) == ("mini", "both-stages", 1234, 3.0)
