@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -22,7 +21,6 @@ LARGE = replace(
 """Frames of more tokens than a panel has, heads of 32."""
 CONFIGS = {"small": CONFIG, "large": LARGE}
 TEXTS = [[51, 52, 53], [54, 55, 56, 57, 58], [59]]
-Read = Callable[[VideoLM, tuple[int, ...], list[list[int]]], Cache]
 
 
 def read(lm: VideoLM, given: tuple[int, ...], texts: list[list[int]]) -> Cache:
