@@ -102,6 +102,16 @@ def least_seconds(model: ModelConfig, memory: MemoryPreset, machine: Machine, de
     return machine.floor(gigabytes_read(model, memory, device), 0) + machine.floor(0, superres_gigaflop(model))
 
 
+def expectation(model: ModelConfig, place: Place, seconds: float = 0.05) -> tuple[str, str]:
+    """How long a video takes at least on this machine, zh and en."""
+    machine = measure_machine(place, 1, 2**28, seconds)
+    minutes = least_seconds(model, place.memory, machine, place.kind) / 60
+    return (
+        f"33 帧含超分的视频在本机至少需要约 {minutes:.0f} 分钟。",
+        f"A video of 33 frames with super-resolution takes about {minutes:.0f} minutes on this machine, at least.",
+    )
+
+
 def _free(place: Place) -> int:
     if place.kind == "cuda":
         return torch.cuda.mem_get_info(place.device)[0]

@@ -12,21 +12,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from cogvideo import console, first_use, many, release_words
 from cogvideo.choice import default_model, own_device
-from cogvideo.config import (
-    CLIP_FRAMES,
-    CLIP_SECONDS,
-    MAX_GUIDANCE,
-    MAX_SEED,
-    MAX_TEMPERATURE,
-    MEMORY,
-    MIN_TEMPERATURE,
-    PRESETS,
-    SamplingOptions,
-    VideoRequest,
-    find_preset,
-)
+from cogvideo.config import MAX_SEED, SamplingOptions, VideoRequest, find_preset
 from cogvideo.errors import RequestError
 from cogvideo.events import Done, Event, Frames, KeyframeDone, LevelDone, Loading, Progress, SuperResolved
+from cogvideo.generate_words import parser
+from cogvideo.memory import takes_long
 
 if TYPE_CHECKING:
     from cogvideo.pipeline import CogVideoPipeline
@@ -36,25 +26,10 @@ Shown = TypeVar("Shown")
 
 STAGES = {"keyframes": "关键帧 keyframes", "interpolate": "插帧 in-betweens", "superres": "超分 super-resolution"}
 
-DESCRIPTION = """\
-把一句中文变成一段视频。不需要显卡：小模型 mini 随仓库附带，在普通电脑上约十几秒完成。
-Turns a Chinese sentence into a video. No graphics card needed: the small model, mini, comes with this repository.
-
-The video is drawn in three steps: five keyframes, then the frames between them (5 -> 9 -> 17 -> 33), then every frame
-at three times the size. The same sentence with the same seed always gives the same video."""
-
-EXAMPLES = """\
-examples / 例子:
-  python -m cogvideo generate "一只熊猫在草地上向右跑"
-  python -m cogvideo generate "一只熊猫在草地上向右跑" --seed 7 --frames 33 --out panda.mp4
-  python -m cogvideo generate "夜空中一枚火箭向上飞" --frames 9 --seconds 2 --gif
-  python -m cogvideo generate --input-source examples/prompts.txt --output-path films --use-guidance-stage1
-"""
-
 
 def main(arguments: Sequence[str]) -> int:
     """Draws one video and returns 0; 130 where it was interrupted. Raises CogVideoError."""
-    options = _parser().parse_args(arguments)
+    options = parser().parse_args(arguments)
     if (options.prompt is None) == (options.input_source is None):
         raise RequestError(
             "请给出一句中文（prompt），或用 --input-source 指定提示词文件，二者选一。",
@@ -77,7 +52,7 @@ def _one(options: argparse.Namespace) -> int:
     if not options.quiet:
         for note in checked.notes:
             console.say(note.zh, note.en)
-        print(f"种子 seed: {request.seed}\n{pipeline.held}", file=sys.stderr)
+        print(f"种子 seed: {request.seed}", file=sys.stderr)
     metadata = None if options.no_metadata else metadata_of(pipeline, request)
     with Film(paths[0], request.frames, request.seconds, metadata) as film:
         frames, finished = watch(encoded(pipeline.stream(request), film), quiet=options.quiet)
@@ -98,10 +73,11 @@ def _many(options: argparse.Namespace) -> int:
 
 
 def _pipeline(options: argparse.Namespace) -> CogVideoPipeline:
+    """The pipeline, which has read nothing yet; how it will be held and what to expect of that is told."""
     from cogvideo.pipeline import CogVideoPipeline
 
     first_use.obtain(options.model, options.download)
-    return CogVideoPipeline.from_pretrained(
+    pipeline = CogVideoPipeline.from_pretrained(
         options.model,
         device=options.device,
         previews=False,  # nobody would see them
@@ -109,115 +85,13 @@ def _pipeline(options: argparse.Namespace) -> CogVideoPipeline:
         offload=options.offload,
         memory=options.memory,
     )
+    if not options.quiet:
+        print(pipeline.held, file=sys.stderr)
+        if takes_long(pipeline.preset.model, pipeline.place.memory, pipeline.place.kind):
+            from cogvideo.fit import expectation
 
-
-def _parser() -> console.Parser:
-    parser = console.Parser("generate", description=DESCRIPTION, epilog=EXAMPLES)
-    parser.add_argument("prompt", nargs="?", help="what to show, in Chinese / 用中文描述画面")
-    _what_options(parser.add_argument_group("what to draw / 生成什么"))
-    _file_options(parser.add_argument_group("the file / 文件"))
-    _how_options(parser.add_argument_group("how to draw / 如何生成"))
-    release_words.add_options(
-        parser.add_argument_group("many sentences, as in the release / 批量生成（与原版参数相同）")
-    )
-    return parser
-
-
-def _what_options(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        "--seed",
-        type=int,
-        metavar="N",
-        help=f"0 to {MAX_SEED}; another seed, another video (default: random) / 种子，换一个就换一段视频",
-    )
-    group.add_argument(
-        "--frames",
-        type=int,
-        default=CLIP_FRAMES[-1],
-        metavar="N",
-        help=f"{_choices(CLIP_FRAMES)}: more is smoother (default: {CLIP_FRAMES[-1]}) / 帧数，越多越流畅",
-    )
-    group.add_argument(
-        "--seconds",
-        type=float,
-        default=CLIP_SECONDS[0],
-        metavar="S",
-        help=f"{_choices(CLIP_SECONDS)}: how long the scene lasts (default: {CLIP_SECONDS[0]:g}) / 时长（秒）",
-    )
-    group.add_argument(
-        "--superres",
-        action=argparse.BooleanOptionalAction,
-        help="enlarge every frame three times at the end (default: as the model says) / 最后是否做超分，默认依模型而定",
-    )
-
-
-def _file_options(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        "--out", type=Path, metavar="FILE", help=".mp4 or .gif (default: cogvideo-SEED.mp4) / 输出文件名"
-    )
-    group.add_argument("--gif", action="store_true", help="write a .gif as well / 另存一份 gif")
-    group.add_argument(
-        "--no-metadata", action="store_true", help="keep prompt and settings out of the file / 文件中不保存提示词和设置"
-    )
-    group.add_argument("--quiet", action="store_true", help="print the file's name and nothing else / 只输出文件名")
-    console.add_json(group)
-
-
-def _how_options(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        "--model",
-        metavar="NAME",
-        help=f"{_choices(PRESETS)}, or the folder of a trained model (default: $COGVIDEO_MODEL, else cogvideo where "
-        "its files are there and a card has room, else mini) / 使用哪个模型",
-    )
-    group.add_argument(
-        "--download",
-        action="store_true",
-        help="where the files of the model cogvideo are missing, fetch them without asking (43 GB) / 缺少时直接下载",
-    )
-    group.add_argument(
-        "--guidance",
-        type=float,
-        metavar="X",
-        help=f"1 to {MAX_GUIDANCE:g}: how strictly the prompt counts (default: the model's own) / 引导强度",
-    )
-    group.add_argument(
-        "--temperature",
-        type=float,
-        metavar="X",
-        help=f"{MIN_TEMPERATURE} to {MAX_TEMPERATURE:g}: low is tidy, high is wild (default: the model's "
-        "own) / 温度，越低越规整，越高越多变",
-    )
-    group.add_argument(
-        "--top-k",
-        "--top_k",
-        type=int,
-        metavar="N",
-        help="how many clusters of similar tokens may be drawn from (default: the model's own) / 每步保留多少个候选类",
-    )
-    group.add_argument(
-        "--device", metavar="NAME", help="cpu, cuda, cuda:1 (default: cuda where there is one) / 计算设备"
-    )
-    group.add_argument(
-        "--memory",
-        metavar="NAME",
-        help=f"{_choices(MEMORY)}: how the model is held on the card (default: $COGVIDEO_MEMORY, else the first that "
-        "fits by a prediction from the sizes, which was not yet measured on a GPU) / 显存预设",
-    )
-    group.add_argument(
-        "--eight-bit",
-        action="store_true",
-        help="keep the weights in 8 bits: less memory, slower / 权重用 8 位存放，省内存",
-    )
-    group.add_argument(
-        "--offload",
-        action="store_true",
-        help="each matrix comes from host memory for its product: least memory, slowest / 逐个矩阵调入，最省也最慢",
-    )
-
-
-def _choices(values: Iterable[Any]) -> str:
-    return ", ".join(f"{value:g}" if isinstance(value, float) else str(value) for value in values)
+            console.say(*expectation(pipeline.preset.model, pipeline.place))
+    return pipeline
 
 
 def _request(options: argparse.Namespace) -> VideoRequest:

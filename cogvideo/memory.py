@@ -43,6 +43,9 @@ ALLOWANCE: Final = 5 * 10**8
 measured on a GPU). What the codec computes with, 1 kB for each pixel of a pass, is less than a layer of
 super-resolution takes."""
 
+LONG: Final = 1000.0
+"""Gigabytes to be read for a video that are no matter of seconds on any machine."""
+
 ENVIRONMENT: Final = "COGVIDEO_MEMORY"
 
 Phase = str
@@ -173,6 +176,11 @@ def gigabytes_read(model: ModelConfig, memory: MemoryPreset, device: str | None 
     passes = sum(-(-(2**level) // memory.rows) for level in range(1, len(CLIP_FRAMES)))
     both = (model.keyframes - 1) * size + passes * (size + layout.wavefront_lag)
     return (size * backbone + both * (backbone + attention)) / 1e9
+
+
+def takes_long(model: ModelConfig, memory: MemoryPreset, device: str | None = None) -> bool:
+    """Whether somebody wants to know beforehand how long a video takes."""
+    return gigabytes_read(model, memory, device) > LONG
 
 
 def superres_gigaflop(model: ModelConfig) -> float:

@@ -15,7 +15,7 @@ from cogvideo.__main__ import main
 from cogvideo.config import MEMORY, PRESETS, describe_preset
 from cogvideo.device import Place
 from cogvideo.errors import RequestError
-from cogvideo.memory import gigabytes_read, peak_bytes
+from cogvideo.memory import gigabytes_read, peak_bytes, takes_long
 
 
 @pytest.fixture
@@ -70,6 +70,16 @@ def test_a_gpu_is_held_to_the_card_of_the_preset(monkeypatch: pytest.MonkeyPatch
 def test_names_that_do_not_exist_are_refused(folder: Path) -> None:
     with pytest.raises(RequestError, match="4g: there are a100"):
         fit.main(["--model", str(folder), "--device", "cpu", "--measure", "24g,4g"])
+
+
+def test_before_a_long_video_the_time_to_expect_is_told() -> None:
+    place = Place(torch.device("cpu"), torch.float32, MEMORY["8g"])
+    assert takes_long(PRESETS["cogvideo"].model, place.memory, "cpu")
+    assert not takes_long(PRESETS["mini"].model, MEMORY["cpu"])
+    told = fit.expectation(PRESETS["cogvideo"].model, place, seconds=0.001)
+    assert all(
+        int(re.findall(r"about (\d+) minutes|约 (\d+) 分钟", said)[0][number]) > 1 for said, number in zip(told, (1, 0))
+    )
 
 
 def test_weights_in_fewer_bits_are_read_sooner() -> None:

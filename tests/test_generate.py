@@ -32,7 +32,7 @@ def toy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, pipe: CogVideoPipeline)
 
 
 def requested(words: list[str]) -> VideoRequest:
-    return generate._request(generate._parser().parse_args([*words, "--model", "mini"]))
+    return generate._request(generate.parser().parse_args([*words, "--model", "mini"]))
 
 
 def test_a_sentence_becomes_a_film_that_knows_how_it_was_made(
