@@ -152,11 +152,13 @@ def test_sights_of_the_published_stages() -> None:
         ["CAUSAL", "NONE", "NONE", "NONE", "NONE"],
         ["ALL", "ALL", "CAUSAL", "NONE", "NONE"],
     ]
-    assert [[layout.temporal_sight(2, a, b).name for b in range(5)] for a in (0, 1, 3)] == [
+    assert [[layout.temporal_sight(2, a, b).name for b in range(5)] for a in (0, 1, 2, 3)] == [
         ["ALL", "NONE", "ALL", "NONE", "ALL"],
         ["ALL", "CAUSAL", "ALL", "NONE", "ALL"],
+        ["ALL", "NONE", "ALL", "NONE", "ALL"],
         ["ALL", "ALL", "ALL", "CAUSAL", "ALL"],
     ]
+    assert [layout.shift(layer) for layer in range(6)] == [0, 5, 0, 5, 0, 5]
     assert [layout.spatial_sight(2, frame) for frame in range(3)] == [Sight.ALL, Sight.CAUSAL, Sight.ALL]
     assert layout.superres_positions()[[0, -1]].tolist() == [513, 912]
     assert layout.frame_rows(4)[-1] == 1599
