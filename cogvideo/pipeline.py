@@ -73,10 +73,12 @@ from cogvideo.tokens import TokenFrames
 PREVIEWS: Final = 4
 """Pictures of a keyframe while it is painted, the finished one included."""
 
-LOOK_AHEAD: Final = 8
-"""Slots of a keyframe that one step reads on a CPU. With `mini` and real prompts, one core: 4.0 to 5.1 tokens a step,
-keyframes in 56 % of the time; 4 slots and 12 take longer (assets/bench/ahead.json). Off for frames between, where the
-wavefront is nearly as fast and all rows would have to agree, and on a GPU, where each step would wait for the host."""
+LOOK_AHEAD: Final = 4
+"""Slots of a keyframe that one step reads on a CPU. With `mini` and real prompts: 2.6 to 3.4 tokens a step (figures in
+assets/bench/ahead.json), keyframes in 82 % of the time on one core and in 65 % on two; eight slots gain no more. Off
+for frames between, where the wavefront is as fast and all rows would have to agree, and on a GPU, where each step would
+wait for the host.
+"""
 
 Stop = Callable[[], bool]
 
