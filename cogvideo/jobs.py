@@ -9,15 +9,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-import shutil
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import closing, suppress
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from cogvideo.archive import Archive, comment, stored
 from cogvideo.choice import default_model
 from cogvideo.config import Preset, VideoRequest
 from cogvideo.errands import Errands
@@ -27,14 +27,17 @@ from cogvideo.keys import new_key as new_key
 from cogvideo.keys import new_seed as new_seed
 from cogvideo.keys import owner_of
 from cogvideo.offers import Offer, Pipeline, offers
-from cogvideo.pace import Pace, tokens_per_stage
-from cogvideo.results import EXPORTS, Folder, WriteVideo
+from cogvideo.pace import tokens_per_stage
+from cogvideo.registry import Registry
+from cogvideo.results import WriteVideo
+from cogvideo.results import read_settings as read_settings
+from cogvideo.speeds import Speeds
 from cogvideo.store import Entry, Record, Store, lock_folder
 from cogvideo.take import Take
 from cogvideo.tokens import TokenFrames
 from cogvideo.turns import order, refuse_when_full
-from cogvideo.video import read_metadata, write_video
-from cogvideo.view import ACTIVE, FINAL, Sentence, View, fold, request_from_dict, request_to_dict
+from cogvideo.video import write_video
+from cogvideo.view import View, fold, sentence
 
 if TYPE_CHECKING:
     from cogvideo.text import Reading
@@ -43,13 +46,6 @@ LOG = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
-CLOCK_TRUST = 3600.0
-"""Seconds by which the clock may be set before age stops to count; it counts again after a restart."""
-
-GONE = RequestError(
-    "没有找到这段视频：它可能已被删除，或链接不完整。",
-    "There is no such video: it may have been deleted, or the link is incomplete.",
-)
 FORBIDDEN = RequestError(
     "只有提交者可以停止或删除这段视频：您可以用同样的设置自己生成一段。",
     "Only the person who asked for this video may stop or delete it: make your own with the same settings.",
@@ -109,16 +105,13 @@ class Jobs:
     ) -> None:
         self.preset = preset
         own = Offer(preset, lambda _: pipeline(), lambda: None)
-        self.offers: dict[str, Offer] = {offer.name: offer for offer in (own, *others)}
+        self._registry = Registry([own, *others])
         self.limits = limits or Limits()
         self.results = data / "results"
-        self._write_video = video_writer
-        self._made: dict[tuple[str, str | None], Pipeline] = {}  # by model and memory preset
-        self._loaded: set[tuple[str, str | None]] = set()  # which of them may have read weights
-        self._making = threading.Lock()
-        self._exporting = threading.Lock()
         self._lock_file = lock_folder(data)
         self._store = Store(data / "jobs.sqlite")
+        self._speeds = Speeds(self._store)
+        self._archive = Archive(self._store, self.results, video_writer, preset.name, self.preset_of)
         self._changed = threading.Condition()  # guards everything below
         self._errands = Errands(self._wake)
         self._views: dict[str, View] = {}  # active jobs, oldest first
@@ -127,11 +120,13 @@ class Jobs:
         self._seen: dict[str, float] = {}  # job -> when somebody last looked, monotonic
         self._stops: dict[str, Stop] = {}
         self._turns = 0
-        self._clock = _clock()
         self._places: dict[str, int] | None = None  # waiting job -> jobs before it; None: to be counted anew
         self._closing = False
         self._worker: threading.Thread | None = None
-        self._recover()
+        for record in self._archive.recover():  # waiting jobs wait on, in their order
+            self._views[record.id], self._owners[record.id] = self._archive.view(record), record.owner
+            self._seen[record.id] = time.monotonic()
+        self._tidy()
 
     # Life of the server.
 
@@ -187,7 +182,7 @@ class Jobs:
         with self._changed:
             self._drop_abandoned()
             self._refuse_when_full(owner, len(views))
-            self._store.add(*(Record(view.id, owner, _stored(view), "queued", view.created, None, 0) for view in views))
+            self._store.add(*(Record(view.id, owner, stored(view), "queued", view.created, None, 0) for view in views))
             for view in views:
                 self._views[view.id], self._owners[view.id] = view, owner
                 self._seen[view.id] = time.monotonic()
@@ -196,7 +191,7 @@ class Jobs:
         return [self.view(view.id) for view in views]
 
     def _new(self, request: VideoRequest, comment: bool, model: str, memory: str | None) -> View:
-        checked = self._pipeline(model, memory).check(request)
+        checked = self._registry.pipeline(model, memory).check(request)
         return View(
             id=secrets.token_urlsafe(16),
             status="queued",
@@ -209,18 +204,22 @@ class Jobs:
             total=sum(tokens_per_stage(self.offer(model).preset.model, request).values()),
         )
 
+    @property
+    def offers(self) -> dict[str, Offer]:
+        """The models that may be asked for, by name, the server's own first."""
+        return self._registry.offers
+
     def offer(self, model: str) -> Offer:
         """The model of that name. Raises RequestError where this server does not know it."""
-        if model not in self.offers:
-            raise RequestError(
-                f"这台服务器没有名为 {model} 的模型：可用的有 {'、'.join(self.offers)}。",
-                f"This server has no model called {model}: there are {', '.join(self.offers)}.",
-            )
-        return self.offers[model]
+        return self._registry.offer(model)
+
+    def held(self, model: str) -> tuple[str, str] | None:
+        """The kind of device and the memory preset that fit the model; None where it cannot be made here."""
+        return self._registry.held(model)
 
     def read(self, request: VideoRequest, model: str | None = None) -> Reading:
         """The prompt as the model reads it, piece by piece. Raises RequestError."""
-        return self._pipeline(model).read(request)
+        return self._registry.pipeline(model or self.preset.name).read(request)
 
     def encode(self, picture: Frames, model: str | None = None) -> TokenFrames:
         """A picture uint8 [H, W, 3] of the model's frame size -> tokens, by the worker. Raises CogVideoError."""
@@ -267,15 +266,14 @@ class Jobs:
             if view is not None:
                 self._seen[job] = time.monotonic()
                 return replace(view, place=self._place(job)) if view.status == "queued" else view
-        record = self._store.job(job) if _plain(job) else None
-        if record is None:
-            raise GONE
-        return self._restore(record)
+        return self._archive.view(self._archive.record(job))
 
     def holds(self, job: str, key: str) -> bool:
         """Whether the job belongs to `key`."""
-        record = self._store.job(job) if _plain(job) else None
-        return record is not None and secrets.compare_digest(record.owner, owner_of(key))
+        try:
+            return secrets.compare_digest(self._archive.record(job).owner, owner_of(key))
+        except RequestError:  # there is no such job, or no such key
+            return False
 
     def log(self, job: str, after: int = 0) -> list[Entry]:
         """The job's log entries with seq > `after`."""
@@ -313,36 +311,18 @@ class Jobs:
 
     def tokens(self, job: str, draft: int = 0) -> TokenFrames | None:
         """The frames that a job has drawn, before super-resolution; None where it kept none."""
-        return self._folder(job).tokens(draft) if _plain(job) else None
+        return self._archive.tokens(job, draft)
 
-    def estimate(self, request: VideoRequest, model: str | None = None) -> float | None:
+    def estimate(self, request: VideoRequest, model: str | None = None, memory: str | None = None) -> float | None:
         """Seconds that `request` would take once it runs, as far as speeds were measured."""
-        offer = self.offer(model or self.preset.name)
-        plan = tokens_per_stage(offer.preset.model, request)
-        return self._pace(offer.name, self._store.settings("how:").get(f"how:{offer.name}", "")).seconds_left(plan, 0)
+        return self._speeds.estimate(self.offer(model or self.preset.name).preset, request, memory)
 
     def file(self, job: str, name: str) -> Path | None:
         """The path of one of a job's files; None where there is none, whatever the two strings hold.
 
         A gif and a zip of the frames are made when they are first asked for.
         """
-        folder = self.results / job
-        if not _plain(job) or not folder.is_dir():
-            return None
-        if name in EXPORTS:
-            return self._export(job, name)
-        return next((path for path in folder.iterdir() if path.name == name and not name.startswith(".")), None)
-
-    def _export(self, job: str, name: str) -> Path | None:
-        record = self._store.job(job)
-        if record is None or record.status not in FINAL:
-            return None
-        view = self._restore(record)
-        folder = self._folder(job)
-        with self._exporting:  # once, however many ask
-            path = folder.export(name, view.request, self._comment(view))
-        self._store.resize(job, folder.size())
-        return path
+        return self._archive.file(job, name)
 
     # The queue. All of these are called with the lock held.
 
@@ -378,7 +358,7 @@ class Jobs:
                     continue
                 if self._errands or self._changed.wait(self.limits.idle_seconds):
                     continue
-            self._let_go(None)
+            self._registry.let_go(None)
 
     def _wake(self) -> None:
         with self._changed:
@@ -409,7 +389,7 @@ class Jobs:
                 self._finish(job, "stopped", {"error": error})
 
     def _finish(self, job: str, status: str, data: dict[str, Any]) -> None:
-        self._store.finish(job, time.time(), status, data, self._folder(job).size())
+        self._store.finish(job, time.time(), status, data, self._archive.folder(job).size())
         for table in (self._views, self._owners, self._stops, self._seen):
             table.pop(job, None)
         self._places = None
@@ -421,67 +401,18 @@ class Jobs:
 
     # What is kept.
 
-    def _recover(self) -> None:
-        """After a restart: waiting jobs wait on, in their order; a running one was interrupted."""
-        for record in self._store.with_status(["running"]):
-            kept = _last_clip(self._store.log(record.id))
-            self._folder(record.id).clear()
-            self._store.finish(record.id, time.time(), "interrupted", kept, self._folder(record.id).size())
-        for record in self._store.with_status(["queued"]):
-            self._views[record.id] = self._restore(record)
-            self._owners[record.id] = record.owner
-            self._seen[record.id] = time.monotonic()
-        known = {record.id for record in self._store.with_status([*ACTIVE, *FINAL])}
-        for folder in self.results.iterdir():
-            if folder.name not in known:
-                shutil.rmtree(folder, ignore_errors=True)
-        self._tidy()
-
-    def _restore(self, record: Record) -> View:
-        """The view of a job, from its row and its log alone."""
-        stored = record.request
-        request = request_from_dict(stored["request"])
-        view = View(
-            id=record.id,
-            status=record.status,
-            request=request,
-            created=record.created,
-            notes=tuple((zh, en) for zh, en in stored["notes"]),
-            comment=stored["comment"],
-            model=stored.get("model") or self.preset.name,
-            memory=stored.get("memory"),
-        )
-        view = replace(view, total=sum(tokens_per_stage(self.preset_of(view).model, request).values()))
-        for entry in self._store.log(record.id):
-            view = fold(view, entry.kind, entry.data)
-        return view
-
     def _tidy(self) -> None:
-        """Removes finished jobs that are too old, then the oldest ones until the rest fits.
-
-        A clock that has jumped since the start says nothing of age: nobody's clips go because somebody sets it.
-        """
-        kept = 0
-        oldest = time.time() - self.limits.keep_seconds if abs(_clock() - self._clock) < CLOCK_TRUST else 0.0
-        for record in reversed(self._store.with_status(FINAL)):
-            kept += record.bytes
-            if kept > self.limits.keep_bytes or (record.finished or record.created) < oldest:
-                self._forget(record.id)
+        for job in self._archive.outdated(self.limits.keep_bytes, self.limits.keep_seconds):
+            self._forget(job)
 
     def _forget(self, job: str) -> None:
-        try:
-            self._store.delete(job)
-        except CapacityError:  # a full disk has no room for the note either: the files go first
-            shutil.rmtree(self.results / job, ignore_errors=True)
-            self._store.delete(job)
+        self._archive.delete(job)
         for table in (self._views, self._owners, self._seen):
             table.pop(job, None)
         self._places = None
-        shutil.rmtree(self.results / job, ignore_errors=True)
 
     def _demand(self, job: str, key: str) -> None:
-        if not _plain(job) or self._store.job(job) is None:
-            raise GONE
+        self._archive.record(job)
         if not self.holds(job, key):
             raise FORBIDDEN
 
@@ -489,70 +420,40 @@ class Jobs:
         """The job's model; the server's own where it does not know that one any more."""
         return self.offers.get(view.model, self.offers[self.preset.name]).preset
 
-    def _pipeline(self, model: str | None = None, memory: str | None = None) -> Pipeline:
-        """The pipeline of a model, made by whoever needs it first: the check at the door or the worker."""
-        name = model or self.preset.name
-        with self._making:
-            if (name, memory) not in self._made:
-                offer = self.offer(name)
-                if missing := offer.missing():
-                    raise RequestError(*missing)
-                self._made[name, memory] = offer.make(memory)
-            return self._made[name, memory]
-
     def _ask(self, model: str | None, work: Callable[[Pipeline], Result]) -> Result:
         """Lets the worker do something small; a server whose worker has not started does it itself."""
-        pipeline = self._pipeline(model)
+        name = model or self.preset.name
+        pipeline = self._registry.pipeline(name)
 
         def errand() -> Result:
-            self._loaded.add((model or self.preset.name, None))
+            self._registry.used(name)
             return work(pipeline)
 
         return errand() if self._worker is None else self._errands.ask(errand, self.limits.errand_seconds)
-
-    def _folder(self, job: str) -> Folder:
-        return Folder(self.results / job, self._write_video)
-
-    def _pace(self, model: str, how: str) -> Pace:
-        prefix = f"speed:{model}:{how}:"
-        return Pace({name.removeprefix(prefix): float(value) for name, value in self._store.settings(prefix).items()})
 
     # The worker. Everything below runs in its thread.
 
     def _work(self, preload: bool) -> None:
         if preload:
             try:
-                self._ready(self.preset.name, None).load()
+                self._registry.ready(self.preset.name, None).load()
             except Exception:  # the first job meets the same error and shows it to a person
                 LOG.exception("The model could not be loaded ahead of time")
         while job := self._claim():
             try:
                 view = self._views[job]
-                self._run(job, self._ready(view.model, view.memory))
+                self._run(job, self._registry.ready(view.model, view.memory))
             except (Exception, SystemExit) as error:  # whatever a library does, the next job runs
                 LOG.exception("Job failed")
-                self._end(job, "failed", {"error": _sentence(error)})
-
-    def _ready(self, model: str, memory: str | None) -> Pipeline:
-        """The pipeline that may have its weights now; any other lets go of them."""
-        pipeline = self._pipeline(model, memory)
-        self._let_go((model, memory))
-        self._loaded.add((model, memory))
-        return pipeline
-
-    def _let_go(self, following: tuple[str, str | None] | None) -> None:
-        """Frees the memory of all models but the `following` one."""
-        for which in self._loaded - {following}:
-            self._made[which].unload()
-            self._loaded.discard(which)
+                self._end(job, "failed", {"error": sentence(error)})
 
     def _run(self, job: str, pipeline: Pipeline) -> None:
         """Draws one video. Returns once the pipeline has let go of the accelerator."""
         with self._changed:
             view, stop = self._views[job], self._stops[job]
         plan = tokens_per_stage(self.preset_of(view).model, view.request)
-        pace = self._pace(view.model, pipeline.how)
-        take = Take(self._folder(job), view.request, plan, pace, self.limits.preview_seconds)
+        pace = self._speeds.pace(view.model, pipeline.how)
+        take = Take(self._archive.folder(job), view.request, plan, pace, self.limits.preview_seconds)
         trouble: CogVideoError | None = None
         try:
             with closing(pipeline.stream(view.request, stop.now.is_set)) as events:
@@ -564,23 +465,20 @@ class Jobs:
                     if stop.after_level.is_set() and isinstance(event, LevelDone):
                         raise Cancelled
         except Cancelled:
-            self._end(job, "interrupted" if self._closing else "stopped", take.kept(self._comment(view)))
+            self._end(job, "interrupted" if self._closing else "stopped", take.kept(comment(view)))
         except CogVideoError as error:
             LOG.warning("Job refused by the pipeline: %s", error)
             trouble = error.with_traceback(None)  # whose frames would hold what is to be freed
         else:
             if take.finished is None:
                 raise RuntimeError("The pipeline ended without its last event")
-            self._end(job, "done", take.last("final", take.finished, self._comment(view)))
+            self._end(job, "done", take.last("final", take.finished, comment(view)))
         if trouble:
             if isinstance(trouble, CapacityError):
-                self._let_go(None)
+                self._registry.let_go(None)
             smaller = trouble.next_preset if isinstance(trouble, OutOfMemory) else None
-            self._end(job, "failed", {**take.kept(None), "error": _sentence(trouble), "smaller": smaller})
-        with suppress(CapacityError):  # measured again next time
-            self._store.keep(f"how:{view.model}", pipeline.how)
-            for stage, speed in take.pace.speeds().items():
-                self._store.keep(f"speed:{view.model}:{pipeline.how}:{stage}", repr(speed))
+            self._end(job, "failed", {**take.kept(None), "error": sentence(trouble), "smaller": smaller})
+        self._speeds.keep(view.model, pipeline.how, take.pace)
 
     def _hear(self, job: str, take: Take, event: Event) -> None:
         """One event: files first, then the log, then what people see."""
@@ -603,13 +501,6 @@ class Jobs:
                         return
                     self._wait_for_room(error)
 
-    def _comment(self, view: View) -> dict[str, Any] | None:
-        """What is written into the video file; None where the person opted out."""
-        if not view.comment:
-            return None
-        settings = request_to_dict(replace(view.request, clip=None))  # which the seed gives again
-        return {"app": "CogVideo for everyone", "model": view.model, **settings}
-
 
 def open_jobs(
     data: Path,
@@ -623,51 +514,3 @@ def open_jobs(
     """Jobs for the model called `model` (None: the best there is), with the real pipeline, imported when needed."""
     first, *others = offers(model or default_model(device), device, eight_bit, offload, memory)
     return Jobs(data, first.preset, lambda: first.make(None), write_video, limits, [first, *others])
-
-
-def read_settings(path: Path) -> tuple[VideoRequest, str] | None:
-    """Request and model in an mp4 or gif of ours, None where there are none. Raises RequestError for nonsense."""
-    settings = read_metadata(path)
-    if not settings or not isinstance(settings.get("prompt"), str):
-        return None
-    known = {field.name for field in fields(VideoRequest)}
-    try:
-        request = request_from_dict({name: value for name, value in settings.items() if name in known})
-        return request, str(settings.get("model", ""))
-    except (TypeError, ValueError, AttributeError):  # JSON of somebody else's making
-        return None
-
-
-def _stored(view: View) -> dict[str, Any]:
-    kept = {name: getattr(view, name) for name in ("notes", "comment", "model", "memory")}
-    return {"request": request_to_dict(view.request), **kept}
-
-
-def _last_clip(log: list[Entry]) -> dict[str, Any]:
-    clips = [entry.data for entry in log if entry.kind == "level"]
-    return {name: clips[-1][name] for name in ("video", "strip", "poster", "frames")} if clips else {}
-
-
-def _clock() -> float:
-    """What the clock on the wall is ahead of the one that nobody can set."""
-    return time.time() - time.monotonic()
-
-
-def _sentence(error: BaseException) -> Sentence:
-    if isinstance(error, CogVideoError):
-        return error.zh, error.en
-    if isinstance(error, MemoryError):
-        return (
-            "内存不足：请关闭其他程序，减少帧数，或关闭超分后再试。",
-            "Out of memory: close other programs, ask for fewer frames, or switch super-resolution off, and try again.",
-        )
-    kind = type(error).__name__
-    return (
-        f"生成时出现意外错误（{kind}），详情见服务器日志：可以用同样的设置再试一次。",
-        f"Something unexpected went wrong ({kind}); the server's log has the details: "
-        "you can try the same settings again.",
-    )
-
-
-def _plain(name: str) -> bool:
-    return 0 < len(name) <= 64 and all(c.isascii() and (c.isalnum() or c in "-_") for c in name)

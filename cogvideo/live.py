@@ -29,6 +29,10 @@ class Live:
         self._jobs, self._show, self._beat = jobs, show, beat
         self._readers: dict[str, _Reader] = {}
 
+    def now(self, job: str) -> Value:
+        """What is to be seen of the job at this moment, for pages that nobody looks at. Raises RequestError."""
+        return self._show(self._jobs.view(job))
+
     async def watch(self, job: str) -> AsyncIterator[str]:
         """JSON texts until the job is final; "" is a sign of life. A job that is not there ends with {"gone": job}."""
         reader = self._readers.get(job)

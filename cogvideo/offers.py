@@ -49,8 +49,18 @@ class Pipeline(Protocol):
         ...
 
     @property
+    def kind(self) -> str:
+        """Of device that it computes on: "cuda" or "cpu"."""
+        ...
+
+    @property
+    def memory(self) -> str:
+        """Name of the memory preset that it computes under."""
+        ...
+
+    @property
     def how(self) -> str:
-        """In a word, on what and in which precision it computes: speeds are kept for each."""
+        """Both of these in a word, "KIND-MEMORY": speeds are kept for each."""
         ...
 
 

@@ -73,6 +73,16 @@ def reading_html(words: Words, language: str, pieces: Sequence[tuple[str, bool]]
     return f'<p class="cv-reading" tabindex="0"><b>{label}</b> <i>{count}</i> {text}</p>'
 
 
+def unwritten_html(words: Words, language: str) -> str:
+    """What helps before anything is written."""
+    return f'<p class="cv-hint">{html.escape(words.say(language, "prompt_empty"))}</p>'
+
+
+def unread_html(reason: str) -> str:
+    """Why the model can read nothing of a prompt."""
+    return f'<p class="cv-reading cv-unread">{html.escape(reason)}</p>'
+
+
 def rate_choices(words: Words, language: str, seconds: float) -> list[tuple[str, int]]:
     """Frame rates that a clip of `seconds` can have, each with its number of frames."""
     return [(words.say(language, "rate_choice", rate=f"{(f - 1) / seconds:g}"), f) for f in CLIP_FRAMES]

@@ -15,6 +15,7 @@ from starlette.routing import Route
 
 from cogvideo import page
 from cogvideo.config import ASSETS
+from cogvideo.errors import RequestError
 from cogvideo.jobs import Jobs
 from cogvideo.live import Live
 
@@ -35,6 +36,13 @@ def routes(jobs: Jobs) -> list[Route]:
             _server_sent(live.watch(request.path_params["job"])), 200, headers, "text/event-stream"
         )
 
+    def now(request: Request) -> Response:
+        try:
+            value = live.now(request.path_params["job"])
+        except RequestError:
+            value = {"gone": request.path_params["job"]}
+        return JSONResponse(value, headers={"Cache-Control": "no-store"})
+
     def media(request: Request) -> Response:
         path = jobs.file(request.path_params["job"], request.path_params["name"])
         if path is None:
@@ -45,6 +53,7 @@ def routes(jobs: Jobs) -> list[Route]:
 
     return [
         Route("/watch/{job}", watch),
+        Route("/now/{job}", now),
         Route("/media/{job}/{name}", media),
         Route("/gallery/{name}", _gallery_clip),
         Route("/qr", _qr),

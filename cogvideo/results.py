@@ -11,7 +11,7 @@ import os
 import zipfile
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ from cogvideo.config import CLIP_FRAMES, VideoRequest
 from cogvideo.errors import CapacityError
 from cogvideo.events import Frames, Tokens
 from cogvideo.tokens import TokenFrames
+from cogvideo.video import read_metadata
+from cogvideo.view import request_from_dict
 
 WriteVideo = Callable[[Path, Frames, float, Mapping[str, Any] | None], object]
 """(path, frames, seconds from first to last frame, metadata) -> a video at path (`cogvideo.video.write_video`)."""
@@ -150,6 +152,19 @@ class Folder:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise _full(error) from error
+
+
+def read_settings(path: Path) -> tuple[VideoRequest, str] | None:
+    """Request and model in an mp4 or gif of ours, None where there are none. Raises RequestError for nonsense."""
+    settings = read_metadata(path)
+    if not settings or not isinstance(settings.get("prompt"), str):
+        return None
+    known = {field.name for field in fields(VideoRequest)}
+    try:
+        request = request_from_dict({name: value for name, value in settings.items() if name in known})
+        return request, str(settings.get("model", ""))
+    except (TypeError, ValueError, AttributeError):  # JSON of somebody else's making
+        return None
 
 
 def _full(error: OSError) -> CapacityError:

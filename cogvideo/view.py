@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from cogvideo.config import SamplingOptions, TokenSampling, VideoRequest
+from cogvideo.errors import CogVideoError
 from cogvideo.tokens import TokenFrames
 
 ACTIVE = ("queued", "running")
@@ -100,3 +101,20 @@ def request_from_dict(data: dict[str, Any]) -> VideoRequest:
 def _sampling(data: dict[str, Any]) -> SamplingOptions:
     nested = {name: TokenSampling(**value) for name, value in data.items() if isinstance(value, dict)}
     return SamplingOptions(**{**data, **nested})
+
+
+def sentence(error: BaseException) -> Sentence:
+    """What a person is told of an error; nothing of what a library wrote into it."""
+    if isinstance(error, CogVideoError):
+        return error.zh, error.en
+    if isinstance(error, MemoryError):
+        return (
+            "内存不足：请关闭其他程序，减少帧数，或关闭超分后再试。",
+            "Out of memory: close other programs, ask for fewer frames, or switch super-resolution off, and try again.",
+        )
+    kind = type(error).__name__
+    return (
+        f"生成时出现意外错误（{kind}），详情见服务器日志：可以用同样的设置再试一次。",
+        f"Something unexpected went wrong ({kind}); the server's log has the details: "
+        "you can try the same settings again.",
+    )

@@ -47,8 +47,12 @@ class FakePipeline:
         self.most_busy = 0
         self.started: list[VideoRequest] = []
         self.loaded = self.unloaded = 0
-        self.how = "fake"
+        self.kind, self.memory = "cpu", "cpu"
         self.fail: Exception | None = None
+
+    @property
+    def how(self) -> str:
+        return f"{self.kind}-{self.memory}"
 
     def step(self, count: int = 1) -> None:
         self._steps.release(count)

@@ -15,12 +15,13 @@ from test_jobs import KEY, OTHER, _open, finished, until
 
 from cogvideo.config import PRESETS, VideoRequest
 from cogvideo.errors import CapacityError, OutOfMemory, RequestError, WeightsError
-from cogvideo.jobs import Jobs, Limits, read_settings
+from cogvideo.jobs import Jobs, Limits
 from cogvideo.offers import Offer, missing_files, offers
 from cogvideo.page_api import endpoints
 from cogvideo.page_change import go_on
 from cogvideo.page_routes import qr_code
 from cogvideo.page_start import data_uri, last_frame, read_picture, start_of, start_value
+from cogvideo.results import read_settings
 from cogvideo.tokens import TokenFrames
 from cogvideo.video import write_video
 

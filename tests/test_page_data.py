@@ -21,9 +21,10 @@ import app
 from cogvideo import serving
 from cogvideo.config import CLIP_FRAMES, CLIP_SECONDS, MAX_SEED, PRESETS, VideoRequest
 from cogvideo.errors import CapacityError, RequestError
-from cogvideo.jobs import Jobs, new_key, read_settings
+from cogvideo.jobs import Jobs, new_key
 from cogvideo.page import FOLDER, LANGUAGES, Form, Words, outcome, preferred_language
 from cogvideo.page_change import changed
+from cogvideo.results import read_settings
 from cogvideo.video import write_video
 
 WORDS = Words.load()

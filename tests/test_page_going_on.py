@@ -185,7 +185,7 @@ def test_the_place_in_the_queue_is_in_the_tab(site: Site, visit: Visit) -> None:
     first, second = visit().open(site.url).ask(), visit(locale="en-US")
     first.has_state("running")
     second.open(site.url)
-    expect(second.page.locator("#cv-outcome")).to_contain_text("1 videos are running or waiting")
+    expect(second.page.locator("#cv-outcome")).to_contain_text("running or waiting on this server: 1.")
     second.ask("一只小猫").has_state("queued")
     expect(second.page).to_have_title("(1) CogVideo for everyone")
 

@@ -79,7 +79,7 @@ def test_kill_at_each_stage(visit: Callable[..., Visitor], tmp_path: Path) -> No
     expect(one.film()).to_have_attribute("src", re.compile("final.mp4$"))
     assert one.film().evaluate("film => film.duration") > 3
     states = one.page.locator("[data-shelf=history] .cv-card .cv-small").all_inner_texts()
-    assert Counter(re.split(" · ", state)[0][:2] for state in states) == {"完成": 1, "服务": 2}
+    assert Counter(re.split(" · ", state)[0][:2] for state in states) == {"完成": 1, "中断": 2}
     assert len(work(tmp_path)) == begun
     server.quit()
     assert Counter(work(tmp_path)) == {"begin": 4, "end": 1}  # the three that were killed never said that they ended

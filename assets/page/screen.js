@@ -3,8 +3,10 @@ const cv = window.cv;
 cv.words = props.words;
 cv.shareBase = props.share_base;
 
+const samples = props.gallery || [];
 const find = (selector) => element.querySelector(selector);
 const stage = find(".cv-stage");
+const sample = find(".cv-sample");
 const still = find(".cv-still");
 const quad = find(".cv-quad");
 const drafts = find(".cv-drafts");
@@ -18,14 +20,15 @@ const GRID = 32; // moments of the finest clip; a cell's place on it never chang
 let view = null;
 let shown = null; // name of the film on the stage
 let film = null;
-let source = null; // the stream of events of the job on the stage, while it is active
-let heard = 0; // when it last gave a sign of life
+let unfollow = null; // ends what is told of the job on the stage, while it is active
 let lost = false;
-let told = null; // the job that was told to stop: said at once, but not part of what the server says of it
+let told = null; // the job that was told to stop, and when: said at once, but not part of what the server says of it
+let example = -1; // which clip of the gallery stands in for a job, while there is none
 
 const many = () => view && view.drafts > 1; // strips to choose from, instead of one film
 const active = () => view && (view.status === "queued" || view.status === "running");
-const stopping = () => (active() && told === view.id ? "now" : view && view.stopping);
+const believed = () => told && view && told.id === view.id && performance.now() - told.at < 4000;
+const stopping = () => (active() && believed() ? "now" : view && view.stopping);
 
 // The strip: one cell per frame. Keyframes come one by one; in-betweens slide in between them.
 
@@ -158,6 +161,7 @@ function drawQuad() {
 
 function drawStage() {
   element.firstElementChild.dataset.state = view ? view.status : "empty";
+  drawSample();
   drawQuad();
   if (view && view.video) return playFilm(cv.media(view.id, view.video));
   clearFilm();
@@ -167,6 +171,38 @@ function drawStage() {
   still.hidden = !picture;
   if (picture && still.src !== picture) still.src = picture;
 }
+
+// Until there is a job, clips made beforehand take turns on the stage.
+
+function drawSample() {
+  const wanted = !view && samples.length > 0;
+  if (wanted === (example >= 0)) return;
+  example = wanted ? 0 : -1;
+  sample.hidden = !wanted;
+  if (wanted) return showSample();
+  sample.removeAttribute("src");
+  sample.load();
+}
+
+function showSample() {
+  sample.src = `${cv.root()}/gallery/${samples[example].file}`;
+  if (!cv.calm()) sample.play().catch(() => {});
+}
+
+sample.addEventListener("ended", () => {
+  if (example < 0) return;
+  example = (example + 1) % samples.length;
+  showSample();
+  drawWords();
+});
+
+const toggleSample = () => (sample.paused ? sample.play().catch(() => {}) : sample.pause());
+sample.addEventListener("click", toggleSample);
+sample.addEventListener("keydown", (event) => {
+  if (event.key !== "Enter" && event.key !== " ") return;
+  event.preventDefault();
+  toggleSample();
+});
 
 function clearFilm() {
   shown = film = null;
@@ -198,6 +234,9 @@ function playFilm(url) {
       previous.removeAttribute("src");
       previous.load();
     }
+  };
+  next.onerror = () => {
+    if (shown === url) shown = null; // asked for again with whatever comes next
   };
   next.src = url;
 }
@@ -296,6 +335,13 @@ function drawBar() {
   return Math.floor(percent + 1e-6);
 }
 
+// What is said on a stage without a picture.
+function emptyWords() {
+  if (!view) return example >= 0 ? cv.say("sample") : cv.say("empty");
+  if (view.status === "queued") return view.place ? cv.say("queued", { place: view.place }) : cv.say("queued_next");
+  return active() ? cv.say("empty") : cv.say("no_picture");
+}
+
 function drawWords() {
   cv.fillWords(element);
   stage.setAttribute("aria-label", cv.say("stage_label"));
@@ -308,9 +354,12 @@ function drawWords() {
   find(".cv-tokens").textContent =
     view && view.total ? cv.say("tokens", { done: view.done.toLocaleString(), total: view.total.toLocaleString() }) : "";
   find(".cv-meta").textContent = view ? cv.about(view) : "";
-  find(".cv-wish").textContent = view ? view.prompt : "";
+  find(".cv-wish").textContent = view ? view.prompt : example >= 0 ? samples[example].prompt : "";
+  find(".cv-empty").textContent = emptyWords();
   const notes = view ? [view.mine ? "" : cv.say("watching"), cv.pick(view.error), ...view.notes.map(cv.pick)] : [];
   find(".cv-note").textContent = notes.filter(Boolean).join(" ");
+  find(".cv-note").dataset.kind = view && view.error ? "error" : "";
+  if (example >= 0) sample.setAttribute("aria-label", cv.english() ? samples[example].en : samples[example].prompt);
   const bar = find(".cv-bar");
   bar.setAttribute("aria-valuenow", percent);
   bar.setAttribute("aria-label", what);
@@ -330,6 +379,7 @@ function drawActs() {
   const failed = final && !done;
   const clip = done && !many(); // a film that can go on
   const visible = {
+    vary: example >= 0,
     stop: active() && view.mine,
     stop_level: view && view.status === "running" && view.mine && view.stage !== "superres" && !stopping() && !many(),
     smaller: failed && view.smaller,
@@ -345,7 +395,8 @@ function drawActs() {
     between: clip && view.frames > 5,
     go_on: clip,
     next: final,
-    reuse: view && !view.example,
+    reuse: view,
+    close_share: true,
   };
   for (const node of element.querySelectorAll("[data-act]")) node.hidden = !visible[node.dataset.act];
   find("[data-act=finish]").disabled = !chosenDrafts().length;
@@ -364,35 +415,50 @@ function drawActs() {
 
 async function share() {
   const url = cv.link(view);
-  const button = find("[data-act=share]");
   const box = find(".cv-link");
   if (navigator.share && window.matchMedia("(pointer: coarse)").matches) {
     return navigator.share({ title: cv.say("title"), text: view.prompt, url }).catch(() => {});
   }
   box.value = url;
-  box.setAttribute("aria-label", cv.say("copy_by_hand"));
   const code = find(".cv-qr");
-  code.alt = cv.say("qr");
   code.src = `${cv.root()}/qr?link=${encodeURIComponent(cv.shortLink(view))}`;
   shareBox.hidden = false;
+  drawShare();
+  box.focus();
   box.select();
   try {
     await navigator.clipboard.writeText(url);
-    button.textContent = cv.say("copied");
-    find(".cv-live").textContent = cv.say("copied");
-    setTimeout(() => (button.textContent = cv.say("share")), 2000);
+    find(".cv-said").textContent = cv.say("copied");
   } catch {
-    box.focus(); // no permission: the link is there, selected
+    find(".cv-said").textContent = cv.say("copy_by_hand"); // no permission: the link is there, selected
   }
 }
 
+function drawShare() {
+  shareBox.setAttribute("aria-label", cv.say("share"));
+  find(".cv-link").setAttribute("aria-label", cv.say("link"));
+  find(".cv-qr").alt = cv.say("qr");
+}
+
+function closeShare() {
+  if (shareBox.hidden) return;
+  shareBox.hidden = true;
+  find("[data-act=share]").focus();
+}
+
+shareBox.addEventListener("keydown", (event) => event.key === "Escape" && closeShare());
+
 element.addEventListener("click", (event) => {
   const act = event.target.closest("button[data-act]")?.dataset.act;
-  if (!act || !view) return;
+  if (!act) return;
+  if (act === "vary") return trigger("vary", { index: example });
+  if (act === "close_share") return closeShare();
+  if (!view) return;
   const id = view.id;
   if (act === "share") return share();
   if (act === "stop") {
-    told = id;
+    told = { id, at: performance.now() };
+    setTimeout(draw, 4100); // where the stop was not understood, it can be pressed again
     draw();
     return trigger("stop", { id, level: false });
   }
@@ -412,6 +478,7 @@ function draw() {
   drawStage();
   drawWords();
   drawActs();
+  drawShare();
 }
 
 function hear() {
@@ -420,8 +487,7 @@ function hear() {
   view = value && value.id ? value : null;
   if (value && value.language) cv.setLanguage(value.language);
   if (view && view.id !== before) {
-    const query = view.example ? "" : `?job=${encodeURIComponent(view.id)}`;
-    window.history.replaceState(null, "", window.location.pathname + query);
+    window.history.replaceState(null, "", `${window.location.pathname}?job=${encodeURIComponent(view.id)}`);
     shareBox.hidden = true;
     clearFilm();
     if (value.asked) element.scrollIntoView({ behavior: cv.calm() ? "auto" : "smooth", block: "nearest" });
@@ -434,49 +500,37 @@ function hear() {
 // that slept, a lost network or a restarted server cost nothing but the wait.
 
 function watchJob() {
-  source?.close();
-  source = null;
+  unfollow?.();
+  unfollow = null;
+  lost = false;
   if (!active()) return;
-  const mine = (source = new EventSource(`${cv.root()}/watch/${encodeURIComponent(view.id)}`));
-  heard = performance.now();
-  const alive = () => {
-    heard = performance.now();
-    if (!lost) return;
-    lost = false;
-    drawWords();
-  };
-  mine.addEventListener("beat", alive);
-  mine.onmessage = (event) => {
-    if (mine !== source) return;
-    alive();
-    const news = JSON.parse(event.data);
-    view = news.gone ? null : { ...view, ...news };
-    draw();
-    if (active()) return;
-    watchJob(); // which ends it
-    trigger("settled", {});
-  };
-  mine.onerror = () => {
-    if (mine !== source) return;
-    lost = true;
-    drawWords();
-  };
+  unfollow = cv.follow(view.id, {
+    news(changes) {
+      view = changes.gone ? null : { ...view, ...changes };
+      draw();
+      if (active()) return;
+      watchJob(); // which ends it
+      trigger("settled", {});
+    },
+    lost(yes) {
+      if (yes === lost) return;
+      lost = yes;
+      drawWords();
+    },
+  });
 }
 
-// The browser connects again by itself, but not after a proxy's error page, and a network that sleeps says nothing.
-function connectAgain() {
-  if (source && (source.readyState === EventSource.CLOSED || performance.now() - heard > 5000)) watchJob();
-}
+// The job on the stage was deleted on the shelf.
+window.addEventListener("cv-deleted", (event) => {
+  if (!view || view.id !== event.detail) return;
+  view = null;
+  window.history.replaceState(null, "", window.location.pathname);
+  draw();
+  watchJob();
+});
 
 watch("value", hear);
 window.addEventListener("cv-language", () => draw());
-window.addEventListener("online", connectAgain);
-document.addEventListener("visibilitychange", () => {
-  if (!document.hidden) {
-    drawWords();
-    connectAgain();
-  }
-});
-setInterval(connectAgain, 1500);
+document.addEventListener("visibilitychange", () => document.hidden || drawWords());
 hear();
 requestAnimationFrame(moveHead);

@@ -1,6 +1,7 @@
 // Two shelves of cards: clips made beforehand, and this browser's own jobs (props.value, made by app.py).
 const cv = window.cv;
 let asked = null; // the job whose deletion waits for a second press
+let deleting = null; // the job whose deletion the server was asked for
 
 const make = (name, className, text) => {
   const node = document.createElement(name);
@@ -16,6 +17,8 @@ const button = (word, act, id) => {
   return node;
 };
 
+const active = (job) => job.status === "queued" || job.status === "running";
+
 function historyCard(job) {
   const card = make("li", "cv-card");
   const open = make("button", "cv-picture");
@@ -26,9 +29,9 @@ function historyCard(job) {
   if (picture) open.style.backgroundImage = `url("${cv.media(job.id, picture)}")`;
   const text = make("p", "cv-wish", job.prompt);
   text.lang = "zh-CN";
-  const state = make("p", "cv-small", `${cv.say(["queued", "running"].includes(job.status) ? "active" : job.status)} · ${cv.about(job)}`);
+  const state = make("p", "cv-small", `${cv.say(active(job) ? "active" : `was_${job.status}`)} · ${cv.about(job)}`);
   const row = make("div", "cv-row");
-  row.append(button("reuse", "reuse", job.id));
+  row.append(button("reuse_short", "reuse", job.id));
   if (job.status !== "running") row.append(button(asked === job.id ? "delete_sure" : "delete", "delete", job.id));
   card.append(open, text, state, row);
   return card;
@@ -65,6 +68,11 @@ const visible = new IntersectionObserver((entries) => {
   for (const { target, isIntersecting } of entries) isIntersecting ? target.play().catch(() => {}) : target.pause();
 });
 
+// A job that is not on the stage ends without a word: while there is one, the shelf asks now and then.
+setInterval(() => {
+  if (!document.hidden && (props.value || []).some(active)) trigger("refresh", {});
+}, 4000);
+
 let drawn = "";
 let labelled = ""; // the gallery's button in the language it was last drawn in
 
@@ -72,6 +80,7 @@ function draw() {
   cv.fillWords(element);
   const gallery = props.gallery || [];
   const history = props.value || [];
+  tellDeleted(history);
   const label = cv.say("variation"); // empty until the page's words have arrived
   const signature = label + JSON.stringify(history) + asked;
   if (signature === drawn) return;
@@ -81,6 +90,17 @@ function draw() {
   element.querySelector("[data-shelf=gallery]").hidden = !gallery.length;
   element.querySelector("[data-shelf=history] ul").replaceChildren(...history.map(historyCard));
   element.querySelector(".cv-none").hidden = history.length > 0;
+}
+
+// Whoever shows a job that has left the shelf hears of it.
+let before = [];
+function tellDeleted(history) {
+  const there = new Set(history.map((job) => job.id));
+  if (deleting && !there.has(deleting) && before.includes(deleting)) {
+    window.dispatchEvent(new CustomEvent("cv-deleted", { detail: deleting }));
+    deleting = null;
+  }
+  before = [...there];
 }
 
 element.addEventListener("click", (event) => {
@@ -95,6 +115,7 @@ element.addEventListener("click", (event) => {
     return;
   }
   asked = null;
+  if (act === "delete") deleting = id;
   trigger({ open: "open", reuse: "reuse", delete: "remove" }[act], { id });
 });
 
