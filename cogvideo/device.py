@@ -130,6 +130,7 @@ def settle(models: Any, place: Place) -> Settled:
         compress(network.mixins, memory.weights, device, dtype, place.home)
     for lm in video:
         lm.int8_cache, lm.moving = memory.int8_cache, memory.offload
+        lm.keeps = not (memory.offload or memory.swap)
     for network in held:
         _bring(network.transformer, device, dtype)
         _bring(network.mixins, place.home, dtype)

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Generator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -15,12 +16,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from interpreter import interpreted, needs_triton
-from small_lm import CONFIG, random_frames, video_lm
+from small_lm import CONFIG, random_frames, superres_lm, video_lm
 from test_kernels import shared_memory
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from cogvideo import decode
-from cogvideo.config import TokenSampling
+from cogvideo import decode, device
+from cogvideo.config import MEMORY, TokenSampling
 from cogvideo.models import attention, cache, graphs, kept
 from cogvideo.models import fused as fused_steps
 from cogvideo.models.cache import Cache, Place
@@ -263,6 +264,16 @@ def test_new_weights_and_full_cards_keep_nothing(captures: list[object], monkeyp
     for free, room in ((40, True), (10, False)):
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=free: (free, 80))
         assert kept.has_room(torch.device("cuda")) == room
+
+
+@pytest.mark.parametrize("swap", [False, True])
+def test_weights_that_take_turns_end_what_was_captured(captures: list[object], swap: bool) -> None:
+    lm, other = video_lm(1, TINY), video_lm(2, TINY)
+    place = device.Place(torch.device("cpu"), torch.float32, replace(MEMORY["cpu"], swap=swap))
+    device.settle(SimpleNamespace(stage1=lm, stage2=other, superres=superres_lm(TINY)), place)
+    for _ in range(2):
+        drawn_frames(lm, TEXTS[:1])
+    assert len(captures) == (4 if swap else 2)
 
 
 def test_nothing_is_kept_where_nothing_is_captured() -> None:

@@ -50,6 +50,7 @@ class VideoLM(TokenModel):
         self._kept = Kept()
         self.int8_cache = False  # whether what is drawn keeps its keys and values in 8 bits
         self.moving = False  # whether weights come to the device for each step and go again
+        self.keeps = True  # whether storage and captured steps are kept for the next video: weights stay where they are
         with torch.random.fork_rng(devices=[]), torch.device(device):
             self.add_mixin("extra_position_embedding", ExtraPositions(config.extra_positions, config.hidden))
             self.add_mixin("attention_plus", AttentionPlus(config, gated=True))
@@ -138,6 +139,8 @@ class VideoLM(TokenModel):
 
     def give_back(self, cache: Cache) -> None:
         """Nobody draws with `cache` any more: storage and captured steps may serve the next video."""
+        if not self.keeps:
+            return
         shape = Shape(cache.rows, cache.text, cache.given, cache.both, cache.boost, cache.lanes, self.int8_cache)
         self._kept.give_back(shape, cache)
 
