@@ -53,6 +53,7 @@ def _one(options: argparse.Namespace) -> int:
         for note in checked.notes:
             console.say(note.zh, note.en)
         print(f"种子 seed: {request.seed}", file=sys.stderr)
+        _tell_what_to_expect(pipeline)
     metadata = None if options.no_metadata else metadata_of(pipeline, request)
     with Film(paths[0], request.frames, request.seconds, metadata) as film:
         frames, finished = watch(encoded(pipeline.stream(request), film), quiet=options.quiet)
@@ -69,15 +70,17 @@ def _many(options: argparse.Namespace) -> int:
     preset, _ = find_preset(options.model)
     sampling = _sampling(options, preset.sampling) or preset.sampling
     base = release_words.request_like(options, sampling, preset.enlarge)
-    return many.run(_pipeline(options), options, base)
+    pipeline = _pipeline(options)
+    if not options.quiet:
+        _tell_what_to_expect(pipeline)
+    return many.run(pipeline, options, base)
 
 
 def _pipeline(options: argparse.Namespace) -> CogVideoPipeline:
-    """The pipeline, which has read nothing yet; how it will be held and what to expect of that is told."""
     from cogvideo.pipeline import CogVideoPipeline
 
     first_use.obtain(options.model, options.download)
-    pipeline = CogVideoPipeline.from_pretrained(
+    return CogVideoPipeline.from_pretrained(
         options.model,
         device=options.device,
         previews=False,  # nobody would see them
@@ -85,13 +88,14 @@ def _pipeline(options: argparse.Namespace) -> CogVideoPipeline:
         offload=options.offload,
         memory=options.memory,
     )
-    if not options.quiet:
-        print(pipeline.held, file=sys.stderr)
-        if takes_long(pipeline.preset.model, pipeline.place.memory, pipeline.place.kind):
-            from cogvideo.fit import expectation
 
-            console.say(*expectation(pipeline.preset.model, pipeline.place))
-    return pipeline
+
+def _tell_what_to_expect(pipeline: CogVideoPipeline) -> None:
+    print(pipeline.held, file=sys.stderr)
+    if takes_long(pipeline.preset.model, pipeline.place.memory, pipeline.place.kind):
+        from cogvideo.fit import expectation
+
+        console.say(*expectation(pipeline.preset.model, pipeline.place))
 
 
 def _request(options: argparse.Namespace) -> VideoRequest:
