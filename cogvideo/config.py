@@ -248,7 +248,8 @@ class MemoryPreset:
     offload: bool = False
     """Every matrix waits in host memory and comes for its product (accelerate): least memory, by far the slowest."""
     int8_cache: bool = False
-    """Keys and values in 8 bits, with a scale for every position and head."""
+    """Keys and values in 8 bits, with a scale for every position and head. The fast kernels and graphs of a card do not
+    take them, so steps are slower: for a card that has no other way."""
     rows: int = 8
     """Sequences of one batch: a video's last round of interpolation has 8, each needs keys and values of its own."""
     frames_per_pass: int = 4
@@ -287,21 +288,20 @@ MEMORY: dict[str, MemoryPreset] = {
         MemoryPreset(
             "16g",
             "cuda",
-            "8 位权重与缓存，各网络自己的部分轮流上卡，超分逐层精确计算",
-            "weights and cache in 8 bits, the networks' own parts take turns, exact super-resolution layer by layer",
+            "8 位权重，各网络自己的部分轮流上卡，超分逐层精确计算",
+            "weights in 8 bits, the networks' own parts take turns, exact super-resolution layer by layer",
             card=16,
             weights="int8",
             swap=True,
             stream=True,
-            int8_cache=True,
-            rows=4,
+            rows=2,
             frames_per_pass=2,
         ),
         MemoryPreset(
             "8g",
             "cuda",
-            "同上，权重为 4 位（NF4）",
-            "the same with weights in 4 bits (NF4)",
+            "同上，权重为 4 位（NF4），缓存为 8 位",
+            "the same with weights in 4 bits (NF4) and the cache in 8",
             card=8,
             weights="nf4",
             swap=True,
