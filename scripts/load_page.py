@@ -1,8 +1,9 @@
 """How the page bears many users: 50 people watch one job while 200 more ask for theirs. Prints figures; needs no model.
 
-python scripts/load_page.py [--watchers 50] [--requests 200] [--rounds 3] [--tokens 150]
+python scripts/load_page.py [--watchers 50] [--requests 200] [--rounds 3] [--tokens 150] [--json assets/bench/page.json]
 Each round does the same, so memory is flat where the rounds end alike. `server at work` is processor time: it says
-what an answer would take on a machine that does nothing else.
+what an answer would take on a machine that does nothing else. An event that is lost, doubled or out of order, and two
+jobs at a time, end it with an error.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import argparse
 import asyncio
 import json
 import os
+import platform
 import socket
 import sqlite3
 import statistics
@@ -29,6 +31,8 @@ import httpx
 ROOT = Path(__file__).resolve().parent.parent
 FINAL = ("done", "stopped", "failed", "interrupted")
 Value = dict[str, Any]
+PROMISE = 300
+"""Milliseconds within which the page should answer, whatever else goes on."""
 
 
 class Server:
@@ -124,21 +128,32 @@ async def probe(client: httpx.AsyncClient, path: str, server: Server, done: asyn
     return times
 
 
-def said(name: str, times: list[tuple[float, float]]) -> str:
-    def figures(values: list[float]) -> str:
-        worst = statistics.quantiles(values, n=20)[-1]
-        return f"median {statistics.median(values):.0f} ms, 95 % below {worst:.0f} ms, worst {max(values):.0f} ms"
+def quantiles(values: list[float]) -> dict[str, float]:
+    """Milliseconds, as figures for people."""
+    worst = statistics.quantiles(values, n=20)[-1]
+    figures = {"median": statistics.median(values), "95 %": worst, "worst": max(values)}
+    return {name: round(value, 1) for name, value in figures.items()}
 
-    return f"  {name}: {figures([wall for wall, _ in times])}; server at work: {figures([busy for _, busy in times])}"
+
+def answers(times: list[tuple[float, float]]) -> Value:
+    """What `probe` has measured: how long answers took, how many too long, and the server's own work for them."""
+    walls = [wall for wall, _ in times]
+    late = sum(wall > PROMISE for wall in walls)
+    return {
+        "asked": len(walls),
+        f"later than {PROMISE} ms": late,
+        "ms": quantiles(walls),
+        "server at work, ms": quantiles([busy for _, busy in times]),
+    }
 
 
-async def one_round(client: httpx.AsyncClient, server: Server, watchers: int, requests: int, tokens: float) -> int:
-    """Returns the number of jobs that were taken on."""
+async def one_round(client: httpx.AsyncClient, server: Server, watchers: int, requests: int, tokens: float) -> Value:
+    """The figures of a round. Raises AssertionError where anything was lost, doubled or out of order."""
     server.order(f"pace {tokens}")
     busy, before = server.busy(), time.perf_counter()
     first = await call(client, "make_video", "熊猫", 1, 33, 4, False, 3, "")
     done = asyncio.Event()
-    probes = [asyncio.create_task(probe(client, path, server, done)) for path in ("", "alive")]
+    probes = [asyncio.create_task(probe(client, path, server, done)) for path in ("", "alive", f"now/{first['id']}")]
     tails = [asyncio.create_task(watch(client, first["id"])) for _ in range(watchers)]
     asked = asyncio.gather(*(call(client, "make_video", "小猫", seed, 5, 4, False, 3, "") for seed in range(requests)))
     accepted = [job for job in await asked if job]
@@ -146,37 +161,50 @@ async def one_round(client: httpx.AsyncClient, server: Server, watchers: int, re
     told = await asyncio.gather(*tails)
     watched = time.perf_counter() - before
     done.set()
-    page, alive = [await each for each in probes]
+    page, alive, now = [answers(await each) for each in probes]
     for seen, _ in told:
         check(seen)
-    print(f"  {len(accepted)} of {requests} requests taken in {taken:.1f} s; load average {os.getloadavg()[0]:.1f}")
-    print(said("page", page))
-    print(said("sign of life", alive))
     updates = [len(seen) for seen, _ in told]
-    print(
-        f"  {watchers} watchers: {min(updates)} to {max(updates)} updates each, none lost or doubled; "
-        f"the first after {1000 * max(first for _, first in told):.0f} ms at most"
-    )
-    print(f"  server busy {server.busy() - busy:.1f} s of {watched:.1f} s; memory {server.memory()} MiB", flush=True)
+    figures: Value = {
+        "requests": {"asked": requests, "taken": len(accepted), "seconds": round(taken, 1)},
+        "page": page,
+        "sign of life": alive,
+        "question of a hidden tab": now,
+        "updates of a watcher, none lost or doubled": [min(updates), max(updates)],
+        "first update, ms at most": round(1000 * max(first for _, first in told)),
+        "server busy, s": [round(server.busy() - busy, 1), "of", round(watched, 1)],
+        "memory, MiB": {"busiest": server.memory()},
+        "load average": round(os.getloadavg()[0], 1),
+    }
     server.order("pace 0")
     for job in accepted:
         seen, _ = await watch(client, job["id"])
         assert seen[-1]["status"] == "done"
-    print(f"  memory once all {len(accepted) + 1} jobs are done: {server.memory()} MiB", flush=True)
-    return len(accepted) + 1
+    figures["memory, MiB"]["all done"] = server.memory()
+    return figures
 
 
-async def measure(server: Server, data: Path, watchers: int, requests: int, rounds: int, tokens: float) -> None:
+async def measure(server: Server, data: Path, watchers: int, requests: int, rounds: int, tokens: float) -> Value:
+    """The figures of all rounds."""
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)  # as many people, not as one
     async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{server.port}/", timeout=300, limits=limits) as client:
         (await client.get("")).raise_for_status()
-        print(f"memory at the start: {server.memory()} MiB")
-        jobs = 0
-        for number in range(rounds):
-            print(f"round {number + 1}")
-            jobs += await one_round(client, server, watchers, requests, tokens)
+        figures: Value = {"memory at the start, MiB": server.memory(), "rounds": []}
+        for _ in range(rounds):
+            figures["rounds"].append(await one_round(client, server, watchers, requests, tokens))
+            print(json.dumps(figures["rounds"][-1], ensure_ascii=False, indent=1), flush=True)
+    jobs = sum(each["requests"]["taken"] + 1 for each in figures["rounds"])
     check_log(data, jobs)
-    print(f"{jobs} jobs: each begun and ended once, none at the same time as another")
+    ends = [each["memory, MiB"]["all done"] for each in figures["rounds"]]
+    later = ends[len(ends) // 3 :]  # pools and caches fill in the first rounds
+    growth = (later[-1] - later[0]) / max(1, len(later) - 1)
+    return figures | {
+        "jobs begun and ended once each, never two at a time": jobs,
+        "memory grows by, MiB a round": round(growth, 1),
+        "machine": f"{os.cpu_count()} cores, {platform.machine()}, {platform.system()}",
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        "command": "python scripts/load_page.py " + " ".join(sys.argv[1:]),
+    }
 
 
 def main() -> None:
@@ -186,15 +214,21 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--tokens", type=float, default=150, help="tokens a second of the pretended model")
+    parser.add_argument("--json", type=Path, help="write the figures into this file too")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder)
         server = Server(data, options.requests)
         try:
-            asyncio.run(measure(server, data, options.watchers, options.requests, options.rounds, options.tokens))
+            sizes = options.watchers, options.requests, options.rounds, options.tokens
+            figures = asyncio.run(measure(server, data, *sizes))
         finally:
             server.process.kill()
             server.process.wait()
+    text = json.dumps(figures, ensure_ascii=False, indent=1)
+    print(text)
+    if options.json:
+        options.json.write_text(text + "\n", "utf-8")
 
 
 if __name__ == "__main__":
