@@ -11,7 +11,7 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Generator, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -456,14 +456,7 @@ class Jobs:
         take = Take(self._archive.folder(job), view.request, plan, pace, self.limits.preview_seconds)
         trouble: CogVideoError | None = None
         try:
-            with closing(pipeline.stream(view.request, stop.now.is_set)) as events:
-                for event in events:
-                    self._hear(job, take, event)
-                    self._errands.run()
-                    if stop.now.is_set() and not isinstance(event, Done):
-                        raise Cancelled
-                    if stop.after_level.is_set() and isinstance(event, LevelDone):
-                        raise Cancelled
+            self._draw(job, take, stop, pipeline.stream(view.request, stop.now.is_set))
         except Cancelled:
             self._end(job, "interrupted" if self._closing else "stopped", take.kept(comment(view)))
         except CogVideoError as error:
@@ -479,6 +472,17 @@ class Jobs:
             smaller = trouble.next_preset if isinstance(trouble, OutOfMemory) else None
             self._end(job, "failed", {**take.kept(None), "error": sentence(trouble), "smaller": smaller})
         self._speeds.keep(view.model, pipeline.how, take.pace)
+
+    def _draw(self, job: str, take: Take, stop: Stop, events: Generator[Event, None, None]) -> None:
+        """Hears all events of a run, and does errands between them. Raises what the pipeline raises, and Cancelled."""
+        with closing(events):
+            for event in events:
+                self._hear(job, take, event)
+                self._errands.run()
+                if stop.now.is_set() and not isinstance(event, Done):
+                    raise Cancelled
+                if stop.after_level.is_set() and isinstance(event, LevelDone):
+                    raise Cancelled
 
     def _hear(self, job: str, take: Take, event: Event) -> None:
         """One event: files first, then the log, then what people see."""

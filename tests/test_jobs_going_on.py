@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from test_jobs import KEY, OTHER, _open, finished, until
 
 from cogvideo.config import PRESETS, VideoRequest
 from cogvideo.errors import CapacityError, OutOfMemory, RequestError, WeightsError
+from cogvideo.events import Event, Loading
 from cogvideo.jobs import Jobs, Limits
 from cogvideo.offers import Offer, missing_files, offers
 from cogvideo.page_api import endpoints
@@ -210,6 +211,31 @@ def test_a_failed_load_can_be_tried_again(jobs: Jobs, fake: FakePipeline) -> Non
     fake.fail = None
     (view,) = go_on(jobs, job, "again", KEY)
     assert until(jobs, view.id, finished).status == "done"
+
+
+def test_loading_is_told_part_by_part_and_can_be_stopped(tmp_path: Path) -> None:
+    class Large(FakePipeline):
+        def _draw(self, request: VideoRequest, stop: Callable[[], bool]) -> Generator[Event, None, None]:
+            for part in range(3):
+                yield Loading("models", part, 3)
+                self._wait(stop)
+            yield from super()._draw(request, stop)
+
+    large = Large()
+    jobs = _open(tmp_path, large)
+    jobs.start()
+    first, second = jobs.submit(WISH, KEY).id, jobs.submit(WISH, KEY).id
+    for part in range(3):
+        assert until(jobs, first, lambda view, part=part: view.parts == (part, 3)).stage == "load"
+        if part < 2:
+            large.step()
+    jobs.stop(first, KEY)
+    assert until(jobs, first, finished).status == "stopped"
+    large.open()
+    view = until(jobs, second, finished)
+    assert (view.status, view.parts) == ("done", None)
+    assert large.most_busy == 1
+    jobs.close()
 
 
 def test_a_job_that_memory_was_too_small_for_is_tried_with_less_and_the_same_seed(tmp_path: Path) -> None:
