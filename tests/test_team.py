@@ -46,6 +46,38 @@ def test_the_caller_does_what_nobody_else_has_begun() -> None:
     elsewhere.join()
 
 
+def helped(team: Team) -> bool:
+    """Whether another thread takes part. Where one may, each of two pieces waits for the other to have begun."""
+    names: list[str] = []
+    both = threading.Barrier(1 if team._alone else 2)
+
+    def piece() -> None:
+        names.append(threading.current_thread().name)
+        both.wait(10)
+
+    team.run([piece, piece])
+    return len(set(names)) == 2
+
+
+def test_after_a_long_wait_the_caller_is_alone_for_a_while_and_then_longer() -> None:
+    moments: list[float] = []
+    team = Team(2, clock=lambda: moments.pop(0))
+    first, most = teams.ALONE
+    for runs in (first, 2 * first, 4 * first):
+        moments += [0.0, 1.0, 1.0 + 1.1 * teams.LONG]  # begun, done, others done
+        assert helped(team)
+        assert not any(helped(team) for _ in range(runs))
+    moments += [0.0, 1.0, 1.5]
+    assert helped(team)  # it was worth it
+    moments += [0.0, 1.0, 9.0]
+    assert helped(team)
+    assert not any(helped(team) for _ in range(first))
+    assert team._alone == 0
+    for _ in range(20):
+        team._judge(1.0, 9.0)
+    assert team._alone == most
+
+
 def test_what_goes_wrong_in_a_piece_is_raised() -> None:
     for threads in (1, 3):
         with pytest.raises(ZeroDivisionError):
