@@ -208,7 +208,7 @@ def hook(event, arguments):
 
 sys.addaudithook(hook)
 sys.argv = ["program", "--an-argument-of-the-caller"]
-import random, numpy, torch
+import random, numpy, torch, gradio  # what gradio draws at its own import is its own affair
 before = random.getstate(), numpy.random.get_state()[1].tobytes(), torch.get_rng_state().numpy().tobytes()
 threads = set(threading.enumerate())
 import importlib
