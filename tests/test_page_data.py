@@ -19,11 +19,13 @@ from hypothesis import strategies as st
 
 import app
 from cogvideo import serving
-from cogvideo.config import CLIP_FRAMES, CLIP_SECONDS, MAX_SEED, PRESETS, VideoRequest
+from cogvideo.config import CLIP_FRAMES, CLIP_SECONDS, MAX_SEED, MEMORY, PRESETS, VideoRequest
 from cogvideo.errors import CapacityError, RequestError
 from cogvideo.jobs import Jobs, new_key
+from cogvideo.memory import peak_bytes
 from cogvideo.page import FOLDER, LANGUAGES, Form, Words, outcome, preferred_language
 from cogvideo.page_change import changed
+from cogvideo.page_models import Held, large, memory_choices
 from cogvideo.results import read_settings
 from cogvideo.video import write_video
 
@@ -123,6 +125,18 @@ def test_nonsense_in_a_link_is_refused_with_a_sentence() -> None:
             Form.from_query(query, USUAL)
     with pytest.raises(RequestError):
         Form("一", None).request(BASE)
+
+
+@pytest.mark.parametrize("kind", ["cuda", "cpu"])
+def test_memory_presets_are_named_with_their_expected_peaks(kind: str) -> None:
+    model = PRESETS["cogvideo"].model
+    assert large(model) and not large(PRESETS["mini"].model)
+    (usual, nothing), *others = memory_choices(WORDS, "en", Held(model, kind, "16g"))
+    peaks = {name: peak_bytes(model, MEMORY[name], kind) / 1e9 for name in MEMORY}
+    assert nothing == "" and "16g" in usual and f"{peaks['16g']:.1f} GB" in usual
+    names = {name for _, name in others}
+    assert names == {row.name for row in MEMORY.values() if kind in ("cpu", row.device)}
+    assert all(f"{peaks[name]:.1f} GB" in said for said, name in others)
 
 
 def test_changes_of_a_finished_job() -> None:

@@ -17,7 +17,7 @@ from playwright.sync_api import expect
 from proxy import below
 
 import app
-from cogvideo.config import VideoRequest
+from cogvideo.config import PRESETS, VideoRequest
 from cogvideo.errors import OutOfMemory
 from cogvideo.jobs import Jobs, Limits
 from cogvideo.keys import new_key
@@ -216,6 +216,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     offers = [
         Offer(replace(PRESET, name="large", enlarge=False), lambda _: other, lambda: None),
         Offer(replace(PRESET, name="huge"), lambda _: other, lambda: NEEDS),
+        Offer(replace(PRESETS["cogvideo"], name="vast", enlarge=False), lambda _: other, lambda: None),
     ]
     folder = tmp_path_factory.mktemp("two")
     jobs = Jobs(folder, PRESET, lambda: own, write_video, Limits(preview_seconds=0), offers)
@@ -254,6 +255,20 @@ def test_another_model_is_chosen_and_a_missing_one_says_what_it_takes(two: Site,
     expect(other.page.locator("#cv-notice")).to_contain_text("已不在服务器上")
     other.page.get_by_role("button", name="更多设置").click()
     expect(other.page.locator("#cv-model").get_by_label("large")).to_be_checked()
+
+
+def test_how_a_large_model_is_held_is_shown_and_can_be_chosen(two: Site, visit: Visit) -> None:
+    visitor = visit(locale="en-US").open(two.url)
+    page = visitor.page
+    page.get_by_role("button", name="More settings").click()
+    expect(page.locator("#cv-memory")).to_be_hidden()  # any machine has room for a small one
+    visitor.choose("#cv-model", "vast")
+    expect(page.locator("#cv-memory")).to_contain_text(re.compile(r"Automatic: cpu, about \d+\.\d GB"))
+    page.locator("#cv-memory label", has_text="16g, about").click()
+    visitor.ask()
+    visitor.has_state("done")
+    view = two.jobs.view(visitor.job())
+    assert (view.model, view.memory) == ("vast", "16g")
 
 
 def _key_of(site: Site, job: str) -> str:
