@@ -84,12 +84,7 @@ def build_transformer(config: ModelConfig, device: str | torch.device = "cpu") -
     # sat makes its position table on the default device and draws it even with skip_init: hence both contexts.
     with _one_process(), torch.random.fork_rng(devices=[]), device:
         return BaseTransformer(
-            num_layers=config.layers,
-            vocab_size=config.vocab_size,
-            hidden_size=config.hidden,
-            num_attention_heads=config.heads,
-            max_sequence_length=config.base_positions,
-            layernorm_order="sandwich",
+            **_sizes(config),
             layernorm_epsilon=1e-5,
             parallel_output=True,
             skip_init=device.type == "meta",
@@ -97,15 +92,22 @@ def build_transformer(config: ModelConfig, device: str | torch.device = "cpu") -
         )
 
 
+def _sizes(config: ModelConfig) -> dict[str, Any]:
+    """What sat calls the sizes of a transformer."""
+    return {
+        "num_layers": config.layers,
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.hidden,
+        "num_attention_heads": config.heads,
+        "max_sequence_length": config.base_positions,
+        "layernorm_order": "sandwich",
+    }
+
+
 def sat_arguments(config: ModelConfig) -> Any:
     """The namespace that sat's BaseModel wants beside a ready transformer."""
     return argparse.Namespace(
-        num_layers=config.layers,
-        vocab_size=config.vocab_size,
-        hidden_size=config.hidden,
-        num_attention_heads=config.heads,
-        max_sequence_length=config.base_positions,
-        layernorm_order="sandwich",
+        **_sizes(config),
         model_parallel_size=1,
         skip_init=False,
     )
