@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,10 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from browsing import DESKTOP, PHONE, Site, Visitor, expect
 from playwright.sync_api import Route
+
+from cogvideo.config import VideoRequest
+from cogvideo.errors import OutOfMemory
+from cogvideo.keys import new_key
 
 NARROW = {"width": 360, "height": 740}
 BARRIERS = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]}
@@ -87,6 +92,46 @@ def test_no_state_of_the_page_keeps_anybody_out(site: Site, visit: Callable[...,
     fits("done, with the link")
     assert visitor.film().evaluate("film => film.paused")  # little motion: nothing plays by itself
     assert page.evaluate("() => document.getAnimations().filter(each => each.playState === 'running').length") == 0
+
+
+@pytest.mark.parametrize("look", ["desktop light zh", "phone dark zh"])
+def test_nobody_is_kept_out_when_things_go_wrong_or_wait(site: Site, visit: Callable[..., Visitor], look: str) -> None:
+    """Waiting, failed, interrupted; drafts being drawn and chosen."""
+    visitor = visit(**LOOKS[look], reduced_motion="reduce").open(site.url)
+    page = visitor.page
+    key = new_key()
+    blocker = site.jobs.submit(VideoRequest("占位", seed=1, frames=5, superres=False), key).id
+
+    def fits(state: str) -> None:
+        assert serious(visitor) == [], state
+        assert page.evaluate("() => document.documentElement.scrollWidth - innerWidth") <= 0, page.evaluate(WIDE)
+        if LOOKS[look].get("has_touch"):
+            assert page.evaluate(SMALL) == [], state
+
+    visitor.ask()
+    visitor.has_state("queued")
+    fits("queued")
+    site.fake.fail = OutOfMemory("内存不足", "Out of memory", "16g")
+    site.jobs.stop(blocker, key)
+    visitor.has_state("running")
+    site.fake.step(2)
+    visitor.has_state("failed")
+    expect(page.locator("[data-act=smaller]")).to_be_visible()
+    fits("failed")
+    site.fake.fail = None
+    page.locator("#cv-drafts").click()
+    visitor.has_state("running")
+    site.fake.step(3)
+    expect(page.locator(".cv-drafts b[data-state=painting]")).to_have_count(4)
+    fits("drafts being drawn")
+    site.fake.open()
+    visitor.has_state("done")
+    page.locator(".cv-drafts input").first.check()
+    fits("drafts to choose from")
+    site.jobs._store.finish(visitor.job(), time.time(), "interrupted", {}, 0)
+    page.reload()
+    visitor.has_state("interrupted")
+    fits("interrupted")
 
 
 def test_clips_play_only_in_sight_and_not_where_motion_is_unwelcome(site: Site, visit: Callable[..., Visitor]) -> None:
