@@ -74,7 +74,7 @@ def test_ports_that_do_not_exist_are_a_sentence(monkeypatch: pytest.MonkeyPatch)
         parser().parse_args([])
 
 
-@pytest.mark.parametrize("error", [TypeError("no `prompt`"), ValueError("too few"), KeyError(999)])
+@pytest.mark.parametrize("error", [TypeError("no `prompt`"), ValueError("too few"), KeyError(9), AttributeError("no")])
 def test_what_gradio_trips_over_is_a_sentence_and_our_own_faults_stay_faults(error: Exception) -> None:
     def trip(request: Request) -> Response:
         raise error
