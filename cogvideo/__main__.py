@@ -42,7 +42,12 @@ class Command:
 
 
 COMMANDS = {
-    "generate": Command("cogvideo.generate", "把一句中文变成视频文件", "turn a Chinese sentence into a video file"),
+    "generate": Command(
+        "cogvideo.generate",
+        "把一句中文变成视频文件",
+        "turn a Chinese sentence into a video file",
+        words="cogvideo.generate_words:parser",
+    ),
     "serve": Command("app", "在浏览器里打开网页", "open the page in a browser", words="cogvideo.serving:parser"),
     "doctor": Command(
         "cogvideo.doctor",
