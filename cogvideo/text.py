@@ -24,7 +24,8 @@ MAX_CHARACTERS: Final = 1000
 EXAMPLE: Final = "一只熊猫在草地上向右跑"
 
 _CHINESE = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
-_MARKUP = re.compile(r"<[^<>]{0,100}>")  # HTML, and the names of control tokens such as <n>
+# HTML, and the names of control tokens such as <n>: the vocabulary reads wide and small brackets as the usual ones.
+_MARKUP = re.compile("[<＜﹤][^<＜﹤>＞﹥]{0,100}[>＞﹥]")
 _SPACES = re.compile(r"\s+")
 
 
@@ -234,7 +235,9 @@ def _drop_invisible(text: str, notes: list[Note]) -> str:
 
 
 def _drop_markup(text: str, notes: list[Note]) -> str:
-    plain = _MARKUP.sub(" ", text)
+    plain = text
+    while (shorter := _MARKUP.sub(" ", plain)) != plain:  # what stood around a removed mark may be one itself
+        plain = shorter
     if plain != text:
         notes.append(Note("已去掉尖括号中的标记。", "Markup in angle brackets was removed."))
     return plain

@@ -158,7 +158,10 @@ def test_unknown_words_are_named_without_a_world_too(tokenizer: TextTokenizer) -
     assert note.zh.endswith("不符。")
 
 
-@pytest.mark.parametrize("dressed", ["<b>{}</b>", "\u202e{}", "{}\u200b", "\ufeff{}", "<n>{}<start_of_image>"])
+@pytest.mark.parametrize(
+    "dressed",
+    ["<b>{}</b>", "\u202e{}", "{}\u200b", "\ufeff{}", "<n>{}<start_of_image>", "＜n＞{}", "{}<n﹥", "{}＜ｎ>"],
+)
 def test_markup_and_invisible_characters_go_with_a_note(tokenizer: TextTokenizer, dressed: str) -> None:
     checked = check(dressed.format(PROMPT), tokenizer)
     assert checked.text == PROMPT
@@ -170,7 +173,7 @@ def test_quotes_and_shell_words_are_just_text(tokenizer: TextTokenizer) -> None:
 
 
 @settings(max_examples=200, deadline=None)
-@given(prompt=st.one_of(st.text(max_size=80), st.text(alphabet="熊猫貓在草地<n>\x00\u200b \n跑🐼é", max_size=60)))
+@given(prompt=st.one_of(st.text(max_size=80), st.text(alphabet="熊猫貓在草地<＜n＞﹥>\x00\u200b \n跑🐼é", max_size=60)))
 def test_any_prompt_is_accepted_or_refused_in_two_languages(tokenizer: TextTokenizer, prompt: str) -> None:
     try:
         checked = check(prompt, tokenizer)
@@ -180,6 +183,7 @@ def test_any_prompt_is_accepted_or_refused_in_two_languages(tokenizer: TextToken
     assert len(video_text(tokenizer, PRESET, checked.text, 4.0)) <= PRESET.model.text_length
     assert checked.text == checked.text.strip()
     assert "\n" not in checked.text
+    assert tokenizer.token("<n>") not in tokenizer.encode(checked.text)
     assert check(checked.text, tokenizer).text == checked.text  # the model's text is a fixed point
 
 

@@ -19,6 +19,10 @@ from scripts.faults.report import Counts, Fault, Unexpected, expect
 from scripts.faults.victim import KEY, MANY
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from cogvideo.config import VideoRequest
+    from cogvideo.events import Done
     from cogvideo.pipeline import CogVideoPipeline
 
 NASTY = (
@@ -87,7 +91,7 @@ def prompts(folder: Path, times: int) -> Counts:
 
 
 def _mini_without_drawing() -> CogVideoPipeline:
-    """mini as it checks and reads prompts; `stream` yields one frame and touches no network."""
+    """mini as it checks and reads prompts; `stream` yields black frames and touches no network."""
     import numpy as np
     import torch
 
@@ -97,8 +101,11 @@ def _mini_without_drawing() -> CogVideoPipeline:
     from cogvideo.pipeline import CogVideoPipeline
 
     pipeline = CogVideoPipeline(PRESETS["mini"], Place(torch.device("cpu"), torch.float32))
-    frame = np.zeros((1, 8, 8, 3), np.uint8)
-    pipeline.stream = lambda request, stop=None: iter([Done(frame, 1.0, request.seed)])  # type: ignore[method-assign, misc]
+
+    def stream(request: VideoRequest, stop: object = None) -> Iterator[Done]:
+        yield Done(np.zeros((request.frames, 8, 8, 3), np.uint8), 1.0, request.seed)
+
+    pipeline.stream = stream  # type: ignore[method-assign, assignment]
     return pipeline
 
 
