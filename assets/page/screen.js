@@ -22,6 +22,7 @@ let shown = null; // name of the film on the stage
 let film = null;
 let unfollow = null; // ends what is told of the job on the stage, while it is active
 let lost = false;
+let meeting = false; // whether the server that answers again is being asked who it is
 let told = null; // the job that was told to stop, and when: said at once, but not part of what the server says of it
 let example = -1; // which clip of the gallery stands in for a job, while there is none
 
@@ -398,7 +399,7 @@ function drawActs() {
     reuse: view,
     close_share: true,
   };
-  for (const node of element.querySelectorAll("[data-act]")) node.hidden = !visible[node.dataset.act];
+  for (const node of element.querySelectorAll("[data-act]")) node.hidden = meeting || !visible[node.dataset.act];
   find("[data-act=finish]").disabled = !chosenDrafts().length;
   if (view && view.smaller) find("[data-act=smaller]").textContent = cv.say("smaller", { preset: view.smaller });
   find("[data-act=stop]").disabled = stopping() === "now";
@@ -515,9 +516,22 @@ function watchJob() {
     lost(yes) {
       if (yes === lost) return;
       lost = yes;
+      if (!lost) meetServer();
       drawWords();
     },
   });
+}
+
+// A server that was started anew does not know this page and would lose what is pressed: the page is loaded again. (Gradio
+// does so as well, but later.) Until that is known there is nothing to press.
+
+async function meetServer() {
+  meeting = true;
+  const answer = await fetch(`${cv.root()}/gradio_api/app_id`, { cache: "no-store" }).catch(() => null);
+  const known = answer?.ok ? (await answer.json()).app_id : null;
+  if (known !== null && String(known) !== String(window.gradio_config.app_id)) return window.location.reload();
+  meeting = false;
+  drawActs();
 }
 
 // The job on the stage was deleted on the shelf.
