@@ -1,8 +1,8 @@
 """`python toy_cli.py SITE.json WORDS...`: the command line, for which the published model is a toy on a local server.
 
 The word `then` between two commands runs them one after the other, up to the first that fails: a start takes seconds.
-SITE.json, or the word none: {"model": sizes, "files": rows}; see toy_published. $DIE, where set, is the rank of a
-process that is killed as it writes its second film; $FILMS_LOG is where each film is noted by whom it was drawn.
+SITE.json, or the word none: {"model": sizes, "files": rows}; see toy_published. Where
+$DIE is set, whoever would write the third film is killed; $FILMS_LOG is where each film is noted by whom it was drawn.
 """
 
 from __future__ import annotations
@@ -27,15 +27,14 @@ def set_up(site: dict[str, Any]) -> None:
 def watch_films() -> None:
     from cogvideo import films
 
-    write, rank, written = films.write_video, os.environ["RANK"], []
+    write, rank, log = films.write_video, os.environ["RANK"], Path(os.environ["FILMS_LOG"])
 
     def noted(path: Path, *arguments: Any) -> Path:
-        written.append(path)
-        if os.environ.get("DIE") == rank and len(written) == 2:
+        if "DIE" in os.environ and len(log.read_text().splitlines()) == 2:
             os.kill(os.getpid(), signal.SIGKILL)
         write(path, *arguments)
-        with Path(os.environ["FILMS_LOG"]).open("a") as log:
-            log.write(f"{rank} {path.name}\n")
+        with log.open("a") as lines:
+            lines.write(f"{rank} {path.name}\n")
         return path
 
     films.write_video = noted
