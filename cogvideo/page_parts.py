@@ -105,7 +105,10 @@ class Parts:
                 page.seconds_choices(self.words, "zh"), value=usual.seconds, label=zh["seconds"], elem_id="cv-seconds"
             )
             self.frames = gr.Radio(
-                page.rate_choices(self.words, "zh", usual.seconds), usual.frames, label=zh["rate"], elem_id="cv-rate"
+                page.rate_choices(self.words, "zh", usual.seconds),
+                value=usual.frames,
+                label=zh["rate"],
+                elem_id="cv-rate",
             )
         said = outcome_html(self.words, "zh", usual, None)
         self.outcome = gr.HTML(said, apply_default_css=False, elem_id="cv-outcome")

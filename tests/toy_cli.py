@@ -2,7 +2,7 @@
 
 The word `then` between two commands runs them one after the other, up to the first that fails: a start takes seconds.
 SITE.json, or the word none: {"model": sizes, "files": rows}; see toy_published. Where
-$DIE is set, whoever would write the third film is killed; $FILMS_LOG is where each film is noted by whom it was drawn.
+$DIE is set, who would write a third film is killed; $FILMS_LOG is where each film is noted by whom it was drawn.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def watch_films() -> None:
     write, rank, log = films.write_video, os.environ["RANK"], Path(os.environ["FILMS_LOG"])
 
     def noted(path: Path, *arguments: Any) -> Path:
-        if "DIE" in os.environ and len(log.read_text().splitlines()) == 2:
+        if "DIE" in os.environ and len(log.read_text().splitlines()) >= 2:
             os.kill(os.getpid(), signal.SIGKILL)
         write(path, *arguments)
         with log.open("a") as lines:
