@@ -14,22 +14,23 @@ import sys
 import webbrowser
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
-from typing import Any, get_type_hints
+from typing import Any
 from urllib.parse import quote
 
 import gradio as gr
 from gradio.route_utils import FnIndexInferError
 
-from cogvideo.config import demand
+from cogvideo.console import REFUSED
 from cogvideo.errors import CogVideoError
 from cogvideo.jobs import Jobs, Limits, open_jobs
 from cogvideo.page import FOLDER, Words
 from cogvideo.page_actions import Actions
 from cogvideo.page_api import endpoints
+from cogvideo.page_direct import direct
 from cogvideo.page_malformed import TRIPS, malformed
 from cogvideo.page_parts import Parts, asset
 from cogvideo.page_routes import load_gallery, routes
-from cogvideo.serving import data_folder, free_port, parser
+from cogvideo.serving import claim_card, data_folder, free_port, parser
 
 SESSIONS = 100
 """Visitors whose components Gradio remembers. The page keeps nothing there; each costs 150 KB and is made in 20 ms."""
@@ -129,14 +130,11 @@ def _publish(jobs: Jobs) -> None:
 
 
 def _for_programs(endpoint: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
-    """An endpoint whose errors reach the program as a sentence in both languages; values of other types are errors."""
-    kinds = {name: kind for name, kind in get_type_hints(endpoint).items() if name != "return"}
+    """An endpoint whose errors reach the program as a sentence in both languages."""
 
     @functools.wraps(endpoint)
     def answer(*values: Any, **named: Any) -> dict[str, Any]:
         try:
-            for name, value in (dict(zip(kinds, values)) | named).items():
-                demand(name, value, kinds[name])
             return endpoint(*values, **named)
         except CogVideoError as error:
             raise gr.Error(html.escape(f"{error.en} / {error.zh}"), print_exception=False) from error
@@ -171,7 +169,7 @@ def serve(jobs: Jobs, host: str, port: int, root_path: str | None = None) -> gr.
         max_file_size="64mb",
         favicon_path=str(FOLDER / "favicon.svg"),
         app_kwargs={
-            "routes": routes(jobs),
+            "routes": [*routes(jobs), *direct(endpoints(jobs))],
             "exception_handlers": dict.fromkeys((*TRIPS, FnIndexInferError), malformed),
         },
         **_looks(),
@@ -192,6 +190,7 @@ def _looks() -> dict[str, Any]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Serves the page until it is interrupted. Raises CogVideoError."""
     options = parser().parse_args(arguments)
+    claim_card()
     port = free_port(options.host, options.port, options.any_port)
     limits = Limits(
         abandoned_seconds=options.drop_abandoned or None,
@@ -223,4 +222,5 @@ if __name__ == "__main__":
     try:
         sys.exit(main())
     except CogVideoError as error:
-        sys.exit(f"{error.zh}\n{error.en}")
+        print(f"{error.zh}\n{error.en}", file=sys.stderr)
+        sys.exit(REFUSED)

@@ -5,11 +5,12 @@ Their docstrings are what a program sees. Nothing here does what the page cannot
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_type_hints
 
-from cogvideo.config import MAX_DRAFTS, VideoRequest
+from cogvideo.config import MAX_DRAFTS, VideoRequest, demand
 from cogvideo.errors import RequestError
 from cogvideo.jobs import Jobs
 from cogvideo.keys import new_key, new_seed
@@ -22,8 +23,20 @@ Endpoint = Callable[..., dict[str, Any]]
 
 
 def endpoints(jobs: Jobs) -> list[Endpoint]:
-    """One function for each endpoint, by its name. They raise CogVideoError."""
-    return [*_making(jobs), *_watching(jobs), *_going_on(jobs)]
+    """One function for each endpoint, by its name. They raise CogVideoError, also for values of another type."""
+    return [_checked(endpoint) for endpoint in (*_making(jobs), *_watching(jobs), *_going_on(jobs))]
+
+
+def _checked(endpoint: Endpoint) -> Endpoint:
+    kinds = {name: kind for name, kind in get_type_hints(endpoint).items() if name != "return"}
+
+    @functools.wraps(endpoint)
+    def answer(*values: Any, **named: Any) -> dict[str, Any]:
+        for name, value in (dict(zip(kinds, values)) | named).items():
+            demand(name, value, kinds[name])
+        return endpoint(*values, **named)
+
+    return answer
 
 
 def _making(jobs: Jobs) -> list[Endpoint]:

@@ -1,13 +1,8 @@
 """Ask a running page for a video from a program and save it: python examples/api.py "一只熊猫在草地上向右跑" panda.mp4
 
-The same from a shell, without Python:
-
-    curl -X POST http://127.0.0.1:7860/gradio_api/call/make_video -H 'Content-Type: application/json' \
-         -d '{"data": ["一只熊猫在草地上向右跑", 7, 9, 4, true, 3, ""]}'
-    curl -N http://127.0.0.1:7860/gradio_api/call/make_video/EVENT_ID
-
-(prompt, seed, frames, seconds, super-resolution, guidance, key. With a key of your own, of 16 characters or more, you
-may stop and delete the video later; an empty one makes a new key and says it.)
+`make_video` takes prompt, seed, frames, seconds, super-resolution, guidance and key. With a key of your own, of 16
+characters or more, you may stop and delete the video later; an empty one makes a new key and says it. The same by curl:
+docs/programs.md.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from starlette.testclient import TestClient
 from cogvideo.config import SamplingOptions, TokenSampling, VideoRequest, demand
 from cogvideo.errors import CapacityError, RequestError
 from cogvideo.keys import owner_of
+from cogvideo.page_direct import direct
 from cogvideo.page_malformed import TRIPS, malformed
 from cogvideo.serving import free_port, parser
 from cogvideo.tokens import TokenFrames
@@ -87,3 +88,47 @@ def test_what_gradio_trips_over_is_a_sentence_and_our_own_faults_stay_faults(err
         assert "请求无法识别" in answer.json()["detail"] and "openapi.json" in answer.json()["detail"]
         assert answer.json()["reason"] == str(error)
         assert client.post("/media/x/y").status_code == 500
+
+
+def make_video(prompt: str, seed: int = -1) -> dict[str, Any]:
+    """An endpoint that refuses one prompt, and has a fault for another."""
+    if prompt == "fault":
+        raise KeyError(prompt)
+    if not prompt.isascii():
+        raise RequestError(f"不行：{prompt}", f"no: {prompt}")
+    return {"prompt": prompt, "seed": seed}
+
+
+def ask(body: bytes, kind: str = "application/json") -> tuple[int, Any]:
+    """Status and answer of a direct call."""
+    with TestClient(Starlette(routes=direct([make_video])), raise_server_exceptions=False) as client:
+        answer = client.post("/gradio_api/run/make_video", content=body, headers={"Content-Type": kind})
+    return answer.status_code, answer.json()
+
+
+def test_a_direct_call_is_answered_at_once() -> None:
+    assert ask(b'{"data": ["cat"]}') == (200, {"data": [{"prompt": "cat", "seed": -1}]})
+    assert ask(b'{"data": ["cat", 7], "session_hash": "x"}')[1] == {"data": [{"prompt": "cat", "seed": 7}]}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        *(b"", b"{", b"null", b"[]", b"\xff", b'{"data": null}', b'{"data": {"prompt": "cat"}}', b'{"data": "c"}'),
+        *(b'{"data": []}', b'{"data": ["cat", 7, 8]}', b'{"data": ' + b"[" * 50_000),
+    ],
+)
+def test_a_direct_call_that_is_none_is_told_what_is_wanted(body: bytes) -> None:
+    status, answer = ask(body)
+    assert status == 422
+    assert "请求无法识别" in answer["error"] and "prompt, seed" in answer["error"]
+
+
+def test_a_page_of_another_host_cannot_make_a_browser_call_unasked() -> None:
+    assert ask(b'{"data": ["cat"]}', "text/plain")[0] == 422
+
+
+def test_a_refused_direct_call_has_the_sentence_and_a_fault_of_ours_stays_one() -> None:
+    assert ask('{"data": ["猫"]}'.encode()) == (422, {"error": "no: 猫 / 不行：猫"})
+    assert ask(b'{"data": ["\\ud800"]}') == (422, {"error": "no: \ud800 / 不行：\ud800"})
+    assert ask(b'{"data": ["fault"]}') == (500, {"error": None})
