@@ -7,6 +7,7 @@ A block in a document may have a comment right above it: `<!-- needs: gpu, 43 GB
 from __future__ import annotations
 
 import ast
+import json
 import os
 import re
 import runpy
@@ -21,6 +22,7 @@ from itertools import pairwise
 from pathlib import Path
 from urllib.request import urlopen
 
+import httpx
 import pytest
 from documents import (
     NEEDS,
@@ -133,6 +135,8 @@ def assert_understood(words: Sequence[str]) -> None:
             assert all((ROOT / file).is_file() for file in files), words
         case ["docker", *_]:
             assert (ROOT / "Dockerfile").is_file()
+        case ["curl", "-s", _, "--json", body]:
+            assert json.loads(body)["data"], words
         case [script, *_] if "/" in script:
             assert (ROOT / script).is_file(), words
         case _:
@@ -273,6 +277,17 @@ def test_the_client_in_the_document_gets_its_film(page: str, folder: Path) -> No
     film = names["film"]
     assert isinstance(film, bytes)
     assert film[4:8] == b"ftyp"
+
+
+def test_curl_in_the_document_asks_and_looks(page: str) -> None:
+    (block,) = [block for block in blocks("docs/programs.md", "bash") if "curl" in block.text]
+    film = {"id": "ID"}
+    for _, _, address, _, body in block.commands():
+        address, body = address.replace("http://127.0.0.1:7860/", page), body.replace("ID", film["id"])
+        answer = httpx.post(address, content=body, headers={"Content-Type": "application/json"}, timeout=300)
+        assert answer.status_code == 200, answer.text
+        (film,) = answer.json()["data"]
+    assert film["status"] in ("queued", "running", "done")
 
 
 # --- two languages, links, names ------------------------------------------------------------------------------------
