@@ -6,7 +6,6 @@ model's weights or random ones; on a GPU the allocator is held to the memory of 
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ from typing import Any
 
 import torch
 
+from cogvideo import console
 from cogvideo.choice import default_model
 from cogvideo.config import MEMORY, PRESETS, MemoryPreset, ModelConfig, find_preset
 from cogvideo.device import Place, enough_memory, fit_place, pick_place, release
@@ -52,10 +52,8 @@ def main(arguments: Sequence[str]) -> int:
     return 0 if all(result.phases for result in tried) else 1
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m cogvideo memory", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def _parser() -> console.Parser:
+    parser = console.Parser("memory", description=__doc__)
     parser.add_argument(
         "--model", help=f"{', '.join(PRESETS)}, or the folder of a trained model (default: as the page)"
     )

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 
@@ -100,8 +101,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+class _Parser(argparse.ArgumentParser):
+    """Wrong words end in one sentence in two languages, as in `cogvideo.console`, which this package may not know."""
+
+    def error(self, message: str) -> NoReturn:
+        said = (
+            f"参数有误（{message}）：加 --help 查看用法。\nWrong arguments: {message}. See --help for how to use it.\n"
+        )
+        self.exit(2, said)
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m kernels.bench", description=__doc__)
+    parser = _Parser(prog="python -m kernels.bench", description=__doc__, allow_abbrev=False)
     parser.add_argument("--shape", choices=tuple(SHAPES), help="default: published on a GPU, toy on a CPU")
     parser.add_argument("--dtype", choices=tuple(DTYPES), help="default: fp16 on a GPU, fp32 on a CPU")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -23,6 +24,14 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str) -> None:
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, "an_odd_command", raising=False)
     monkeypatch.setitem(cli.COMMANDS, "odd", cli.Command("an_odd_command", "", ""))
+
+
+def status_of(words: list[str]) -> int:
+    """What the shell sees; `kernels` knows nothing of our errors and ends the process itself."""
+    try:
+        return cli.main(words)
+    except SystemExit as end:
+        return int(end.code or 0)
 
 
 def events(text: str) -> list[dict[str, Any]]:
@@ -92,20 +101,18 @@ def test_a_reader_that_goes_away_is_no_fault() -> None:
     assert process.wait(60) == console.CLOSED
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["generate", "download", "convert", "parity", "prepare", "train", "evaluate", "bench", "doctor", "completion"],
-)
+@pytest.mark.parametrize("name", cli.COMMANDS)
 def test_wrong_words_end_in_one_sentence(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main([name, "--no-such-option"]) == 2
+    assert status_of([name, "--no-such-option"]) == 2
     zh, en = capsys.readouterr().err.splitlines()
     assert zh.startswith("参数有误")
     assert en.startswith("Wrong arguments")
 
 
-def test_options_are_not_abbreviated(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["generate", "一只熊猫", "--fram", "5"]) == 2
-    assert "--fram" in capsys.readouterr().err
+@pytest.mark.parametrize(("name", "word"), [("generate", "--fram=5"), ("serve", "--por=1"), ("kernels", "--sha=toy")])
+def test_options_are_not_abbreviated(name: str, word: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert status_of([name, word]) == 2
+    assert word.split("=")[0] in capsys.readouterr().err
 
 
 def test_the_version() -> None:
@@ -186,3 +193,22 @@ def test_completion_knows_commands_and_options(shell: str, syntax: str, capsys: 
     assert syntax in script
     assert all(name in script for name in cli.COMMANDS)
     assert "input-source" in script
+
+
+def first_column(heading: str, language: str) -> list[str]:
+    """The first cells of the table below a heading of docs/command-line, without marks."""
+    text = (ROOT / "docs" / f"command-line{language}.md").read_text(encoding="utf-8").split(f"\n## {heading}\n")[1]
+    rows = re.findall(r"^\| ([^|]+) \|", text.split("\n## ")[0], flags=re.M)
+    return [row.strip("`") for row in rows[1:]]
+
+
+@pytest.mark.parametrize(("heading", "language"), [("Exit status", ""), ("退出码", "_zh")])
+def test_every_exit_status_is_told_of(heading: str, language: str) -> None:
+    known = (console.DONE, console.NO, console.REFUSED, console.FAULT, console.INTERRUPTED, console.CLOSED)
+    assert first_column(heading, language) == [str(status) for status in known]
+
+
+@pytest.mark.parametrize(("heading", "language"), [("Events for scripts", ""), ("供脚本使用的事件", "_zh")])
+def test_every_event_is_told_of(heading: str, language: str) -> None:
+    code = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "cogvideo").glob("*.py"))
+    assert set(first_column(heading, language)) == set(re.findall(r"\bevent\(\s*\"(\w+)\"", code))
