@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import socket
 import sys
+from importlib import import_module
 from pathlib import Path
 
+from cogvideo import console
 from cogvideo.config import MEMORY, PRESETS
 from cogvideo.errors import CapacityError, RequestError
+
+log = logging.getLogger(__name__)
 
 
 def share_base() -> str:
@@ -23,11 +28,30 @@ def duplicate_link() -> str:
     return f"{base}?duplicate=true" if (base := share_base()) else ""
 
 
-def parser() -> argparse.ArgumentParser:
+def claim_card() -> None:
+    """Where cards are only lent (a ZeroGPU Space): names a function that takes one, without which the hub starts none.
+
+    Nobody calls it: a lent card stays for a minute, in a process of its own, and `mini` needs none.
+    """
+    if not os.environ.get("SPACES_ZERO_GPU"):
+        return
+    try:
+        import_module("spaces").GPU(_with_a_card)  # the hub's own package, which it installs itself
+    except ImportError:
+        log.warning("This is a ZeroGPU Space without the package `spaces`: the hub may stop it.")
+
+
+def _with_a_card() -> None:
+    """What the hub wants to be named."""
+
+
+def parser() -> console.Parser:
     """The options of `python app.py` and `cogvideo serve`; defaults come from the environment, which hosts set."""
-    options = argparse.ArgumentParser(
-        prog="python app.py", description="在浏览器里把中文变成视频。 Chinese text becomes video, in the browser."
+    options = console.Parser(
+        "serve", description="在浏览器里把中文变成视频。 Chinese text becomes video, in the browser."
     )
+    if Path(sys.argv[0]).name == "app.py":
+        options.prog = "python app.py"
     on_space = bool(os.environ.get("SPACE_ID"))
     host = os.environ.get("GRADIO_SERVER_NAME") or ("0.0.0.0" if on_space else "127.0.0.1")
     port = os.environ.get("GRADIO_SERVER_PORT") or os.environ.get("PORT") or "7860"

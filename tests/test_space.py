@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.request import urlopen
 
 import pytest
@@ -72,6 +73,26 @@ def test_a_card_that_is_only_lent_is_left_alone(monkeypatch: pytest.MonkeyPatch)
     assert serving.parser().parse_args([]).device is None
     monkeypatch.setenv("SPACES_ZERO_GPU", "true")
     assert serving.parser().parse_args([]).device == "cpu"
+
+
+def test_where_cards_are_lent_one_function_asks_for_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    named: list[object] = []
+    monkeypatch.setitem(sys.modules, "spaces", SimpleNamespace(GPU=named.append))
+    monkeypatch.delenv("SPACES_ZERO_GPU", raising=False)
+    serving.claim_card()
+    assert named == []
+    monkeypatch.setenv("SPACES_ZERO_GPU", "true")
+    serving.claim_card()
+    assert [callable(function) for function in named] == [True]
+
+
+def test_without_the_package_of_the_hub_it_starts_all_the_same(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setitem(sys.modules, "spaces", None)
+    monkeypatch.setenv("SPACES_ZERO_GPU", "true")
+    serving.claim_card()
+    assert "without the package `spaces`" in caplog.text
 
 
 READ_ONLY = ["unshare", "--map-root-user", "--mount", "sh", "-c"]
