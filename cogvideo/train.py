@@ -33,13 +33,14 @@ if TYPE_CHECKING:
 
     from cogvideo.frames import FrameCodec
     from cogvideo.models.token_model import TokenModel
+    from cogvideo.training.codec import Sample
     from cogvideo.training.dataset import ClipDataset
     from cogvideo.training.parts import Part
     from cogvideo.training.run import Task
 
     Tensors = dict[str, Tensor]
 
-TRAINED = ("tokenizer", "codec", "models", "backbone", "stage1", "stage2", "superres")
+TRAINED = ("tokenizer", "codec", "decoder", "models", "backbone", "stage1", "stage2", "superres")
 PARTS = (*TRAINED, "export", "published")
 NETWORKS = ("backbone", "stage1", "stage2", "superres")
 SMALL_FILES = ("text.model", "codec.json", "codec.safetensors", "cluster_labels.npy")
@@ -144,6 +145,8 @@ class Workshop:
                 self._once(self._make_tokenizer)
             case "codec":
                 self._make_codec()
+            case "decoder":
+                self._make_decoder()
             case "models":
                 self._make_models()
             case "export":
@@ -173,25 +176,45 @@ class Workshop:
     def _make_codec(self) -> None:
         """World frames, or keyframes of prepared clips -> the VQ-VAE, and the clusters of its codes."""
         from cogvideo.frames import build_codec
-        from cogvideo.training.codec import CodecOptions, CodecTask, sample_clips, sample_world
+        from cogvideo.training.codec import CodecOptions, CodecTask
+        from cogvideo.training.export import export_clusters, export_codec
+
+        def export() -> None:
+            tensors = self._trained("codec")
+            export_codec(tensors, self.assets)
+            export_clusters(tensors["quantize.embed.weight"], int(self.recipe.get("clusters", 256)), self.assets)
+
+        codec = build_codec(self.assets / "codec.json")
+        options = options_from(CodecOptions, self.recipe["codec"].get("data", {}))
+        self._train("codec", CodecTask(codec, self._pictures, options, self.seed))
+        self._once(export)
+
+    def _make_decoder(self) -> None:
+        """The same pictures -> a decoder that reads the codec's tokens better; the tokens stay what they are."""
+        from safetensors.torch import load_file
+
+        from cogvideo.frames import build_codec
+        from cogvideo.training.decoder import DecoderOptions, DecoderTask
+        from cogvideo.training.export import export_codec
+
+        codec = build_codec(self.assets / "codec.json")
+        trained = (self.out / "codec" / "checkpoint.pt").is_file()
+        known = self._trained("codec") if trained else load_file(self.assets / "codec.safetensors")
+        codec.load_state_dict(codec.state_dict() | known)  # the files that ship have no statistics of the codebook
+        options = options_from(DecoderOptions, self.recipe["decoder"].get("data", {}))
+        self._train("decoder", DecoderTask(codec.float(), self._pictures, options, self.seed))
+        self._once(lambda: export_codec(self._trained("decoder"), self.assets))
+
+    @cached_property
+    def _pictures(self) -> Sample:
+        """What codec and decoder are shown."""
+        from cogvideo.training.codec import sample_clips, sample_world
         from cogvideo.training.dataset import PreparedClips
         from cogvideo.training.world import draw_held_out
 
         if self.own:
-            sample = sample_clips(PreparedClips(Path(self.recipe["data"]), self.preset), self.sizes.upscale)
-        else:
-            sample = sample_world(draw_held_out())
-        codec = build_codec(self.assets / "codec.json")
-        options = options_from(CodecOptions, self.recipe["codec"].get("data", {}))
-        self._train("codec", CodecTask(codec, sample, options, self.seed))
-        self._once(self._export_codec)
-
-    def _export_codec(self) -> None:
-        from cogvideo.training.export import export_clusters, export_codec
-
-        tensors = self._trained("codec")
-        export_codec(tensors, self.assets)
-        export_clusters(tensors["quantize.embed.weight"], int(self.recipe.get("clusters", 256)), self.assets)
+            return sample_clips(PreparedClips(Path(self.recipe["data"]), self.preset), self.sizes.upscale)
+        return sample_world(draw_held_out())
 
     def _export(self) -> None:
         """The last checkpoints -> the files that are used."""

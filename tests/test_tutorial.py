@@ -19,6 +19,7 @@ from cogvideo.models.loader import load_safetensors
 from cogvideo.train import TRAINED, Workshop, main, options_from, read_recipe
 from cogvideo.training.codec import CodecOptions
 from cogvideo.training.dataset import open_dataset
+from cogvideo.training.decoder import DecoderOptions
 from cogvideo.training.parts import PartOptions
 from cogvideo.training.run import RunOptions
 from cogvideo.video import read_metadata
@@ -113,7 +114,11 @@ def test_going_on_from_a_model_begins_with_its_weights(tmp_path: Path, monkeypat
 @pytest.mark.parametrize("name", ["train_mini.toml", "train_own.toml", "train_more.toml", "train_published.toml"])
 def test_recipes_fit_their_options(name: str) -> None:
     recipe = read_recipe(ROOT / "examples" / name)
-    kinds = {"codec": CodecOptions, **dict.fromkeys(("backbone", "stage1", "stage2", "superres"), PartOptions)}
+    kinds = {
+        "codec": CodecOptions,
+        "decoder": DecoderOptions,
+        **dict.fromkeys(("backbone", "stage1", "stage2", "superres"), PartOptions),
+    }
     for part in set(recipe) & set(TRAINED) - {"tokenizer"}:
         assert options_from(RunOptions, recipe[part]["run"]).steps > 0
         if part in kinds:

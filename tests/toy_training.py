@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,8 +16,9 @@ from toy_model import CONFIG, TOY, toy_models
 from toy_text import train_text_model
 
 from cogvideo.text import TextTokenizer
-from cogvideo.training.codec import CodecOptions, CodecTask
+from cogvideo.training.codec import CodecOptions, CodecTask, PictureOptions
 from cogvideo.training.dataset import TokenClip
+from cogvideo.training.decoder import DecoderOptions, DecoderTask
 from cogvideo.training.parts import Part, PartOptions, PartTask
 from cogvideo.training.run import RunOptions, Trainer
 
@@ -47,19 +49,31 @@ def part_task(folder: Path, part: Part, **options: object) -> PartTask:
     return PartTask(network.train(), part, ToyClips(), TOY, tokenizer, chosen)
 
 
+def random_pictures(rng: np.random.Generator, options: PictureOptions) -> tuple[np.ndarray, np.ndarray]:
+    count = options.small_frames + options.fine_crops
+    return rng.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8), np.zeros((count, 32, 32), np.float32)
+
+
 def codec_task(folder: Path) -> CodecTask:
+    return CodecTask(_toy_codec(folder), random_pictures, CODEC_OPTIONS, seed=0)
+
+
+def decoder_task(folder: Path, **options: float) -> DecoderTask:
+    chosen = DecoderOptions(small_frames=4, fine_crops=1, **options)  # type: ignore[arg-type]
+    return DecoderTask(_toy_codec(folder, context=1, context_channels=8), random_pictures, chosen, seed=0)
+
+
+def _toy_codec(folder: Path, **decoder: int) -> Any:
     import json
 
     from cogvideo.frames import build_codec
 
-    def sample(rng: np.random.Generator, options: CodecOptions) -> tuple[np.ndarray, np.ndarray]:
-        count = options.small_frames + options.fine_crops
-        return rng.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8), np.zeros((count, 32, 32), np.float32)
-
+    config = json.loads(json.dumps(CODEC))
+    config["dec_configs"][1]["params"].update(decoder)
     path = folder / "codec.json"
-    path.write_text(json.dumps(CODEC))
+    path.write_text(json.dumps(config))
     torch.manual_seed(0)
-    return CodecTask(build_codec(path), sample, CODEC_OPTIONS, seed=0)
+    return build_codec(path)
 
 
 def stage1_run(folder: Path, steps: int, accumulate: int = 1) -> Trainer:

@@ -52,11 +52,23 @@ class ResBlock(nn.Module):
 
 
 class ShuffleDecoder(nn.Module):
-    """Codes [B, z, h, w] -> normalised pixels [B, 3, 8h, 8w]; each level doubles the sides by pixel shuffling."""
+    """Codes [B, z, h, w] -> normalised pixels [B, 3, 8h, 8w]; each level doubles the sides by pixel shuffling.
 
-    def __init__(self, z_channels: int, channels: tuple[int, ...] = (128, 96, 48), blocks: tuple[int, ...] = (2, 1, 1)):
+    `context`: how many wide blocks read the codes beside the first convolution. A code has 12 bits for 64 pixels, but
+    the codes around it tell what it is part of.
+    """
+
+    def __init__(
+        self,
+        z_channels: int,
+        channels: tuple[int, ...] = (128, 96, 48),
+        blocks: tuple[int, ...] = (2, 1, 1),
+        context: int = 0,
+        context_channels: int = 192,
+    ) -> None:
         super().__init__()
         self.conv_in = nn.Conv2d(z_channels, channels[0], 3, padding=1)
+        self.context = _make_context(z_channels, context_channels, channels[0], context) if context else None
         widths = [*channels, 3]
         self.levels = nn.ModuleList()
         for width, following, count in zip(channels, widths[1:], blocks, strict=True):
@@ -67,6 +79,8 @@ class ShuffleDecoder(nn.Module):
 
     def forward(self, codes: Tensor) -> Tensor:
         x: Tensor = self.conv_in(codes)  # [B, C, h, w]
+        if self.context is not None:
+            x = x + self.context(codes)
         for level in self.levels:
             x = level(x)  # [B, C', 2h, 2w]
         return x
@@ -75,3 +89,12 @@ class ShuffleDecoder(nn.Module):
         """The last convolution's weight; HVQVAE offers it to training with an adaptive loss."""
         convolutions = [m for m in self.modules() if isinstance(m, nn.Conv2d)]
         return convolutions[-1].weight
+
+
+def _make_context(z_channels: int, width: int, channels: int, blocks: int) -> nn.Sequential:
+    """Codes [B, z, h, w] -> features [B, channels, h, w]; zero at first, so that it can join a decoder that works."""
+    out = nn.Conv2d(width, channels, 1, bias=False)
+    nn.init.zeros_(out.weight)
+    return nn.Sequential(
+        nn.Conv2d(z_channels, width, 3, padding=1), *(ResBlock(width) for _ in range(blocks)), nn.SiLU(), out
+    )

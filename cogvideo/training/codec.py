@@ -29,20 +29,26 @@ SHOWN = 0.05
 
 
 @dataclass(frozen=True)
-class CodecOptions:
-    """How the codec is trained; the defaults made the shipped one."""
+class PictureOptions:
+    """What pictures a step holds, and what counts in them."""
 
     small_frames: int = 48
     fine_crops: int = 24
     crop_cells: int = 8
     """Side of a fine crop in tokens (8 pixels each)."""
+    background_weight: float = 0.5
+    subject_weight: float = 3.0
+
+
+@dataclass(frozen=True)
+class CodecOptions(PictureOptions):
+    """How the codec is trained; the defaults made the shipped one."""
+
     warmup_steps: int = 200
     """Steps without quantisation; then k-means makes the codebook."""
     restart_every: int = 50
     decay: float = 0.98
     commitment: float = 0.25
-    background_weight: float = 0.5
-    subject_weight: float = 3.0
     consistency: float = 0.0
     """Over 0: small frames come in pairs that differ in the scene alone. Where the subject is, each is decoded from the
     other's tokens, and the two vectors are drawn together with this weight. A token then tells of the subject, and the
@@ -55,7 +61,7 @@ class CodecOptions:
 Pictures = tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]
 """Frames uint8 [B, H, W, 3], and how much of every pixel is the subject, [B, H, W]."""
 
-Sample = Callable[[np.random.Generator, CodecOptions], Pictures]
+Sample = Callable[[np.random.Generator, PictureOptions], Pictures]
 """What to show the codec in a step: `small_frames` whole small frames, then `fine_crops` crops of the same size.
 
 With `consistency`, the second half of the small frames are the first half's twins: the same but for the scene."""
@@ -64,7 +70,7 @@ With `consistency`, the second half of the small frames are the first half's twi
 def sample_world(held_out: HeldOut) -> Sample:
     """Frames of the synthetic world, subjects marked, in pairs of scenes."""
 
-    def sample(rng: np.random.Generator, options: CodecOptions) -> Pictures:
+    def sample(rng: np.random.Generator, options: PictureOptions) -> Pictures:
         small, small_masks = sample_frames(rng, held_out, options.small_frames, COARSE)
         fine, fine_masks = sample_frames(rng, held_out, options.fine_crops, FINE)
         fine, fine_masks = _crop_to_subject(rng, fine, fine_masks, options.crop_cells, COARSE)
@@ -76,7 +82,7 @@ def sample_world(held_out: HeldOut) -> Sample:
 def sample_clips(clips: PreparedClips, upscale: int) -> Sample:
     """Keyframes of prepared clips, nothing marked."""
 
-    def sample(rng: np.random.Generator, options: CodecOptions) -> Pictures:
+    def sample(rng: np.random.Generator, options: PictureOptions) -> Pictures:
         count = options.small_frames + options.fine_crops
         chosen = zip(rng.integers(len(clips), size=count), rng.integers(KEYFRAMES, size=count), strict=True)
         frames = np.stack([clips.pixels(int(clip))[frame] for clip, frame in chosen])
@@ -189,13 +195,10 @@ class CodecTask:
             small = slice(0, o.small_frames)
             shown = F.max_pool2d(masks[small], pixels.shape[-1] // z.shape[-1]) > SHOWN  # [B, 1, h, w]
             regular = regular + o.consistency * _difference(vectors[small], shown)
-            z = torch.cat((torch.where(shown, _twins(z[small]), z[small]), z[o.small_frames :]))
-        error = (self.codec.decs[1](z) - pixels).square()
-        loss = (error * (o.background_weight + o.subject_weight * masks)).mean() + regular
-        scaled = error.detach() * error.new_tensor(STD).view(1, 3, 1, 1).square()
-        psnr = [float(-10 * torch.log10(part.mean())) for part in scaled.split([o.small_frames, o.fine_crops])]
+            z = torch.cat((torch.where(shown, twins(z[small]), z[small]), z[o.small_frames :]))
+        loss, figures = picture_error(self.codec.decs[1](z), pixels, masks, o)
         used = float((self.codec.quantize.usage > 0.05).float().mean())
-        return loss, {"psnr_small": psnr[0], "psnr_fine": psnr[1], "used": used}
+        return loss + regular, figures | {"used": used}
 
     def _quantise(self, z: Tensor, step: int) -> tuple[Tensor, Tensor]:
         """Vectors [B, z, h, w] -> their codes, with the vectors' gradients; how far the vectors are from them."""
@@ -266,13 +269,25 @@ class CodecTask:
         self.codec.quantize.usage[dead] = 0.1
 
 
+def picture_error(
+    decoded: Tensor, pixels: Tensor, masks: Tensor, options: PictureOptions
+) -> tuple[Tensor, dict[str, float]]:
+    """Squared error of normalised pictures [B, 3, H, W], weighted by subject masks [B, 1, H, W]; PSNR in dB by size."""
+    error = (decoded - pixels).square()
+    loss = (error * (options.background_weight + options.subject_weight * masks)).mean()
+    scaled = error.detach() * error.new_tensor(STD).view(1, 3, 1, 1).square()
+    parts = scaled.split([options.small_frames, options.fine_crops])
+    psnr = [float(-10 * torch.log10(part.mean())) for part in parts]
+    return loss, {"psnr_small": psnr[0], "psnr_fine": psnr[1]}
+
+
 def _difference(vectors: Tensor, shown: Tensor) -> Tensor:
     """How far the vectors [B, z, h, w] of twins are apart where `shown` [B, 1, h, w], in parts of their variance."""
-    square = (vectors - _twins(vectors)).square().mean(1, keepdim=True)
+    square = (vectors - twins(vectors)).square().mean(1, keepdim=True)
     return (square * shown).sum() / shown.sum().clamp(min=1) / vectors.detach().var()
 
 
-def _twins(x: Tensor) -> Tensor:
+def twins(x: Tensor) -> Tensor:
     """A batch [B, ...] of pairs -> the same, each at its twin's place."""
     return torch.cat(x.chunk(2)[::-1])
 

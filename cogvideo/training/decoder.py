@@ -1,0 +1,115 @@
+"""Training of the VQ-VAE's decoder alone: encoder and codebook stay, so that every token keeps its meaning and the
+networks that draw tokens need not learn anew.
+
+What the decoder will be given was drawn by networks, which err. So some tokens are spoilt on the way, and the picture
+that is asked for stays the true one: the tokens around a wrong one tell what should be there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cogvideo.training.codec import (
+    SHOWN,
+    PictureOptions,
+    Sample,
+    denormalise,
+    encode,
+    nearest,
+    normalise,
+    picture_error,
+    twins,
+)
+
+
+@dataclass(frozen=True)
+class DecoderOptions(PictureOptions):
+    """How the decoder is trained; the defaults made the shipped one."""
+
+    twins: float = 0.25
+    """Share of the pairs of small frames whose subject is decoded from the tokens of the other one, which stands in
+    another scene: what the networks draw where they were never shown a subject in a scene. 0 without pairs."""
+    wrong: float = 0.03
+    """Mean share of tokens that are replaced, half of them by a code that lies near, half by another picture's."""
+    near: int = 8
+    """How many codes count as near."""
+
+
+class DecoderTask:
+    """Loss of the decoder for the training loop; `codec` is icetk's HVQVAE, trained, used at level 1 alone."""
+
+    def __init__(self, codec: Any, sample: Sample, options: DecoderOptions, seed: int) -> None:
+        self.codec = codec
+        self.sample = sample
+        self.options = options
+        self.seed = seed
+        for part in (codec.enc, codec.down_samplers, codec.quantize):
+            part.requires_grad_(False)
+        codes = codec.quantize.embed.weight
+        self.near = torch.cdist(codes, codes).topk(options.near + 1, largest=False).indices[:, 1:]  # [n, near]
+
+    @property
+    def module(self) -> nn.Module:
+        codec: nn.Module = self.codec
+        return codec
+
+    @property
+    def learnt(self) -> nn.Module:
+        return self.module
+
+    def loss(self, step: int, share: int = 0, shares: int = 1) -> tuple[Tensor, dict[str, float]]:
+        """Weighted squared error of pictures decoded from spoilt tokens; every share holds `options` frames."""
+        o = self.options
+        rng = np.random.default_rng((self.seed, share, step))
+        pixels, masks, tokens = self._draw(rng)
+        shown = F.max_pool2d(masks, pixels.shape[-1] // tokens.shape[-1])[:, 0] > SHOWN  # [B, h, w]
+        return picture_error(self._decode(self.spoil(tokens, shown, rng)), pixels, masks, o)
+
+    @torch.no_grad()
+    def picture(self) -> npt.NDArray[np.uint8]:
+        """Eight small frames above their reconstructions from sound tokens, and those from spoilt ones."""
+        rng = np.random.default_rng(self.seed)
+        pixels, _, tokens = self._draw(rng)
+        spoilt = self.spoil(tokens, torch.zeros_like(tokens, dtype=torch.bool), rng)
+        rows = [denormalise(p[:8]) for p in (pixels, self._decode(tokens[:8]), self._decode(spoilt[:8]))]
+        return np.concatenate([np.concatenate(list(row), axis=1) for row in rows])
+
+    def spoil(self, tokens: Tensor, shown: Tensor, rng: np.random.Generator) -> Tensor:
+        """Tokens int64 [B, h, w], and where they show the subject -> the same with some of them replaced."""
+        small, count = self.options.small_frames, len(tokens)
+        swapped = np.tile(rng.random(small // 2) < self.options.twins, 2)  # both of a pair
+        swapped = np.concatenate([swapped, np.zeros(count - len(swapped), bool)])
+        other = torch.cat((twins(tokens[: small // 2 * 2]), tokens[small // 2 * 2 :]))
+        tokens = torch.where(_like(swapped, tokens)[:, None, None] & shown, other, tokens)
+        rates = rng.uniform(0, 2 * self.options.wrong, (count, 1, 1))
+        kind = rng.random(tuple(tokens.shape))
+        near = self.near[tokens, _like(rng.integers(self.options.near, size=tuple(tokens.shape)), tokens)]
+        strange = tokens.roll(int(rng.integers(1, max(2, count))), 0)
+        tokens = torch.where(_like(kind < rates / 2, tokens), near, tokens)
+        return torch.where(_like(kind > 1 - rates / 2, tokens), strange, tokens)
+
+    def _draw(self, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """Normalised pixels [B, 3, H, W], subject masks [B, 1, H, W] and tokens [B, h, w]."""
+        codes = self.codec.quantize.embed.weight
+        bytes_, masks = self.sample(rng, self.options)
+        pixels = normalise(bytes_).to(codes.device)
+        with torch.no_grad():
+            z = encode(self.codec, pixels)  # [B, z, h, w]
+        tokens = nearest(z.permute(0, 2, 3, 1).flatten(0, 2), codes).view(len(z), *z.shape[2:])
+        return pixels, torch.from_numpy(masks).unsqueeze(1).to(codes.device), tokens
+
+    def _decode(self, tokens: Tensor) -> Tensor:
+        """Tokens [B, h, w] -> normalised pixels [B, 3, H, W]."""
+        pixels: Tensor = self.codec.decs[1](self.codec.quantize.embed.weight[tokens].permute(0, 3, 1, 2))
+        return pixels
+
+
+def _like(values: npt.NDArray[Any], tokens: Tensor) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(values)).to(tokens.device)

@@ -1,0 +1,100 @@
+"""The decoder learns on alone: no token changes its meaning, and pictures come nearer to the true ones."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from toy_training import decoder_task
+
+from cogvideo.config import ASSETS
+from cogvideo.frames import build_codec
+from cogvideo.train import Workshop
+from cogvideo.training import render
+from cogvideo.training.codec import encode
+from cogvideo.training.run import RunOptions, Trainer
+
+needs_font = pytest.mark.skipif(
+    not any(path.exists() for path in render.FONT_PATHS), reason="fonts-noto-color-emoji is needed to draw the world"
+)
+
+
+def test_tokens_keep_their_meaning_while_pictures_get_better(tmp_path: Path) -> None:
+    task = decoder_task(tmp_path)
+    shown = np.random.default_rng(0).integers(0, 256, (5, 1, 1, 3), dtype=np.uint8).repeat(32, 1).repeat(32, 2)
+    task.sample = lambda rng, options: (shown, np.zeros(shown.shape[:3], np.float32))
+    pixels = torch.randn(2, 3, 32, 32)
+    before = {name: value.clone() for name, value in task.codec.state_dict().items()}
+    vectors = encode(task.codec, pixels)
+    trainer = Trainer(task, RunOptions(12, 1e-2, warmup=1, picture_every=0), tmp_path / "run")
+    scalars = [trainer.update() for _ in range(12)]
+    assert scalars[-1]["psnr_small"] > scalars[0]["psnr_small"] + 1
+    assert torch.equal(encode(task.codec, pixels), vectors)
+    changed = {name for name, value in task.codec.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed
+    assert all(name.startswith("decs.1.") for name in changed)
+    assert task.picture().shape == (3 * 32, 5 * 32, 3)
+
+
+def test_context_joins_a_decoder_without_changing_it(tmp_path: Path) -> None:
+    task = decoder_task(tmp_path)
+    codes = torch.randn(2, 8, 4, 4)
+    decoder = task.codec.decs[1]
+    assert decoder.context is not None
+    with_context = decoder(codes)
+    torch.nn.init.ones_(decoder.context[-1].weight)
+    assert not torch.equal(decoder(codes), with_context)
+    decoder.context = None
+    assert torch.equal(decoder(codes), with_context)
+
+
+def test_spoiling_replaces_the_share_that_was_asked_for(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    tokens = torch.randint(0, 64, (5, 40, 40))
+    nowhere = torch.zeros_like(tokens, dtype=torch.bool)
+    sound = decoder_task(tmp_path, wrong=0.0, twins=1.0)
+    assert torch.equal(sound.spoil(tokens, nowhere, rng), tokens)
+    wrong = decoder_task(tmp_path, wrong=0.2, twins=0.0).spoil(tokens, ~nowhere, rng) != tokens
+    assert 0.1 < float(wrong.float().mean()) < 0.3
+
+
+def test_twins_change_places_where_the_subject_is(tmp_path: Path) -> None:
+    tokens = torch.arange(5)[:, None, None].expand(5, 4, 4)  # four small frames, two of them the others' twins; a crop
+    shown = torch.zeros_like(tokens, dtype=torch.bool)
+    shown[:, 1:3] = True
+    spoilt = decoder_task(tmp_path, wrong=0.0, twins=1.0).spoil(tokens, shown, np.random.default_rng(0))
+    assert spoilt[:, 1].tolist() == [[twin] * 4 for twin in (2, 3, 0, 1, 4)]
+    assert torch.equal(spoilt[:, 0], tokens[:, 0])
+
+
+@needs_font
+def test_the_recipe_trains_the_shipped_decoder_further(tmp_path: Path) -> None:
+    for name in ("codec.json", "codec.safetensors"):
+        shutil.copy(ASSETS / "mini" / name, tmp_path)
+    run = {"steps": 1, "learning_rate": 1e-3, "warmup": 1, "picture_every": 0}
+    recipe = {
+        "preset": "mini",
+        "seed": 0,
+        "assets": str(tmp_path),
+        "clusters": 256,
+        "decoder": {"run": run, "data": {"small_frames": 2, "fine_crops": 2}},
+    }
+    before = load_file(tmp_path / "codec.safetensors")
+    Workshop(recipe, tmp_path / "run").make("decoder")
+    after = load_file(tmp_path / "codec.safetensors")
+    assert (
+        after.keys()
+        == before.keys()
+        == build_codec(tmp_path / "codec.json").state_dict().keys()
+        - {
+            "quantize.cluster_size",
+            "quantize.embed_avg",
+        }
+    )
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed
+    assert all(name.startswith("decs.1.") for name in changed)
