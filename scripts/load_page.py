@@ -1,6 +1,7 @@
 """How the page bears many users: 50 people watch one job while 200 more ask for theirs. Prints figures; needs no model.
 
-python scripts/load_page.py [--watchers 50] [--requests 200] [--rounds 3] [--tokens 150] [--json assets/bench/page.json]
+python scripts/load_page.py [--watchers 50] [--requests 200] [--within 2] [--rounds 3] [--tokens 150]
+                            [--json assets/bench/page.json]
 Each round does the same, so memory is flat where the rounds end alike. `server at work` is processor time: it says
 what an answer would take on a machine that does nothing else. An event that is lost, doubled or out of order, and two
 jobs at a time, end it with an error.
@@ -117,6 +118,12 @@ def check_log(data: Path, jobs: int) -> None:
     assert all(begin[1] == end[1] for begin, end in zip(words[::2], words[1::2], strict=True))
 
 
+async def ask(client: httpx.AsyncClient, seed: int, after: float) -> Any:
+    """A video's job, asked for `after` so many seconds; None where it was refused."""
+    await asyncio.sleep(after)
+    return await call(client, "make_video", "小猫", seed, 5, 4, False, 3, "")
+
+
 async def probe(client: httpx.AsyncClient, path: str, server: Server, done: asyncio.Event) -> list[tuple[float, float]]:
     """Milliseconds that an answer takes, and how long the server worked meanwhile, again and again."""
     times: list[tuple[float, float]] = []
@@ -147,15 +154,16 @@ def answers(times: list[tuple[float, float]]) -> Value:
     }
 
 
-async def one_round(client: httpx.AsyncClient, server: Server, watchers: int, requests: int, tokens: float) -> Value:
+async def one_round(client: httpx.AsyncClient, server: Server, options: argparse.Namespace) -> Value:
     """The figures of a round. Raises AssertionError where anything was lost, doubled or out of order."""
-    server.order(f"pace {tokens}")
+    requests = options.requests
+    server.order(f"pace {options.tokens}")
     busy, before = server.busy(), time.perf_counter()
     first = await call(client, "make_video", "熊猫", 1, 33, 4, False, 3, "")
     done = asyncio.Event()
     probes = [asyncio.create_task(probe(client, path, server, done)) for path in ("", "alive", f"now/{first['id']}")]
-    tails = [asyncio.create_task(watch(client, first["id"])) for _ in range(watchers)]
-    asked = asyncio.gather(*(call(client, "make_video", "小猫", seed, 5, 4, False, 3, "") for seed in range(requests)))
+    tails = [asyncio.create_task(watch(client, first["id"])) for _ in range(options.watchers)]
+    asked = asyncio.gather(*(ask(client, seed, options.within * seed / requests) for seed in range(requests)))
     accepted = [job for job in await asked if job]
     taken = time.perf_counter() - before
     told = await asyncio.gather(*tails)
@@ -166,7 +174,12 @@ async def one_round(client: httpx.AsyncClient, server: Server, watchers: int, re
         check(seen)
     updates = [len(seen) for seen, _ in told]
     figures: Value = {
-        "requests": {"asked": requests, "taken": len(accepted), "seconds": round(taken, 1)},
+        "requests": {
+            "asked": requests,
+            "within seconds": options.within,
+            "taken": len(accepted),
+            "seconds": round(taken, 1),
+        },
         "page": page,
         "sign of life": alive,
         "question of a hidden tab": now,
@@ -184,14 +197,14 @@ async def one_round(client: httpx.AsyncClient, server: Server, watchers: int, re
     return figures
 
 
-async def measure(server: Server, data: Path, watchers: int, requests: int, rounds: int, tokens: float) -> Value:
+async def measure(server: Server, data: Path, options: argparse.Namespace) -> Value:
     """The figures of all rounds."""
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)  # as many people, not as one
     async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{server.port}/", timeout=300, limits=limits) as client:
         (await client.get("")).raise_for_status()
         figures: Value = {"memory at the start, MiB": server.memory(), "rounds": []}
-        for _ in range(rounds):
-            figures["rounds"].append(await one_round(client, server, watchers, requests, tokens))
+        for _ in range(options.rounds):
+            figures["rounds"].append(await one_round(client, server, options))
             print(json.dumps(figures["rounds"][-1], ensure_ascii=False, indent=1), flush=True)
     jobs = sum(each["requests"]["taken"] + 1 for each in figures["rounds"])
     check_log(data, jobs)
@@ -212,6 +225,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--watchers", type=int, default=50)
     parser.add_argument("--requests", type=int, default=200)
+    parser.add_argument("--within", type=float, default=2, help="seconds over which the requests come; 0: all at once")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--tokens", type=float, default=150, help="tokens a second of the pretended model")
     parser.add_argument("--json", type=Path, help="write the figures into this file too")
@@ -220,8 +234,7 @@ def main() -> None:
         data = Path(folder)
         server = Server(data, options.requests)
         try:
-            sizes = options.watchers, options.requests, options.rounds, options.tokens
-            figures = asyncio.run(measure(server, data, *sizes))
+            figures = asyncio.run(measure(server, data, options))
         finally:
             server.process.kill()
             server.process.wait()
