@@ -5,6 +5,7 @@ And one served page for all tests that look at it in a browser.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,6 +43,12 @@ def jobs(tmp_path: Path, fake: FakePipeline) -> Iterator[Jobs]:
     jobs.start()
     yield jobs
     jobs.close()
+
+
+@pytest.fixture
+def published(tmp_path: Path) -> Path:
+    """A copy of the toy checkpoints in the published format, which may be spoilt."""
+    return Path(shutil.copytree(Path(__file__).parent / "golden", tmp_path / "published"))
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from cogvideo.events import (
     SuperResolved,
     Tokens,
 )
+from cogvideo.jobs import Jobs
 from cogvideo.mosaic import side_by_side
 from cogvideo.pace import tokens_per_stage
 from cogvideo.text import CheckedPrompt, Reading, clean_prompt
@@ -183,3 +185,11 @@ def moving_square(count: int, seed: int) -> Frames:
 def write_bytes(path: Path, frames: Frames, seconds: float, comment: Mapping[str, Any] | None) -> None:
     """Stands for the mp4 where only the file's existence matters."""
     path.write_bytes(f"{len(frames)} frames in {seconds} s, {comment}".encode())
+
+
+@contextmanager
+def killed(jobs: Jobs) -> Iterator[None]:
+    """Inside the block `jobs` is as kill -9 leaves it: nothing more is written, and the system has dropped the lock."""
+    with jobs._changed:
+        jobs._lock_file.close()
+        yield

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections import namedtuple
 from pathlib import Path
 
@@ -23,12 +22,6 @@ from cogvideo.published import CONVERTED
 
 GOLDEN = Path(__file__).parent / "golden"
 STAGE2 = Path("cogvideo-stage2", "38000", "mp_rank_00_model_states.pt")
-
-
-@pytest.fixture
-def published(tmp_path: Path) -> Path:
-    shutil.copytree(GOLDEN, tmp_path / "published")
-    return tmp_path / "published"
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from fakes import FakePipeline
+from fakes import FakePipeline, killed
 from test_jobs import KEY, WISH, _open, finished, kinds, until
 
 from cogvideo import jobs as module
@@ -149,8 +149,7 @@ def test_what_a_killed_server_left_half_written_goes_at_the_next_start(tmp_path:
     job = jobs.submit(WISH, KEY).id
     hung.step(10)
     until(jobs, job, lambda view: view.level == 0)
-    with jobs._changed:  # what kill -9 does: nothing more is written, and the system drops the lock
-        jobs._lock_file.close()
+    with killed(jobs):
         (jobs.results / job / ".0123456789abcdef.part.mp4").write_bytes(b"half")
         following = _open(tmp_path, FakePipeline())
     assert kinds(following, job)[-1] == "interrupted"

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fakes import PRESET, FakePipeline, moving_square, write_bytes
+from fakes import PRESET, FakePipeline, killed, moving_square, write_bytes
 from PIL import Image
 
 from cogvideo.config import SamplingOptions, TokenSampling, VideoRequest
@@ -228,8 +228,7 @@ def test_a_killed_server_leaves_a_running_job_that_is_marked_at_the_next_start(t
     job = jobs.submit(WISH, KEY).id
     hung.step(10)
     until(jobs, job, lambda view: view.level == 0)
-    with jobs._changed:  # what kill -9 does: nothing more is written, and the system drops the lock
-        jobs._lock_file.close()
+    with killed(jobs):
         following = _open(tmp_path, FakePipeline())
     view = following.view(job)
     assert (view.status, view.video, kinds(following, job)[-1]) == ("interrupted", "level-0.mp4", "interrupted")

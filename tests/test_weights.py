@@ -24,13 +24,6 @@ STAGE1 = Path("cogvideo-stage1", "27000", "mp_rank_00_model_states.pt")
 
 
 @pytest.fixture
-def published(tmp_path: Path) -> Path:
-    """A copy of the toy checkpoints that may be spoilt."""
-    shutil.copytree(GOLDEN, tmp_path / "published")
-    return tmp_path / "published"
-
-
-@pytest.fixture
 def shipped(tmp_path: Path) -> Path:
     """A folder as training writes it."""
     stage1, stage2, superres = video_lm(1), video_lm(2), superres_lm()
