@@ -59,6 +59,8 @@ class ObjectiveOptions:
     subject_weight: float = 2.5
     """Weights of a token's loss in clips and windows: most tokens are background that never changes."""
     image_subject_weight: float = 0.5
+    motion_odds: Sequence[float] | None = None
+    """How often each of `MOTIONS` comes, beside the others; None: all alike. What turns or grows is the hardest."""
     seed: int = 0
 
 
@@ -205,7 +207,7 @@ class WorldTask:
         return device
 
     def _sample(self, rng: np.random.Generator, count: int) -> list[Clip]:
-        return [sample_clip(rng, self.held_out) for _ in range(count)]
+        return [sample_clip(rng, self.held_out, odds=self.options.motion_odds) for _ in range(count)]
 
     @record_function(DATA)
     def _rows(

@@ -10,7 +10,7 @@ frame-rate token means something.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -232,12 +232,22 @@ def _stands_well(bottom: float, kind: str, scene: str) -> bool:
     return bottom <= 5 if kind in ("flyer", "sky") else bottom >= 6
 
 
-def sample_clip(rng: np.random.Generator, held_out: HeldOut, duration: float | None = None, variants: int = 2) -> Clip:
-    """Draw a clip that training may show: never a held-out pair, always inside the frame, centred on half cells."""
+def sample_clip(
+    rng: np.random.Generator,
+    held_out: HeldOut,
+    duration: float | None = None,
+    variants: int = 2,
+    odds: Sequence[float] | None = None,
+) -> Clip:
+    """Draw a clip that training may show: never a held-out pair, always inside the frame, centred on half cells.
+
+    `odds`: how often each motion comes, beside the others; None: all alike.
+    """
+    shares = None if odds is None else np.array(odds) / sum(odds)
     while True:
         subject = int(rng.integers(len(SUBJECTS)))
         scene = int(rng.integers(len(SCENES)))
-        motion = int(rng.integers(len(MOTIONS)))
+        motion = int(rng.integers(len(MOTIONS)) if shares is None else rng.choice(len(MOTIONS), p=shares))
         clip = place_clip(rng, subject, scene, motion, duration, variants)
         if not held_out.contains(clip):
             return clip
