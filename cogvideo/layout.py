@@ -10,7 +10,7 @@ numbered in time order unless a name says otherwise.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import Enum
+from enum import Enum, auto
 from functools import cached_property, lru_cache
 from typing import Literal, NamedTuple
 
@@ -27,10 +27,10 @@ Stage = Literal[1, 2]
 class Sight(Enum):
     """What a slot of one frame may attend to in a frame (its own or another)."""
 
-    NONE = 0
-    CAUSAL = 1
+    NONE = auto()
+    CAUSAL = auto()
     """Slots up to and including its own number."""
-    ALL = 2
+    ALL = auto()
 
 
 class Stretch(NamedTuple):
@@ -51,7 +51,8 @@ class Shelf:
         """`order`: frames (time-order numbers) in decoding order; `regions` [tokens_per_frame]: as in `Layout`."""
         self.text = text
         self.order = order
-        _, self._region, sizes = np.unique(regions, return_inverse=True, return_counts=True)
+        self._region = regions
+        sizes = np.bincount(regions)
         widths = text + len(order) * sizes
         self._starts = np.cumsum(widths) - widths  # [regions]
         self._sizes = sizes
@@ -181,29 +182,20 @@ class Layout:
     def regions(self, shift: int) -> Indices:
         """Number of the region that each cell belongs to, [tokens_per_frame]; cells see each other within one.
 
-        A region is a window, or what the grid's border leaves of a shifted one.
+        A region is a window, or what the grid's border leaves of a shifted one. Numbers are from 0 in reading order.
         """
-        rows, columns = self._cells
-        width, window = self.config.grid[1], self.config.window
-        down = (rows + window - shift) // window
-        right = (columns + window - shift) // window
-        return np.asarray(down * (width // window + 2) + right, dtype=np.int64)
+        down, right = ((cells - shift) // self.config.window for cells in self._cells)  # from -1 where shifted
+        return np.unique(down * self.config.grid[1] + right, return_inverse=True)[1]
 
-    @cached_property
+    @property
     def wavefront_lag(self) -> int:
         """How many slots a drawn frame of stage 2 must stay behind the drawn frame before it.
 
         Slot k sees all cells of earlier drawn frames in its own region, on even and on odd layers; a frame that
-        follows by this many slots finds all of them complete in earlier steps. `tokens_per_frame` is always enough.
+        follows by this many slots finds all of them complete in earlier steps: a region is at most a window, whose
+        last cell lies `window - 1` rows and as many columns after its first.
         """
-        cells = np.arange(self.tokens_per_frame)
-        ahead = 0
-        for parity in (0, 1):
-            _, region = np.unique(self.regions(self.shift(parity)), return_inverse=True)
-            last = np.zeros(region.max() + 1, dtype=np.int64)
-            np.maximum.at(last, region, cells)
-            ahead = max(ahead, int((last[region] - cells).max()))
-        return ahead + 1
+        return (self.config.window - 1) * (self.config.grid[1] + 1) + 1
 
     @lru_cache  # noqa: B019 - layouts are few and live as long as their model
     def windows(self, shift: int) -> Indices:

@@ -98,7 +98,7 @@ def mutants(path: str, everything: bool = False) -> Iterator[Mutant]:
 
 
 def _meaning(source: str) -> str | None:
-    """The syntax tree without annotations, which nobody evaluates; None where there is none."""
+    """The syntax tree without annotations and literal types, which nobody evaluates; None where there is none."""
     try:
         tree = ast.parse(source)
     except SyntaxError:
@@ -110,6 +110,8 @@ def _meaning(source: str) -> str | None:
             node.returns = None
         elif isinstance(node, ast.AnnAssign):
             node.annotation = ast.Constant(None)
+        elif isinstance(node, ast.Subscript) and isinstance(node.value, ast.Name) and node.value.id == "Literal":
+            node.slice = ast.Constant(None)
     return ast.dump(tree)
 
 

@@ -52,6 +52,8 @@ def test_annotations_are_no_mutants_and_nonsense_is_none() -> None:
     meaning = mutation._meaning("def f(a: int) -> int:\n    return a + 1\n")
     assert meaning == mutation._meaning("def f(a: str | None):\n    return a + 1\n")
     assert meaning != mutation._meaning("def f(a: int) -> int:\n    return a - 1\n")
+    assert mutation._meaning("Stage = Literal[1, 2]") == mutation._meaning("Stage = Literal[1, 3]")
+    assert mutation._meaning("stage = stages[1, 2]") != mutation._meaning("stage = stages[1, 3]")
     assert mutation._meaning("def f(:") is None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -66,6 +67,7 @@ def test_regions_are_windows_cut_at_the_wrapped_edge(layout: Layout, layer: int)
     for cell in range(layout.tokens_per_frame):
         for other in range(layout.tokens_per_frame):
             assert (region[cell] == region[other]) == same_region(layout, layer % 2, cell, other)
+    assert list(dict.fromkeys(region.tolist())) == list(range(region.max() + 1))  # numbered as one reads
 
 
 @given(layouts(), st.integers(0, 1))
@@ -164,8 +166,10 @@ def test_sights_of_the_published_stages() -> None:
     assert layout.frame_rows(4)[-1] == 1599
 
 
-@pytest.mark.parametrize("change", [{"window": 3}, {"base_positions": 30}, {"extra_positions": 95}])
-def test_sizes_that_do_not_fit_are_refused(change: dict[str, int]) -> None:
+@pytest.mark.parametrize(
+    "change", [{"window": 3}, {"grid": (4, 3)}, {"grid": (3, 4)}, {"base_positions": 30}, {"extra_positions": 95}]
+)
+def test_sizes_that_do_not_fit_are_refused(change: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"cannot"):
         Layout(replace(CONFIG, **change))
 
@@ -181,3 +185,10 @@ def test_tables_of_positions_may_be_full_to_the_last_row() -> None:
 def test_presets_fit(config: ModelConfig) -> None:
     assert Layout(config).tokens_per_frame == config.tokens_per_frame
     assert Layout(config).fine_tokens == 9 * config.tokens_per_frame
+
+
+def test_what_every_step_asks_for_is_made_once() -> None:
+    layout, frames = Layout(CONFIG), (0, 1)
+    assert layout.windows(1) is layout.windows(1)
+    assert layout.window_mask(1, frames) is layout.window_mask(1, frames)
+    assert layout.shelf(2, 1, 3) is layout.shelf(2, 1, 3)

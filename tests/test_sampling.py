@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from cogvideo.config import SamplingOptions, TokenSampling
-from cogvideo.sampling import ClusterSampler, distribution, exponential_noise, noise_keys
+from cogvideo.errors import WeightsError
+from cogvideo.sampling import ClusterSampler, Dice, StageKey, distribution, exponential_noise, noise_keys
 
 GOLDEN = Path(__file__).parent / "golden" / "golden.npz"
 OPTIONS = SamplingOptions()
@@ -62,14 +63,15 @@ def test_extreme_logits_stay_finite() -> None:
     assert probabilities[0, 2] == 1
 
 
-def test_draws_follow_the_distribution() -> None:
+@pytest.mark.parametrize("way", ["draw", "draw_plain"])
+def test_draws_follow_the_distribution(way: str) -> None:
     """Chi-square of 40000 draws, one per (seed, frame, slot), against the closed form; seeds are fixed."""
     labels = torch.arange(24) % 5
     sampler = ClusterSampler(labels)
     logits = torch.randn(24, generator=torch.Generator().manual_seed(3))
     options = TokenSampling(1.05, 4, 0.89)
     keys = noise_keys([1, 2, 3, 4] * 10, 2, [f for f in range(10) for _ in range(4)], 1000).flatten(0, 1)  # [40000, 2]
-    drawn = sampler.draw(logits.expand(len(keys), -1), keys, options)
+    drawn = getattr(sampler, way)(logits.expand(len(keys), -1), keys, options)
     expected = sampler.distribution(logits, options) * len(keys)
     counts = torch.bincount(drawn, minlength=24)
     assert counts[expected == 0].sum() == 0
@@ -122,6 +124,15 @@ def test_keys_are_pinned() -> None:
 PINNED = [[[3821375131, 604666151], [4045843070, 572317609]], [[1383639185, 4217790232], [3374434875, 2841249837]]]
 
 
+def test_noise_and_the_numbers_of_the_stages_are_pinned() -> None:
+    noise = exponential_noise(torch.tensor(PINNED[1]), torch.tensor([[0, 1, 19999], [5, 6, 7]]))
+    torch.testing.assert_close(noise, torch.tensor(NOISE), rtol=1e-5, atol=0)
+    assert [int(stage) for stage in StageKey] == [1, 2, 3]
+
+
+NOISE = [[0.4373413, 0.8006352, 0.0358265154], [1.2362739, 2.1684656, 2.7096796]]
+
+
 def test_a_broken_row_still_draws_a_valid_id() -> None:
     sampler = ClusterSampler(torch.arange(12) % 3)
     drawn = sampler.draw(torch.full((1, 12), torch.nan), noise_keys([1], 1, [0], 1)[0], OPTIONS.video)
@@ -143,3 +154,35 @@ def test_noise_is_positive_and_finite_at_both_ends_of_its_words() -> None:
     least, most = exponential_noise(torch.tensor([[0, 0], [0, word]]), torch.zeros(2, 1, dtype=torch.long)).flatten()
     assert 0 < least < 1e-9
     assert 16 < most < 17
+
+
+def test_the_members_of_a_cluster_are_in_order_whatever_sorts_them() -> None:
+    sampler = ClusterSampler(torch.arange(1000) % 3)
+    for row, padding in zip(sampler.members, sampler.padding, strict=True):
+        assert torch.equal(row[~padding], row[~padding].sort().values)
+    assert [int((~row).sum()) for row in sampler.padding] == [334, 333, 333]
+    assert torch.equal(sampler.to("cpu").members, sampler.members)
+
+
+def test_dice_draw_with_the_keys_of_their_frame_and_slot() -> None:
+    sampler = ClusterSampler(torch.arange(50) % 9)
+    keys = {frame: noise_keys([1, 2], 1, [frame] * 2, 3) for frame in (0, 4)}
+    dice = Dice(sampler, OPTIONS.video, keys)
+    logits = torch.randn(2, 50, generator=torch.Generator().manual_seed(1))
+    for frame in keys:
+        for slot in range(3):
+            assert torch.equal(dice(logits, frame, slot), sampler.draw(logits, keys[frame][slot], OPTIONS.video))
+    dice.check()
+
+
+@pytest.mark.parametrize("number", [torch.nan, torch.inf])
+def test_dice_see_that_a_logit_was_no_number(number: float) -> None:
+    dice = Dice(ClusterSampler(torch.arange(12) % 3), OPTIONS.video, {0: noise_keys([1], 1, [0], 3)})
+    broken = torch.zeros(1, 12)
+    broken[0, 5] = number
+    dice(torch.zeros(1, 12), 0, 0)
+    dice.check()
+    dice(broken, 0, 1)
+    dice(torch.zeros(1, 12), 0, 2)
+    with pytest.raises(WeightsError, match="no numbers"):
+        dice.check()
