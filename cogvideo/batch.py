@@ -83,7 +83,8 @@ class _Batch:
         texts = keyframe_texts(self.tokenizer, self.preset, self.requests, self.options.guidance)
         ahead = LOOK_AHEAD if self.place.device.type == "cpu" else 1
         with resident(self.models.stage1, self.place) as lm, threads(1):
-            for step in keyframes.draw(lm, texts, self.sampler, self.options, seeds, self.stop, ahead):
+            wish = seeds, self.stop, ahead, None, self.place.memory.rows
+            for step in keyframes.draw(lm, texts, self.sampler, self.options, *wish):
                 yield self._progress("keyframes", step.tokens)
         self.clip = step.clip
 

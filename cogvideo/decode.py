@@ -11,8 +11,9 @@ business: `draw`.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,6 +28,9 @@ Draw = Callable[[Tensor, int, int], Tensor]
 
 Stop = Callable[[], bool]
 """Asked once a step; True raises `Cancelled` before anything is computed."""
+
+STEPS_BEHIND: Final = 4
+"""So many steps a card may be behind who asks for them: enough for it to have work at any time."""
 
 Texts = Sequence[Sequence[int]]
 """Ids of the text of each row. Rows may differ in length; none may be empty."""
@@ -154,7 +158,9 @@ def fill(
     samples = cache.rows if guidance is None else cache.rows // 2
     start = torch.full((samples,), lm.config.start_of_image, device=lm.transformer.word_embeddings.weight.device)
     held = dict.fromkeys(frames, start)  # what each frame's next slot holds
+    leash = Leash(start.device)
     for places in schedule(frames, lm.layout.tokens_per_frame, lag):
+        leash.wait()
         if stop is not None and stop():
             raise Cancelled
         ids = torch.stack([held[frame] for frame, _ in places], dim=1)
@@ -162,6 +168,26 @@ def fill(
         for i, (frame, slot) in enumerate(places):
             held[frame] = draw(logits[:, i], frame, slot)
             yield Token(frame, slot, held[frame])
+
+
+class Leash:
+    """Keeps the host near a card, which is told of steps much sooner than it has computed them: so a stop acts, and
+    progress is what has been drawn, but for a few tokens. It never waits for the step that it has just asked for.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._begun: deque[torch.cuda.Event] = deque()
+
+    def wait(self) -> None:
+        """Between two steps; elsewhere than on a card nothing."""
+        if self._device.type != "cuda":
+            return
+        done = torch.cuda.Event()
+        done.record(torch.cuda.current_stream(self._device))
+        self._begun.append(done)
+        if len(self._begun) > STEPS_BEHIND:
+            self._begun.popleft().synchronize()
 
 
 def speculate(

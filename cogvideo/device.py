@@ -20,10 +20,11 @@ from torch import nn
 
 from cogvideo.config import MEMORY, MemoryPreset, ModelConfig
 from cogvideo.errors import CapacityError, OutOfMemory, RequestError
-from cogvideo.memory import choose, peak_bytes, smaller
+from cogvideo.memory import choose, peak_bytes, smaller, storage_bytes
 from cogvideo.models.compressed import compress, matrices
+from cogvideo.models.kept import Kept
 from cogvideo.models.superres_lm import SuperResLM
-from cogvideo.models.token_model import TokenModel
+from cogvideo.models.token_model import TokenModel, keep_heads
 from cogvideo.models.video_lm import VideoLM
 from cogvideo.streaming import streamed
 
@@ -128,12 +129,14 @@ def settle(models: Any, place: Place) -> Settled:
     for network in held:
         compress(network.transformer, memory.weights, device, dtype)
         compress(network.mixins, memory.weights, device, dtype, place.home)
+    moves = memory.offload or memory.swap
+    kept = Kept(0 if moves else storage_bytes(models.stage1.config, memory, place.kind))
     for lm in video:
-        lm.int8_cache, lm.moving = memory.int8_cache, memory.offload
-        lm.keeps = not (memory.offload or memory.swap)
+        lm.int8_cache, lm.moving, lm.kept = memory.int8_cache, memory.offload, kept
     for network in held:
         _bring(network.transformer, device, dtype)
         _bring(network.mixins, place.home, dtype)
+    keep_heads(held)
     return Settled(*video, superres)
 
 

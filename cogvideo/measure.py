@@ -33,6 +33,7 @@ from cogvideo.models.cache import Place as Slot
 from cogvideo.models.fused import fusing_pays
 from cogvideo.models.random_weights import RandomModels, random_models
 from cogvideo.models.superres_lm import SuperResLM
+from cogvideo.models.token_model import keep_heads
 from cogvideo.models.video_lm import VideoLM
 from cogvideo.release_structure import ReleaseStructure, sample
 from cogvideo.sampling import ClusterSampler, Dice, StageKey, noise_keys
@@ -219,6 +220,7 @@ class Bench:
         self.config: ModelConfig = preset.model
         self.layout = Layout(self.config)
         self.models: RandomModels = random_models(self.config, place.dtype, place.device)
+        keep_heads((self.models.stage1, self.models.stage2, self.models.superres))
         self.precision, self.clock = precision, clock
         self.cores = usable_cores() if place.device.type == "cpu" else 1
         if fusing_pays(self.config, place.device):

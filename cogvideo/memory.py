@@ -23,6 +23,12 @@ GUIDED_ROWS: Final = 2
 LANES: Final = 2
 """Frames that interpolation draws at the same time."""
 
+STORAGES: Final = 6
+"""Caches that are kept for the next videos: of the first frame, of the keyframes, of three rounds, and one more."""
+
+CAPTURED: Final = 5 * 10**7
+"""Bytes that a captured step has for itself: the allocator's blocks of 2 and 20 MiB (an estimate, not yet measured)."""
+
 NF4_BLOCK: Final = 64
 NF4_OUTER: Final = 256
 """Numbers that share a scale, and scales that share one of their own."""
@@ -96,11 +102,12 @@ def weight_bytes(model: ModelConfig, memory: MemoryPreset, device: str | None = 
     """Bytes of the weights that are on the device in each phase."""
     number = _number(memory, device)
     h, rest = model.hidden, parameters(model)[1] * number
+    head = model.image_tokens * h * FULL if number == HALF else 0  # once more in full precision
     if memory.offload:
         largest = 4 * h * h * number
         own = {part: count - 4 * h * h * model.layers for part, count in parameters(model)[2].items()}
-        return dict.fromkeys(PHASES, rest + sum(own.values()) * number + largest)
-    common = backbone_bytes(model, memory, number)
+        return dict.fromkeys(PHASES, rest + sum(own.values()) * number + largest + head)
+    common = backbone_bytes(model, memory, number) + head
     if memory.fused and number == HALF:  # of both stages
         common += 2 * 8 * h * h * model.layers * number
     packs = [pack_bytes(model, part, memory, number) for part in ("stage1", "stage2", "superres")]
@@ -124,13 +131,31 @@ def cache_bytes(model: ModelConfig, stage: Stage, rows: int, memory: MemoryPrese
     return 2 * rows * places * position  # keys and values
 
 
+def storage_bytes(model: ModelConfig, memory: MemoryPreset, device: str | None = None) -> int:
+    """The cache of the largest batch; that of the present batch and what earlier ones left never take more together."""
+    batches: tuple[tuple[Stage, int], ...] = (1, GUIDED_ROWS), (2, memory.rows)
+    return max(cache_bytes(model, stage, rows, memory, device) for stage, rows in batches)
+
+
+def left_bytes(model: ModelConfig, memory: MemoryPreset, device: str | None = None) -> int:
+    """Storage that may be there in any phase, since earlier batches left it; 0 where none is kept (`models.kept`)."""
+    kept = (device or memory.device) == "cuda" and not (memory.swap or memory.offload or memory.int8_cache)
+    return storage_bytes(model, memory, device) if kept else 0
+
+
+def captured_bytes(memory: MemoryPreset, device: str | None = None) -> int:
+    """Of captured steps (`models.graphs`): on each cache two, of one frame and of two."""
+    if (device or memory.device) != "cuda" or memory.offload or memory.int8_cache:
+        return 0
+    return 2 * CAPTURED * (1 if memory.swap else STORAGES)
+
+
 def step_bytes(model: ModelConfig, memory: MemoryPreset, rows: int, given: int, device: str | None = None) -> int:
     """Reading the text and `given` frames of `rows` sequences, which takes more than drawing after it."""
     number, h = _number(memory, device), model.hidden
     slots = model.text_length + given * model.tokens_per_frame
-    head = model.image_tokens * h * FULL
     matrix = 0 if memory.weights == "exact" else 4 * h * h * (number + FULL)
-    return rows * (slots * h * WIDTHS + _masks(model, given)) * number + head + matrix
+    return rows * (slots * h * WIDTHS + _masks(model, given)) * number + matrix
 
 
 def superres_bytes(model: ModelConfig, memory: MemoryPreset, device: str | None = None) -> int:
@@ -148,14 +173,19 @@ def phase_bytes(model: ModelConfig, memory: MemoryPreset, device: str | None = N
     """The most memory that each phase of a video of 33 frames is expected to take on the device."""
     weights = weight_bytes(model, memory, device)
     given = -(-model.keyframes // 2)
-    rows = memory.rows
+    rows, left = memory.rows, left_bytes(model, memory, device)
+    stored = {
+        "keyframes": max(left, cache_bytes(model, 1, GUIDED_ROWS, memory, device)),
+        "interpolate": max(left, cache_bytes(model, 2, rows, memory, device)),
+        "superres": left,
+    }
     working = {
-        "keyframes": cache_bytes(model, 1, GUIDED_ROWS, memory, device)
-        + step_bytes(model, memory, GUIDED_ROWS, 1, device),
-        "interpolate": cache_bytes(model, 2, rows, memory, device) + step_bytes(model, memory, rows, given, device),
+        "keyframes": step_bytes(model, memory, GUIDED_ROWS, 1, device),
+        "interpolate": step_bytes(model, memory, rows, given, device),
         "superres": superres_bytes(model, memory, device),
     }
-    return {phase: weights[phase] + working[phase] for phase in PHASES}
+    captured = captured_bytes(memory, device)
+    return {phase: weights[phase] + stored[phase] + captured + working[phase] for phase in PHASES}
 
 
 def peak_bytes(model: ModelConfig, memory: MemoryPreset, device: str | None = None) -> int:

@@ -353,10 +353,12 @@ class _Run:
         with resident(self.models.stage1, self.place) as lm, threads(1):
             texts = keyframe_texts(self.tokenizer, self.preset, [request] * request.drafts, self.options.guidance)
             ahead = LOOK_AHEAD if self.place.device.type == "cpu" else 1
-            for step in keyframes.draw(lm, texts, self.sampler, self.options, request.seeds, self.stop, ahead, given):
+            wish = request.seeds, self.stop, ahead, given, self.place.memory.rows
+            for step in keyframes.draw(lm, texts, self.sampler, self.options, *wish):
                 if step.tokens:
                     yield self._progress("drafts" if request.drafts > 1 else "keyframes", step.tokens)
-                yield from self._show(step)
+                if step.all_there:
+                    yield from self._show(step)
         yield self._level(0, step.clip)
         return step.clip
 

@@ -15,7 +15,8 @@ from cogvideo.errors import RequestError
 from cogvideo.measure import Machine, count_calls
 from cogvideo.plot import stage_bars
 
-TOY = ["--layers", "2", "--hidden", "32", "--heads", "2", "--grid", "4", "--vocab", "64", "--device", "cpu"]
+WORDS = "--preset cogvideo --layers 2 --hidden 32 --heads 2 --grid 4 --vocab 64 --device cpu"
+TOY = WORDS.split()
 QUICK = ["--frames", "17", "--seconds", "0.01", "--steps", "2"]
 
 
@@ -61,7 +62,7 @@ def test_every_stage_has_its_floor_and_the_token_stages_their_ratio(report: dict
         assert line["seconds"] > 0
         assert (line["times_release"] is None) == (name in ("super-res.", "pixels"))
     assert report["times_release"] > 0
-    assert report["command"].startswith("python -m cogvideo bench --layers 2")
+    assert report["command"].startswith("python -m cogvideo bench --preset cogvideo --layers 2")
 
 
 def test_the_table_marks_what_is_extrapolated(capsys: pytest.CaptureFixture[str]) -> None:

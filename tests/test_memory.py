@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from toy_model import CONFIG as TOY
+from toy_model import toy_models
 
 from cogvideo import device
 from cogvideo.config import MEMORY, PRESETS, ModelConfig
@@ -17,6 +18,7 @@ from cogvideo.layout import Layout
 from cogvideo.memory import (
     ENVIRONMENT,
     cache_bytes,
+    captured_bytes,
     choose,
     parameters,
     peak_bytes,
@@ -27,6 +29,7 @@ from cogvideo.memory import (
 from cogvideo.models.cache import Cache
 from cogvideo.models.loader import BACKBONE, PARTS, expected
 from cogvideo.models.random_weights import random_models
+from cogvideo.peak import held_bytes
 from cogvideo.rehearse import rehearse
 
 BIG = PRESETS["cogvideo"].model
@@ -57,7 +60,27 @@ def test_caches_are_as_large_as_predicted(model: ModelConfig, int8: bool) -> Non
         cache = Cache(layout, stage, rows, model.text_length, (), True, 0.0, like, stage, int8)  # type: ignore[arg-type]
         arenas = cache._spatial + cache._temporal
         kept = sum(t.nbytes for arena in arenas for t in vars(arena).values() if isinstance(t, torch.Tensor))
-        assert kept == cache_bytes(model, stage, rows, memory)  # type: ignore[arg-type]
+        assert cache.nbytes == kept == cache_bytes(model, stage, rows, memory)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["48g", "24g"])
+def test_weights_on_a_card_take_what_is_predicted(name: str) -> None:
+    models = device.settle(toy_models(), device.Place(torch.device("cpu"), torch.float16, MEMORY[name]))
+    head = models.stage1.full_head
+    assert head is not None and head is models.stage2.full_head is models.superres.full_head
+    held = held_bytes((models.stage1, models.stage2, models.superres)) + head.nbytes
+    assert held == weight_bytes(TOY, MEMORY[name], "cuda")["keyframes"]
+
+
+@pytest.mark.parametrize("name", ["a100", "48g", "24g", "16g", "8g"])
+def test_what_earlier_videos_left_is_counted(name: str) -> None:
+    row = MEMORY[name]
+    phases, weights = phase_bytes(BIG, row), weight_bytes(BIG, row)
+    left = cache_bytes(BIG, 2, row.rows, row) if name in ("a100", "48g", "24g") else 0
+    for phase in ("keyframes", "superres"):
+        assert phases[phase] - weights[phase] > left + captured_bytes(row)
+    assert phases["interpolate"] - weights["interpolate"] > cache_bytes(BIG, 2, row.rows, row)
+    assert (captured_bytes(row) > 0) == (name != "8g")  # whose keys and values no captured step takes
 
 
 @pytest.mark.parametrize("name, size", [("a100", 80), ("48g", 48), ("24g", 24), ("16g", 16), ("8g", 8)])

@@ -5,13 +5,16 @@ from __future__ import annotations
 import dataclasses
 import threading
 import weakref
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from toy_model import TOY, ToyModels, toy_models, write_toy
 
+from cogvideo import pipeline
 from cogvideo.config import MEMORY, SamplingOptions, VideoRequest
 from cogvideo.device import Place
 from cogvideo.errors import Cancelled, CapacityError, OutOfMemory, RequestError, WeightsError
@@ -25,6 +28,8 @@ from cogvideo.events import (
     Progress,
     SuperResolved,
 )
+from cogvideo.models.superres_lm import SuperResLM
+from cogvideo.models.video_lm import VideoLM
 from cogvideo.pace import tokens_per_stage
 from cogvideo.pipeline import CogVideoPipeline
 
@@ -127,6 +132,40 @@ def test_two_videos_at_once_do_not_disturb_each_other(pipe: CogVideoPipeline, ev
         last = list(pair)
     np.testing.assert_array_equal(last[0].frames, events[-1].frames)
     np.testing.assert_array_equal(last[1].frames, alone)
+
+
+def test_drafts_that_do_not_fit_into_one_batch_are_the_same_and_come_side_by_side(
+    folder: Path, models: ToyModels, pipe: CogVideoPipeline
+) -> None:
+    wish = VideoRequest(PROMPT, seed=7, frames=5, drafts=3)
+    small = CogVideoPipeline(
+        TOY, dataclasses.replace(CPU, memory=dataclasses.replace(MEMORY["cpu"], rows=2)), folder, lambda *_: models
+    )
+    expected, found = ([e for e in p.stream(wish) if not isinstance(e, Loading)] for p in (pipe, small))
+    for kind in (KeyframeDone, KeyframePainted, LevelDone):
+        for one, other in zip(of_type(expected, kind), of_type(found, kind), strict=True):
+            for name, value in vars(one).items():
+                np.testing.assert_array_equal(getattr(other, name), value)
+    steps = of_type(found, Progress)
+    assert [step.done for step in steps] == list(range(1, 3 * 5 * 16 + 1))
+    assert len(of_type(expected, Progress)) == 5 * 16  # where all three fit
+
+
+def test_forwards_of_a_whole_video(folder: Path, models: ToyModels, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline, "LOOK_AHEAD", 1)
+    calls: Counter[str] = Counter()
+    for network, name in ((VideoLM, "prefill"), (VideoLM, "decode_one"), (SuperResLM, "begin")):
+        run = getattr(network, name)
+
+        def counted(self: Any, *given: Any, run: Any = run, name: str = name, **named: Any) -> Any:
+            calls[name] += 1
+            return run(self, *given, **named)
+
+        monkeypatch.setattr(network, name, counted)
+    pipe = CogVideoPipeline(TOY, CPU, folder, lambda *_: models)
+    pipe(dataclasses.replace(REQUEST, frames=33, superres=True))
+    frame, round_ = 16, 16 + models.stage2.layout.wavefront_lag
+    assert calls == {"prefill": 2 + 3, "decode_one": 5 * frame + 3 * round_, "begin": 9}
 
 
 def test_a_longer_clip_has_the_same_keyframes(pipe: CogVideoPipeline, events: list[Event]) -> None:

@@ -119,13 +119,20 @@ def test_the_host_waits_once_a_frame_and_never_for_a_token(name: str, steps: int
     assert sorted(waits)[: -frames - 3] == [0] * (len(waits) - frames - 3)
 
 
+def tensors_there() -> tuple[int, int]:
+    """How many there are, and the bytes of their storage."""
+    gc.collect()
+    tensors = [thing for thing in gc.get_objects() if type(thing) is torch.Tensor]
+    stored = {tensor.data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
+    return len(tensors), sum(stored.values())
+
+
 @pytest.mark.parametrize(("name", "begun"), [("keyframes", N), ("between", video_lm(2).layout.wavefront_lag)])
 def test_no_tensor_stays_behind_after_a_step(name: str, begun: int) -> None:
     # All three moments lie between the first steps of the last frame that is begun and the last ones of another.
     moments, alive = (begun + 4, begun + 10, begun + 16), []
     for number, _ in enumerate(stage_steps(name)):
         if number in moments:
-            gc.collect()
-            alive.append(sum(type(thing) is torch.Tensor for thing in gc.get_objects()))
+            alive.append(tensors_there())
     assert len(alive) == 3
     assert len(set(alive)) == 1

@@ -75,6 +75,19 @@ def test_keyframes_do_not_depend_on_the_batch(models: ToyModels, sampler: Cluste
     assert not torch.equal(together[0], together[1])  # same seed, other prompt
 
 
+@pytest.mark.parametrize(("guided", "rows", "batches"), [(True, 2, 3), (True, 4, 2), (False, 2, 2), (True, 1, 3)])
+def test_keyframes_that_do_not_fit_into_one_batch_are_the_same(
+    models: ToyModels, sampler: ClusterSampler, guided: bool, rows: int, batches: int
+) -> None:
+    wish = models.stage1, texts(PROMPTS, guided), sampler, OPTIONS, SEEDS
+    *_, whole = keyframes.draw(*wish)
+    steps = list(keyframes.draw(*wish, max_rows=rows))
+    assert torch.equal(steps[-1].clip, whole.clip)
+    assert sum(step.tokens for step in steps) == whole.clip.numel()
+    shown = [step.all_there for step in steps]
+    assert shown == sorted(shown) and sum(shown) == len(shown) // batches
+
+
 def test_seeds_guidance_and_frames_make_a_difference(models: ToyModels, sampler: ClusterSampler) -> None:
     def clip(seed: int, guided: bool = True) -> Tensor:
         *_, last = keyframes.draw(models.stage1, texts(PROMPTS[:1], guided), sampler, OPTIONS, [seed])

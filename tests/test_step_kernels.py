@@ -22,9 +22,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from cogvideo import decode, device
 from cogvideo.config import MEMORY, TokenSampling
+from cogvideo.memory import STORAGES, storage_bytes
 from cogvideo.models import attention, cache, graphs, kept
 from cogvideo.models import fused as fused_steps
 from cogvideo.models.cache import Cache, Place
+from cogvideo.models.token_model import keep_heads
+from cogvideo.models.video_lm import VideoLM
 from cogvideo.sampling import ClusterSampler, Dice, noise_keys
 from kernels import sandwich_norm, w8a16
 
@@ -202,6 +205,16 @@ def drawn_frames(lm: Any, texts: list[list[int]], seed: int = 0) -> torch.Tensor
     return torch.cat((first, decode.collect(others)), dim=1)
 
 
+ROOM = 2**30
+
+
+def keeping(stage: int) -> VideoLM:
+    """A network that may keep storage for the next video."""
+    lm = video_lm(stage, TINY)
+    lm.kept = kept.Kept(ROOM)
+    return lm
+
+
 @pytest.fixture
 def captures(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     """One entry for each step that would be captured on a card."""
@@ -218,13 +231,13 @@ def captures(monkeypatch: pytest.MonkeyPatch) -> list[object]:
 
 
 def test_what_was_captured_for_one_video_serves_the_next(captures: list[object]) -> None:
-    lm, others = video_lm(1, TINY), [[[60, 61]], [[51, 52, 53, 54, 55, 56, 57]], [[58]]]
+    lm, others = keeping(1), [[[60, 61]], [[51, 52, 53, 54, 55, 56, 57]], [[58]]]
     drawn_frames(lm, TEXTS[:1])
     assert len(captures) == 2  # of the first frame and of the others
     for seed, texts in enumerate(others):
         found = drawn_frames(lm, texts, seed)
         assert len(captures) == 2
-        lm._kept = kept.Kept()
+        lm.kept.clear()
         assert torch.equal(found, drawn_frames(lm, texts, seed))  # nothing of the earlier video is seen
         del captures[2:]
     drawn_frames(lm, TEXTS)
@@ -232,7 +245,7 @@ def test_what_was_captured_for_one_video_serves_the_next(captures: list[object])
 
 
 def test_storage_that_is_being_drawn_with_is_nobody_elses(captures: list[object]) -> None:
-    lm = video_lm(1, TINY)
+    lm = keeping(1)
     one = decode.first_frame(lm, TEXTS[:1], lambda logits, *_: logits.argmax(-1))
     other = decode.first_frame(lm, TEXTS[1:], lambda logits, *_: logits.argmax(-1))
     together = [(a.ids, b.ids) for a, b in zip(one, other)]
@@ -249,21 +262,44 @@ def test_storage_that_is_being_drawn_with_is_nobody_elses(captures: list[object]
     assert len(captures) == begun
 
 
-def test_new_weights_and_full_cards_keep_nothing(captures: list[object], monkeypatch: pytest.MonkeyPatch) -> None:
-    lm = video_lm(1, TINY)
+def test_new_weights_keep_nothing_and_the_oldest_go_first(captures: list[object]) -> None:
+    lm = keeping(1)
     drawn_frames(lm, TEXTS[:1])
     lm.fuse(compiled=False)
     drawn_frames(lm, TEXTS[:1])
     assert len(captures) == 4
-    shelf, shape = kept.Kept(), kept.Shape(1, 16, (), False, 0.0, 1, False)
-    for number in range(kept.MOST + 2):
+    shelf, shape = kept.Kept(ROOM), kept.Shape(1, 1, 16, (), False, 0.0, 1, False)
+    for number in range(STORAGES + 2):
         storage = lm.storage(1, 3, (), False, float(number), 1)
         shelf.give_back(shape._replace(boost=float(number)), storage)
     assert [shelf.take(shape._replace(boost=float(n))) is None for n in range(4)] == [True, True, False, False]
     assert shelf.take(shape._replace(boost=2.0)) is None
-    for free, room in ((40, True), (10, False)):
-        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=free: (free, 80))
-        assert kept.has_room(torch.device("cuda")) == room
+
+
+def storage_there() -> int:
+    """Bytes of all that exists, kept or drawn with."""
+    return sum(thing.nbytes for thing in gc.get_objects() if type(thing) is Cache and not thing.like.is_meta)
+
+
+def test_storage_that_is_kept_takes_no_more_than_the_largest_batch(captures: list[object]) -> None:
+    memory = replace(MEMORY["cpu"], rows=4)
+    networks = SimpleNamespace(stage1=video_lm(1, TINY), stage2=video_lm(2, TINY), superres=superres_lm(TINY))
+    models = device.settle(networks, device.Place(torch.device("cpu"), torch.float32, memory))
+    gc.collect()  # what other tests left
+    taken, counts, others = [], [], storage_there()
+    for rows in (1, 1, 2, 4, 2):
+        before = len(captures)
+        for lm, frames in ((models.stage1, 0), (models.stage2, slice(None, None, 2))):
+            run, known = (decode.keyframes, decode.interpolate)[lm.stage - 1], CLIP[:1, frames]
+            texts, known = TEXTS[:1] * rows, known.repeat(rows, *[1] * (known.dim() - 1))
+            tokens = run(lm, texts, known, lambda logits, *_: logits.argmax(-1))
+            next(tokens)
+            taken.append(storage_there() - others)
+            assert list(tokens)
+        counts.append(len(captures) - before)
+    limit = storage_bytes(TINY, memory, "cpu")
+    assert limit / 2 < max(taken) <= limit
+    assert counts[0] and not counts[1]  # what was captured serves the second
 
 
 @pytest.mark.parametrize("swap", [False, True])
@@ -277,9 +313,9 @@ def test_weights_that_take_turns_end_what_was_captured(captures: list[object], s
 
 
 def test_nothing_is_kept_where_nothing_is_captured() -> None:
-    lm = video_lm(1, TINY)
+    lm = keeping(1)
     drawn_frames(lm, TEXTS[:1])
-    assert not lm._kept._idle
+    assert not lm.kept._idle
 
 
 def test_a_slot_that_looks_ahead_takes_the_plain_path(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -319,6 +355,91 @@ def test_kernels_of_a_step_compile_and_fit_the_card(rows: int, tmp_path: Path, m
     special = {"WEIGHTS": "*i8", "SCALE": "*fp32"}
     assert shared_memory(w8a16_triton._product, constants, "fp16", 75, special) <= 64 * 1024
     assert shared_memory(sandwich_norm_triton._sandwich, dict(D=4096), "fp16", 75, {"epsilon": "fp32"}) <= 64 * 1024
+
+
+# --- what a step asks the host for ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_no_token_of_a_video_asks_a_card_for_a_number(fused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    # On the device "meta" there are shapes and no numbers: whoever wants one fails.
+    meta, size = torch.device("meta"), TINY.tokens_per_frame
+    monkeypatch.setattr(cache, "why_not", lambda channels: None)
+
+    def attend(channels: list[Any], spans: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+        assert spans.is_meta and text.is_meta
+        q = channels[0].q
+        return q.new_empty(q.shape[0], q.shape[2], len(channels), q.shape[1], q.shape[3])
+
+    monkeypatch.setattr(cache, "decode_attention", attend)
+    sampler = ClusterSampler(torch.arange(50) % 9)
+    for name in ("labels", "members", "padding"):
+        setattr(sampler, name, getattr(sampler, name).to(meta))
+    dice = Dice(sampler, TokenSampling(1.0, 4, 0.5), {f: noise_keys([3, 4], 1, [f] * 2, size) for f in range(5)})
+    drawn = 0
+    for stage, frames in ((1, 0), (2, slice(None, None, 2))):
+        lm = video_lm(stage, TINY).to(meta)
+        if fused:
+            lm.fuse(compiled=False)
+        run = decode.keyframes if stage == 1 else decode.interpolate
+        for token in run(lm, TEXTS, CLIP[:, frames].to(meta), dice, unconditional=TEXTS):
+            assert token.ids.is_meta
+            drawn += 1
+    assert drawn == (4 + 2) * size
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        token.ids.tolist()
+
+
+def test_a_card_is_a_few_steps_behind_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[object] = []
+    waited: list[int] = []
+
+    class Event:
+        def record(self, stream: object) -> None:
+            begun.append(self)
+
+        def synchronize(self) -> None:
+            assert len(begun) - begun.index(self) > 1  # not the last one: the card still has something to do
+            waited.append(len(begun) - 1 - begun.index(self))
+
+    class OnACard(decode.Leash):
+        def __init__(self, device: torch.device) -> None:
+            super().__init__(torch.device("cuda"))
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: None)
+    monkeypatch.setattr(decode, "Leash", OnACard)
+    lm = video_lm(1, TINY)
+    size = len(list(decode.keyframes(lm, TEXTS, CLIP[:, 0], lambda logits, *_: logits.argmax(-1))))
+    assert len(begun) == size
+    assert waited == [decode.STEPS_BEHIND] * (size - decode.STEPS_BEHIND)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_the_head_is_not_cast_at_every_step(fused: bool) -> None:
+    lm, cast = video_lm(1, TINY).half(), []
+
+    class Casts(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            found = func(*args, **(kwargs or {}))
+            if func.overloadpacket is torch.ops.aten.to and found.data_ptr() != args[0].data_ptr():
+                cast.append(found.shape)
+            return found
+
+    def step() -> torch.Tensor:
+        storage = decode.prefill(lm, TEXTS, (0,), CLIP[:, :1], boost=1.4, both=True)
+        with Casts():
+            return lm.decode_one(storage, CLIP[:, 1, :1], [Place(1, 0)])
+
+    before = step()
+    assert torch.Size((50, 24)) in cast
+    cast.clear()
+    keep_heads([lm, other := video_lm(2, TINY).half()])
+    assert lm.full_head is not other.full_head  # they share no backbone
+    if fused:
+        lm.fuse(compiled=False)
+    torch.testing.assert_close(step(), before, rtol=0.02, atol=0.02)
+    assert cast and torch.Size((50, 24)) not in cast
 
 
 # --- how many launches ----------------------------------------------------------------------------------------------

@@ -53,6 +53,10 @@ class Arena:
         self.capacity = capacity
         self.k_v = like.new_empty(2, rows, heads, capacity, size)
 
+    @property
+    def nbytes(self) -> int:
+        return self.k_v.nbytes
+
     def keep(self, places: Tensor, k_v: Tensor) -> None:
         """Keep k_v [2, B, heads, S, d] at `places` [S]."""
         self.k_v[:, :, :, places] = k_v
@@ -81,6 +85,10 @@ class Int8Arena(Arena):
         self.capacity = capacity
         self.codes = like.new_empty(2, rows, heads, capacity, size, dtype=torch.int8)
         self.scales = like.new_empty(2, rows, heads, capacity, 1)
+
+    @property
+    def nbytes(self) -> int:
+        return self.codes.nbytes + self.scales.nbytes
 
     def keep(self, places: Tensor, k_v: Tensor) -> None:
         codes, scales = to_int8(k_v)
@@ -205,6 +213,11 @@ class Cache:
         frames = [torch.as_tensor(shelf.frame_places(frame)) for frame in self.given]
         tokens = [torch.arange(self.text).repeat(len(texts)), self.text + torch.arange(len(frames) * size)]
         return torch.stack((torch.cat(tokens), torch.cat([texts.flatten(), *frames])))
+
+    @property
+    def nbytes(self) -> int:
+        """Of the storage."""
+        return sum(arena.nbytes for arena in (*self._spatial, *self._temporal))
 
     def blank(self) -> None:
         """Pretend that everything has been drawn: for measuring in the middle of a clip."""

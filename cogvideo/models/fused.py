@@ -63,13 +63,16 @@ def fuse(
     transformer: Any,
     own: AttentionPlus,
     positions: Tensor,
+    head: Tensor,
     precision: Precision,
     compiled: bool,
     threads: int,
 ) -> FusedSteps:
-    """`positions`: the extra table. `precision`, `threads`: of the compiled form; the plain one has its caller's."""
+    """`positions`: the extra table. `head`: see `TokenModel`. `precision`, `threads`: of the compiled form; the plain
+    one has its caller's.
+    """
     in_c = compiled and cpu_step.why_not(transformer.word_embeddings.weight) is None
-    weights = FusedWeights(layout, transformer, own, positions, folded=not in_c)
+    weights = FusedWeights(layout, transformer, own, positions, head, folded=not in_c)
     return CompiledSteps(weights, precision, threads) if in_c else PlainSteps(weights)
 
 
@@ -79,11 +82,11 @@ class FusedWeights:
     """
 
     def __init__(
-        self, layout: Layout, transformer: Any, own: AttentionPlus, positions: Tensor, folded: bool = True
+        self, layout: Layout, transformer: Any, own: AttentionPlus, positions: Tensor, head: Tensor, folded: bool = True
     ) -> None:
         self.heads, self.slots = own.heads, layout.tokens_per_frame
         self.words = transformer.word_embeddings.weight.detach()
-        self.head = self.words[: layout.config.image_tokens]
+        self.head = head.detach()
         self.final = _affine(transformer.final_layernorm)
         self.backbone = [
             _layer(layer, _affine(layer.attention.query_key_value), [_affine(layer.attention.dense)])
@@ -117,8 +120,9 @@ class PlainSteps:
 
     def __init__(self, weights: FusedWeights) -> None:
         self._weights = weights
-        # A product of few rows is quicker with the matrix the other way round.
-        self._head = weights.head.float().t().contiguous()
+        head = weights.head.float().t()
+        # On a CPU a product of few rows is quicker with the matrix the other way round.
+        self._head = head if head.is_cuda else head.contiguous()
 
     def read(self, cache: Cache, text: Tensor, text_length: Tensor, slots: Tensor) -> bool:
         """See `FusedSteps`."""

@@ -54,11 +54,20 @@ class TokenModel(BaseModel):
         super().__init__(sat_arguments(config), transformer=backbone)
         self.config = config
         self.layout = Layout(config)
+        self.full_head: Tensor | None = None  # see `keep_heads`
 
     @property
     def dtype(self) -> torch.dtype:
         weight: Tensor = self.transformer.word_embeddings.weight
         return weight.dtype
+
+    @property
+    def head(self) -> Tensor:
+        """[image_tokens, h]: states times this are the logits. In full precision where that is kept."""
+        if self.full_head is not None:
+            return self.full_head
+        weight: Tensor = self.transformer.word_embeddings.weight
+        return weight[: self.config.image_tokens]
 
     def word_embedding_forward(self, input_ids: Tensor, **_: Any) -> Tensor:
         return F.embedding(input_ids, self.transformer.word_embeddings.weight)
@@ -71,14 +80,27 @@ class TokenModel(BaseModel):
         self, hidden: Tensor, *, scored: Tensor | slice, guidance: float | None = None, **_: Any
     ) -> Tensor:
         """Logits of the `scored` places: [B, S, h] -> [B, places, image_tokens], fp32. `guidance`: see `guided`."""
-        head: Tensor = self.transformer.word_embeddings.weight[: self.config.image_tokens]
         # Under autocast the product is in its precision: a sixth of the work of training a small model.
-        return F.linear(guided(hidden[:, scored], guidance).float(), head.float()).float()
+        return F.linear(guided(hidden[:, scored], guidance).float(), self.head.float()).float()
 
     def slots(self, frames: Tensor) -> Tensor:
         """Tokens [..., N] -> what their slots hold: `<start_of_image>`, then all tokens but the last."""
         start = torch.full_like(frames[..., :1], self.config.start_of_image)
         return torch.cat((start, frames[..., :-1]), dim=-1)
+
+
+def keep_heads(networks: Sequence[TokenModel]) -> None:
+    """For drawing: the heads are kept in full precision, in which logits are computed, instead of cast at every step.
+
+    Networks that share theirs share this one. Later changes of the weights are not seen.
+    """
+    heads: dict[int, Tensor] = {}
+    for network in networks:
+        if network.dtype != torch.float32:
+            place = network.head.data_ptr()
+            if place not in heads:
+                heads[place] = network.head.detach().float()
+            network.full_head = heads[place]
 
 
 def guided(hidden: Tensor, guidance: float | None) -> Tensor:

@@ -6,6 +6,7 @@ In: token ids. Out: logits over the image tokens, fp32.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from weakref import proxy
 
 import torch
@@ -47,10 +48,9 @@ class VideoLM(TokenModel):
         super().__init__(config, transformer, device)
         self.stage: Stage = stage
         self._fused: FusedSteps | None = None
-        self._kept = Kept()
+        self.kept = Kept()  # storage and captured steps for the next video, where weights stay where they are
         self.int8_cache = False  # whether what is drawn keeps its keys and values in 8 bits
         self.moving = False  # whether weights come to the device for each step and go again
-        self.keeps = True  # whether storage and captured steps are kept for the next video: weights stay where they are
         with torch.random.fork_rng(devices=[]), torch.device(device):
             self.add_mixin("extra_position_embedding", ExtraPositions(config.extra_positions, config.hidden))
             self.add_mixin("attention_plus", AttentionPlus(config, gated=True))
@@ -116,9 +116,9 @@ class VideoLM(TokenModel):
         rows be divided among `threads`.
         """
         positions = self.get_mixin("extra_position_embedding").position_embeddings.weight
-        parts = (self.transformer, self.get_mixin("attention_plus"), positions)
+        parts = (self.transformer, self.get_mixin("attention_plus"), positions, self.head)
         self._fused = fuse(self.layout, *parts, precision, compiled, threads)
-        self._kept = Kept()  # what was captured before computes otherwise
+        self.kept.clear()  # what was captured before computes otherwise
 
     def storage(self, rows: int, longest: int, given: tuple[int, ...], both: bool, boost: float, lanes: int) -> Cache:
         """A cache for texts of at most `longest` tokens, perhaps one that an earlier video left; `prefill` it first.
@@ -128,21 +128,20 @@ class VideoLM(TokenModel):
         weight = self.transformer.word_embeddings.weight
         why_not = "a captured step expects its weights where they were" if self.moving else None
         why_not = why_not or why_not_fast(self.config, weight, self.int8_cache)
-        text = longest if why_not is not None else text_slots(longest, self.layout.image_start)
-        cache = self._kept.take(Shape(rows, text, given, both, boost, lanes, self.int8_cache))
+        text = longest if why_not is not None else text_slots(longest, self.config.text_length)
+        shape = Shape(self.stage, rows, text, given, both, boost, lanes, self.int8_cache)
+        cache = self.kept.take(shape)
         if cache is None:
-            cache = Cache(
-                self.layout, self.stage, rows, text, given, both, boost, weight, lanes=lanes, int8=self.int8_cache
-            )
+            make = partial(Cache, self.layout, *shape[:-2], lanes=lanes, int8=self.int8_cache)
+            self.kept.make_room(make(like=weight.new_empty(0, device="meta")).nbytes)
+            cache = make(like=weight)
         cache.why_not_fast = why_not
         return cache
 
     def give_back(self, cache: Cache) -> None:
         """Nobody draws with `cache` any more: storage and captured steps may serve the next video."""
-        if not self.keeps:
-            return
-        shape = Shape(cache.rows, cache.text, cache.given, cache.both, cache.boost, cache.lanes, self.int8_cache)
-        self._kept.give_back(shape, cache)
+        sizes = (cache.rows, cache.text, cache.given, cache.both, cache.boost, cache.lanes)
+        self.kept.give_back(Shape(self.stage, *sizes, self.int8_cache), cache)
 
     @torch.inference_mode()
     def decode_one(self, cache: Cache, ids: Tensor, places: Sequence[Place], guidance: float | None = None) -> Tensor:

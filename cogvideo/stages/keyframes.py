@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,6 +15,9 @@ from cogvideo.decode import Stop, Texts, Token
 from cogvideo.models.video_lm import VideoLM
 from cogvideo.sampling import ClusterSampler, Dice, StageKey, noise_keys
 from cogvideo.stages import moments
+
+MAX_ROWS: Final = 32
+"""Sequences in one batch."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,11 @@ class KeyframeTexts:
     video: Texts
     unconditional: Texts | None
 
+    def part(self, some: slice) -> KeyframeTexts:
+        """Those of some of the videos."""
+        without = None if self.unconditional is None else self.unconditional[some]
+        return KeyframeTexts(self.first[some], self.video[some], without)
+
 
 class KeyframeStep(NamedTuple):
     """One more token of a keyframe is drawn, or all of a first frame that was given."""
@@ -39,6 +47,8 @@ class KeyframeStep(NamedTuple):
     clip: Tensor  # [B, 5, N], filled as far as drawn, 0 elsewhere
     tokens: int
     """Tokens that this step drew, over all videos."""
+    all_there: bool = True
+    """Whether every video has come so far: where not all fit into one batch, those of the last one come last."""
 
 
 def draw(
@@ -50,24 +60,47 @@ def draw(
     stop: Stop | None = None,
     ahead: int = 1,
     given: Tensor | None = None,
+    max_rows: int = MAX_ROWS,
 ) -> Iterator[KeyframeStep]:
     """Draw keyframes of B videos, `seeds` [B]. `ahead`: see `decode.speculate`. Raises Cancelled, WeightsError.
 
-    `given` [B, N]: first frames that are there already; None: they are drawn too.
+    `given` [B, N]: first frames that are there already; None: they are drawn too. `max_rows`: sequences that the
+    network reads at once; with guidance a video has two.
     """
     layout = lm.layout
     clip = torch.zeros(len(seeds), layout.frames, layout.tokens_per_frame, dtype=torch.long, device=sampler.device)
+    if given is not None:
+        clip[:, 0] = given
+    at_once = max_rows if texts.unconditional is None else max(1, max_rows // 2)
+    for at in range(0, len(seeds), at_once):
+        some = slice(at, at + at_once)
+        steps = _draw(lm, clip[some], texts.part(some), sampler, options, seeds[some], stop, ahead, given is None)
+        for step in steps:
+            yield step._replace(clip=clip, all_there=at + at_once >= len(seeds))
+
+
+def _draw(
+    lm: VideoLM,
+    clip: Tensor,
+    texts: KeyframeTexts,
+    sampler: ClusterSampler,
+    options: SamplingOptions,
+    seeds: Sequence[int],
+    stop: Stop | None,
+    ahead: int,
+    from_nothing: bool,
+) -> Iterator[KeyframeStep]:
+    """All videos of one batch, into `clip` [B, 5, N]; `from_nothing`: also their first frames."""
     keys = {
-        frame: noise_keys(seeds, StageKey.KEYFRAMES, [moment] * len(seeds), layout.tokens_per_frame)
-        for frame, moment in enumerate(moments(layout.frames))
+        frame: noise_keys(seeds, StageKey.KEYFRAMES, [moment] * len(seeds), lm.layout.tokens_per_frame)
+        for frame, moment in enumerate(moments(lm.layout.frames))
     }
-    if given is None:
+    if from_nothing:
         dice = Dice(sampler, options.first_frame, keys)
         first = decode.first_frame(lm, texts.first, dice, text_boost=options.text_boost, stop=stop, ahead=ahead)
         yield from _fill(clip, first, dice)
     else:
-        clip[:, 0] = given
-        yield KeyframeStep(0, layout.tokens_per_frame, clip, 0)
+        yield KeyframeStep(0, lm.layout.tokens_per_frame, clip, 0)
     dice = Dice(sampler, options.video, keys)
     others = decode.keyframes(
         lm,
