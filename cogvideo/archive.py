@@ -8,15 +8,14 @@ from __future__ import annotations
 import shutil
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cogvideo.config import Preset
 from cogvideo.errors import CapacityError, RequestError
 from cogvideo.pace import tokens_per_stage
-from cogvideo.results import EXPORTS, Folder, WriteVideo
+from cogvideo.registry import Registry
+from cogvideo.results import EXPORTS, Folder, OpenFilm
 from cogvideo.store import Entry, Record, Store
 from cogvideo.tokens import TokenFrames
 from cogvideo.view import ACTIVE, FINAL, View, fold, request_from_dict, request_to_dict
@@ -31,14 +30,11 @@ GONE = RequestError(
 
 
 class Archive:
-    """All jobs on disk. `preset_of`: the model of a view, whose sizes its tokens follow from."""
+    """All jobs on disk. `registry`: knows their models, whose sizes their tokens follow from."""
 
-    def __init__(
-        self, store: Store, results: Path, write_video: WriteVideo, own: str, preset_of: Callable[[View], Preset]
-    ) -> None:
+    def __init__(self, store: Store, results: Path, open_film: OpenFilm, registry: Registry) -> None:
         self.results = results
-        self._store, self._write_video = store, write_video
-        self._own, self._preset_of = own, preset_of
+        self._store, self._open_film, self._registry = store, open_film, registry
         self._clock = _clock()
         self._exporting = threading.Lock()
 
@@ -62,16 +58,16 @@ class Archive:
             created=record.created,
             notes=tuple((zh, en) for zh, en in stored["notes"]),
             comment=stored["comment"],
-            model=stored.get("model") or self._own,
+            model=stored.get("model") or self._registry.own,
             memory=stored.get("memory"),
         )
-        view = replace(view, total=sum(tokens_per_stage(self._preset_of(view).model, request).values()))
+        view = replace(view, total=sum(tokens_per_stage(self._registry.preset(view.model).model, request).values()))
         for entry in self._store.log(record.id):
             view = fold(view, entry.kind, entry.data)
         return view
 
     def folder(self, job: str) -> Folder:
-        return Folder(self.results / job, self._write_video)
+        return Folder(self.results / job, self._open_film)
 
     def tokens(self, job: str, draft: int) -> TokenFrames | None:
         """The frames that a job has drawn, before super-resolution; None where it kept none."""

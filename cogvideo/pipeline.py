@@ -336,6 +336,7 @@ class _Run:
         self.request, self.stop = request, stop
         self.options = request.sampling or self.preset.sampling
         self.done, self.total = 0, sum(tokens_per_stage(self.preset.model, request).values())
+        self.shown: Frames  # of the last level: the final ones, where none is enlarged
 
     def begin(self) -> Generator[Event, None, Tensor]:
         """-> tokens [B, 5, N] of keyframes, or those [1, F, N] that were drawn before, shown at once."""
@@ -384,7 +385,7 @@ class _Run:
         """Tokens [B, F, N] -> the final frames uint8 [F, H, W, 3]; shows each of them. Drafts stay small."""
         model, request = self.preset.model, self.request
         if request.drafts > 1 or not request.superres:
-            return self._pictures(clip)
+            return self.shown
         frames: list[Frames] = []
         text = superres_text(self.tokenizer, request.prompt)
         options, seed = self.options.superres, request.seed
@@ -409,7 +410,8 @@ class _Run:
                 yield KeyframePainted(step.frame, step.drawn, self.codec.decode_partial(tokens, grid), draft)
 
     def _level(self, level: int, clip: Tensor) -> LevelDone:
-        return LevelDone(level, self._pictures(clip), clip.cpu().numpy())
+        self.shown = self._pictures(clip)
+        return LevelDone(level, self.shown, clip.cpu().numpy())
 
     def _pictures(self, clip: Tensor) -> Frames:
         """Tokens [B, F, N] -> uint8 [F, H, W, 3]; several videos side by side."""

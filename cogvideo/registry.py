@@ -9,6 +9,7 @@ import logging
 import threading
 from collections.abc import Sequence
 
+from cogvideo.config import Preset
 from cogvideo.errors import CogVideoError, RequestError
 from cogvideo.offers import Offer, Pipeline
 
@@ -23,6 +24,7 @@ class Registry:
 
     def __init__(self, offers: Sequence[Offer]) -> None:
         self.offers: dict[str, Offer] = {offer.name: offer for offer in offers}
+        self.own = offers[0].name
         self._made: dict[Which, Pipeline] = {}
         self._loaded: set[Which] = set()  # which of them may have read weights
         self._making = threading.Lock()
@@ -35,6 +37,10 @@ class Registry:
                 f"This server has no model called {model}: there are {', '.join(self.offers)}.",
             )
         return self.offers[model]
+
+    def preset(self, model: str) -> Preset:
+        """The sizes of the model of that name; of the server's own where it does not know that one any more."""
+        return self.offers.get(model, self.offers[self.own]).preset
 
     def pipeline(self, model: str, memory: str | None = None) -> Pipeline:
         """The pipeline of a model; it may have read nothing yet. Raises CogVideoError where it cannot be made."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import os
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -22,11 +22,11 @@ from cogvideo.config import CLIP_FRAMES, VideoRequest
 from cogvideo.errors import CapacityError
 from cogvideo.events import Frames, Tokens
 from cogvideo.tokens import TokenFrames
-from cogvideo.video import read_metadata
+from cogvideo.video import Film, Metadata, read_metadata
 from cogvideo.view import request_from_dict
 
-WriteVideo = Callable[[Path, Frames, float, Mapping[str, Any] | None], object]
-"""(path, frames, seconds from first to last frame, metadata) -> a video at path (`cogvideo.video.write_video`)."""
+OpenFilm = Callable[[Path, int, float, Metadata | None], Film]
+"""(path, number of frames, seconds from first to last, metadata) -> a video on its way (`cogvideo.video.Film`)."""
 
 EXPORTS = ("clip.gif", "frames.zip")
 """Files made of a finished clip when somebody first asks for them."""
@@ -69,16 +69,26 @@ class Folder:
     """
 
     path: Path
-    write_video: WriteVideo
+    open_film: OpenFilm
 
     def keyframe(self, index: int, frame: Frames, draft: int = 0) -> str:
         """Writes keyframe `index` and returns the file's name."""
         return self._write(f"key-{index}-{draft}.webp" if draft else f"key-{index}.webp", thumbnail(frame))
 
     def clip(self, name: str, frames: Frames, request: VideoRequest, comment: dict[str, Any] | None) -> dict[str, Any]:
-        """Writes the clip so far and its strip; returns their names and the number of frames, as the log keeps them."""
+        """Writes a clip and its pictures; returns as `pictures` does."""
+        self._encode(f"{name}.mp4", frames, request, comment)
+        return self.pictures(name, frames)
+
+    def film(self, name: str, count: int, request: VideoRequest, comment: dict[str, Any] | None) -> Film:
+        """A video file alone, for `count` frames that may come one by one."""
         self._make()
-        self.write_video(self.path / f"{name}.mp4", frames, self._seconds(frames, request), comment)
+        # Fewer frames than keyframes are the beginning of a clip that was stopped: it is as much shorter.
+        part = max(1, min(count, CLIP_FRAMES[0]) - 1) / (CLIP_FRAMES[0] - 1)
+        return self.open_film(self.path / name, count, request.seconds * part, comment)
+
+    def pictures(self, name: str, frames: Frames) -> dict[str, Any]:
+        """Writes strip and poster of a clip; returns its files and the number of frames, as the log keeps them."""
         return {
             "video": f"{name}.mp4",
             "strip": self._write(f"{name}-strip.webp", sprite(frames)),
@@ -117,14 +127,10 @@ class Folder:
         with np.load(self.path / FRAMES) as kept:
             frames = kept["frames"]  # [F, H, W, 3]
         if name == "clip.gif":
-            self.write_video(path, frames, self._seconds(frames, request), comment)
+            self._encode(name, frames, request, comment)
         else:
             self._write(name, _zipped(frames))
         return path
-
-    def _seconds(self, frames: Frames, request: VideoRequest) -> float:
-        """Fewer frames than keyframes are the beginning of a clip that was stopped: it is as much shorter."""
-        return request.seconds * max(1, min(len(frames), CLIP_FRAMES[0]) - 1) / (CLIP_FRAMES[0] - 1)
 
     def size(self) -> int:
         """Bytes of all files."""
@@ -134,6 +140,11 @@ class Folder:
         """Removes what a killed process left half-written."""
         for path in self.path.glob(".*"):
             path.unlink(missing_ok=True)
+
+    def _encode(self, name: str, frames: Frames, request: VideoRequest, comment: dict[str, Any] | None) -> None:
+        with self.film(name, len(frames), request, comment) as film:
+            film.add(frames)
+            film.finish()
 
     def _write(self, name: str, data: bytes) -> str:
         self._make()

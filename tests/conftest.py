@@ -35,11 +35,11 @@ def fake() -> FakePipeline:
 @pytest.fixture
 def jobs(tmp_path: Path, fake: FakePipeline) -> Iterator[Jobs]:
     """A queue whose worker draws with `fake`, in an empty folder."""
-    from fakes import PRESET, write_bytes
+    from fakes import PRESET, PlainFilm
 
     from cogvideo.jobs import Jobs, Limits
 
-    jobs = Jobs(tmp_path, PRESET, lambda: fake, write_bytes, Limits(preview_seconds=0))
+    jobs = Jobs(tmp_path, PRESET, lambda: fake, PlainFilm, Limits(preview_seconds=0))
     jobs.start()
     yield jobs
     jobs.close()
@@ -58,10 +58,10 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 
     import app
     from cogvideo.jobs import Jobs, Limits
-    from cogvideo.video import write_video
+    from cogvideo.video import Film
 
     fake = FakePipeline()
-    jobs = Jobs(tmp_path_factory.mktemp("data"), PRESET, lambda: fake, write_video, Limits(preview_seconds=0))
+    jobs = Jobs(tmp_path_factory.mktemp("data"), PRESET, lambda: fake, Film, Limits(preview_seconds=0))
     port = free_port()
     ui = app.serve(jobs, "127.0.0.1", port)
     jobs.start()
@@ -78,8 +78,9 @@ def site(served: Site) -> Iterator[Site]:
     served.fake.reset()
     yield served
     served.fake.open()
-    with served.jobs._changed:
-        assert served.jobs._changed.wait_for(lambda: not served.jobs._views, timeout=PATIENCE / 1000)
+    changed = served.jobs._queue.changed
+    with changed:
+        assert changed.wait_for(lambda: not served.jobs.queue_length(), timeout=PATIENCE / 1000)
 
 
 @pytest.fixture(scope="module")

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -31,6 +29,7 @@ from cogvideo.mosaic import side_by_side
 from cogvideo.pace import tokens_per_stage
 from cogvideo.text import CheckedPrompt, Reading, clean_prompt
 from cogvideo.tokens import TokenFrames
+from cogvideo.video import Film
 
 SIDE = 64
 PRESET = replace(PRESETS["mini"], enlarge=True)
@@ -182,14 +181,20 @@ def moving_square(count: int, seed: int) -> Frames:
     return frames
 
 
-def write_bytes(path: Path, frames: Frames, seconds: float, comment: Mapping[str, Any] | None) -> None:
+class PlainFilm(Film):
     """Stands for the mp4 where only the file's existence matters."""
-    path.write_bytes(f"{len(frames)} frames in {seconds} s, {comment}".encode())
+
+    def _encode(self) -> None:
+        text = f"{self._count} frames in {self._seconds} s, {self._comment}"
+        try:
+            self._draft.write_text(text, "utf-8")
+        except OSError as error:
+            self._error = error
 
 
 @contextmanager
 def killed(jobs: Jobs) -> Iterator[None]:
     """Inside the block `jobs` is as kill -9 leaves it: nothing more is written, and the system has dropped the lock."""
-    with jobs._changed:
+    with jobs._queue.changed:
         jobs._lock_file.close()
         yield

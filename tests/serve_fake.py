@@ -1,7 +1,8 @@
 """The page with a pipeline that waits for orders on standard input: a number of steps, `open`, `close` or `quit`.
 
 python tests/serve_fake.py DATA PORT [--waiting JOBS]
-`pace 150`: every token takes its time, 150 of them a second; `pace 0`: none takes any.
+`pace 150`: every token takes its time, 150 of them a second; `pace 0`: none takes any. `parts 3`: the model is read in
+three steps.
 A server that a test can kill. DATA/work.log says when work on which seed began and ended.
 """
 
@@ -24,9 +25,9 @@ from fakes import PRESET, FakePipeline  # noqa: E402
 import app  # noqa: E402
 from cogvideo.config import VideoRequest  # noqa: E402
 from cogvideo.errors import Cancelled  # noqa: E402
-from cogvideo.events import Event, KeyframePainted, Progress  # noqa: E402
+from cogvideo.events import Event, KeyframePainted, Loading, Progress  # noqa: E402
 from cogvideo.jobs import Jobs, Limits  # noqa: E402
-from cogvideo.video import write_video  # noqa: E402
+from cogvideo.video import Film  # noqa: E402
 
 
 class Logged(FakePipeline):
@@ -36,6 +37,7 @@ class Logged(FakePipeline):
         super().__init__()
         self._log_file = log.open("a")
         self.pace = 0.0
+        self.parts = 0
 
     def stream(self, request: VideoRequest, stop: Callable[[], bool] | None = None) -> Generator[Event, None, None]:
         self._note("begin", request)
@@ -44,6 +46,12 @@ class Logged(FakePipeline):
             yield from self._paced(events, stop or (lambda: False)) if self.pace else events
         finally:
             self._note("end", request)
+
+    def _draw(self, request: VideoRequest, stop: Callable[[], bool]) -> Generator[Event, None, None]:
+        for part in range(self.parts):
+            yield Loading("models", part, self.parts)
+            self._wait(stop)
+        yield from super()._draw(request, stop)
 
     def _note(self, word: str, request: VideoRequest) -> None:
         self._log_file.write(f"{word} {request.seed}\n")
@@ -72,7 +80,7 @@ def main() -> None:
     options = parser.parse_args()
     fake = Logged(options.data / "work.log")
     limits = Limits(waiting=options.waiting, preview_seconds=0)
-    jobs = Jobs(options.data, PRESET, lambda: fake, write_video, limits)
+    jobs = Jobs(options.data, PRESET, lambda: fake, Film, limits)
     app.serve(jobs, "127.0.0.1", options.port)
     jobs.start()
     print("up", flush=True)
@@ -82,8 +90,9 @@ def main() -> None:
             break
         if order in ("open", "close"):
             getattr(fake, order)()
-        elif order.startswith("pace"):
-            fake.pace = float(order.split()[1])
+        elif order.startswith(("pace", "parts")):
+            name, number = order.split()
+            setattr(fake, name, float(number) if name == "pace" else int(number))
         else:
             fake.step(int(order))
     jobs.close()

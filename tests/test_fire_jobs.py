@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -162,11 +161,6 @@ def test_a_data_folder_that_cannot_be_made_is_a_sentence(tmp_path: Path, fake: F
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(CapacityError, match=r"cannot be used .*--data"):
         _open(tmp_path / "file", fake)
-
-
-@pytest.fixture(autouse=True)
-def logged(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.ERROR, "cogvideo.jobs")
 
 
 def test_running_out_of_memory_outside_the_model_is_said_too(jobs: Jobs, fake: FakePipeline) -> None:

@@ -10,14 +10,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fakes import PRESET, FakePipeline, killed, moving_square, write_bytes
+from fakes import PRESET, FakePipeline, PlainFilm, killed, moving_square
 from PIL import Image
 
 from cogvideo.config import SamplingOptions, TokenSampling, VideoRequest
 from cogvideo.errors import CapacityError, RequestError, WeightsError
 from cogvideo.jobs import Jobs, Limits, Pipeline, new_key
 from cogvideo.pace import Pace, tokens_per_stage
-from cogvideo.video import read_metadata, write_video
+from cogvideo.video import read_metadata
 from cogvideo.view import View, request_from_dict, request_to_dict
 
 KEY, OTHER = "k" * 20, "o" * 20
@@ -27,7 +27,7 @@ WISH = VideoRequest("一只熊猫在草地上向右跑", seed=7, frames=9, super
 def _open(
     data: Path, fake: Pipeline, limits: Limits | None = None, factory: Callable[[], Pipeline] | None = None
 ) -> Jobs:
-    return Jobs(data, PRESET, factory or (lambda: fake), write_bytes, limits or Limits(preview_seconds=0))
+    return Jobs(data, PRESET, factory or (lambda: fake), PlainFilm, limits or Limits(preview_seconds=0))
 
 
 def until(jobs: Jobs, job: str, true: Callable[[View], bool]) -> View:
@@ -68,7 +68,7 @@ def test_a_job_grows_keyframe_by_keyframe_and_level_by_level(jobs: Jobs, fake: F
     assert (view.status, view.video, view.frames, view.done, view.total) == ("done", "final.mp4", 9, 9 * 64, 9 * 64)
     assert kinds(jobs, job) == ["queued", "running", *["keyframe"] * 5, "level", "level", "done"]
     names = {path.name for path in (jobs.results / job).iterdir()}
-    assert {"key-0.webp", "key-4.webp", "level-0.mp4", "level-1-strip.webp", "final.mp4", "final-poster.webp"} <= names
+    assert {"key-0.webp", "key-4.webp", "level-0.mp4", "final.mp4", "final-strip.webp", "final-poster.webp"} <= names
     assert not [name for name in names if name.startswith(".")]
 
 
@@ -340,7 +340,7 @@ def test_files_are_found_by_exact_name_alone(jobs: Jobs, fake: FakePipeline) -> 
 
 
 def test_gif_and_frames_are_made_when_asked_for(tmp_path: Path) -> None:
-    jobs = Jobs(tmp_path, PRESET, lambda: FakePipeline(free=True), write_video)
+    jobs = Jobs(tmp_path, PRESET, lambda: FakePipeline(free=True))
     jobs.start()
     job = jobs.submit(WISH, KEY).id
     assert jobs.file(job, "clip.gif") is None

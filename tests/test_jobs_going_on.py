@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fakes import PRESET, FakePipeline, write_bytes
+from fakes import PRESET, FakePipeline, PlainFilm
 from PIL import Image
 from test_jobs import KEY, OTHER, _open, finished, until
 
@@ -24,7 +24,6 @@ from cogvideo.page_routes import qr_code
 from cogvideo.page_start import data_uri, last_frame, read_picture, start_of, start_value
 from cogvideo.results import read_settings
 from cogvideo.tokens import TokenFrames
-from cogvideo.video import write_video
 
 WISH = VideoRequest("一只熊猫在草地上向右跑", seed=7, frames=9, superres=False)
 DRAFT = replace(WISH, drafts=4)
@@ -140,7 +139,7 @@ def test_an_errand_has_its_own_errors_and_does_not_wait_for_ever(tmp_path: Path,
 
 def test_the_file_of_a_video_gives_its_first_frame_back(tmp_path: Path) -> None:
     first = TokenFrames.of([[3] * 64])
-    jobs = Jobs(tmp_path, PRESET, lambda: FakePipeline(free=True), write_video)
+    jobs = Jobs(tmp_path, PRESET, lambda: FakePipeline(free=True))
     jobs.start()
     job = jobs.submit(replace(WISH, first_frame=first, between_seed=5), KEY).id
     until(jobs, job, finished)
@@ -157,7 +156,7 @@ def two_models(
 ) -> tuple[Jobs, FakePipeline, FakePipeline]:
     own, other = FakePipeline(free=True), FakePipeline(free=True)
     offer = Offer(replace(PRESET, name="large"), lambda _: other, missing)
-    jobs = Jobs(tmp_path, PRESET, lambda: own, write_bytes, limits or Limits(preview_seconds=0), [offer])
+    jobs = Jobs(tmp_path, PRESET, lambda: own, PlainFilm, limits or Limits(preview_seconds=0), [offer])
     jobs.start()
     return jobs, own, other
 
@@ -249,7 +248,7 @@ def test_a_job_that_memory_was_too_small_for_is_tried_with_less_and_the_same_see
         return small if memory else large
 
     offer = Offer(replace(PRESET, name="large"), make, lambda: None)
-    jobs = Jobs(tmp_path, PRESET, FakePipeline, write_bytes, Limits(preview_seconds=0), [offer])
+    jobs = Jobs(tmp_path, PRESET, FakePipeline, PlainFilm, Limits(preview_seconds=0), [offer])
     jobs.start()
     job = jobs.submit(WISH, KEY, model="large").id
     view = until(jobs, job, finished)
@@ -260,7 +259,7 @@ def test_a_job_that_memory_was_too_small_for_is_tried_with_less_and_the_same_see
     assert (view.status, view.memory, view.request) == ("done", "16g", WISH)
     assert asked == [None, "16g"]
     jobs.close()
-    jobs = Jobs(tmp_path, PRESET, FakePipeline, write_bytes, Limits(preview_seconds=0), [offer])
+    jobs = Jobs(tmp_path, PRESET, FakePipeline, PlainFilm, Limits(preview_seconds=0), [offer])
     assert (jobs.view(view.id).memory, jobs.view(view.id).model) == ("16g", "large")
     jobs.close()
 

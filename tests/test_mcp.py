@@ -13,7 +13,6 @@ from fakes import PRESET, FakePipeline
 import app
 from cogvideo.jobs import Jobs
 from cogvideo.serving import free_port
-from cogvideo.video import write_video
 
 pytest.importorskip("mcp", reason="an extra: pip install 'gradio[mcp]'")
 
@@ -42,7 +41,7 @@ async def use(url: str) -> tuple[dict[str, str], list[dict[str, Any]]]:
 
 
 def test_a_language_model_finds_the_same_jobs_as_tools(tmp_path: Path) -> None:
-    jobs = Jobs(tmp_path, PRESET, FakePipeline, write_video)
+    jobs = Jobs(tmp_path, PRESET, FakePipeline)
     port = free_port("127.0.0.1", 7900, search=True)
     ui = app.serve(jobs, "127.0.0.1", port)
     tools, (made, stopped, unknown) = asyncio.run(use(f"http://127.0.0.1:{port}/gradio_api/mcp/"))

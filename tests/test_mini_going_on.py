@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from fakes import write_bytes
+from fakes import PlainFilm
 
 from cogvideo.config import PRESETS, VideoRequest
 from cogvideo.jobs import Jobs
@@ -25,7 +25,7 @@ def jobs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Jobs]:
     def make() -> CogVideoPipeline:
         return CogVideoPipeline.from_pretrained("mini", device="cpu")
 
-    jobs = Jobs(tmp_path_factory.mktemp("data"), MINI, make, write_bytes)
+    jobs = Jobs(tmp_path_factory.mktemp("data"), MINI, make, PlainFilm)
     jobs.start()
     yield jobs
     jobs.close()

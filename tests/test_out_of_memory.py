@@ -24,7 +24,7 @@ from cogvideo.jobs import Jobs, Limits
 from cogvideo.offers import Offer
 from cogvideo.page_change import go_on
 from cogvideo.pipeline import CogVideoPipeline
-from cogvideo.video import write_video
+from cogvideo.video import Film
 from cogvideo.view import View
 
 WISH = VideoRequest("小猫", seed=3, frames=9, seconds=2.0)
@@ -57,7 +57,7 @@ class Server:
         self.asked: list[str | None] = []
         self.read_fails = False
         offer = Offer(TOY, self.make, lambda: None)
-        self.jobs = Jobs(folder / "data", TOY, lambda: self.make(None), write_video, Limits(), [offer])
+        self.jobs = Jobs(folder / "data", TOY, lambda: self.make(None), Film, Limits(), [offer])
 
     def make(self, memory: str | None) -> CogVideoPipeline:
         self.asked.append(memory)

@@ -27,7 +27,6 @@ from cogvideo.page import FOLDER, LANGUAGES, Form, Words, outcome, preferred_lan
 from cogvideo.page_change import changed
 from cogvideo.page_models import Held, large, memory_choices
 from cogvideo.results import read_settings
-from cogvideo.video import write_video
 
 WORDS = Words.load()
 BASE = PRESET.sampling
@@ -151,7 +150,7 @@ def test_changes_of_a_finished_job() -> None:
 
 
 def test_a_downloaded_file_gives_its_settings_back(tmp_path: Path) -> None:
-    jobs = Jobs(tmp_path / "data", PRESET, lambda: FakePipeline(free=True), write_video)
+    jobs = Jobs(tmp_path / "data", PRESET, lambda: FakePipeline(free=True))
     jobs.start()
     request = Form("熊猫", 9, 5, 2.0, 4.0, superres=False).request(BASE)
     jobs.submit(request, "k" * 20)
@@ -193,7 +192,7 @@ def test_the_data_folder_can_be_chosen_and_a_bad_one_is_said(tmp_path: Path, mon
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    jobs = Jobs(tmp_path_factory.mktemp("data"), PRESET, lambda: FakePipeline(free=True), write_video)
+    jobs = Jobs(tmp_path_factory.mktemp("data"), PRESET, lambda: FakePipeline(free=True))
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

@@ -23,7 +23,7 @@ from cogvideo.jobs import Jobs, Limits
 from cogvideo.keys import new_key
 from cogvideo.offers import Offer
 from cogvideo.page_start import last_frame
-from cogvideo.video import write_video
+from cogvideo.video import Film
 
 Visit = Callable[..., Visitor]
 NEEDS = ("还要下载 43 GB", "Another 43 GB to fetch")
@@ -219,7 +219,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         Offer(replace(PRESETS["cogvideo"], name="vast", enlarge=False), lambda _: other, lambda: None),
     ]
     folder = tmp_path_factory.mktemp("two")
-    jobs = Jobs(folder, PRESET, lambda: own, write_video, Limits(preview_seconds=0), offers)
+    jobs = Jobs(folder, PRESET, lambda: own, Film, Limits(preview_seconds=0), offers)
     port, front = free_port(), free_port()
     ui = app.serve(jobs, "127.0.0.1", port, "/video")
     jobs.start()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from fakes import PRESET, FakePipeline, write_bytes
+from fakes import PRESET, FakePipeline, PlainFilm
 
 import app
 from cogvideo.jobs import Jobs
@@ -21,7 +21,7 @@ def test_the_page_starts_behind_a_proxy(tmp_path: Path, monkeypatch: pytest.Monk
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    jobs = Jobs(tmp_path, PRESET, lambda: FakePipeline(), write_bytes)
+    jobs = Jobs(tmp_path, PRESET, lambda: FakePipeline(), PlainFilm)
     ui = app.serve(jobs, "127.0.0.1", port)
     try:
         assert httpx.get(f"http://127.0.0.1:{port}/alive", trust_env=False).json() == {"alive": True}

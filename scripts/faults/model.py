@@ -33,11 +33,11 @@ def final(jobs: Any, request: Any) -> Any:
 def out_of_memory(folder: Path, times: int) -> Counts:
     """Memory runs out while the networks are read, in each stage, in the codec and while a film is written."""
     import torch
-    from fakes import write_bytes
+    from fakes import PlainFilm
     from toy_model import TOY, toy_pipeline
 
     from cogvideo import pipeline as module
-    from cogvideo import take
+    from cogvideo import results
     from cogvideo.config import VideoRequest
     from cogvideo.frames import FrameCodec
     from cogvideo.jobs import Jobs
@@ -53,11 +53,11 @@ def out_of_memory(folder: Path, times: int) -> Counts:
         "interpolation": (module.interpolate, "draw"),
         "super-resolution": (module.superres, "draw"),
         "codec": (FrameCodec, "decode"),
-        "film": (take.Take, "clip"),
+        "film": (results.Folder, "clip"),
     }
     pipe = toy_pipeline(folder)
     request = VideoRequest(PROMPT, seed=7, frames=9)
-    with closing(Jobs(folder / "data", TOY, lambda: pipe, write_bytes, MANY)) as jobs:
+    with closing(Jobs(folder / "data", TOY, lambda: pipe, PlainFilm, MANY)) as jobs:
         jobs.start()
         for number in range(times):
             name, (owner, method) = list(places.items())[number % len(places)]
@@ -100,7 +100,7 @@ def _failing(original: Callable[..., Any], at: int, error: Callable[[], BaseExce
 def no_numbers(folder: Path, times: int) -> Counts:
     """One tensor of one network becomes NaN or infinite."""
     import torch
-    from fakes import write_bytes
+    from fakes import PlainFilm
     from toy_model import TOY, toy_models, write_toy
 
     from cogvideo.config import VideoRequest
@@ -113,7 +113,7 @@ def no_numbers(folder: Path, times: int) -> Counts:
     models = toy_models()
     pipe = CogVideoPipeline(TOY, Place(torch.device("cpu"), torch.float32), folder, lambda *_: models)
     request = VideoRequest(PROMPT, seed=7, frames=9)
-    with closing(Jobs(folder / "data", TOY, lambda: pipe, write_bytes, MANY)) as jobs:
+    with closing(Jobs(folder / "data", TOY, lambda: pipe, PlainFilm, MANY)) as jobs:
         jobs.start()
         for number in range(times):
             network = models[number % 3]
@@ -132,7 +132,7 @@ def no_numbers(folder: Path, times: int) -> Counts:
 
 def clock_jumps(folder: Path, times: int) -> Counts:
     """The clock on the wall is set to any year before each video; order, clips and log stay as they are."""
-    from fakes import PRESET, FakePipeline, write_bytes
+    from fakes import PRESET, FakePipeline, PlainFilm
 
     from cogvideo import jobs as module
     from cogvideo.config import VideoRequest
@@ -142,7 +142,7 @@ def clock_jumps(folder: Path, times: int) -> Counts:
     with ExitStack() as stack:
         stack.enter_context(patch.object(module.time, "time", lambda: real() + jump[0]))
         jobs = stack.enter_context(
-            closing(module.Jobs(folder, PRESET, lambda: FakePipeline(free=True), write_bytes, MANY))
+            closing(module.Jobs(folder, PRESET, lambda: FakePipeline(free=True), PlainFilm, MANY))
         )
         jobs.start()
         for seed in range(times):

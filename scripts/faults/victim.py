@@ -16,13 +16,13 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from fakes import PRESET, FakePipeline, write_bytes  # noqa: E402
+from fakes import PRESET, FakePipeline, PlainFilm  # noqa: E402
 
 from cogvideo.config import VideoRequest  # noqa: E402
 from cogvideo.errors import CapacityError  # noqa: E402
 from cogvideo.events import Event  # noqa: E402
 from cogvideo.jobs import Jobs, Limits  # noqa: E402
-from cogvideo.video import write_video  # noqa: E402
+from cogvideo.video import Film  # noqa: E402
 
 KEY = "the victim's own key"
 STARTED = "started.txt"
@@ -49,7 +49,7 @@ def main() -> None:
     data = Path(sys.argv[1])
     port = int(sys.argv[2]) if len(sys.argv) > 2 else None
     pipeline = Noted(data / STARTED, float(os.environ.get("PAUSE", "0.03")))
-    writer = write_video if os.environ.get("FILMS") == "real" else write_bytes
+    writer = Film if os.environ.get("FILMS") == "real" else PlainFilm
     jobs = Jobs(data, PRESET, lambda: pipeline, writer, MANY)
     if port is not None:
         import app

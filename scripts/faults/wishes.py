@@ -55,7 +55,7 @@ def prompts(folder: Path, times: int) -> Counts:
 
     The command line runs whole, with mini's real vocabulary, to the file and what it holds; only drawing is left out.
     """
-    from fakes import write_bytes
+    from fakes import PlainFilm
     from hypothesis import HealthCheck, given, settings
     from hypothesis import strategies as st
 
@@ -71,7 +71,7 @@ def prompts(folder: Path, times: int) -> Counts:
     seeds = st.one_of(*usual[:1] * 3, st.integers().map(str), st.sampled_from(["", "x", "1e3", "٣"]))
     frames = st.one_of(*usual[1:] * 3, st.sampled_from(["9", "33", "0", "-5", "4.0", "nan", "9" * 12, "x"]))
 
-    with closing(Jobs(folder / "data", pipeline.preset, lambda: pipeline, write_bytes, MANY)) as jobs:
+    with closing(Jobs(folder / "data", pipeline.preset, lambda: pipeline, PlainFilm, MANY)) as jobs:
         make_video = app._for_programs(endpoints(jobs)[0])
 
         @settings(max_examples=times, deadline=None, database=None, suppress_health_check=list(HealthCheck))
@@ -158,14 +158,14 @@ def _asked(make_video: Any, prompt: str, seed: int) -> bool:
 def programs(folder: Path, times: int) -> Counts:
     """Random arguments to every endpoint of the API: any type in any place, in any order of calls."""
     import gradio as gr
-    from fakes import PRESET, FakePipeline, write_bytes
+    from fakes import PRESET, FakePipeline, PlainFilm
 
     import app
     from cogvideo.jobs import Jobs
     from cogvideo.page_api import endpoints
 
     counts, dice = Counts(), random.Random(8)
-    with closing(Jobs(folder, PRESET, lambda: FakePipeline(free=True), write_bytes, MANY)) as jobs:
+    with closing(Jobs(folder, PRESET, lambda: FakePipeline(free=True), PlainFilm, MANY)) as jobs:
         calls = [app._for_programs(endpoint) for endpoint in endpoints(jobs)]
         known = [jobs.submit(_request(seed), KEY).id for seed in range(3)]
         sensible: dict[str, list[Any]] = {
@@ -204,7 +204,7 @@ def _request(seed: int) -> Any:
 
 def names(folder: Path, times: int) -> Counts:
     """Random ids and file names to where clips are served: only what is a job's file is found."""
-    from fakes import PRESET, FakePipeline, write_bytes
+    from fakes import PRESET, FakePipeline, PlainFilm
 
     from cogvideo.jobs import Jobs
 
@@ -223,7 +223,7 @@ def names(folder: Path, times: int) -> Counts:
         "C:",
         *string.ascii_letters,
     ]
-    with closing(Jobs(folder, PRESET, lambda: FakePipeline(free=True), write_bytes, MANY)) as jobs:
+    with closing(Jobs(folder, PRESET, lambda: FakePipeline(free=True), PlainFilm, MANY)) as jobs:
         (jobs.results / "a").mkdir()
         (jobs.results / "a" / "final.mp4").write_bytes(b"x")
         (jobs.results / "a" / ".hidden").write_bytes(b"x")
