@@ -34,6 +34,8 @@ FINAL = ("done", "stopped", "failed", "interrupted")
 Value = dict[str, Any]
 PROMISE = 300
 """Milliseconds within which the page should answer, whatever else goes on."""
+BACK = 2000
+"""Milliseconds within which whoever opens the link of a job has it on the screen."""
 
 
 class Server:
@@ -135,6 +137,21 @@ async def probe(client: httpx.AsyncClient, path: str, server: Server, done: asyn
     return times
 
 
+async def come_back(client: httpx.AsyncClient, job: str, done: asyncio.Event) -> list[float]:
+    """Milliseconds until another device that opens the link has the page and the job as it is, again and again."""
+    times: list[float] = []
+    while not done.is_set():
+        before = time.perf_counter()
+        (await client.get("", params={"job": job})).raise_for_status()
+        async with client.stream("GET", f"watch/{job}") as answer:
+            async for line in answer.aiter_lines():
+                if line.startswith("data: {"):
+                    times.append(1000 * (time.perf_counter() - before))
+                    break
+        await asyncio.sleep(0.5)
+    return times
+
+
 def quantiles(values: list[float]) -> dict[str, float]:
     """Milliseconds, as figures for people."""
     worst = statistics.quantiles(values, n=20)[-1]
@@ -162,6 +179,7 @@ async def one_round(client: httpx.AsyncClient, server: Server, options: argparse
     first = await call(client, "make_video", "熊猫", 1, 33, 4, False, 3, "")
     done = asyncio.Event()
     probes = [asyncio.create_task(probe(client, path, server, done)) for path in ("", "alive", f"now/{first['id']}")]
+    devices = asyncio.create_task(come_back(client, first["id"], done))
     tails = [asyncio.create_task(watch(client, first["id"])) for _ in range(options.watchers)]
     asked = asyncio.gather(*(ask(client, seed, options.within * seed / requests) for seed in range(requests)))
     accepted = [job for job in await asked if job]
@@ -170,6 +188,7 @@ async def one_round(client: httpx.AsyncClient, server: Server, options: argparse
     watched = time.perf_counter() - before
     done.set()
     page, alive, now = [answers(await each) for each in probes]
+    found = await devices
     for seen, _ in told:
         check(seen)
     updates = [len(seen) for seen, _ in told]
@@ -183,6 +202,11 @@ async def one_round(client: httpx.AsyncClient, server: Server, options: argparse
         "page": page,
         "sign of life": alive,
         "question of a hidden tab": now,
+        "another device with the link has page and job": {
+            "asked": len(found),
+            f"later than {BACK} ms": sum(each > BACK for each in found),
+            "ms": quantiles(found),
+        },
         "updates of a watcher, none lost or doubled": [min(updates), max(updates)],
         "first update, ms at most": round(1000 * max(first for _, first in told)),
         "server busy, s": [round(server.busy() - busy, 1), "of", round(watched, 1)],

@@ -193,6 +193,9 @@ def test_own_videos_are_listed_opened_and_deleted(site: Site, visit: Callable[..
     cards.nth(1).get_by_role("button", name="确定删除").click()
     expect(cards).to_have_count(1)
     assert not (site.jobs.results / first).exists()
+    visitor.has_state("empty")  # what was on the stage
+    expect(visitor.page).to_have_url(site.url)
+    expect(visitor.page.locator(".cv-sample")).to_be_visible()
 
 
 def test_phrases_join_the_prompt_and_the_page_shows_what_is_read(site: Site, visit: Callable[..., Visitor]) -> None:

@@ -28,12 +28,20 @@ def test_kill_at_each_stage(visit: Callable[..., Visitor], tmp_path: Path) -> No
     port = free_port()
     url = f"http://127.0.0.1:{port}/"
 
-    # While keyframes are painted, with somebody else's job in the queue.
+    # While the model is read.
     server = Server(tmp_path, port)
+    server.order("parts 3")
     one, two = visit().open(url), visit(locale="en-US").open(url)
     one.forgiven = two.forgiven = True
     one.choose("#cv-rate", "2 帧/秒")
     one.ask(PANDA)
+    server.order("1")
+    expect(one.page.locator(".cv-what")).to_have_text("正在载入模型（1/3）")
+    server.kill()
+
+    # While keyframes are painted, with somebody else's job in the queue.
+    server = Server(tmp_path, port)
+    again(one, "again")
     server.order("3")
     expect(one.page.locator(".cv-cells > div[data-state=painting]")).to_have_count(1)
     expect(one.page.locator(".cv-cells > div[data-state=done]")).to_have_count(1)
@@ -44,7 +52,7 @@ def test_kill_at_each_stage(visit: Callable[..., Visitor], tmp_path: Path) -> No
     expect(two.page.locator(".cv-what")).to_have_text(re.compile("Connection lost"))
     server = Server(tmp_path, port)
     two.has_state("running")  # by itself, and found again without a reload
-    assert two.job() == waiting and work(tmp_path) == ["begin", "begin"]
+    assert two.job() == waiting and work(tmp_path) == ["begin"] * 3
     one.has_state("interrupted")
     expect(one.page.locator(".cv-cells > div[data-state=done]")).to_have_count(1)  # the keyframe that was complete
 
@@ -79,7 +87,7 @@ def test_kill_at_each_stage(visit: Callable[..., Visitor], tmp_path: Path) -> No
     expect(one.film()).to_have_attribute("src", re.compile("final.mp4$"))
     assert one.film().evaluate("film => film.duration") > 3
     states = one.page.locator("[data-shelf=history] .cv-card .cv-small").all_inner_texts()
-    assert Counter(re.split(" · ", state)[0][:2] for state in states) == {"完成": 1, "中断": 2}
+    assert Counter(re.split(" · ", state)[0][:2] for state in states) == {"完成": 1, "中断": 3}
     assert len(work(tmp_path)) == begun
     server.quit()
-    assert Counter(work(tmp_path)) == {"begin": 4, "end": 1}  # the three that were killed never said that they ended
+    assert Counter(work(tmp_path)) == {"begin": 5, "end": 1}  # the four that were killed never said that they ended

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 import time
 from collections.abc import Callable
@@ -9,12 +10,14 @@ from typing import Any
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from browsing import DESKTOP, PHONE, Site, Visitor, expect
-from playwright.sync_api import Route
+from browsing import DESKTOP, PANDA, PHONE, Site, Visitor, expect
+from PIL import Image
+from playwright.sync_api import Browser, Route
 
 from cogvideo.config import VideoRequest
 from cogvideo.errors import OutOfMemory
 from cogvideo.keys import new_key
+from scripts.make_pictures import smaller, take
 
 NARROW = {"width": 360, "height": 740}
 BARRIERS = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]}
@@ -169,3 +172,12 @@ def test_the_first_load_is_small_and_asks_nobody_else(site: Site, visit: Callabl
     fonts = visitor.page.evaluate("() => [...document.fonts].filter(font => font.status !== 'unloaded').length")
     assert fonts == 0  # system fonts alone
     visitor.page.unroute_all(behavior="ignoreErrors")  # what is still on its way needs no weighing
+
+
+def test_the_pictures_of_the_readmes_can_be_taken_anew(site: Site, browser: Browser) -> None:
+    site.fake.open()
+    picture = smaller(take(browser, site.url, "en-US", PANDA, 7))
+    with Image.open(io.BytesIO(picture)) as image:
+        assert image.size == (1280, 900)
+    assert len(picture) < 400_000
+    assert site.fake.started[-1].seed == 7

@@ -16,6 +16,7 @@ const strip = find(".cv-strip");
 const cells = find(".cv-cells");
 const head = find(".cv-head");
 const GRID = 32; // moments of the finest clip; a cell's place on it never changes, so cells can stay while others join
+const PATIENCE = 3; // a film that does not load is asked for so many times more
 
 let view = null;
 let shown = null; // name of the film on the stage
@@ -23,6 +24,7 @@ let film = null;
 let unfollow = null; // ends what is told of the job on the stage, while it is active
 let lost = false;
 let meeting = false; // whether the server that answers again is being asked who it is
+let misses = 0; // times in a row that the browser could not load the film
 let told = null; // the job that was told to stop, and when: said at once, but not part of what the server says of it
 let example = -1; // which clip of the gallery stands in for a job, while there is none
 
@@ -207,6 +209,7 @@ sample.addEventListener("keydown", (event) => {
 
 function clearFilm() {
   shown = film = null;
+  misses = 0;
   head.hidden = true;
   for (const each of films) {
     each.hidden = true;
@@ -223,6 +226,7 @@ function playFilm(url) {
   next.onloadeddata = () => {
     if (shown !== url) return;
     next.onloadeddata = null;
+    misses = 0;
     if (previous && Math.abs(previous.duration - next.duration) < 0.2) next.currentTime = previous.currentTime;
     film = next;
     next.hidden = false;
@@ -237,7 +241,14 @@ function playFilm(url) {
     }
   };
   next.onerror = () => {
-    if (shown === url) shown = null; // asked for again with whatever comes next
+    if (shown !== url) return;
+    misses++;
+    if (misses > PATIENCE) return drawWords();
+    setTimeout(() => {
+      if (shown !== url) return; // another one has come
+      shown = null;
+      draw();
+    }, 1000 * misses);
   };
   next.src = url;
 }
@@ -340,6 +351,7 @@ function drawBar() {
 function emptyWords() {
   if (!view) return example >= 0 ? cv.say("sample") : cv.say("empty");
   if (view.status === "queued") return view.place ? cv.say("queued", { place: view.place }) : cv.say("queued_next");
+  if (view.video) return misses > PATIENCE ? cv.say("film_lost") : "";
   return active() ? cv.say("empty") : cv.say("no_picture");
 }
 
