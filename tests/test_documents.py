@@ -320,6 +320,29 @@ def test_every_file_that_is_named_exists(name: str) -> None:
     assert not missing
 
 
+@pytest.mark.parametrize("name", ["docs/troubleshooting.md", "docs/troubleshooting_zh.md"])
+def test_what_people_met_with_the_release_is_found_by_what_they_saw(name: str) -> None:
+    rows = re.findall(r"^\| (.+?) \| ", read(name), flags=re.M)
+    seen = "\n".join(rows)  # the first column alone: what somebody looks for
+    for symptom in (
+        *(
+            "CUDA out of memory",
+            "3090",
+            "4090",
+            "16 GB",
+            "T4",
+            "localAttention",
+            "nvcc",
+            "Descriptors",
+            "tkinter",
+            "cv2",
+        ),
+        *("/sharefs", "Could not find a version", "zip file", "ice_text.model", "IndexError"),
+        *("Hugging Face", "Colab", "API", "gif", "33"),
+    ):
+        assert symptom in seen, symptom
+
+
 @pytest.mark.parametrize("name", [n for n in documents() if n.startswith(("docs/page", "docs/troubleshooting"))])
 def test_buttons_that_are_named_are_on_the_page(name: str) -> None:
     buttons = re.findall(r"“(.+?)”", read(name))
