@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -113,6 +114,14 @@ def test_wrong_words_end_in_one_sentence(name: str, capsys: pytest.CaptureFixtur
 def test_options_are_not_abbreviated(name: str, word: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert status_of([name, word]) == 2
     assert word.split("=")[0] in capsys.readouterr().err
+
+
+def test_app_py_refuses_as_the_commands_do(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["app.py", "--port", "70000"])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(ROOT / "app.py"), run_name="__main__")
+    assert end.value.code == console.REFUSED
+    assert len(capsys.readouterr().err.splitlines()) == 2
 
 
 def test_the_version() -> None:
