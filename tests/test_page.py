@@ -188,6 +188,7 @@ def test_own_videos_are_listed_opened_and_deleted(site: Site, visit: Callable[..
     cards.nth(1).locator(".cv-picture").click()
     expect(visitor.page.locator(".cv-status .cv-wish")).to_have_text("一只小猫")
     assert visitor.job() == first
+    expect(visitor.page.locator(".cv-stage")).to_be_in_viewport()
     cards.nth(1).get_by_role("button", name="删除").click()
     expect(cards).to_have_count(2)  # asks first
     cards.nth(1).get_by_role("button", name="确定删除").click()
@@ -216,6 +217,48 @@ def test_phrases_join_the_prompt_and_the_page_shows_what_is_read(site: Site, vis
     expect(page.locator("#cv-prompt textarea")).to_have_value("一只熊猫在草地上")
     page.locator("#cv-prompt textarea").fill("熊猫猹")
     expect(page.locator(".cv-reading [data-kind=unknown]")).to_have_text("猹")
+
+
+def test_clips_made_beforehand_play_at_once_and_become_ones_own(site: Site, visit: Callable[..., Visitor]) -> None:
+    asked = len(site.fake.started), site.fake.loaded
+    visitor = visit(viewport=PHONE, locale="en-US").open(site.url)
+    page, prompt = visitor.page, visitor.page.locator("#cv-prompt textarea")
+    page.wait_for_function("() => document.querySelector('.cv-sample').currentTime > 0")
+    page.locator(".cv-acts [data-act=vary]").click()
+    expect(prompt).to_have_value(re.compile("|".join(page.locator("[data-shelf=gallery] .cv-wish").all_inner_texts())))
+    card = page.locator("[data-shelf=gallery] .cv-card").last
+    expect(card.locator("video")).to_have_js_property("error", None)
+    card.get_by_role("button", name="Make my own").click()
+    expect(prompt).to_have_value(card.locator(".cv-wish").inner_text())
+    expect(prompt).to_be_in_viewport()
+    expect(page.locator("#cv-fresh input")).to_be_checked()
+    assert (len(site.fake.started), site.fake.loaded) == asked
+
+
+def test_settings_of_an_earlier_video_are_used_again(site: Site, visit: Callable[..., Visitor]) -> None:
+    site.fake.open()
+    visitor = visit().open(site.url)
+    page = visitor.page
+    page.get_by_role("button", name="更多设置").click()
+    page.get_by_label("把设置写入视频文件").uncheck()
+    visitor.choose("#cv-rate", "1 帧/秒")
+    visitor.ask("一隻熊貓在草地上")
+    expect(page.locator("#cv-notice")).to_contain_text("已把繁体字转换为简体：“一只熊猫在草地上”")
+    visitor.has_state("done")
+    view = site.jobs.view(visitor.job())
+    assert view.request.prompt == "一只熊猫在草地上" and not view.comment
+    visitor.choose("#cv-rate", "2 帧/秒")
+    visitor.ask("一只小猫")
+    cards = page.locator("[data-shelf=history] .cv-card")
+    expect(cards).to_have_count(2)
+    visitor.has_state("done")
+    cards.nth(1).get_by_role("button", name="套用").click()
+    prompt = page.locator("#cv-prompt textarea")
+    expect(prompt).to_have_value("一只熊猫在草地上")
+    expect(prompt).to_be_in_viewport()
+    expect(page.locator("#cv-seed input")).to_have_value(str(view.request.seed))
+    expect(page.locator("#cv-rate input:checked + span")).to_have_text("1 帧/秒")
+    expect(page.locator("#cv-fresh input")).not_to_be_checked()
 
 
 def test_a_dropped_file_gives_its_settings_back(site: Site, visit: Callable[..., Visitor], tmp_path: Path) -> None:

@@ -284,3 +284,8 @@ def test_the_list_of_videos_keeps_itself_up_to_date(site: Site, visit: Callable[
     visitor.page.clock.fast_forward(5000)
     expect(cards.nth(1)).to_contain_text("完成")
     expect(cards.nth(0)).to_contain_text("进行中")
+    for count in (3, 4):
+        visitor.ask("一只小鸡")
+        expect(cards).to_have_count(count)
+    visitor.ask("一只小鸭")  # one runs and two wait
+    expect(visitor.page.get_by_role("alert")).to_contain_text("您已有 3 段视频在生成或排队，最多 3 段")

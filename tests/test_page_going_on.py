@@ -171,6 +171,9 @@ def test_a_link_can_be_scanned_and_a_phone_shares_it(site: Site, visit: Visit) -
     expect(page.locator(".cv-qr")).to_be_visible()
     assert page.locator(".cv-qr").evaluate("async image => (await image.decode(), image.naturalWidth)") > 80
     assert f"job%3D{job}" in (page.locator(".cv-qr").get_attribute("src") or "")
+    page.keyboard.press("Escape")
+    expect(page.locator(".cv-share")).to_be_hidden()
+    expect(page.locator("[data-act=share]")).to_be_focused()
     phone = visit(viewport=PHONE, has_touch=True, is_mobile=True)
     phone.page.add_init_script("navigator.share = async (what) => { window.shared = what; };")
     phone.open(f"{site.url}?job={job}").has_state("done")

@@ -10,8 +10,9 @@ window.cv = (() => {
     return pair[cv.english() ? 1 : 0].replace(/\{(\w+)\}/g, (_, name) => values[name] ?? "");
   };
 
-  // A job in a line: its seed and its size.
-  cv.about = (job) => (job.drafts > 1 ? cv.say("meta_drafts", job) : cv.say("meta", job));
+  // A job in few words.
+  cv.which = (job) => cv.say(job.drafts > 1 ? "which_drafts" : "which", job);
+  cv.size = (job) => cv.say(job.drafts > 1 ? "size_drafts" : "size", job);
 
   cv.pick = (pair) => (pair ? pair[cv.english() ? 1 : 0] : "");
 
@@ -35,6 +36,9 @@ window.cv = (() => {
   };
 
   cv.calm = () => window.matchMedia("(prefers-reduced-motion: reduce)").matches;
+
+  // Brings a part of the page into sight, by as little as it takes.
+  cv.show = (node) => node.scrollIntoView({ behavior: cv.calm() ? "auto" : "smooth", block: "nearest" });
 
   // A link that fills the page in and shows the clip while the server has it. It starts nothing.
   cv.link = (view) => {

@@ -366,7 +366,7 @@ function drawWords() {
     view && view.status === "running" && view.left !== null ? cv.say("left", { time: cv.time(view.left) }) : "";
   find(".cv-tokens").textContent =
     view && view.total ? cv.say("tokens", { done: view.done.toLocaleString(), total: view.total.toLocaleString() }) : "";
-  find(".cv-meta").textContent = view ? cv.about(view) : "";
+  find(".cv-meta").textContent = view ? `${cv.which(view)} · ${cv.size(view)}` : "";
   find(".cv-wish").textContent = view ? view.prompt : example >= 0 ? samples[example].prompt : "";
   find(".cv-empty").textContent = emptyWords();
   const notes = view ? [view.mine ? "" : cv.say("watching"), cv.pick(view.error), ...view.notes.map(cv.pick)] : [];
@@ -437,8 +437,9 @@ async function share() {
   code.src = `${cv.root()}/qr?link=${encodeURIComponent(cv.shortLink(view))}`;
   shareBox.hidden = false;
   drawShare();
-  box.focus();
+  box.focus({ preventScroll: true });
   box.select();
+  cv.show(shareBox);
   try {
     await navigator.clipboard.writeText(url);
     find(".cv-said").textContent = cv.say("copied");
@@ -464,6 +465,7 @@ shareBox.addEventListener("keydown", (event) => event.key === "Escape" && closeS
 element.addEventListener("click", (event) => {
   const act = event.target.closest("button[data-act]")?.dataset.act;
   if (!act) return;
+  if (act === "vary" || act === "reuse") cv.show(document.querySelector("#cv-wish"));
   if (act === "vary") return trigger("vary", { index: example });
   if (act === "close_share") return closeShare();
   if (!view) return;
@@ -503,7 +505,7 @@ function hear() {
     window.history.replaceState(null, "", `${window.location.pathname}?job=${encodeURIComponent(view.id)}`);
     shareBox.hidden = true;
     clearFilm();
-    if (value.asked) element.scrollIntoView({ behavior: cv.calm() ? "auto" : "smooth", block: "nearest" });
+    if (value.asked) cv.show(element);
   }
   draw();
   watchJob();

@@ -26,10 +26,12 @@ function historyCard(job) {
   Object.assign(open.dataset, { act: "open", id: job.id });
   open.setAttribute("aria-label", `${cv.say("open")}: ${job.prompt}`);
   const picture = job.poster || job.keyframes[0];
+  const said = cv.say(active(job) ? "active" : `was_${job.status}`);
   if (picture) open.style.backgroundImage = `url("${cv.media(job.id, picture)}")`;
+  else open.textContent = said;
   const text = make("p", "cv-wish", job.prompt);
   text.lang = "zh-CN";
-  const state = make("p", "cv-small", `${cv.say(active(job) ? "active" : `was_${job.status}`)} · ${cv.about(job)}`);
+  const state = make("p", "cv-small", `${said} · ${cv.size(job)}\n${cv.which(job)}`);
   const row = make("div", "cv-row");
   row.append(button("reuse_short", "reuse", job.id));
   if (job.status !== "running") row.append(button(asked === job.id ? "delete_sure" : "delete", "delete", job.id));
@@ -107,6 +109,7 @@ element.addEventListener("click", (event) => {
   const pressed = event.target.closest("button[data-act]");
   if (!pressed) return;
   const { act, id, index } = pressed.dataset;
+  if (act !== "delete") cv.show(document.querySelector(act === "open" ? "#cv-screen" : "#cv-wish"));
   if (act === "vary") return trigger("vary", { index: Number(index) });
   if (act === "delete" && asked !== id) {
     asked = id;
