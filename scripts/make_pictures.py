@@ -25,6 +25,8 @@ import app  # noqa: E402
 from cogvideo.jobs import open_jobs  # noqa: E402
 
 WINDOW = {"width": 1280, "height": 900}
+SHARPNESS = 1.5
+"""Pixels of a picture for one of the window."""
 LANGUAGES = {"zh": "zh-CN", "en": "en-US"}
 PATIENCE = 300_000
 """Milliseconds that a film may take."""
@@ -34,9 +36,10 @@ COLOURS = 256
 
 def take(browser: Browser, url: str, locale: str, prompt: str, seed: int) -> bytes:
     """The page at `url` once it has made a film, as PNG; the film shows its middle."""
-    page = browser.new_page(viewport=WINDOW, locale=locale, color_scheme="light")
+    page = browser.new_page(viewport=WINDOW, device_scale_factor=SHARPNESS, locale=locale, color_scheme="light")
     page.set_default_timeout(PATIENCE)
     page.goto(url)
+    expect(page.locator("html")).to_have_attribute("data-language", locale[:2], timeout=PATIENCE)
     page.locator("#cv-prompt textarea").fill(prompt)
     page.locator("#cv-fresh input").uncheck()
     page.locator("#cv-seed input").fill(str(seed))
@@ -48,10 +51,11 @@ def take(browser: Browser, url: str, locale: str, prompt: str, seed: int) -> byt
         """film => new Promise(shown => {
             film.pause();
             film.controls = false;
-            film.onseeked = () => requestAnimationFrame(shown);
+            film.requestVideoFrameCallback(() => requestAnimationFrame(() => requestAnimationFrame(shown)));
             film.currentTime = film.duration / 2;
         })"""
     )
+    page.mouse.move(0, 0)
     page.evaluate("() => { document.activeElement.blur(); scrollTo(0, 0); }")
     picture = page.screenshot()
     page.close()

@@ -178,6 +178,6 @@ def test_the_pictures_of_the_readmes_can_be_taken_anew(site: Site, browser: Brow
     site.fake.open()
     picture = smaller(take(browser, site.url, "en-US", PANDA, 7))
     with Image.open(io.BytesIO(picture)) as image:
-        assert image.size == (1280, 900)
+        assert image.size == (1920, 1350)
     assert len(picture) < 400_000
     assert site.fake.started[-1].seed == 7
