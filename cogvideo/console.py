@@ -39,7 +39,8 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, command: str, **options: Any) -> None:
         options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
-        super().__init__(prog=f"{typed()} {command}", allow_abbrev=False, **options)
+        options.setdefault("prog", f"{typed()} {command}")
+        super().__init__(allow_abbrev=False, **options)
 
     def error(self, message: str) -> NoReturn:
         raise RequestError(
