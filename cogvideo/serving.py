@@ -47,11 +47,9 @@ def _with_a_card() -> None:
 
 def parser() -> console.Parser:
     """The options of `python app.py` and `cogvideo serve`; defaults come from the environment, which hosts set."""
-    options = console.Parser(
-        "serve", description="在浏览器里把中文变成视频。 Chinese text becomes video, in the browser."
-    )
-    if Path(sys.argv[0]).name == "app.py":
-        options.prog = "python app.py"
+    called = {"prog": "python app.py"} if Path(sys.argv[0]).name == "app.py" else {}
+    about = "在浏览器里把中文变成视频。 Chinese text becomes video, in the browser."
+    options = console.Parser("serve", description=about, **called)
     on_space = bool(os.environ.get("SPACE_ID"))
     host = os.environ.get("GRADIO_SERVER_NAME") or ("0.0.0.0" if on_space else "127.0.0.1")
     port = os.environ.get("GRADIO_SERVER_PORT") or os.environ.get("PORT") or "7860"
