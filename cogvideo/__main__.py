@@ -97,8 +97,8 @@ Try:
   {typed} generate "一只熊猫在草地上向右跑" --seed 7 --frames 33 --out panda.mp4
   {typed} COMMAND --help        what a command takes / 查看某个命令的参数
 
-Exit status / 退出码: 0 done; 1 the answer is no (parity, doctor, memory); 2 the request or the machine will not do, a sentence
-says why; 70 a fault of this program; 130 interrupted.
+Exit status / 退出码: 0 done; 1 the answer is no (parity, doctor, memory); 2 the request or the machine will not do, a
+sentence says why; 70 a fault of this program; 130 interrupted.
 """
 
 
