@@ -16,6 +16,7 @@ from small_lm import CONFIG, superres_lm, video_lm
 
 from cogvideo import weights
 from cogvideo.config import ModelConfig
+from cogvideo.convert import convert
 from cogvideo.errors import WeightsError
 from cogvideo.models import loader
 
@@ -112,6 +113,7 @@ def test_what_sharing_saves_is_told(published: Path, caplog: pytest.LogCaptureFi
 LOAD = """
 import sys, torch
 from pathlib import Path
+from cogvideo import weights
 from cogvideo.models import loader
 
 def kilobytes(word):
@@ -121,14 +123,20 @@ dtype = getattr(torch, sys.argv[2])
 torch.randn(8).to(dtype)
 open("/proc/self/clear_refs", "w").write("5")  # forget the highest point so far
 before = kilobytes("VmRSS")
-models = loader.load_published(Path(sys.argv[1]), dtype=dtype)
+folder = Path(sys.argv[1])
+if sys.argv[3] == "converted":
+    models = loader.load_safetensors(folder / "converted", weights.published_config(folder), dtype=dtype)
+else:
+    models = loader.load_published(folder, dtype=dtype)
 print((kilobytes("VmHWM") - before) * 1024, models.sizes.after)
 """
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_loading_takes_what_stays_and_little_more(published: Path, dtype: str) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "form"), [("float32", "published"), ("float16", "published"), ("float32", "converted")]
+)
+def test_loading_takes_what_stays_and_little_more(published: Path, dtype: str, form: str) -> None:
     for name in weights.PUBLISHED.values():
         path = published / name / "model_config.json"
         sizes = {"num_layers": 24, "hidden_size": 256, "num_attention_heads": 4}
@@ -140,7 +148,9 @@ def test_loading_takes_what_stays_and_little_more(published: Path, dtype: str) -
             common[name] = torch.full(like.shape, 0.5, dtype=torch.float16)
         path = weights.checkpoint_file(published / weights.PUBLISHED[part])
         torch.save({"module": {name: common[name] for name in loader.expected(config, part)}}, path)
-    words = [sys.executable, "-c", LOAD, str(published), dtype]
+    if form == "converted":
+        convert(published, published / "converted")
+    words = [sys.executable, "-c", LOAD, str(published), dtype, form]
     answer = subprocess.run(words, capture_output=True, text=True, check=True)
     peak, stays = map(int, answer.stdout.split())
     largest = common["transformer.word_embeddings.weight"].nbytes
