@@ -70,12 +70,12 @@ class ClusterSampler:
         """logits [R, V] -> token ids [R, K*M] that may be drawn and their probabilities [R, K*M] (0 at the padding)."""
         scaled = logits.float() / options.temperature  # [R, V]
         mass = (
-            (scaled - scaled.amax(-1, keepdim=True)).exp_().double()
+            (scaled - scaled.amax(1, keepdim=True)).exp_().double()
         )  # float64: the order of adding drowns in rounding
         clusters = mass.new_zeros(len(scaled), len(self.members))  # [R, C]
         clusters.scatter_add_(1, self.labels.expand_as(mass), mass)
-        kept, top = clusters.topk(min(options.top_k, len(self.members)), dim=-1)  # [R, K]
-        outer = kept / kept.sum(-1, keepdim=True)
+        kept, top = clusters.topk(min(options.top_k, len(self.members)), dim=1)  # [R, K]
+        outer = kept / kept.sum(1, keepdim=True)
         ids = self.members[top]  # [R, K, M]
         inner = scaled.gather(1, ids.flatten(1)).view(ids.shape) / options.inner_temperature
         inner = inner.masked_fill(self.padding[top], -torch.inf).softmax(-1)
@@ -101,7 +101,7 @@ class ClusterSampler:
     def draw_plain(self, logits: Tensor, keys: Tensor, options: TokenSampling) -> Tensor:
         """The same in PyTorch's operations, on any device: what `draw` must equal."""
         ids, probabilities = self.candidates(logits, options)
-        winner = (probabilities / exponential_noise(keys, ids)).argmax(-1, keepdim=True)  # [R, 1]
+        winner = (probabilities / exponential_noise(keys, ids)).argmax(1, keepdim=True)  # [R, 1]
         return ids.gather(1, winner).squeeze(1)
 
 

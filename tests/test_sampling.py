@@ -11,6 +11,7 @@ import torch
 from cogvideo.config import SamplingOptions, TokenSampling
 from cogvideo.errors import WeightsError
 from cogvideo.sampling import ClusterSampler, Dice, StageKey, distribution, exponential_noise, noise_keys
+from kernels import cpu_draw
 
 GOLDEN = Path(__file__).parent / "golden" / "golden.npz"
 OPTIONS = SamplingOptions()
@@ -152,7 +153,7 @@ def test_noise_is_positive_and_finite_at_both_ends_of_its_words() -> None:
         word = word * pow(factor, -1, 2**32) % 2**32
     word ^= word >> 16
     least, most = exponential_noise(torch.tensor([[0, 0], [0, word]]), torch.zeros(2, 1, dtype=torch.long)).flatten()
-    assert 0 < least < 1e-9
+    assert float(least) == pytest.approx(2**-32, rel=1e-6)
     assert 16 < most < 17
 
 
@@ -162,6 +163,12 @@ def test_the_members_of_a_cluster_are_in_order_whatever_sorts_them() -> None:
         assert torch.equal(row[~padding], row[~padding].sort().values)
     assert [int((~row).sum()) for row in sampler.padding] == [334, 333, 333]
     assert torch.equal(sampler.to("cpu").members, sampler.members)
+
+
+def test_the_compiled_draw_is_taken_where_it_can_be() -> None:
+    sampler, logits = ClusterSampler(torch.arange(12) % 3), torch.zeros(1, 12)
+    sampler.draw(logits, noise_keys([1], 1, [0], 1)[0], OPTIONS.video)
+    assert (sampler._compiled is None) == bool(cpu_draw.why_not(logits))
 
 
 def test_dice_draw_with_the_keys_of_their_frame_and_slot() -> None:
