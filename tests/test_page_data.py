@@ -212,16 +212,17 @@ def test_programs_use_the_same_jobs(server: str, tmp_path: Path) -> None:
     assert found and found[0].seed == 7
 
 
-def test_the_shell_command_of_the_example_works(server: str) -> None:
-    from examples import api
-
-    found = re.search(r"-d '(.*)'", api.__doc__ or "")
-    assert found
+def test_programs_may_ask_in_two_requests_or_in_one(server: str) -> None:
     call = f"{server}gradio_api/call/make_video"
-    event = httpx.post(call, content=found[1].encode(), headers={"Content-Type": "application/json"}).json()["event_id"]
+    event = httpx.post(call, json={"data": ["熊猫", 7, 5, 4, True, 3, ""]}).json()["event_id"]
     answer = httpx.get(f"{call}/{event}", timeout=60).text.splitlines()
     assert answer[0] == "event: complete"
     assert json.loads(answer[1].removeprefix("data: "))[0]["seed"] == 7
+    for way in ("run/make_video", "api/make_video", "run/make_video/"):
+        said = httpx.post(f"{server}gradio_api/{way}", json={"data": ["熊猫", 8]}, timeout=60)
+        assert (said.status_code, said.json()["data"][0]["seed"]) == (200, 8)
+        said = httpx.post(f"{server}gradio_api/{way}", json={"data": ["熊猫", "8"]}, timeout=60)
+        assert said.status_code == 422 and "seed" in said.json()["error"]
 
 
 def test_the_api_has_its_endpoints_and_says_what_is_wrong(server: str) -> None:
