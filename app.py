@@ -79,7 +79,8 @@ def _connect_screen(parts: Parts, actions: Actions) -> None:
     }
     parts.screen.settled(**look_again)
     parts.shelf.refresh(**look_again)
-    parts.screen.stop(actions.stop, [parts.me], [parts.notice], **QUIET)
+    # Pressed again, it is sent again: the first request may be lost, and Gradio would wait for its answer.
+    parts.screen.stop(actions.stop, [parts.me], [parts.notice], trigger_mode="multiple", **QUIET)
     parts.shelf.open(actions.show, [parts.me], [parts.screen, parts.notice], **QUIET)
     parts.shelf.remove(actions.remove, [parts.me], [parts.shelf, parts.notice], **QUIET)
     for event, handler in (

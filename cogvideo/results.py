@@ -87,6 +87,15 @@ class Folder:
         part = max(1, min(count, CLIP_FRAMES[0]) - 1) / (CLIP_FRAMES[0] - 1)
         return self.open_film(self.path / name, count, request.seconds * part, comment)
 
+    def finish(self, film: Film) -> None:
+        """Waits until it is encoded. People are not told where on the server it lies."""
+        try:
+            film.finish()
+        except CapacityError as error:
+            if isinstance(error.__cause__, OSError):
+                raise _full(error.__cause__) from error
+            raise
+
     def pictures(self, name: str, frames: Frames) -> dict[str, Any]:
         """Writes strip and poster of a clip; returns its files and the number of frames, as the log keeps them."""
         return {
@@ -144,7 +153,7 @@ class Folder:
     def _encode(self, name: str, frames: Frames, request: VideoRequest, comment: dict[str, Any] | None) -> None:
         with self.film(name, len(frames), request, comment) as film:
             film.add(frames)
-            film.finish()
+            self.finish(film)
 
     def _write(self, name: str, data: bytes) -> str:
         self._make()
@@ -179,9 +188,10 @@ def read_settings(path: Path) -> tuple[VideoRequest, str] | None:
 
 
 def _full(error: OSError) -> CapacityError:
+    reason = error.strerror or "ffmpeg"
     return CapacityError(
-        f"无法在数据文件夹中保存结果（{error.strerror}）：请检查服务器的磁盘空间和文件夹权限。",
-        f"The results cannot be written to the data folder ({error.strerror}): check the server's disk space and the "
+        f"无法在数据文件夹中保存结果（{reason}）：请检查服务器的磁盘空间和文件夹权限。",
+        f"The results cannot be written to the data folder ({reason}): check the server's disk space and the "
         "folder's rights.",
     )
 

@@ -95,7 +95,7 @@ class Take:
         clip = self._clip.result()
         if self._film is None:  # nothing was enlarged: the last level is the clip
             return clip
-        self._film.finish()
+        self._folder.finish(self._film)
         return self._folder.pictures("final", self._finished)
 
     def kept(self) -> Clip:

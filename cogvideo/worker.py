@@ -77,9 +77,9 @@ class Worker:
         with Take(self._archive.folder(job), view.request, comment(view), partial(self._queue.note, job)) as take:
             try:
                 self._draw(job, take, meter, stop, pipeline.stream(view.request, stop.now.is_set))
-                self._end(job, "done", take.final())
+                status, left = "done", take.final()
             except Cancelled:
-                self._end(job, "interrupted" if self._queue.closing else "stopped", take.kept())
+                status, left = "interrupted" if self._queue.closing else "stopped", take.kept()
             except CogVideoError as error:
                 LOG.warning("Job refused by the pipeline: %s", error)
                 trouble = error.with_traceback(None)  # whose frames would hold what is to be freed
@@ -87,7 +87,8 @@ class Worker:
                 if isinstance(trouble, CapacityError):
                     self._registry.let_go(None)
                 smaller = trouble.next_preset if isinstance(trouble, OutOfMemory) else None
-                self._end(job, "failed", {**take.kept(), "error": sentence(trouble), "smaller": smaller})
+                status, left = "failed", {**take.kept(), "error": sentence(trouble), "smaller": smaller}
+        self._end(job, status, left)
         self._speeds.keep(view.model, pipeline.how, pace)
 
     def _draw(self, job: str, take: Take, meter: Meter, stop: Stop, events: Generator[Event, None, None]) -> None:

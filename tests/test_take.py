@@ -23,13 +23,16 @@ def begun(tmp_path: Path, fake: FakePipeline, film: OpenFilm) -> Jobs:
     return jobs
 
 
-def test_the_next_level_is_drawn_while_the_last_one_is_encoded(tmp_path: Path, fake: FakePipeline) -> None:
+@pytest.mark.parametrize("full", [False, True])
+def test_the_next_level_is_drawn_while_the_last_one_is_encoded(tmp_path: Path, fake: FakePipeline, full: bool) -> None:
     encode = threading.Event()
 
     class Slow(PlainFilm):
         def _encode(self) -> None:
             assert encode.wait(20)
             super()._encode()
+            if full and self.path.name == "level-0.mp4":
+                self._error = OSError(errno.ENOSPC, "No space left on device")
 
     jobs = begun(tmp_path, fake, Slow)
     job = jobs.submit(replace(WISH, frames=17), KEY).id
@@ -39,9 +42,12 @@ def test_the_next_level_is_drawn_while_the_last_one_is_encoded(tmp_path: Path, f
     encode.set()
     fake.open()
     view = until(jobs, job, finished)
-    assert (view.status, view.video, view.frames) == ("done", "final.mp4", 17)
-    assert [entry.data["level"] for entry in jobs.log(job) if entry.kind == "level"] == [0, 1, 2]
-    assert kinds(jobs, job)[-1] == "done"
+    if full:
+        assert view.status == "failed" and view.error and "No space left" in view.error[1]
+    else:
+        assert (view.status, view.video, view.frames) == ("done", "final.mp4", 17)
+        assert [entry.data["level"] for entry in jobs.log(job) if entry.kind == "level"] == [0, 1, 2]
+        assert kinds(jobs, job)[-1] == "done"
     jobs.close()
 
 
@@ -85,6 +91,7 @@ def test_a_film_that_does_not_fit_fails_the_job_whenever_that_is_found(
     job = jobs.submit(replace(WISH, superres=True), KEY).id
     view = until(jobs, job, finished)
     assert view.status == "failed" and view.error and "No space left" in view.error[1]
+    assert str(tmp_path) not in "".join(view.error)
     assert view.video == "kept.mp4"
     assert not list((jobs.results / job).glob(".*"))
     assert not (jobs.results / job / name).exists()
