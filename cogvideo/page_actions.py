@@ -163,7 +163,7 @@ class Actions:
 
     @_said
     def remove(self, me: Any, event: gr.EventData) -> Updates:
-        """Deletes a job; a screen that shows it is empty then (screen.js asks for it)."""
+        """Deletes a job; a screen that shows it is empty then (screen_watch.js asks for it)."""
         self.jobs.delete(str(event.id), me["key"])
         return {self.parts.shelf: self.history(me), self.parts.notice: ""}
 

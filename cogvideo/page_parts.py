@@ -21,6 +21,8 @@ from cogvideo.page import FOLDER, Form, Words
 from cogvideo.page_models import Held, memory_choices, model_choices, model_note
 from cogvideo.serving import duplicate_link, share_base
 
+PARTS = {"screen": ("screen_film", "screen_words", "screen_watch")}
+"""Scripts that are several files, in their order."""
 Updates = dict[Any, Any]
 """Gradio components and what they change to."""
 
@@ -265,12 +267,12 @@ def merged(first: Updates, second: Updates) -> Updates:
 
 
 def drawn_html(name: str, value: Any, elem_id: str | None, **props: Any) -> gr.HTML:
-    """A component that assets/page/NAME.js draws, within NAME.html where there is one."""
+    """A component that assets/page/NAME.js draws, with its PARTS, within NAME.html where there is one."""
     template = FOLDER / f"{name}.html"
     return gr.HTML(
         value,
         html_template=template.read_text("utf-8") if template.is_file() else "<div></div>",
-        js_on_load=asset(f"{name}.js"),
+        js_on_load="\n".join(asset(f"{part}.js") for part in (name, *PARTS.get(name, ()))),
         apply_default_css=False,
         elem_id=elem_id,
         **props,
