@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
     Tensors = dict[str, Tensor]
 
-TRAINED = ("tokenizer", "codec", "decoder", "models", "backbone", "stage1", "stage2", "superres")
+TRAINED = ("tokenizer", "codec", "decoder", "judge", "models", "backbone", "stage1", "stage2", "superres")
 PARTS = (*TRAINED, "export", "published")
 NETWORKS = ("backbone", "stage1", "stage2", "superres")
 SMALL_FILES = ("text.model", "codec.json", "codec.safetensors", "cluster_labels.npy")
@@ -147,6 +147,8 @@ class Workshop:
                 self._make_codec()
             case "decoder":
                 self._make_decoder()
+            case "judge":
+                self._make_judge()
             case "models":
                 self._make_models()
             case "export":
@@ -232,6 +234,15 @@ class Workshop:
         to_published(self.assets, self.sizes, self.out / "published")
 
     # The synthetic world.
+
+    def _make_judge(self) -> None:
+        """Drawings of the world -> the classifier by which `evaluate` names what it sees."""
+        from cogvideo.training.export import write_tensors
+        from cogvideo.training.eye import FILE, EyeOptions, EyeTask
+
+        options = options_from(EyeOptions, self.recipe["judge"].get("data", {}))
+        self._train("judge", EyeTask(options, self.seed))
+        self._once(lambda: write_tensors(self._trained("judge"), self.assets / FILE))
 
     def _make_models(self) -> None:
         """Clips of the world -> backbone, stage 1, stage 2 and super-resolution, together."""

@@ -20,6 +20,7 @@ from cogvideo.train import TRAINED, Workshop, main, options_from, read_recipe
 from cogvideo.training.codec import CodecOptions
 from cogvideo.training.dataset import open_dataset
 from cogvideo.training.decoder import DecoderOptions
+from cogvideo.training.eye import EyeOptions
 from cogvideo.training.parts import PartOptions
 from cogvideo.training.run import RunOptions
 from cogvideo.video import read_metadata
@@ -117,6 +118,7 @@ def test_recipes_fit_their_options(name: str) -> None:
     kinds = {
         "codec": CodecOptions,
         "decoder": DecoderOptions,
+        "judge": EyeOptions,
         **dict.fromkeys(("backbone", "stage1", "stage2", "superres"), PartOptions),
     }
     for part in set(recipe) & set(TRAINED) - {"tokenizer"}:

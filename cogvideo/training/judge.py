@@ -1,9 +1,9 @@
-"""The judge: frames in, what they show out. It measures against the world's own drawings and learns nothing.
+"""The judge: frames in, what they show out: who and where by a classifier, the state by measuring against drawings.
 
-A frame is read in three steps. The scene is the background that most of its pixels agree with. What differs from it
-gives places and sizes to try: every subject at every eighth of a turn is drawn there, and the drawings that are closest
-name subject and angle. The best few are then moved, grown and turned as long as that brings them closer. Frames are the
-world's small or large ones, before or after the codec.
+A frame is read in three steps. A classifier that learnt from drawings alone names subject and scene (`eye.py`). What
+differs from the scene gives places and sizes to try: the subject is drawn there at every eighth of a turn. The drawings
+that are closest are then moved, grown and turned as long as that brings them closer. Frames are the world's small or
+large ones, before or after the codec.
 """
 
 from __future__ import annotations
@@ -13,12 +13,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
+from cogvideo.training.eye import name_frames
 from cogvideo.training.render import background, render_state
 from cogvideo.training.world import (
     FIELD,
     MOTIONS,
-    SCENES,
-    SUBJECTS,
     Clip,
     State,
 )
@@ -26,8 +25,9 @@ from cogvideo.training.world import (
 Pixels = npt.NDArray[np.uint8]
 VARIANTS = 2
 _THRESHOLD = 100.0  # sum of the three channels' differences that no longer counts as background
-_BOX_THRESHOLDS = (_THRESHOLD, 200.0)  # the codec leaves a faint halo, which the second looks through
-_FINALISTS = 6
+_BOX_THRESHOLDS = (50.0, _THRESHOLD, 200.0)  # a pale subject hardly differs; the codec's faint halo does a little
+_FINALISTS = 4
+_MORE = (1.0, 0.5, 0.0, -0.5)  # cells by which a subject may be larger than what stands out of it
 _STEPS = (0.5, 0.25, 0.125)  # cells by which a finalist is moved and grown
 _TURNS = 8  # parts of a full turn that are tried
 _AS_GOOD = 1.25  # ratio of squared differences that tells no two angles apart
@@ -45,28 +45,36 @@ class Reading:
 
 
 def read_frame(frame: Pixels, known_subject: int | None = None, angles: int = _TURNS) -> Reading:
-    """Read one frame [H, W, 3]; `known_subject` measures the state of that subject instead of finding which it is.
+    """Read one frame [H, W, 3]; `known_subject` measures the state of that subject instead of naming which it is.
 
     `angles`: how many parts of a full turn are tried.
     """
+    return read_frames(frame[None], known_subject, angles)[0]
+
+
+def read_frames(frames: Pixels, known_subject: int | None = None, angles: int = _TURNS) -> list[Reading]:
+    """Read frames [F, H, W, 3], each as `read_frame` does."""
+    names = [(known_subject if known_subject is not None else s, scene) for s, scene in name_frames(frames)]
+    return [_read(frame, *name, angles) for frame, name in zip(frames, names, strict=True)]
+
+
+def _read(frame: Pixels, subject: int, scene: int, angles: int) -> Reading:
     cell = frame.shape[0] // FIELD
     pixels = frame.astype(np.float32)
-    scene, variant, distance = _read_scene(pixels, cell)
-    subjects = range(len(SUBJECTS)) if known_subject is None else (known_subject,)
+    variant, distance = _read_variant(pixels, scene, cell)
+    if subject < 0:
+        return Reading(scene, variant, -1, None)
     turns = [360.0 * i / angles for i in range(angles)]
     easel = _Easel(pixels, scene, variant, cell)
-    guesses = [
-        (easel.error(subject, state), subject, state)
-        for state in _candidates(distance, cell, turns)
-        for subject in subjects
-    ]
+    guesses = [(easel.error(subject, state), state) for state in _candidates(distance, cell, turns)]
     if not guesses:
         return Reading(scene, variant, -1, None)
-    finalists: dict[int, tuple[float, int, State]] = {}
+    finalists: dict[float, tuple[float, State]] = {}  # the best of each size: what begins too small grows into a dent
     for guess in sorted(guesses, key=lambda g: g[0]):
-        finalists.setdefault(guess[1], guess)
-    best = min((easel.improve(*g, 360.0 / angles) for g in list(finalists.values())[:_FINALISTS]), key=lambda g: g[0])
-    return Reading(scene, variant, best[1], best[2])
+        finalists.setdefault(guess[1].size, guess)
+    best = list(finalists.values())[:_FINALISTS]
+    _, state = min((easel.improve(*g, subject, 360.0 / angles) for g in best), key=lambda g: g[0])
+    return Reading(scene, variant, subject, state)
 
 
 class _Easel:
@@ -81,7 +89,7 @@ class _Easel:
         drawn, _ = render_state(subject, scene, variant, state, cell)
         return float(np.square(drawn - self._pixels).mean())
 
-    def improve(self, error: float, subject: int, state: State, turn: float) -> tuple[float, int, State]:
+    def improve(self, error: float, state: State, subject: int, turn: float) -> tuple[float, State]:
         """Climb from a guess to the closest drawing around it."""
         for step in _STEPS:
             better = True
@@ -91,7 +99,7 @@ class _Easel:
                     value = self.error(subject, near)
                     if value < error:
                         error, state, better = value, near, True
-        return error, subject, state
+        return error, state
 
 
 def _neighbours(state: State, step: float, turn: float) -> list[State]:
@@ -115,15 +123,14 @@ def _candidates(distance: npt.NDArray[np.float32], cell: int, turns: list[float]
     for top, bottom, left, right in boxes:
         y, x = (round((a + b) / 2 / cell * 8) / 8 for a, b in ((top, bottom), (left, right)))
         size = min(max(bottom - top, right - left) / cell, _LARGEST)
-        states += [State(y, x, max(side, 0.5), turn) for side in (size, size - 0.5) for turn in turns]
+        states += [State(y, x, max(size + more, 0.5), turn) for more in _MORE for turn in turns]
     return states
 
 
-def _read_scene(pixels: npt.NDArray[np.float32], cell: int) -> tuple[int, int, npt.NDArray[np.float32]]:
-    """The background that fits most of a frame, and each pixel's distance from it [H, W]."""
-    pairs = [(scene, variant) for scene in range(len(SCENES)) for variant in range(VARIANTS)]
-    candidates = [(*pair, np.abs(pixels - background(*pair, cell)).sum(2)) for pair in pairs]
-    return min(candidates, key=lambda c: float(np.minimum(c[2], 2 * _THRESHOLD).mean()))
+def _read_variant(pixels: npt.NDArray[np.float32], scene: int, cell: int) -> tuple[int, npt.NDArray[np.float32]]:
+    """The drawing of the scene that fits most of a frame, and each pixel's distance from it [H, W]."""
+    candidates = [(v, np.abs(pixels - background(scene, v, cell)).sum(2)) for v in range(VARIANTS)]
+    return min(candidates, key=lambda c: float(np.minimum(c[1], 2 * _THRESHOLD).mean()))
 
 
 def _subject_box(distance: npt.NDArray[np.float32], cell: int, threshold: float) -> tuple[int, int, int, int] | None:

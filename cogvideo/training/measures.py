@@ -1,4 +1,4 @@
-"""What the judge's readings say of clips: verdicts on keyframes and films, and figures of single frames. No torch.
+"""What the judge's readings say of clips: verdicts on keyframes and films, and figures of single frames.
 
 A film is all frames of a clip, [F, H, W, 3]; its keyframes are evenly spaced among them.
 """
@@ -11,13 +11,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from cogvideo.training.judge import Pixels, Reading, is_exact, name_motion, read_frame
+from cogvideo.training.eye import name_frames
+from cogvideo.training.judge import Pixels, Reading, is_exact, name_motion, read_frame, read_frames
 from cogvideo.training.render import render_state
 from cogvideo.training.world import MOTIONS, Clip, State
 
 KEYFRAMES = 5
 _CLEARLY = 0.99  # less is rounding
-_FINE_ANGLES = 16  # parts of a turn that a subject is compared with that is to turn smoothly
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class FilmVerdict:
 
 def judge_keyframes(clip: Clip, frames: Pixels) -> Verdict:
     """Compare keyframes [5, H, W, 3] with the clip that was asked for."""
-    readings = [read_frame(frame) for frame in frames]
+    readings = read_frames(frames)
     seen = name_motion([reading.state for reading in readings], clip.duration)
     return Verdict(
         subject=_most_common(r.subject for r in readings) == clip.subject,
@@ -59,9 +59,7 @@ def judge_keyframes(clip: Clip, frames: Pixels) -> Verdict:
 
 def judge_film(clip: Clip, frames: Pixels) -> FilmVerdict:
     """Look at all frames [F, H, W, 3] of a clip."""
-    turns = MOTIONS[clip.motion] == "旋转"
-    readings = [read_frame(frame, angles=_FINE_ANGLES) if turns else read_frame(frame) for frame in frames]
-    right = [reading.subject == clip.subject for reading in readings]
+    right = [subject == clip.subject for subject, _ in name_frames(frames)]
     return FilmVerdict(all(right), float(np.mean(right)), beats_fade(clip, frames))
 
 

@@ -1,0 +1,66 @@
+"""What the judge's classifier says of drawings that nobody trained it on just so: blurred, patched, empty."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageFilter
+
+from cogvideo.errors import WeightsError
+from cogvideo.training import eye, render
+from cogvideo.training.run import RunOptions, Trainer
+from cogvideo.training.world import SCENES, SUBJECTS, State
+
+pytestmark = pytest.mark.skipif(
+    not any(path.exists() for path in render.FONT_PATHS), reason="fonts-noto-color-emoji is needed to draw the world"
+)
+PAIRS = [(subject, scene) for subject in range(len(SUBJECTS)) for scene in range(len(SCENES))]
+
+
+def draw(cell: int = render.COARSE, size: float = 3.0) -> np.ndarray:
+    """Every subject in every scene, uint8 [144, H, W, 3]."""
+    return np.stack([render.render_state(*pair, 0, State(4.5, 3.5, size, 0.0), cell)[0] for pair in PAIRS])
+
+
+@pytest.mark.parametrize("cell", [render.COARSE, render.FINE])
+def test_drawings_are_named(cell: int) -> None:
+    right = [seen == meant for seen, meant in zip(eye.name_frames(draw(cell)), PAIRS, strict=True)]
+    assert np.mean(right) >= 0.98
+
+
+def test_blurred_drawings_are_named() -> None:
+    blurred = [np.asarray(Image.fromarray(f).filter(ImageFilter.GaussianBlur(0.8))) for f in draw(size=4.0)]
+    right = [seen == meant for seen, meant in zip(eye.name_frames(np.stack(blurred)), PAIRS, strict=True)]
+    assert np.mean(right) >= 0.95
+
+
+def test_a_subject_made_of_two_is_none() -> None:
+    drawn = draw(size=4.0)
+    board = (np.indices((8, 8)).sum(0) % 2 == 0).repeat(8, 0).repeat(8, 1)[..., None]
+    mixed = np.where(board, drawn, np.roll(drawn, 5 * len(SCENES), axis=0))
+    assert np.mean([subject == -1 for subject, _ in eye.name_frames(mixed)]) >= 0.8
+
+
+def test_an_empty_scene_shows_nobody() -> None:
+    empty = [np.rint(render.background(scene, v, render.COARSE)) for scene in range(len(SCENES)) for v in (0, 1)]
+    seen = eye.name_frames(np.stack(empty).astype(np.uint8))
+    assert seen == [(-1, scene) for scene in range(len(SCENES)) for _ in (0, 1)]
+
+
+def test_it_learns(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    task = eye.EyeTask(eye.EyeOptions(batch=16), seed=0)
+    trainer = Trainer(task, RunOptions(15, 3e-3, warmup=1, picture_every=0), tmp_path)
+    losses = [trainer.update()["loss"] for _ in range(15)]
+    assert np.mean(losses[-3:]) < np.mean(losses[:3]) - 0.3
+    assert task.picture().shape == (2 * 64, 8 * 64, 3)
+
+
+def test_without_its_weights_it_says_how_to_get_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(eye, "ASSETS", tmp_path)
+    eye._shipped.cache_clear()
+    with pytest.raises(WeightsError, match="--part judge"):
+        eye.name_frames(draw()[:1])
