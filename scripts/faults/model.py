@@ -182,7 +182,7 @@ FAULTS = (
         "一句话和办法，下一段照画",
         _quietly(out_of_memory),
         small=5,
-        full=150,
+        full=25,
     ),
     Fault(
         "weights that are no numbers",
