@@ -82,7 +82,7 @@ def main() -> None:
     limits = Limits(waiting=options.waiting, preview_seconds=0)
     jobs = Jobs(options.data, PRESET, lambda: fake, Film, limits)
     app.serve(jobs, "127.0.0.1", options.port)
-    jobs.start()
+    jobs.start(preload=True)
     print("up", flush=True)
     for line in sys.stdin:
         order = line.strip()

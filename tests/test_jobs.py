@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 import time
 import zipfile
@@ -293,6 +294,8 @@ def test_preloading_reads_the_weights_before_the_first_job(tmp_path: Path, fake:
     jobs.start(preload=True)
     until(jobs, jobs.submit(WISH, KEY).id, finished)
     assert fake.loaded == 1
+    assert gc.get_freeze_count() > 0  # nobody waits while it is looked through for garbage
+    gc.unfreeze()
     jobs.close()
 
 

@@ -31,7 +31,7 @@ function historyCard(job) {
   else open.textContent = said;
   const text = make("p", "cv-wish", job.prompt);
   text.lang = "zh-CN";
-  const state = make("p", "cv-small", `${said} · ${cv.size(job)}\n${cv.which(job)}`);
+  const state = make("p", "cv-small", `${said} · ${cv.size(job).replaceAll(" ", "\u00a0")}\n${cv.which(job)}`);
   const row = make("div", "cv-row");
   row.append(button("reuse_short", "reuse", job.id));
   if (job.status !== "running") row.append(button(asked === job.id ? "delete_sure" : "delete", "delete", job.id));
