@@ -229,7 +229,8 @@ def enough_memory(model: ModelConfig, place: Place) -> Iterator[None]:
 
 
 def release(place: Place) -> None:
-    """Give back what modules held that nobody uses any more."""
+    """Give back what modules held that nobody uses any more, also where a server has set it aside (`worker.py`)."""
+    gc.unfreeze()
     gc.collect()
     _empty_cache(place.device)
 

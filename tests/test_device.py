@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import weakref
 from dataclasses import replace
 
@@ -10,7 +11,7 @@ import torch
 from toy_model import CONFIG, toy_models
 
 from cogvideo.config import MEMORY
-from cogvideo.device import Place, enough_memory, pick_place, resident, threads, usable_cores
+from cogvideo.device import Place, enough_memory, pick_place, release, resident, threads, usable_cores
 from cogvideo.errors import CapacityError, OutOfMemory, RequestError
 from cogvideo.memory import peak_bytes
 
@@ -87,6 +88,16 @@ def test_tensors_of_a_failed_call_are_let_go_of() -> None:
     with pytest.raises(OutOfMemory) as refusal, enough_memory(CONFIG, CPU):
         work()
     assert held[0]() is None and refusal.value.next_preset
+
+
+def test_what_a_server_has_set_aside_is_let_go_of_too() -> None:
+    module = torch.nn.Linear(3, 3)
+    module.itself = [module]  # type: ignore[assignment]
+    left = weakref.ref(module)
+    gc.freeze()
+    del module
+    release(CPU)
+    assert left() is None
 
 
 def test_other_errors_pass_unchanged() -> None:
