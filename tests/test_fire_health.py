@@ -79,3 +79,21 @@ def test_coverage_is_summed_by_parts_and_told_in_both_languages(tmp_path: Path) 
     assert rows[-1].startswith("| **all** | 90.0 % (45 / 50) | 50.0 % (5 / 10) |")
     assert "old" not in told and "2026-11-22" in told and told.endswith("\nz\n")
     assert "| 部分 | 行 | 分支 |" in (tmp_path / "CONTRIBUTING_zh.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("version", "found"), [("1.0", True), ("1.4.9", True), ("1.5", False), ("2.0", True), ("2.1", False), ("0.9", True)]
+)
+def test_a_clone_of_the_advisories_is_looked_up(tmp_path: Path, version: str, found: bool) -> None:
+    folder = tmp_path / "vulns" / "thing"
+    folder.mkdir(parents=True)
+    (folder / "PYSEC-1.yaml").write_text(
+        "id: PYSEC-1\naffected:\n- ranges:\n  - type: ECOSYSTEM\n    events:\n"
+        "    - introduced: '1.0'\n    - fixed: '1.5'\n    - introduced: '2.0'\n    - fixed: '2.1'\n"
+        "  - type: GIT\n    events:\n    - introduced: '0'\n  versions:\n  - '0.9'\n"
+    )
+    said = audit.look_up([f"thing=={version}", "other==1.0"], tmp_path)
+    status, words = audit.judge(said)
+    assert status == (1 if found else 0)
+    assert (f"thing {version}: PYSEC-1, fixed in 1.5, 2.1" in words) == found
+    assert words.endswith(f"2 packages, {int(found)} vulnerable, 0 could not be looked up.")
