@@ -69,6 +69,7 @@ def test_coverage_is_summed_by_parts_and_told_in_both_languages(tmp_path: Path) 
         return {"summary": counts}
 
     files = {"cogvideo/b.py": file(10, 9, 0, 0), "app.py": file(30, 30, 4, 2), "cogvideo/a.py": file(10, 6, 6, 3)}
+    files["/elsewhere/app.py"] = file(30, 0, 0, 0)  # a copy that was installed counts for nothing
     report = {"files": files, "meta": {"timestamp": "2026-11-22T10:00:00"}}
     for name in tell_coverage.DOCUMENTS:
         (tmp_path / name).write_text(f"a\n{tell_coverage.MARKS[0]}\nold\n{tell_coverage.MARKS[1]}\nz\n")
