@@ -145,6 +145,7 @@ def write(folder: Path, model: ModelConfig) -> Copy:
 
 
 def main() -> None:
+    """Measures, prints a line for each way of loading, and writes the figures where asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layers", type=int, default=8)
     parser.add_argument("--hidden", type=int, default=1536, help="divisible by 64")

@@ -31,6 +31,7 @@ def test_tokens_keep_their_meaning_while_pictures_get_better(tmp_path: Path) -> 
     before = {name: value.clone() for name, value in task.codec.state_dict().items()}
     vectors = encode(task.codec, pixels)
     trainer = Trainer(task, RunOptions(12, 1e-2, warmup=1, picture_every=0), tmp_path / "run")
+    assert {id(p) for p in trainer.trained} == {id(p) for p in task.codec.decs[1].parameters()}
     scalars = [trainer.update() for _ in range(12)]
     assert scalars[-1]["psnr_small"] > scalars[0]["psnr_small"] + 1
     assert torch.equal(encode(task.codec, pixels), vectors)
@@ -54,12 +55,12 @@ def test_context_joins_a_decoder_without_changing_it(tmp_path: Path) -> None:
 
 def test_spoiling_replaces_the_share_that_was_asked_for(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    tokens = torch.randint(0, 64, (5, 40, 40))
+    tokens = torch.randint(0, 64, (200, 8, 8))
     nowhere = torch.zeros_like(tokens, dtype=torch.bool)
     sound = decoder_task(tmp_path, wrong=0.0, twins=1.0)
     assert torch.equal(sound.spoil(tokens, nowhere, rng), tokens)
     wrong = decoder_task(tmp_path, wrong=0.2, twins=0.0).spoil(tokens, ~nowhere, rng) != tokens
-    assert 0.1 < float(wrong.float().mean()) < 0.3
+    assert 0.17 < float(wrong.float().mean()) < 0.23
 
 
 def test_twins_change_places_where_the_subject_is(tmp_path: Path) -> None:

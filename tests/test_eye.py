@@ -10,6 +10,7 @@ import torch
 from PIL import Image, ImageFilter
 
 from cogvideo.errors import WeightsError
+from cogvideo.train import Workshop
 from cogvideo.training import eye, render
 from cogvideo.training.run import RunOptions, Trainer
 from cogvideo.training.world import SCENES, SUBJECTS, State
@@ -57,6 +58,19 @@ def test_it_learns(tmp_path: Path) -> None:
     losses = [trainer.update()["loss"] for _ in range(15)]
     assert np.mean(losses[-3:]) < np.mean(losses[:3]) - 0.3
     assert task.picture().shape == (2 * 64, 8 * 64, 3)
+
+
+def test_the_recipe_writes_what_evaluate_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = {"steps": 1, "learning_rate": 1e-3, "warmup": 1, "picture_every": 0}
+    recipe = {"preset": "mini", "seed": 0, "assets": str(tmp_path / "mini"), "clusters": 256}
+    (tmp_path / "mini").mkdir()
+    Workshop(recipe | {"judge": {"run": run, "data": {"batch": 4}}}, tmp_path / "run").make("judge")
+    monkeypatch.setattr(eye, "ASSETS", tmp_path)
+    eye._shipped.cache_clear()
+    try:
+        assert len(eye.name_frames(draw()[:2])) == 2
+    finally:
+        eye._shipped.cache_clear()
 
 
 def test_without_its_weights_it_says_how_to_get_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

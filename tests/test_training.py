@@ -116,6 +116,12 @@ def test_weighted_loss_counts_what_weighs() -> None:
     assert good < 0.1 < 3.9 < bad
 
 
+def test_training_shows_motions_by_its_odds() -> None:
+    task = small_task()
+    task.options = dataclasses.replace(task.options, motion_odds=[0, 0, 1, 0, 0, 0, 0, 0])
+    assert {clip.motion for clip in task._sample(np.random.default_rng(0), 20)} == {2}
+
+
 def test_windows_are_those_of_interpolation() -> None:
     rng = np.random.default_rng(0)
     for _ in range(200):

@@ -103,6 +103,14 @@ def test_captions_name_subject_and_scene(clip: Clip, seed: int) -> None:
     assert any(phrase in said for phrase in SCENE_PHRASES[SCENES[clip.scene]])
 
 
+def test_odds_say_how_often_a_motion_comes() -> None:
+    rng = np.random.default_rng(0)
+    odds = [0.0, 0.0, 0.0, 0.0, 0.0, 3.0, 1.0, 0.0]
+    seen = [sample_clip(rng, draw_held_out(), odds=odds).motion for _ in range(400)]
+    assert set(seen) == {5, 6}
+    assert 0.65 < np.mean(np.array(seen) == 5) < 0.85
+
+
 def test_same_seed_same_clip_and_caption() -> None:
     def draw() -> tuple[Clip, str]:
         rng = np.random.default_rng(5)

@@ -150,17 +150,14 @@ def normalise(pixels: npt.NDArray[Any]) -> Tensor:
     return (x - torch.tensor(MEAN).view(1, 3, 1, 1)) / torch.tensor(STD).view(1, 3, 1, 1)
 
 
-class CodecTask:
-    """Loss of the codec for the training loop; `codec` is icetk's HVQVAE, used at level 1 alone."""
+class PictureTask:
+    """What training of codec and decoder have in common; `codec` is icetk's HVQVAE, used at level 1 alone."""
 
-    def __init__(self, codec: Any, sample: Sample, options: CodecOptions, seed: int) -> None:
+    def __init__(self, codec: Any, sample: Sample, options: PictureOptions, seed: int) -> None:
         self.codec = codec
         self.sample = sample
         self.options = options
         self.seed = seed
-        codec.quantize.register_buffer("usage", torch.zeros(codec.quantize.n_embed), persistent=False)
-        # The codebook follows by averages, and the level above is not used: neither has gradients.
-        codec.quantize.embed.weight.requires_grad_(False)
 
     @property
     def module(self) -> nn.Module:
@@ -171,11 +168,27 @@ class CodecTask:
     def learnt(self) -> nn.Module:
         return self.module
 
-    def batch(self, step: int, share: int = 0) -> tuple[Tensor, Tensor]:
-        """Normalised pixels [B, 3, H, W] and subject masks [B, 1, H, W] of a share of step `step`."""
-        pixels, masks = self.sample(np.random.default_rng((self.seed, share, step)), self.options)
+    def draw(self, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        """Normalised pixels [B, 3, H, W] and subject masks [B, 1, H, W]."""
+        pixels, masks = self.sample(rng, self.options)
         device = self.codec.quantize.embed.weight.device
         return normalise(pixels).to(device), torch.from_numpy(masks).unsqueeze(1).to(device)
+
+
+class CodecTask(PictureTask):
+    """Loss of the codec for the training loop."""
+
+    options: CodecOptions
+
+    def __init__(self, codec: Any, sample: Sample, options: CodecOptions, seed: int) -> None:
+        super().__init__(codec, sample, options, seed)
+        codec.quantize.register_buffer("usage", torch.zeros(codec.quantize.n_embed), persistent=False)
+        # The codebook follows by averages, and the level above is not used: neither has gradients.
+        codec.quantize.embed.weight.requires_grad_(False)
+
+    def batch(self, step: int, share: int = 0) -> tuple[Tensor, Tensor]:
+        """Pixels and masks of a share of step `step`, as `draw` gives them."""
+        return self.draw(np.random.default_rng((self.seed, share, step)))
 
     def loss(self, step: int, share: int = 0, shares: int = 1) -> tuple[Tensor, dict[str, float]]:
         """Weighted squared error of the reconstruction, plus the commitment of the encoder to its codes.

@@ -14,16 +14,16 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from cogvideo.training.codec import (
     SHOWN,
     PictureOptions,
+    PictureTask,
     Sample,
     denormalise,
     encode,
     nearest,
-    normalise,
     picture_error,
     twins,
 )
@@ -42,33 +42,24 @@ class DecoderOptions(PictureOptions):
     """How many codes count as near."""
 
 
-class DecoderTask:
-    """Loss of the decoder for the training loop; `codec` is icetk's HVQVAE, trained, used at level 1 alone."""
+class DecoderTask(PictureTask):
+    """Loss of the decoder for the training loop; `codec` is trained."""
+
+    options: DecoderOptions
 
     def __init__(self, codec: Any, sample: Sample, options: DecoderOptions, seed: int) -> None:
-        self.codec = codec
-        self.sample = sample
-        self.options = options
-        self.seed = seed
+        super().__init__(codec, sample, options, seed)
         for part in (codec.enc, codec.down_samplers, codec.quantize):
             part.requires_grad_(False)
         codes = codec.quantize.embed.weight
         self.near = torch.cdist(codes, codes).topk(options.near + 1, largest=False).indices[:, 1:]  # [n, near]
 
-    @property
-    def module(self) -> nn.Module:
-        codec: nn.Module = self.codec
-        return codec
-
-    @property
-    def learnt(self) -> nn.Module:
-        return self.module
-
     def loss(self, step: int, share: int = 0, shares: int = 1) -> tuple[Tensor, dict[str, float]]:
         """Weighted squared error of pictures decoded from spoilt tokens; every share holds `options` frames."""
         o = self.options
         rng = np.random.default_rng((self.seed, share, step))
-        pixels, masks, tokens = self._draw(rng)
+        pixels, masks = self.draw(rng)
+        tokens = self._tokens(pixels)
         shown = F.max_pool2d(masks, pixels.shape[-1] // tokens.shape[-1])[:, 0] > SHOWN  # [B, h, w]
         return picture_error(self._decode(self.spoil(tokens, shown, rng)), pixels, masks, o)
 
@@ -76,7 +67,8 @@ class DecoderTask:
     def picture(self) -> npt.NDArray[np.uint8]:
         """Eight small frames above their reconstructions from sound tokens, and those from spoilt ones."""
         rng = np.random.default_rng(self.seed)
-        pixels, _, tokens = self._draw(rng)
+        pixels, _ = self.draw(rng)
+        tokens = self._tokens(pixels)
         spoilt = self.spoil(tokens, torch.zeros_like(tokens, dtype=torch.bool), rng)
         rows = [denormalise(p[:8]) for p in (pixels, self._decode(tokens[:8]), self._decode(spoilt[:8]))]
         return np.concatenate([np.concatenate(list(row), axis=1) for row in rows])
@@ -95,15 +87,11 @@ class DecoderTask:
         tokens = torch.where(_like(kind < rates / 2, tokens), near, tokens)
         return torch.where(_like(kind > 1 - rates / 2, tokens), strange, tokens)
 
-    def _draw(self, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """Normalised pixels [B, 3, H, W], subject masks [B, 1, H, W] and tokens [B, h, w]."""
-        codes = self.codec.quantize.embed.weight
-        bytes_, masks = self.sample(rng, self.options)
-        pixels = normalise(bytes_).to(codes.device)
+    def _tokens(self, pixels: Tensor) -> Tensor:
+        """Normalised pixels [B, 3, H, W] -> tokens [B, h, w]."""
         with torch.no_grad():
             z = encode(self.codec, pixels)  # [B, z, h, w]
-        tokens = nearest(z.permute(0, 2, 3, 1).flatten(0, 2), codes).view(len(z), *z.shape[2:])
-        return pixels, torch.from_numpy(masks).unsqueeze(1).to(codes.device), tokens
+        return nearest(z.permute(0, 2, 3, 1).flatten(0, 2), self.codec.quantize.embed.weight).view(-1, *z.shape[2:])
 
     def _decode(self, tokens: Tensor) -> Tensor:
         """Tokens [B, h, w] -> normalised pixels [B, 3, H, W]."""
