@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from cogvideo.models.token_model import TokenModel
     from cogvideo.training.codec import Sample
     from cogvideo.training.dataset import ClipDataset
+    from cogvideo.training.objective import WorldTask
     from cogvideo.training.parts import Part
     from cogvideo.training.run import Task
 
@@ -155,6 +156,8 @@ class Workshop:
                 self._once(self._export)
             case "published":
                 self._once(self._publish)
+            case "superres" if not self.own:
+                self._make_world_superres()
             case "backbone" | "stage1" | "stage2" | "superres":
                 self._make_network(part)
 
@@ -193,19 +196,24 @@ class Workshop:
 
     def _make_decoder(self) -> None:
         """The same pictures -> a decoder that reads the codec's tokens better; the tokens stay what they are."""
+        from cogvideo.training.decoder import DecoderOptions, DecoderTask
+        from cogvideo.training.export import export_codec
+
+        options = options_from(DecoderOptions, self.recipe["decoder"].get("data", {}))
+        self._train("decoder", DecoderTask(self._trained_codec(), self._pictures, options, self.seed))
+        self._once(lambda: export_codec(self._trained("decoder"), self.assets))
+
+    def _trained_codec(self) -> Any:
+        """The codec of this run, in single precision; else the one in the model's folder."""
         from safetensors.torch import load_file
 
         from cogvideo.frames import build_codec
-        from cogvideo.training.decoder import DecoderOptions, DecoderTask
-        from cogvideo.training.export import export_codec
 
         codec = build_codec(self.assets / "codec.json")
         trained = (self.out / "codec" / "checkpoint.pt").is_file()
         known = self._trained("codec") if trained else load_file(self.assets / "codec.safetensors")
         codec.load_state_dict(codec.state_dict() | known)  # the files that ship have no statistics of the codebook
-        options = options_from(DecoderOptions, self.recipe["decoder"].get("data", {}))
-        self._train("decoder", DecoderTask(codec.float(), self._pictures, options, self.seed))
-        self._once(lambda: export_codec(self._trained("decoder"), self.assets))
+        return codec.float()
 
     @cached_property
     def _pictures(self) -> Sample:
@@ -224,8 +232,10 @@ class Workshop:
 
         if self.own:
             export_parts({part: self._weights(part) for part in NETWORKS}, self.assets)
-        else:
-            export_models(self._trained("models"), self.assets)
+            return
+        export_models(self._trained("models"), self.assets)
+        if (self.out / "superres" / "checkpoint.pt").is_file():
+            export_parts({"superres": self._trained("superres")}, self.assets)
 
     def _publish(self) -> None:
         """The exported files -> three folders in the published format."""
@@ -246,14 +256,30 @@ class Workshop:
 
     def _make_models(self) -> None:
         """Clips of the world -> backbone, stage 1, stage 2 and super-resolution, together."""
-        from cogvideo.frames import build_codec
+        self._train("models", self._world_task("models"))
+
+    def _world_task(self, part: str) -> WorldTask:
         from cogvideo.training.initial import make_world_task
         from cogvideo.training.objective import ObjectiveOptions
 
-        codec = build_codec(self.assets / "codec.json")
-        codec.load_state_dict(self._checkpoint("codec")["module"])
-        options = options_from(ObjectiveOptions, {"seed": self.seed, **self.recipe["models"].get("data", {})})
-        self._train("models", make_world_task(self.preset, self.assets, codec, options))
+        options = options_from(ObjectiveOptions, {"seed": self.seed, **self.recipe[part].get("data", {})})
+        return make_world_task(self.preset, self.assets, self._trained_codec(), options)
+
+    def _make_world_superres(self) -> None:
+        """Large frames of the world -> super-resolution alone, beside finished networks that stay what they are."""
+        from cogvideo.models.loader import load_safetensors
+        from cogvideo.training.export import export_parts
+        from cogvideo.training.objective import SuperresTask
+
+        world = self._world_task("superres")
+        if (self.out / "models" / "checkpoint.pt").is_file():
+            world.models.load_state_dict(self._trained("models"))
+        else:
+            shipped = load_safetensors(self.assets, self.sizes)
+            for name in NETWORKS[1:]:
+                getattr(world.models, name).load_state_dict(getattr(shipped, name).state_dict())
+        self._train("superres", SuperresTask(world))
+        self._once(lambda: export_parts({"superres": self._trained("superres")}, self.assets))
 
     # Own clips.
 

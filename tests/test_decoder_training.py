@@ -25,7 +25,7 @@ needs_font = pytest.mark.skipif(
 
 def test_tokens_keep_their_meaning_while_pictures_get_better(tmp_path: Path) -> None:
     task = decoder_task(tmp_path)
-    shown = np.random.default_rng(0).integers(0, 256, (5, 1, 1, 3), dtype=np.uint8).repeat(32, 1).repeat(32, 2)
+    shown = np.random.default_rng(0).integers(0, 256, (6, 1, 1, 3), dtype=np.uint8).repeat(32, 1).repeat(32, 2)
     task.sample = lambda rng, options: (shown, np.zeros(shown.shape[:3], np.float32))
     pixels = torch.randn(2, 3, 32, 32)
     before = {name: value.clone() for name, value in task.codec.state_dict().items()}
@@ -38,7 +38,7 @@ def test_tokens_keep_their_meaning_while_pictures_get_better(tmp_path: Path) -> 
     changed = {name for name, value in task.codec.state_dict().items() if not torch.equal(value, before[name])}
     assert changed
     assert all(name.startswith("decs.1.") for name in changed)
-    assert task.picture().shape == (3 * 32, 5 * 32, 3)
+    assert task.picture().shape == (3 * 32, 6 * 32, 3)
 
 
 def test_context_joins_a_decoder_without_changing_it(tmp_path: Path) -> None:
@@ -56,20 +56,42 @@ def test_context_joins_a_decoder_without_changing_it(tmp_path: Path) -> None:
 def test_spoiling_replaces_the_share_that_was_asked_for(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     tokens = torch.randint(0, 64, (200, 8, 8))
-    nowhere = torch.zeros_like(tokens, dtype=torch.bool)
-    sound = decoder_task(tmp_path, wrong=0.0, twins=1.0)
-    assert torch.equal(sound.spoil(tokens, nowhere, rng), tokens)
-    wrong = decoder_task(tmp_path, wrong=0.2, twins=0.0).spoil(tokens, ~nowhere, rng) != tokens
+    assert torch.equal(decoder_task(tmp_path, wrong=0.0).spoil(tokens, rng), tokens)
+    wrong = decoder_task(tmp_path, wrong=0.2).spoil(tokens, rng) != tokens
     assert 0.17 < float(wrong.float().mean()) < 0.23
 
 
-def test_twins_change_places_where_the_subject_is(tmp_path: Path) -> None:
-    tokens = torch.arange(5)[:, None, None].expand(5, 4, 4)  # four small frames, two of them the others' twins; a crop
+def test_every_other_picture_is_decoded_from_the_plain_twins_tokens(tmp_path: Path) -> None:
+    """Four small frames and two crops: of either kind the second half shows the first before a plain ground."""
+    task = decoder_task(tmp_path)
+    tokens = torch.arange(6)[:, None, None].expand(6, 4, 4)
     shown = torch.zeros_like(tokens, dtype=torch.bool)
     shown[:, 1:3] = True
-    spoilt = decoder_task(tmp_path, wrong=0.0, twins=1.0).spoil(tokens, shown, np.random.default_rng(0))
-    assert spoilt[:, 1].tolist() == [[twin] * 4 for twin in (2, 3, 0, 1, 4)]
-    assert torch.equal(spoilt[:, 0], tokens[:, 0])
+    cut = task.cut_out(tokens, shown)
+    assert cut[:, 0, 0].tolist() == [0, 1, 0, 1, 4, 4]  # around the subject: the scene
+    assert cut[:, 1, 0].tolist() == [0, 1, 2, 3, 4, 5]  # where it is: its own tokens, then the plain twin's
+    assert task.before_scenes(tokens)[:, 0, 0].tolist() == [0, 1, 0, 1, 4, 4]  # what is to come of it
+
+
+def test_what_is_asked_for_stands_before_its_scene(tmp_path: Path) -> None:
+    """With pairs nobody asks the decoder to draw a plain ground; where nobody is marked there are no pairs."""
+    task = decoder_task(tmp_path, wrong=0.0)
+    frames = np.zeros((6, 32, 32, 3), np.uint8)
+    frames[[0, 1, 4]] = 200
+    masks = np.zeros(frames.shape[:3], np.float32)
+    task.sample = lambda rng, options: (frames, masks)
+    targets: list[torch.Tensor] = []
+
+    def keep(values: torch.Tensor) -> torch.Tensor:
+        targets.append(type(task).before_scenes(task, values))
+        return targets[-1]
+
+    task.before_scenes = keep  # type: ignore[method-assign]
+    task.loss(0)
+    assert targets == []
+    masks[:, 8:16] = 1.0
+    task.loss(0)
+    assert len(targets[0].unique()) == 3  # one value a channel: all of them the bright ones
 
 
 @needs_font

@@ -25,20 +25,45 @@ PANDA = Clip(0, 0, MOTIONS.index("向右"), 0, 3.0, 5.5, 2.5, 4.0)
 def test_a_drawn_film_is_steady_and_beats_its_cross_fade(motion: str) -> None:
     clip = place_clip(np.random.default_rng(3), 0, 0, MOTIONS.index(motion), 4.0)
     film = render.render_clip(clip, frames=9)
-    verdict = measures.judge_film(clip, film)
-    assert verdict == measures.FilmVerdict(steady=True, steady_share=1.0, beats_fade=True)
+    verdict = measures.judge_film(clip, film, unchanged)
+    assert verdict == measures.FilmVerdict(True, steady_share=1.0, beats_fade=True, beats_fade_coded=True)
+
+
+def unchanged(frames: measures.Pixels) -> measures.Pixels:
+    """A codec that loses nothing."""
+    return frames
+
+
+def darken(frames: measures.Pixels) -> measures.Pixels:
+    """A codec that halves all values."""
+    return frames // 2
 
 
 def test_a_cross_faded_film_does_not_beat_itself() -> None:
     film = render.render_clip(PANDA, frames=9).astype(np.float64)
     film[1::2] = (film[:-1:2] + film[2::2]) / 2
-    assert not measures.beats_fade(PANDA, np.rint(film).astype(np.uint8))
+    verdict = measures.judge_film(PANDA, np.rint(film).astype(np.uint8), unchanged)
+    assert (verdict.beats_fade, verdict.beats_fade_coded) == (False, False)
+
+
+def test_what_the_codec_loses_counts_against_no_in_between() -> None:
+    """Keyframes are true, in-betweens as a bad codec shows them: far from the drawing, not from what it shows."""
+    film = render.render_clip(PANDA, frames=9)
+    film[1::2] = darken(film[1::2])
+    verdict = measures.judge_film(PANDA, film, darken)
+    assert (verdict.beats_fade, verdict.beats_fade_coded) == (False, True)
+
+
+def test_a_film_of_nothing_beats_nothing() -> None:
+    empty = np.stack([render.background(0, 0, render.COARSE).astype(np.uint8)] * 9)
+    verdict = measures.judge_film(PANDA, empty, unchanged)
+    assert verdict == measures.FilmVerdict(False, steady_share=0.0, beats_fade=False, beats_fade_coded=False)
 
 
 def test_a_subject_that_changes_on_the_way_is_not_steady() -> None:
     film = render.render_clip(PANDA, frames=9)
     film[3] = render.render_clip(replace(PANDA, subject=5), frames=9)[3]
-    verdict = measures.judge_film(PANDA, film)
+    verdict = measures.judge_film(PANDA, film, unchanged)
     assert not verdict.steady
     assert verdict.steady_share == pytest.approx(8 / 9)
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pytest
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 
@@ -21,7 +23,7 @@ from cogvideo.training.initial import start_small
 from cogvideo.training.muon import Muon, orthogonalise
 from cogvideo.training.objective import ObjectiveOptions, WorldModels, WorldTask, weighted_loss, window_times
 from cogvideo.training.run import RunOptions, Trainer, schedule
-from cogvideo.training.world import draw_held_out, sample_clip
+from cogvideo.training.world import SCENES, draw_held_out, sample_clip
 
 needs_font = pytest.mark.skipif(
     not any(path.exists() for path in render.FONT_PATHS), reason="fonts-noto-color-emoji is needed to draw the world"
@@ -118,7 +120,7 @@ def test_weighted_loss_counts_what_weighs() -> None:
 
 def test_training_shows_motions_by_its_odds() -> None:
     task = small_task()
-    task.options = dataclasses.replace(task.options, motion_odds=[0, 0, 1, 0, 0, 0, 0, 0])
+    task.options = dataclasses.replace(task.options, motion_odds=[0, 0, 1, 0, 0, 0, 0, 0], drifting=0.0)
     assert {clip.motion for clip in task._sample(np.random.default_rng(0), 20)} == {2}
 
 
@@ -165,9 +167,37 @@ def test_schedule_rises_then_falls_to_its_floor() -> None:
 
 def test_shipped_recipe_fits_its_options() -> None:
     recipe = read_recipe(RECIPE)
-    options_from(RunOptions, recipe["models"]["run"])
-    options_from(ObjectiveOptions, recipe["models"]["data"])
+    for part in ("models", "superres"):
+        options_from(RunOptions, recipe[part]["run"])
+        options_from(ObjectiveOptions, recipe[part]["data"])
     options_from(RunOptions, recipe["codec"]["run"])
+
+
+@needs_font
+def test_super_resolution_learns_on_beside_the_shipped_networks(tmp_path: Path) -> None:
+    """From the files that ship, and only its own file changes; a model's export then keeps what it learnt."""
+    shutil.copytree(ASSETS / "mini", tmp_path / "mini")
+    run = {"steps": 1, "learning_rate": 1e-3, "warmup": 1, "picture_every": 0}
+    recipe = {
+        "preset": "mini",
+        "seed": 0,
+        "assets": str(tmp_path / "mini"),
+        "clusters": 256,
+        "superres": {"run": run, "data": {"superres": 1}},
+    }
+    before = {path.name: path.read_bytes() for path in (tmp_path / "mini").iterdir()}
+    workshop = Workshop(recipe, tmp_path / "run")
+    workshop.make("superres")
+    after = {path.name: path.read_bytes() for path in (tmp_path / "mini").iterdir()}
+    assert {name for name in before | after if before.get(name) != after.get(name)} == {"superres.safetensors"}
+    learnt = safetensors.torch.load(after["superres.safetensors"])
+    old = safetensors.torch.load(before["superres.safetensors"])
+    assert learnt.keys() == old.keys()
+    assert max(float((learnt[n].float() - old[n].float()).abs().max()) for n in old) < 0.1  # further, not anew
+    together = Trainer(small_task(), OPTIONS, tmp_path / "run" / "models")
+    together.save()
+    workshop.make("export")
+    assert (tmp_path / "mini" / "superres.safetensors").read_bytes() == after["superres.safetensors"]
 
 
 def test_recipe_with_a_misspelt_option_is_refused() -> None:
@@ -218,7 +248,7 @@ def test_codes_that_look_alike_start_as_embeddings_that_lie_near() -> None:
 
 
 @needs_font
-def test_twins_of_the_codec_differ_in_the_scene_alone() -> None:
+def test_twins_of_the_codec_differ_in_the_ground_alone() -> None:
     from cogvideo.training.codec import CodecOptions, sample_world
 
     pixels, masks = sample_world(draw_held_out())(np.random.default_rng(0), CodecOptions(small_frames=8, fine_crops=4))
@@ -226,4 +256,36 @@ def test_twins_of_the_codec_differ_in_the_scene_alone() -> None:
     inside = masks[:4] > 0.99
     assert inside.any()
     assert np.abs(pixels[:4].astype(int) - pixels[4:8])[inside].max() <= 3
-    assert not np.array_equal(pixels[:4], pixels[4:8])
+    outside = pixels[4:8][masks[:4] == 0]
+    assert (outside == outside[0]).all()
+
+
+def test_an_odd_number_of_frames_has_no_pairs() -> None:
+    from cogvideo.training.codec import CodecOptions, sample_world
+
+    with pytest.raises(RequestError, match="small_frames"):
+        sample_world(draw_held_out())(np.random.default_rng(0), CodecOptions(small_frames=3, fine_crops=2))
+
+
+@needs_font
+def test_a_subject_has_the_same_tokens_in_every_scene() -> None:
+    task = small_task()
+    clip = sample_clip(np.random.default_rng(4), draw_held_out(), 4.0)
+    drawn = [(dataclasses.replace(clip, scene=scene), clip.state(0)) for scene in range(len(SCENES))]
+    tokens, cells = task._tokenise(drawn, render.COARSE)
+    assert cells.any(1).all()
+    assert (tokens[:, cells[0]] == tokens[0, cells[0]]).all()
+    assert len(tokens[:, ~cells[0]].unique(dim=0)) == len(SCENES)
+    own, _ = task._tokenise(drawn, render.COARSE, np.zeros(len(drawn), bool))
+    assert not torch.equal(own, tokens)
+
+
+def test_networks_read_some_wrong_tokens() -> None:
+    task = small_task()
+    task.options = dataclasses.replace(task.options, spoilt=0.1)
+    tokens = torch.arange(40 * 5 * 64).view(40, 5, 64)
+    wrong = task.spoil(tokens, np.random.default_rng(0)) != tokens
+    assert 0.08 < float(wrong.float().mean()) < 0.12
+    assert torch.equal(tokens, torch.arange(40 * 5 * 64).view(40, 5, 64))
+    task.options = dataclasses.replace(task.options, spoilt=0.0)
+    assert torch.equal(task.spoil(tokens, np.random.default_rng(0)), tokens)

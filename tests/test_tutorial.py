@@ -21,6 +21,7 @@ from cogvideo.training.codec import CodecOptions
 from cogvideo.training.dataset import open_dataset
 from cogvideo.training.decoder import DecoderOptions
 from cogvideo.training.eye import EyeOptions
+from cogvideo.training.objective import ObjectiveOptions
 from cogvideo.training.parts import PartOptions
 from cogvideo.training.run import RunOptions
 from cogvideo.video import read_metadata
@@ -115,11 +116,12 @@ def test_going_on_from_a_model_begins_with_its_weights(tmp_path: Path, monkeypat
 @pytest.mark.parametrize("name", ["train_mini.toml", "train_own.toml", "train_more.toml", "train_published.toml"])
 def test_recipes_fit_their_options(name: str) -> None:
     recipe = read_recipe(ROOT / "examples" / name)
+    networks = PartOptions if "data" in recipe else ObjectiveOptions
     kinds = {
         "codec": CodecOptions,
         "decoder": DecoderOptions,
         "judge": EyeOptions,
-        **dict.fromkeys(("backbone", "stage1", "stage2", "superres"), PartOptions),
+        **dict.fromkeys(("backbone", "stage1", "stage2", "superres"), networks),
     }
     for part in set(recipe) & set(TRAINED) - {"tokenizer"}:
         assert options_from(RunOptions, recipe[part]["run"]).steps > 0

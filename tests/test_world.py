@@ -57,9 +57,13 @@ def test_world_is_as_large_as_promised() -> None:
 @given(clips)
 @settings(max_examples=300, deadline=None)
 def test_subject_never_leaves_the_picture(clip: Clip) -> None:
-    """Not even when it goes on for as long as the longest clip: a first frame suits every duration."""
+    assert_stays_inside(clip)
+
+
+def assert_stays_inside(clip: Clip, slack: float = 0.0) -> None:
+    """Even when it goes on for as long as the longest clip: a first frame suits every duration."""
     for state in clip.states(replace(clip, duration=max(DURATIONS)).frame_times(33)):
-        half = state.size / 2
+        half = state.size / 2 - slack
         assert half <= state.y <= FIELD - half
         assert half <= state.x <= FIELD - half
         assert min(BASE_SIZES) <= state.size <= max(BASE_SIZES)
@@ -109,6 +113,24 @@ def test_odds_say_how_often_a_motion_comes() -> None:
     seen = [sample_clip(rng, draw_held_out(), odds=odds).motion for _ in range(400)]
     assert set(seen) == {5, 6}
     assert 0.65 < np.mean(np.array(seen) == 5) < 0.85
+
+
+def test_who_drifts_stays_inside_and_does_nothing_that_has_a_name() -> None:
+    held_out, rng = draw_held_out(), np.random.default_rng(0)
+    clips = [sample_clip(rng, held_out, drifting=1.0) for _ in range(300)]
+    for clip in clips:
+        assert clip.drift is not None
+        assert not held_out.contains(clip)
+        assert_stays_inside(clip, slack=1 / 16)  # places are rounded to eighths, sizes are not
+        first, last = clip.states((0.0, 1.0))
+        moved = (first.y != last.y, first.x != last.x, first.size != last.size, first.angle != last.angle)
+        assert sum(moved) >= 2
+        assert caption(rng, clip, partial=0.0).endswith("移动")
+    turned = {clip.subject for clip in clips if clip.drift and clip.drift.turn}
+    assert turned == set(range(len(SUBJECTS)))  # who is never to be shown turning, too
+    assert not any(sample_clip(rng, held_out).drift for _ in range(100))
+    some = [sample_clip(rng, held_out, drifting=0.25).drift is not None for _ in range(400)]
+    assert 0.18 < np.mean(some) < 0.32
 
 
 def test_same_seed_same_clip_and_caption() -> None:

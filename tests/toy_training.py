@@ -59,7 +59,7 @@ def codec_task(folder: Path) -> CodecTask:
 
 
 def decoder_task(folder: Path, **options: float) -> DecoderTask:
-    chosen = DecoderOptions(small_frames=4, fine_crops=1, **options)  # type: ignore[arg-type]
+    chosen = DecoderOptions(small_frames=4, fine_crops=2, **options)  # type: ignore[arg-type]
     return DecoderTask(_toy_codec(folder, context=1, context_channels=8), random_pictures, chosen, seed=0)
 
 

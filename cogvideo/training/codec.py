@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -18,8 +18,9 @@ import torch.distributed
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cogvideo.errors import RequestError
 from cogvideo.training.dataset import KEYFRAMES, PreparedClips, shrink
-from cogvideo.training.render import COARSE, FINE, render_state
+from cogvideo.training.render import COARSE, FINE, PLAIN, render_state
 from cogvideo.training.world import DURATIONS, SCENES, Clip, HeldOut, sample_clip
 
 MEAN = (0.79093, 0.76271, 0.75340)
@@ -50,10 +51,11 @@ class CodecOptions(PictureOptions):
     decay: float = 0.98
     commitment: float = 0.25
     consistency: float = 0.0
-    """Over 0: small frames come in pairs that differ in the scene alone. Where the subject is, each is decoded from the
-    other's tokens, and the two vectors are drawn together with this weight. A token then tells of the subject, and the
-    decoder finds the scene behind its edges in the tokens beside it: fewer codes, and the subject is the same to the
-    transformer in a scene where it was never shown. (A crop of a large frame may hold too little of the scene.)"""
+    """Over 0, where subjects are marked: frames come in pairs, one before its scene, the other before a plain ground.
+    The first is decoded from its own tokens, and once more with the plain one's where the subject is; its vectors are
+    drawn to those of the second with this weight. A token then tells of the subject, and the decoder finds the scene
+    behind its edges in the tokens beside it: fewer codes, and the subject is the same to the transformer in every
+    scene."""
     consistency_from: int = 0
     """First step of it. A codec that reproduces pictures well adapts within minutes; from nothing it takes an hour."""
 
@@ -64,13 +66,20 @@ Pictures = tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]
 Sample = Callable[[np.random.Generator, PictureOptions], Pictures]
 """What to show the codec in a step: `small_frames` whole small frames, then `fine_crops` crops of the same size.
 
-With `consistency`, the second half of the small frames are the first half's twins: the same but for the scene."""
+Where subjects are marked, the second half of either kind are the first half's twins: the same before a plain ground."""
 
 
 def sample_world(held_out: HeldOut) -> Sample:
-    """Frames of the synthetic world, subjects marked, in pairs of scenes."""
+    """Frames of the synthetic world, subjects marked, each before its scene and before a plain ground."""
 
     def sample(rng: np.random.Generator, options: PictureOptions) -> Pictures:
+        if options.small_frames % 2 or options.fine_crops % 2:
+            raise RequestError(
+                f"小世界的画面成对出现：small_frames（{options.small_frames}）和 "
+                f"fine_crops（{options.fine_crops}）须为偶数。",
+                f"The world's frames come in pairs: small_frames ({options.small_frames}) and fine_crops "
+                f"({options.fine_crops}) must be even.",
+            )
         small, small_masks = sample_frames(rng, held_out, options.small_frames, COARSE)
         fine, fine_masks = sample_frames(rng, held_out, options.fine_crops, FINE)
         fine, fine_masks = _crop_to_subject(rng, fine, fine_masks, options.crop_cells, COARSE)
@@ -106,18 +115,23 @@ def sample_frames(
 ) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
     """`count` frames (an even number) at random moments: uint8 [count, H, W, 3] and masks [count, H, W].
 
-    The second half shows what the first half shows, in other scenes: pairs that are held out for the networks as well,
-    since no words come with them.
+    The second half shows what the first half shows, before a plain ground. Subjects stand in every scene, in those that
+    are held out for the networks as well, since no words come with them.
     """
     moments = [_sample_moment(rng, held_out) for _ in range(count // 2)]
-    twins = [(replace(clip, scene=int(rng.integers(len(SCENES))), variant=1 - clip.variant), t) for clip, t in moments]
+    moments = [(replace(clip, scene=int(rng.integers(len(SCENES)))), t) for clip, t in moments]
+    twins = [(replace(clip, scene=PLAIN), t) for clip, t in moments]
     drawn = [render_state(c.subject, c.scene, c.variant, c.state(t), cell) for c, t in moments + twins]
     return np.stack([picture for picture, _ in drawn]), np.stack([mask for _, mask in drawn])
 
 
+DRIFTING: Final = 0.35
+"""Share of the codec's frames from clips that move freely: it has seen every subject at every size and angle."""
+
+
 def _sample_moment(rng: np.random.Generator, held_out: HeldOut) -> tuple[Clip, float]:
     """A clip and a moment of it in seconds. Interpolation shows every eighth of a second and less: all count alike."""
-    clip = sample_clip(rng, held_out, float(rng.choice(DURATIONS)))
+    clip = sample_clip(rng, held_out, float(rng.choice(DURATIONS)), drifting=DRIFTING)
     moment = float(rng.integers(0, round(clip.duration * 16) + 1)) / 16
     return clip, float(round(moment)) if rng.random() < 0.3 else moment
 
@@ -174,6 +188,23 @@ class PictureTask:
         device = self.codec.quantize.embed.weight.device
         return normalise(pixels).to(device), torch.from_numpy(masks).unsqueeze(1).to(device)
 
+    def pairs(self, values: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """A batch [B, ...] -> of each kind of picture those before their scenes, and the same before a plain ground."""
+        o = self.options
+        small, fine = values.split([o.small_frames, o.fine_crops])
+        return [tuple(small.chunk(2)), tuple(fine.chunk(2))]
+
+    def before_scenes(self, values: Tensor) -> Tensor:
+        """A batch [B, ...] with what belongs to pictures before scenes at both places of every pair."""
+        return torch.cat([part for own, _ in self.pairs(values) for part in (own, own)])
+
+    def cut_out(self, values: Tensor, shown: Tensor) -> Tensor:
+        """Tokens or vectors [B, ..., h, w] -> a pair's first: its own; its second: its own around the subject, and what
+        the subject has before the plain ground where it is `shown` (bool, of a shape that spreads to that of values).
+        """
+        both = zip(self.pairs(values), self.pairs(shown), strict=True)
+        return torch.cat([part for (own, plain), (at, _) in both for part in (own, torch.where(at, plain, own))])
+
 
 class CodecTask(PictureTask):
     """Loss of the codec for the training loop."""
@@ -204,11 +235,10 @@ class CodecTask(PictureTask):
                 self._start_codebook(step)
             z, commitment = self._quantise(z, step)
             regular = regular + o.commitment * commitment
-        if o.consistency and step >= o.consistency_from:
-            small = slice(0, o.small_frames)
-            shown = F.max_pool2d(masks[small], pixels.shape[-1] // z.shape[-1]) > SHOWN  # [B, 1, h, w]
-            regular = regular + o.consistency * _difference(vectors[small], shown)
-            z = torch.cat((torch.where(shown, twins(z[small]), z[small]), z[o.small_frames :]))
+        if o.consistency and step >= o.consistency_from and masks.any():
+            shown = F.max_pool2d(masks, pixels.shape[-1] // z.shape[-1]) > SHOWN  # [B, 1, h, w]
+            regular = regular + o.consistency * self._difference(vectors, shown)
+            z, pixels = self.cut_out(z, shown), self.before_scenes(pixels)
         loss, figures = picture_error(self.codec.decs[1](z), pixels, masks, o)
         used = float((self.codec.quantize.usage > 0.05).float().mean())
         return loss + regular, figures | {"used": used}
@@ -222,6 +252,13 @@ class CodecTask(PictureTask):
         commitment = F.mse_loss(z, codes)
         self._follow(flat, ids, step)
         return z + (codes - z).detach(), commitment
+
+    def _difference(self, vectors: Tensor, shown: Tensor) -> Tensor:
+        """How far vectors [B, z, h, w] are from their plain twins' where `shown` [B, 1, h, w], in variances."""
+        own, plain = (torch.cat([pair[i].flatten(2) for pair in self.pairs(vectors)], 0) for i in (0, 1))
+        at = torch.cat([one.flatten(2) for one, _ in self.pairs(shown)])
+        square = (own - plain).square().mean(1, keepdim=True)
+        return (square * at).sum() / at.sum().clamp(min=1) / vectors.detach().var()
 
     @torch.no_grad()
     def picture(self) -> npt.NDArray[np.uint8]:
@@ -292,17 +329,6 @@ def picture_error(
     parts = scaled.split([options.small_frames, options.fine_crops])
     psnr = [float(-10 * torch.log10(part.mean())) for part in parts]
     return loss, {"psnr_small": psnr[0], "psnr_fine": psnr[1]}
-
-
-def _difference(vectors: Tensor, shown: Tensor) -> Tensor:
-    """How far the vectors [B, z, h, w] of twins are apart where `shown` [B, 1, h, w], in parts of their variance."""
-    square = (vectors - twins(vectors)).square().mean(1, keepdim=True)
-    return (square * shown).sum() / shown.sum().clamp(min=1) / vectors.detach().var()
-
-
-def twins(x: Tensor) -> Tensor:
-    """A batch [B, ...] of pairs -> the same, each at its twin's place."""
-    return torch.cat(x.chunk(2)[::-1])
 
 
 def denormalise(pixels: Tensor) -> npt.NDArray[np.uint8]:

@@ -25,7 +25,6 @@ from cogvideo.training.codec import (
     encode,
     nearest,
     picture_error,
-    twins,
 )
 
 
@@ -33,9 +32,6 @@ from cogvideo.training.codec import (
 class DecoderOptions(PictureOptions):
     """How the decoder is trained; the defaults made the shipped one."""
 
-    twins: float = 0.25
-    """Share of the pairs of small frames whose subject is decoded from the tokens of the other one, which stands in
-    another scene: what the networks draw where they were never shown a subject in a scene. 0 without pairs."""
     wrong: float = 0.03
     """Mean share of tokens that are replaced, half of them by a code that lies near, half by another picture's."""
     near: int = 8
@@ -55,13 +51,19 @@ class DecoderTask(PictureTask):
         self.near = torch.cdist(codes, codes).topk(options.near + 1, largest=False).indices[:, 1:]  # [n, near]
 
     def loss(self, step: int, share: int = 0, shares: int = 1) -> tuple[Tensor, dict[str, float]]:
-        """Weighted squared error of pictures decoded from spoilt tokens; every share holds `options` frames."""
+        """Weighted squared error of pictures decoded from spoilt tokens; every share holds `options` frames.
+
+        Where subjects are marked, every other picture is decoded with the tokens that its subject has before a plain
+        ground, which is what the networks learn to draw.
+        """
         o = self.options
         rng = np.random.default_rng((self.seed, share, step))
         pixels, masks = self.draw(rng)
         tokens = self._tokens(pixels)
-        shown = F.max_pool2d(masks, pixels.shape[-1] // tokens.shape[-1])[:, 0] > SHOWN  # [B, h, w]
-        return picture_error(self._decode(self.spoil(tokens, shown, rng)), pixels, masks, o)
+        if masks.any():
+            shown = F.max_pool2d(masks, pixels.shape[-1] // tokens.shape[-1])[:, 0] > SHOWN  # [B, h, w]
+            tokens, pixels = self.cut_out(tokens, shown), self.before_scenes(pixels)
+        return picture_error(self._decode(self.spoil(tokens, rng)), pixels, masks, o)
 
     @torch.no_grad()
     def picture(self) -> npt.NDArray[np.uint8]:
@@ -69,17 +71,13 @@ class DecoderTask(PictureTask):
         rng = np.random.default_rng(self.seed)
         pixels, _ = self.draw(rng)
         tokens = self._tokens(pixels)
-        spoilt = self.spoil(tokens, torch.zeros_like(tokens, dtype=torch.bool), rng)
+        spoilt = self.spoil(tokens, rng)
         rows = [denormalise(p[:8]) for p in (pixels, self._decode(tokens[:8]), self._decode(spoilt[:8]))]
         return np.concatenate([np.concatenate(list(row), axis=1) for row in rows])
 
-    def spoil(self, tokens: Tensor, shown: Tensor, rng: np.random.Generator) -> Tensor:
-        """Tokens int64 [B, h, w], and where they show the subject -> the same with some of them replaced."""
-        small, count = self.options.small_frames, len(tokens)
-        swapped = np.tile(rng.random(small // 2) < self.options.twins, 2)  # both of a pair
-        swapped = np.concatenate([swapped, np.zeros(count - len(swapped), bool)])
-        other = torch.cat((twins(tokens[: small // 2 * 2]), tokens[small // 2 * 2 :]))
-        tokens = torch.where(_like(swapped, tokens)[:, None, None] & shown, other, tokens)
+    def spoil(self, tokens: Tensor, rng: np.random.Generator) -> Tensor:
+        """Tokens int64 [B, h, w] -> the same with some of them replaced."""
+        count = len(tokens)
         rates = rng.uniform(0, 2 * self.options.wrong, (count, 1, 1))
         kind = rng.random(tuple(tokens.shape))
         near = self.near[tokens, _like(rng.integers(self.options.near, size=tuple(tokens.shape)), tokens)]

@@ -5,7 +5,7 @@ A film is all frames of a clip, [F, H, W, 3]; its keyframes are evenly spaced am
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -42,6 +42,9 @@ class FilmVerdict:
     """Share of the frames that show the right subject."""
     beats_fade: bool
     """In-betweens are nearer to drawings of the true in-between state than cross-fades of the keyframes are."""
+    beats_fade_coded: bool
+    """The same against those drawings as the codec shows them: what it loses counts neither way. (Fading two frames
+    averages its errors away, which wins by itself where a subject grows by a pixel.)"""
 
 
 def judge_keyframes(clip: Clip, frames: Pixels) -> Verdict:
@@ -57,30 +60,45 @@ def judge_keyframes(clip: Clip, frames: Pixels) -> Verdict:
     )
 
 
-def judge_film(clip: Clip, frames: Pixels) -> FilmVerdict:
-    """Look at all frames [F, H, W, 3] of a clip."""
+def judge_film(clip: Clip, frames: Pixels, through_codec: Callable[[Pixels], Pixels]) -> FilmVerdict:
+    """Look at all frames [F, H, W, 3] of a clip. `through_codec`: frames [N, H, W, 3] -> as the codec shows them."""
     right = [subject == clip.subject for subject, _ in name_frames(frames)]
-    return FilmVerdict(all(right), float(np.mean(right)), beats_fade(clip, frames))
+    truth = true_betweens(clip, frames)
+    beats = (False, False) if truth is None else [beats_fade(frames, t) for t in (truth, through_codec(truth))]
+    return FilmVerdict(all(right), float(np.mean(right)), *beats)
 
 
-def beats_fade(clip: Clip, frames: Pixels) -> bool:
-    """Whether in-betweens are closer to the truth than cross-fades of the keyframes on both sides.
-
-    The truth is drawn: the subject in the state that the movement leads to from the state read in the keyframe before.
-    """
-    step = (len(frames) - 1) // (KEYFRAMES - 1)
-    times = clip.frame_times(len(frames))
+def beats_fade(frames: Pixels, truth: Pixels) -> bool:
+    """Whether in-betweens are closer to the truth [N, H, W, 3] than cross-fades of the keyframes around them."""
     ours = faded = 0.0
-    for start in range(0, len(frames) - 1, step):
-        reading = read_frame(frames[start], clip.subject)
-        if reading.state is None:
-            return False
-        for index in range(start + 1, start + step):
-            state = _moved(clip, reading.state, times[start], times[index])
-            truth, _ = render_state(clip.subject, reading.scene, reading.variant, state, frames.shape[1] // 8)
-            ours += mean_square(frames[index], truth)
-            faded += mean_square(cross_fade(frames[start], frames[start + step], (index - start) / step), truth)
+    for (start, index, end), true in zip(_betweens(len(frames)), truth, strict=True):
+        ours += mean_square(frames[index], true)
+        faded += mean_square(cross_fade(frames[start], frames[end], (index - start) / (end - start)), true)
     return ours < _CLEARLY * faded
+
+
+def true_betweens(clip: Clip, frames: Pixels) -> Pixels | None:
+    """Drawings of all in-betweens [N, H, W, 3]: the subject in the state that the movement leads to from the state read
+    in the keyframe before. None where a keyframe shows nothing.
+    """
+    times = clip.frame_times(len(frames))
+    readings: dict[int, Reading] = {}
+    drawn = []
+    for start, index, _ in _betweens(len(frames)):
+        if start not in readings:
+            readings[start] = read_frame(frames[start], clip.subject)
+        reading = readings[start]
+        if reading.state is None:
+            return None
+        state = _moved(clip, reading.state, times[start], times[index])
+        drawn.append(render_state(clip.subject, reading.scene, reading.variant, state, frames.shape[1] // 8)[0])
+    return np.stack(drawn)
+
+
+def _betweens(count: int) -> list[tuple[int, int, int]]:
+    """Of each in-between of `count` frames: the number of the keyframe before it, its own, that of the one after it."""
+    step = (count - 1) // (KEYFRAMES - 1)
+    return [(i - i % step, i, i - i % step + step) for i in range(count - 1) if i % step]
 
 
 def cross_fade(first: Pixels, second: Pixels, share: float) -> npt.NDArray[np.float64]:

@@ -30,8 +30,8 @@ from cogvideo.text import (
     video_text,
 )
 from cogvideo.training.codec import SHOWN
-from cogvideo.training.render import COARSE, FINE, render_state
-from cogvideo.training.world import Clip, HeldOut, caption, sample_clip
+from cogvideo.training.render import COARSE, FINE, PLAIN, background, render_state
+from cogvideo.training.world import Clip, HeldOut, State, caption, sample_clip
 
 DATA = "training data"
 """Name of the ranges in a profile where clips are drawn and turned into tokens."""
@@ -61,6 +61,14 @@ class ObjectiveOptions:
     image_subject_weight: float = 0.5
     motion_odds: Sequence[float] | None = None
     """How often each of `MOTIONS` comes, beside the others; None: all alike. What turns or grows is the hardest."""
+    drifting: float = 0.2
+    """Share of the clips that move freely, with a verb of their own: who is not shown turning is seen turned there."""
+    spoilt: float = 0.02
+    """Mean share of the tokens of clips and windows that are replaced where the networks read them, half by what
+    another frame of the clip has there, half by another clip's: what they go on from when drawing has errors too."""
+    drawn_alone: float = 0.5
+    """Share of super-resolution's small frames with the tokens that the subject has before a plain ground; the others
+    have those of the frame as it is."""
     seed: int = 0
 
 
@@ -120,6 +128,7 @@ class WorldTask:
         self.tokenise = tokenise
         self.held_out = held_out
         self.options = options
+        self._scenes: dict[tuple[int, int, int], Tensor] = {}
 
     @property
     def module(self) -> nn.Module:
@@ -139,7 +148,7 @@ class WorldTask:
             "image": self._image_loss(rng),
             "stage1": self._clip_loss(rng),
             "stage2": self._window_loss(rng),
-            "superres": self._superres_loss(rng),
+            "superres": self.superres_loss(rng),
         }
         o = self.options
         portions = {"image": 1.0, "stage1": o.stage1_share, "stage2": o.stage2_share, "superres": o.superres_share}
@@ -159,7 +168,7 @@ class WorldTask:
         clips = self._sample(rng, self.options.clips)
         texts = [self._clip_text(rng, clip) for clip in clips]
         rows = self._rows(texts, clips, [clip.frame_times(5) for clip in clips], self.options.subject_weight)
-        logits = self.models.stage1.forward_training(rows.text, rows.text_length, rows.tokens)
+        logits = self.models.stage1.forward_training(rows.text, rows.text_length, self.spoil(rows.tokens, rng))
         return weighted_loss(logits[:, 1:], rows.tokens[:, 1:], rows.weights[:, 1:])
 
     def _clip_text(self, rng: np.random.Generator, clip: Clip) -> list[int]:
@@ -176,11 +185,24 @@ class WorldTask:
             for c, (seconds, _) in zip(clips, windows, strict=True)
         ]
         rows = self._rows(texts, clips, [times for _, times in windows], self.options.subject_weight)
-        logits = self.models.stage2.forward_training(rows.text, rows.text_length, rows.tokens)
+        logits = self.models.stage2.forward_training(rows.text, rows.text_length, self.spoil(rows.tokens, rng))
         between = list(self.models.stage2.layout.generated)
         return weighted_loss(logits[:, between], rows.tokens[:, between], rows.weights[:, between])
 
-    def _superres_loss(self, rng: np.random.Generator) -> Tensor:
+    def spoil(self, tokens: Tensor, rng: np.random.Generator) -> Tensor:
+        """Tokens [B, F, N] -> the same with some of them replaced; a clip has up to twice the mean share."""
+        clips, frames, _ = tokens.shape
+        elsewhere = (
+            tokens.roll(int(rng.integers(1, frames)), 1),
+            tokens.roll(int(rng.integers(1, max(2, clips))), 0),
+        )
+        rates = rng.uniform(0, 2 * self.options.spoilt, (clips, 1, 1))
+        draws = rng.random(tuple(tokens.shape))
+        for other, hit in zip(elsewhere, (draws < rates / 2, draws > 1 - rates / 2), strict=True):
+            tokens = torch.where(torch.from_numpy(hit).to(tokens.device), other, tokens)
+        return tokens
+
+    def superres_loss(self, rng: np.random.Generator) -> Tensor:
         """Super-resolution: the fine tokens of a frame at any moment, given its coarse tokens."""
         rows = self._pairs(rng)
         coarse, fine = rows.tokens.split((self.preset.model.tokens_per_frame, rows.weights.shape[1]), dim=1)
@@ -194,12 +216,39 @@ class WorldTask:
         texts = [superres_text(self.tokenizer, caption(rng, clip)) for clip in clips]
         text, text_length = left_pad(texts, pad=PAD, device=self._device)
         states = [clip.state(moment) for clip, moment in zip(clips, moments, strict=True)]
-        small = [render_state(c.subject, c.scene, c.variant, s, COARSE)[0] for c, s in zip(clips, states, strict=True)]
-        large = [render_state(c.subject, c.scene, c.variant, s, FINE) for c, s in zip(clips, states, strict=True)]
-        tokens = [self.tokenise(np.stack(pictures)) for pictures in (small, [picture for picture, _ in large])]
-        cells = np.stack([subject_cells(mask, self.preset.cell) for _, mask in large])
+        shown = list(zip(clips, states, strict=True))
+        cut = np.array([rng.random() < self.options.drawn_alone for _ in clips])
+        small, _ = self._tokenise(shown, COARSE, cut)
+        large, cells = self._tokenise(shown, FINE)
         weights = self._weigh(cells, self.options.subject_weight)
-        return Rows(text, text_length, torch.cat(tokens, dim=1).to(self._device), weights)
+        return Rows(text, text_length, torch.cat((small, large), dim=1).to(self._device), weights)
+
+    def _tokenise(
+        self, drawn: Sequence[tuple[Clip, State]], cell: int, cut: npt.NDArray[np.bool_] | None = None
+    ) -> tuple[Tensor, npt.NDArray[np.bool_]]:
+        """Moments of clips -> tokens [B, N], and which of them show some of the subject.
+
+        A subject has the tokens that it has before a plain ground, in every scene the same: who was never shown in a
+        desert looks there as it does elsewhere. Around it are those of the empty scene. `cut`: which frames are put
+        together so, and which are tokenised as they are; None: all are put together.
+        """
+        cut = np.ones(len(drawn), bool) if cut is None else cut
+        frames = [
+            render_state(c.subject, PLAIN if plain else c.scene, c.variant, state, cell)
+            for (c, state), plain in zip(drawn, cut, strict=True)
+        ]
+        cells = np.stack([subject_cells(mask, self.preset.cell) for _, mask in frames])
+        tokens = self.tokenise(np.stack([picture for picture, _ in frames]))
+        scenes = torch.stack([self._scene_tokens(c.scene, c.variant, cell) for c, _ in drawn])
+        return torch.where(torch.from_numpy(cut[:, None] & ~cells).to(tokens.device), scenes, tokens), cells
+
+    def _scene_tokens(self, scene: int, variant: int, cell: int) -> Tensor:
+        """Tokens [N] of an empty scene, made once."""
+        key = (scene, variant, cell)
+        if key not in self._scenes:
+            picture = np.rint(background(*key)).astype(np.uint8)
+            self._scenes[key] = self.tokenise(picture[None])[0]
+        return self._scenes[key]
 
     @property
     def _device(self) -> torch.device:
@@ -207,7 +256,8 @@ class WorldTask:
         return device
 
     def _sample(self, rng: np.random.Generator, count: int) -> list[Clip]:
-        return [sample_clip(rng, self.held_out, odds=self.options.motion_odds) for _ in range(count)]
+        o = self.options
+        return [sample_clip(rng, self.held_out, odds=o.motion_odds, drifting=o.drifting) for _ in range(count)]
 
     @record_function(DATA)
     def _rows(
@@ -218,16 +268,10 @@ class WorldTask:
         subject_weight: float,
     ) -> Rows:
         """Render and tokenise the frames of each clip at its times (as many for every clip)."""
-        drawn = [
-            render_state(clip.subject, clip.scene, clip.variant, state)
-            for clip, moments in zip(clips, times, strict=True)
-            for state in clip.states(moments)
-        ]
+        drawn = [(clip, s) for clip, moments in zip(clips, times, strict=True) for s in clip.states(moments)]
         shape = (len(clips), len(times[0]))
-        tokens = (
-            self.tokenise(np.stack([picture for picture, _ in drawn])).to(self._device).unflatten(0, shape)
-        )  # [B, F, N]
-        cells = np.stack([subject_cells(mask, self.preset.cell) for _, mask in drawn]).reshape(*shape, -1)
+        flat, cells = self._tokenise(drawn, COARSE)
+        tokens, cells = flat.to(self._device).unflatten(0, shape), cells.reshape(*shape, -1)  # [B, F, N]
         # Where the subject is in any frame counts in all of them: that a place is empty again is what tells of motion,
         # and weighing the subject alone would teach it to appear too early in the order of decoding.
         weights = self._weigh(cells.any(1, keepdims=True).repeat(shape[1], 1), subject_weight)
@@ -239,6 +283,29 @@ class WorldTask:
         return torch.from_numpy(np.where(cells, subject_weight, o.background_weight).astype(np.float32)).to(
             self._device
         )
+
+
+class SuperresTask:
+    """Super-resolution alone, beside networks that stay what they are: its loss for the training loop.
+
+    Learning together, it gets little of a step, and every step of the others moves the backbone under it.
+    """
+
+    def __init__(self, world: WorldTask) -> None:
+        self.world = world
+        self.module: nn.Module = world.models
+        self.learnt: nn.Module = nn.ModuleDict({"mixins": world.models.superres.mixins})
+        world.models.requires_grad_(False)
+        self.learnt.requires_grad_(True)
+
+    def loss(self, step: int, share: int = 0, shares: int = 1) -> tuple[Tensor, dict[str, float]]:
+        """Cross-entropy of the fine tokens in nats; every share draws as many frames as the options say."""
+        rng = np.random.default_rng((self.world.options.seed, share, step, 1))  # not what they learnt from together
+        value = self.world.superres_loss(rng)
+        return value, {"superres": float(value.detach())}
+
+    def picture(self) -> None:
+        """Nothing: `python -m cogvideo evaluate` shows what this model draws."""
 
 
 def weighted_loss(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from typing import Final
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageColor, ImageDraw, ImageFont
 
 from cogvideo.errors import WeightsError
 from cogvideo.training.world import FIELD, SCENES, SUBJECTS, Clip, State
@@ -82,6 +82,11 @@ _PALETTE: Final = {  # sky, horizon band, ground, detail
 }
 
 
+PLAIN: Final = -1
+"""A scene of one colour and nothing else, which only the codec and training see: a subject is cut out of it."""
+_PLAIN_COLOUR: Final = "#bfe6ff"
+
+
 def _draw_detail(draw: ImageDraw.ImageDraw, scene: str, x: int, y: int, colour: str) -> None:
     """The small thing that every ground cell of a scene repeats; (x, y) is the cell's corner in fine pixels."""
     if scene == "草地":
@@ -104,6 +109,9 @@ def _draw_detail(draw: ImageDraw.ImageDraw, scene: str, x: int, y: int, colour: 
 @lru_cache(maxsize=64)
 def background(scene: int, variant: int, cell: int) -> Image32:
     """A drawn scene [H, W, 3] in 0..255 whose patterns repeat with the cell; `variant` moves the horizon."""
+    if scene == PLAIN:
+        colour = np.array(ImageColor.getrgb(_PLAIN_COLOUR), np.float32)
+        return np.broadcast_to(colour, (FIELD * cell, FIELD * cell, 3))
     name = SCENES[scene]
     sky, band, ground, detail = _PALETTE[name]
     horizon = (4, 5)[variant]

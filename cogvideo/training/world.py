@@ -102,6 +102,9 @@ _VERBS: Final = {
     "变小": ("变小", "越来越小", "慢慢变小"),
 }
 
+FREE_VERB: Final = "移动"
+"""What is said of a subject that moves in no way that has a name."""
+
 SIZE_WORDS: Final = {2: ("小小的", "很小的"), 3: ("可爱的", "漂亮的"), 4: ("巨大的", "很大的")}
 
 BASE_SIZES: Final = (2, 3, 4)
@@ -129,6 +132,16 @@ class State:
 
 
 @dataclass(frozen=True)
+class Drift:
+    """A movement without a name of its own: what it changes every second."""
+
+    down: float
+    right: float
+    growth: float
+    turn: float
+
+
+@dataclass(frozen=True)
 class Clip:
     """One clip of the world. `y` and `x` are the subject's centre at time 0, in cells from the top left corner."""
 
@@ -142,10 +155,16 @@ class Clip:
     x: float
     duration: float
     """Seconds that the five keyframes span."""
+    drift: Drift | None = None
+    """How the subject moves instead of `motion`, which is -1 then."""
 
     def state(self, seconds: float) -> State:
         """The subject `seconds` after the first frame; places are whole small-frame pixels, eighths of a cell."""
         y, x, size, angle = self.y, self.x, self.size, 0.0
+        if self.drift is not None:
+            y, x = y + self.drift.down * seconds, x + self.drift.right * seconds
+            size, angle = size + self.drift.growth * seconds, self.drift.turn * seconds
+            return State(round(y * FIELD) / FIELD, round(x * FIELD) / FIELD, size, angle % 360.0)
         match MOTIONS[self.motion]:
             case "向左":
                 x -= SPEED * seconds
@@ -238,19 +257,63 @@ def sample_clip(
     duration: float | None = None,
     variants: int = 2,
     odds: Sequence[float] | None = None,
+    drifting: float = 0.0,
 ) -> Clip:
     """Draw a clip that training may show: never a held-out pair, always inside the frame, centred on half cells.
 
-    `odds`: how often each motion comes, beside the others; None: all alike.
+    `odds`: how often each motion comes, beside the others; None: all alike. `drifting`: share of clips that move
+    freely, which show every subject at every size and angle without a word for it.
     """
     shares = None if odds is None else np.array(odds) / sum(odds)
+    drifts = drifting > 0 and rng.random() < drifting
     while True:
+        if drifts:
+            clip = _drifting_clip(rng, duration, variants)
+            if clip is not None and not held_out.contains(clip):
+                return clip
+            continue
         subject = int(rng.integers(len(SUBJECTS)))
         scene = int(rng.integers(len(SCENES)))
         motion = int(rng.integers(len(MOTIONS)) if shares is None else rng.choice(len(MOTIONS), p=shares))
         clip = place_clip(rng, subject, scene, motion, duration, variants)
         if not held_out.contains(clip):
             return clip
+
+
+def _draw_duration(rng: np.random.Generator) -> float:
+    return float(rng.choice(DURATIONS, p=(0.5, 0.25, 0.15, 0.1)))
+
+
+def _drifting_clip(rng: np.random.Generator, duration: float | None, variants: int) -> Clip | None:
+    """Anybody anywhere, moving and turning or growing at once; None where the draw would leave the frame within the
+    longest duration, or is one of the named movements.
+    """
+    size = float(rng.choice(BASE_SIZES, p=_SIZE_ODDS))
+    # Often by whole cells, and turning or growing alone: those are the pictures that the named movements need.
+    down, right = (SPEED * float(rng.choice((-1, -1, -0.5, 0, 0, 0, 0, 0.5, 1, 1))) for _ in range(2))
+    growth = GROWTH * float(rng.choice((-1, -0.5, 0, 0, 0, 0, 0.5, 1)))
+    turn = TURN * float(rng.choice((-1, -0.5, 0, 0, 0.5, 1)))
+    offset = (size / 2) % 1.0  # corners on the token grid, as of the named movements
+    y, x = (float(rng.integers(FIELD)) + offset for _ in range(2))
+    clip = Clip(
+        subject=int(rng.integers(len(SUBJECTS))),
+        scene=int(rng.integers(len(SCENES))),
+        motion=-1,
+        variant=int(rng.integers(variants)),
+        size=size,
+        y=y,
+        x=x,
+        duration=_draw_duration(rng) if duration is None else duration,
+        drift=Drift(down, right, growth, turn),
+    )
+    kinds = (down != 0) + (right != 0) + (growth != 0) + (turn != 0)
+    return clip if kinds >= 2 and all(map(_is_inside, clip.states((0.0, max(DURATIONS))))) else None
+
+
+def _is_inside(state: State) -> bool:
+    low, high = state.size / 2, FIELD - state.size / 2
+    grown = min(BASE_SIZES) <= state.size <= max(BASE_SIZES)
+    return grown and low <= state.y <= high and low <= state.x <= high
 
 
 def place_clip(
@@ -262,7 +325,7 @@ def place_clip(
     variants: int = 2,
 ) -> Clip:
     """Draw duration (where None), size, start and scene drawing for a given subject, scene and motion."""
-    seconds = float(rng.choice(DURATIONS, p=(0.5, 0.25, 0.15, 0.1))) if duration is None else duration
+    seconds = _draw_duration(rng) if duration is None else duration
     name = MOTIONS[motion]
     if name == "变大":
         size = 2.0
@@ -315,8 +378,9 @@ def caption(rng: np.random.Generator, clip: Clip, partial: float = 0.06) -> str:
     """A natural sentence for `clip`. With probability `partial` each, scene or verb is left unsaid."""
     subject = SUBJECTS[clip.subject]
     scene = str(rng.choice(SCENE_PHRASES[SCENES[clip.scene]]))
-    verb = str(rng.choice(verb_phrases(subject, MOTIONS[clip.motion])))
-    sized = MOTIONS[clip.motion] not in ("变大", "变小")
+    motion = "" if clip.drift else MOTIONS[clip.motion]
+    verb = str(rng.choice(verb_phrases(subject, motion))) if motion else FREE_VERB
+    sized = motion not in ("变大", "变小")
     # A size that differs from the usual one is said; the usual one gets an idle adjective now and then.
     said = (sized and clip.size != 3) or rng.random() < 0.15
     adjective = str(rng.choice(SIZE_WORDS[int(clip.size) if sized else 3])) if said else ""
