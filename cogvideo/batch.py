@@ -116,7 +116,7 @@ class _Batch:
                 for part in superres.draw(lm, tokens, text, self.sampler, *wish, layers):
                     fine.append(part.tokens)
                     yield self._progress("superres", part.tokens.numel())
-                yield self._drawn(index, self.codec.decode(torch.cat(fine), self.preset.model.fine_grid))
+                yield self._drawn(index, self.codec.decode_enlarged(torch.cat(fine), tokens, self.preset))
 
     def _drawn(self, index: int, frames: Frames) -> Drawn:
         step = (self.clip.shape[1] - 1) // (CLIP_FRAMES[0] - 1)

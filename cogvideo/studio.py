@@ -96,7 +96,7 @@ class Studio:
         """Tokens [F, N] of one prompt's frames -> super-resolved frames [F, H, W, 3]."""
         text = superres_text(self.tokenizer, prompt)
         parts = superres.draw(self.models.superres, clip, text, self.sampler, options.superres, seed, BATCH)
-        return self.codec.decode(torch.cat([part.tokens for part in parts]), self.preset.model.fine_grid)
+        return self.codec.decode_enlarged(torch.cat([part.tokens for part in parts]), clip, self.preset)
 
     def show(self, tokens: Tensor) -> Pixels:
         """Tokens [..., N] -> frames [..., H, W, 3]."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +35,34 @@ def test_encode_is_icetk_with_its_normalisation(codec: FrameCodec) -> None:
     _, _, codes = codec.model.single_encode(normalise(torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255), 1)
     assert torch.equal(codec.encode(pixels), codes.view(3, 24))
     assert codec.encode(pixels).dtype == torch.int64
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_enlarged_frames_are_brought_back_to_their_small_ones(codec: FrameCodec, share: float) -> None:
+    tokens = torch.randint(0, 64, (2, 16 + 144), generator=torch.Generator().manual_seed(2))
+    coarse, fine = tokens.split((16, 144), dim=1)
+    small, large = codec.decode(coarse, (4, 4)), codec.decode(fine, (12, 12))
+    sizes = dataclasses.replace(MINI.model, grid=(4, 4))
+    seen = codec.decode_enlarged(fine, coarse, dataclasses.replace(MINI, model=sizes, back_projection=share))
+    assert seen.shape == large.shape
+
+    def apart(frames: np.ndarray) -> float:
+        """How far the averages over 3 x 3 pixels are from the small frames."""
+        averages = frames.reshape(2, 32, 3, 32, 3, 3).mean((2, 4))
+        return float(np.abs(averages - small).mean())
+
+    assert np.array_equal(seen, large) == (share == 0)
+    assert apart(seen) <= (1 - 0.5 * share) * apart(large)
+
+
+def test_detail_of_enlarged_frames_stays() -> None:
+    """What a small frame cannot hold, it has no say in: fine stripes around the small frame's grey."""
+    stripes = np.zeros((1, 24, 24, 3), np.uint8)
+    stripes[:, :, ::3], stripes[:, :, 1::3], stripes[:, :, 2::3] = 150, 120, 90
+    grey = np.full((1, 8, 8, 3), 120, np.uint8)
+    assert np.array_equal(frames.project_back(stripes, grey, 1.0), stripes)
+    lighter = frames.project_back(stripes, grey + np.uint8(20), 1.0)
+    assert np.array_equal(lighter, stripes + np.uint8(20))
 
 
 def test_decode_is_icetk_denormalised_and_clamped(codec: FrameCodec) -> None:

@@ -37,7 +37,9 @@ CONFIG = ModelConfig(
     coarse_window=(3, 3),
 )
 
-TOY: Preset = dataclasses.replace(PRESETS["mini"], name="toy", model=CONFIG, sampling=SamplingOptions())
+TOY: Preset = dataclasses.replace(
+    PRESETS["mini"], name="toy", model=CONFIG, sampling=SamplingOptions(), back_projection=0.0
+)
 
 
 class ToyModels(NamedTuple):
