@@ -112,8 +112,8 @@ def project_back(large: Pixels, small: Pixels, share: float) -> Pixels:
     """Enlarged frames uint8 [F, kH, kW, 3] -> the same, nearer to the small ones [F, H, W, 3] that they came from.
 
     What their averages over k x k pixels lack of the small frames is enlarged and added: detail stays, what stands in
-    the wrong place fades (Irani and Peleg 1991, "Improving resolution by image registration"). `share`, 0 to 1: how much
-    of it; 0 changes nothing.
+    the wrong place fades (Irani and Peleg 1991, "Improving resolution by image registration"). `share`, 0 to 1: how
+    much of it.
     """
     factor = large.shape[1] // small.shape[1]
     drawn, meant = (torch.from_numpy(frames).permute(0, 3, 1, 2).float() for frames in (large, small))
