@@ -21,7 +21,14 @@ from cogvideo.train import Workshop, options_from, read_recipe
 from cogvideo.training import export, render
 from cogvideo.training.initial import start_small
 from cogvideo.training.muon import Muon, orthogonalise
-from cogvideo.training.objective import ObjectiveOptions, WorldModels, WorldTask, weighted_loss, window_times
+from cogvideo.training.objective import (
+    ObjectiveOptions,
+    SuperresTask,
+    WorldModels,
+    WorldTask,
+    weighted_loss,
+    window_times,
+)
 from cogvideo.training.run import RunOptions, Trainer, schedule
 from cogvideo.training.world import SCENES, draw_held_out, sample_clip
 
@@ -171,6 +178,14 @@ def test_shipped_recipe_fits_its_options() -> None:
         options_from(RunOptions, recipe[part]["run"])
         options_from(ObjectiveOptions, recipe[part]["data"])
     options_from(RunOptions, recipe["codec"]["run"])
+
+
+def test_nothing_but_super_resolution_learns_when_it_learns_alone() -> None:
+    world = small_task()
+    task = SuperresTask(world)
+    learning = {id(p) for p in world.models.parameters() if p.requires_grad}
+    assert learning == {id(p) for p in task.learnt.parameters()}
+    assert learning < {id(p) for p in world.models.superres.parameters()}
 
 
 @needs_font
