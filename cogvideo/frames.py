@@ -73,10 +73,8 @@ class FrameCodec:
 
     def decode_enlarged(self, fine: Tensor, coarse: Tensor, preset: Preset) -> Pixels:
         """Super-resolution's tokens [B, fine tokens] and those [B, N] that it enlarged -> uint8 [B, H, W, 3]."""
-        large = self.decode(fine, preset.model.fine_grid)
-        if not preset.back_projection:
-            return large
-        return project_back(large, self.decode(coarse, preset.model.grid), preset.back_projection)
+        large, share = self.decode(fine, preset.model.fine_grid), preset.back_projection
+        return project_back(large, self.decode(coarse, preset.model.grid), share) if share else large
 
     def decode_partial(self, tokens: Tensor, grid: tuple[int, int]) -> Pixels:
         """The first tokens int [k] of one frame, k >= w -> uint8 [8h, 8w, 3]; missing rows show the mean colour."""
@@ -115,6 +113,8 @@ def project_back(large: Pixels, small: Pixels, share: float) -> Pixels:
     the wrong place fades (Irani and Peleg 1991, "Improving resolution by image registration"). `share`, 0 to 1: how
     much of it.
     """
+    if not share:
+        return large
     factor = large.shape[1] // small.shape[1]
     drawn, meant = (torch.from_numpy(frames).permute(0, 3, 1, 2).float() for frames in (large, small))
     lacking = meant - F.avg_pool2d(drawn, factor)  # [F, 3, H, W]

@@ -43,7 +43,7 @@ from cogvideo.events import (
     StageName,
     SuperResolved,
 )
-from cogvideo.frames import FrameCodec
+from cogvideo.frames import FrameCodec, project_back
 from cogvideo.memory import peak_bytes
 from cogvideo.models.fused import fusing_pays
 from cogvideo.models.superres_lm import SuperResLM
@@ -383,7 +383,7 @@ class _Run:
 
     def enlarge(self, clip: Tensor) -> Generator[Event, None, Frames]:
         """Tokens [B, F, N] -> the final frames uint8 [F, H, W, 3]; shows each of them. Drafts stay small."""
-        request = self.request
+        model, request = self.preset.model, self.request
         if request.drafts > 1 or not request.superres:
             return self.shown
         frames: list[Frames] = []
@@ -393,8 +393,9 @@ class _Run:
         lm = self.models.superres
         with enlarging(lm, self.place) as layers, threads():
             for part in superres.draw(lm, clip[0], text, self.sampler, options, seed, at_once, self.stop, layers):
-                small = clip[0, len(frames) : len(frames) + len(part.tokens)]
-                for frame in self.codec.decode_enlarged(part.tokens, small, self.preset):
+                small = self.shown[len(frames) : len(frames) + len(part.tokens)]
+                large = self.codec.decode(part.tokens, model.fine_grid)
+                for frame in project_back(large, small, self.preset.back_projection):
                     yield SuperResolved(len(frames), request.frames, frame)
                     frames.append(frame)
                 yield self._progress("superres", part.tokens.numel())
