@@ -28,14 +28,17 @@ def orthogonalise(matrices: Tensor, iterations: int = 5) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon with Nesterov momentum and decoupled weight decay; steps are scaled to the size that AdamW's would have."""
+    """Muon with Nesterov momentum and decoupled weight decay; steps are scaled to the size that AdamW's would have.
+
+    A convolution's weights [out, in, height, width] count as the matrix [out, in * height * width].
+    """
 
     def __init__(self, weights: Iterable[Tensor], lr: float, momentum: float = 0.95, weight_decay: float = 0.0) -> None:
         super().__init__(weights, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """One step of every matrix that has a gradient."""
+        """One step of every weight that has a gradient."""
         for group in self.param_groups:
             by_shape: dict[torch.Size, list[Tensor]] = defaultdict(list)
             for weight in group["params"]:
@@ -54,7 +57,7 @@ class Muon(torch.optim.Optimizer):
                 state["momentum"] = torch.zeros_like(weight)
             state["momentum"].lerp_(gradient, 1 - momentum)
             directions.append(torch.lerp(gradient, state["momentum"], momentum))
-        rows, columns = weights[0].shape
-        size = 0.2 * max(rows, columns) ** 0.5
-        for weight, direction in zip(weights, orthogonalise(torch.stack(directions)), strict=True):
-            weight.mul_(1 - lr * weight_decay).add_(direction, alpha=-lr * size)
+        matrices = torch.stack(directions).flatten(2)  # [n, rows, columns]
+        size = 0.2 * max(matrices.shape[1:]) ** 0.5
+        for weight, direction in zip(weights, orthogonalise(matrices), strict=True):
+            weight.mul_(1 - lr * weight_decay).add_(direction.view_as(weight), alpha=-lr * size)

@@ -42,7 +42,7 @@ class RunOptions:
     warmup: int = 50
     weight_decay: float = 0.01
     muon_learning_rate: float = 0.0
-    """Over 0: matrices inside the layers are trained by Muon at this rate, the rest by AdamW."""
+    """Over 0: matrices and convolutions inside the layers are trained by Muon at this rate, the rest by AdamW."""
     betas: tuple[float, float] = (0.9, 0.95)
     clip: float = 1.0
     average: float = 0.0
@@ -98,8 +98,8 @@ def schedule(step: int, options: RunOptions) -> float:
 
 
 def _is_inner_matrix(name: str, weight: Tensor) -> bool:
-    """Matrices that Muon suits: of the layers and of attention_plus, not embeddings, tables, gates or biases."""
-    return weight.ndim == 2 and "embedding" not in name and name.endswith("weight")
+    """Weights that Muon suits: of layers, of attention_plus and of convolutions, not embeddings, tables or biases."""
+    return weight.ndim in (2, 4) and "embedding" not in name and name.endswith("weight")
 
 
 def make_optimizers(module: nn.Module, options: RunOptions) -> list[torch.optim.Optimizer]:
