@@ -1,8 +1,9 @@
 """`python -m cogvideo train CONFIG`: a recipe in, weights out.
 
-Recipes: examples/train_mini.toml (the model that ships, on the synthetic world), examples/train_own.toml (on prepared
-clips), examples/train_published.toml (the published size). A recipe has a table for every part to make; the parts are
-made in the order of `PARTS`, each resumed where its last checkpoint stands, and `export` writes what is used.
+Recipes: examples/train_mini.toml (the model that ships, on the synthetic world), examples/train_mini_on.toml (goes on
+with it), examples/train_own.toml (on prepared clips), examples/train_published.toml (the published size). A recipe has
+a table for every part to make; the parts are made in the order of `PARTS`, each resumed where its last checkpoint
+stands, and `export` writes what is used.
 """
 
 from __future__ import annotations
@@ -85,8 +86,7 @@ def read_recipe(path: Path) -> dict[str, Any]:
         recipe = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, tomllib.TOMLDecodeError) as error:
         raise RequestError(f"无法读取训练配置 {path}：{error}。", f"Cannot read the recipe {path}: {error}.") from error
-    wanted = ("preset", "seed", "data", "start") if "data" in recipe else ("preset", "seed", "assets", "clusters")
-    missing = [name for name in wanted if name not in recipe]
+    missing = [name for name in ("preset", "seed", *_wanted(recipe)) if name not in recipe]
     if missing or not any(part in recipe for part in TRAINED):
         missing = missing or [f"[{part}]" for part in TRAINED]
         raise RequestError(
@@ -99,6 +99,13 @@ def read_recipe(path: Path) -> dict[str, Any]:
             f"There is no preset {recipe['preset']}: choose from {', '.join(PRESETS)}.",
         )
     return recipe
+
+
+def _wanted(recipe: dict[str, Any]) -> tuple[str, ...]:
+    """What a recipe must say: of one's own clips, of the world that goes on with a model, of the world from nothing."""
+    if any(name in recipe for name in ("data", "backbone", "stage1", "stage2")):
+        return ("data", "start")
+    return () if "start" in recipe else ("assets", "clusters")
 
 
 def options_from(kind: Callable[..., Options], table: dict[str, Any]) -> Options:
@@ -119,7 +126,8 @@ def options_from(kind: Callable[..., Options], table: dict[str, Any]) -> Options
 class Workshop:
     """Makes the parts of one recipe; checkpoints go to `out`, finished files to the model's folder.
 
-    A recipe with `data` trains each network on its own on clips; one without trains all on the synthetic world.
+    A recipe with `data` trains each network on its own on clips; one without trains all on the synthetic world, from
+    nothing or from the model that `start` names.
     """
 
     def __init__(self, recipe: dict[str, Any], out: Path) -> None:
@@ -133,9 +141,10 @@ class Workshop:
         self.sizes: ModelConfig = resize(base.model, recipe.get("model", {}))
         self.seed = int(recipe["seed"])
         self.processes = PartialState()
-        if self.own:
+        self.preset = base
+        if "start" in recipe:
             self._once(self._begin_folder)
-        self.preset = find_preset(str(self.assets))[0] if self.own else base
+            self.preset = find_preset(str(self.assets))[0]
 
     def make(self, part: str) -> None:
         """Make one of `PARTS`. Raises RequestError where the recipe has no table for it."""
@@ -233,8 +242,10 @@ class Workshop:
         if self.own:
             export_parts({part: self._weights(part) for part in NETWORKS}, self.assets)
             return
-        export_models(self._trained("models"), self.assets)
-        if (self.out / "superres" / "checkpoint.pt").is_file():
+        alone = (self.out / "superres" / "checkpoint.pt").is_file()
+        if (self.out / "models" / "checkpoint.pt").is_file() or not alone:
+            export_models(self._trained("models"), self.assets)
+        if alone:
             export_parts({"superres": self._trained("superres")}, self.assets)
 
     def _publish(self) -> None:
@@ -256,7 +267,10 @@ class Workshop:
 
     def _make_models(self) -> None:
         """Clips of the world -> backbone, stage 1, stage 2 and super-resolution, together."""
-        self._train("models", self._world_task("models"))
+        world = self._world_task("models")
+        if self._start_folder is not None:
+            self._load_networks(world, self._start_folder)
+        self._train("models", world)
 
     def _world_task(self, part: str) -> WorldTask:
         from cogvideo.training.initial import make_world_task
@@ -267,7 +281,6 @@ class Workshop:
 
     def _make_world_superres(self) -> None:
         """Large frames of the world -> super-resolution alone, beside finished networks that stay what they are."""
-        from cogvideo.models.loader import load_safetensors
         from cogvideo.training.export import export_parts
         from cogvideo.training.objective import SuperresTask
 
@@ -275,11 +288,16 @@ class Workshop:
         if (self.out / "models" / "checkpoint.pt").is_file():
             world.models.load_state_dict(self._trained("models"))
         else:
-            shipped = load_safetensors(self.assets, self.sizes)
-            for name in NETWORKS[1:]:
-                getattr(world.models, name).load_state_dict(getattr(shipped, name).state_dict())
+            self._load_networks(world, self._start_folder or self.assets)
         self._train("superres", SuperresTask(world))
         self._once(lambda: export_parts({"superres": self._trained("superres")}, self.assets))
+
+    def _load_networks(self, world: WorldTask, folder: Path) -> None:
+        from cogvideo.models.loader import load_safetensors
+
+        known = load_safetensors(folder, self.sizes)
+        for name in NETWORKS[1:]:
+            getattr(world.models, name).load_state_dict(getattr(known, name).state_dict())
 
     # Own clips.
 
@@ -296,7 +314,7 @@ class Workshop:
     @cached_property
     def _start_folder(self) -> Path | None:
         """Where the starting weights lie; None: nowhere ("nothing" and "small" are numbers that are made)."""
-        start = str(self.recipe["start"])
+        start = str(self.recipe.get("start", "small"))
         if start in ("nothing", "small"):
             return None
         if start == "published":

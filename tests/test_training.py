@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
-import safetensors.torch
 import torch
+from safetensors.torch import load, load_file
 from torch import Tensor, nn
 
 from cogvideo.config import ASSETS, PRESETS, Preset
@@ -29,7 +29,7 @@ from cogvideo.training.objective import (
     weighted_loss,
     window_times,
 )
-from cogvideo.training.run import RunOptions, Trainer, schedule
+from cogvideo.training.run import RunOptions, Trainer, make_optimizers, schedule
 from cogvideo.training.world import SCENES, draw_held_out, sample_clip
 
 needs_font = pytest.mark.skipif(
@@ -164,6 +164,25 @@ def test_muon_solves_a_least_squares_problem() -> None:
     assert losses[-1] < 0.05 * losses[0]
 
 
+def test_muon_takes_a_convolution_for_a_matrix() -> None:
+    torch.manual_seed(0)
+    convolution, matrix = nn.Parameter(torch.randn(6, 3, 3, 3)), nn.Parameter(torch.empty(6, 27))
+    matrix.data = convolution.detach().flatten(1).clone()
+    gradient = torch.randn(6, 27)
+    convolution.grad, matrix.grad = gradient.view(6, 3, 3, 3), gradient
+    Muon([convolution, matrix], lr=0.1).step()
+    torch.testing.assert_close(convolution.flatten(1), matrix)
+
+
+def test_muon_trains_matrices_and_convolutions_and_adamw_the_rest() -> None:
+    module = nn.ModuleDict({"embedding": nn.Embedding(4, 4), "layer": nn.Linear(4, 4), "filter": nn.Conv2d(4, 4, 3)})
+    adamw, muon = make_optimizers(module, RunOptions(1, muon_learning_rate=1e-2))
+    names = {id(p): n for n, p in module.named_parameters()}
+    rest, inner = ({names[id(p)] for g in o.param_groups for p in g["params"]} for o in (adamw, muon))
+    assert inner == {"layer.weight", "filter.weight"}
+    assert rest == {"embedding.weight", "layer.bias", "filter.bias"}
+
+
 def test_schedule_rises_then_falls_to_its_floor() -> None:
     options = RunOptions(steps=100, learning_rate=1.0, final_learning_rate=0.1, warmup=10)
     rates = [schedule(step, options) for step in range(101)]
@@ -205,14 +224,55 @@ def test_super_resolution_learns_on_beside_the_shipped_networks(tmp_path: Path) 
     workshop.make("superres")
     after = {path.name: path.read_bytes() for path in (tmp_path / "mini").iterdir()}
     assert {name for name in before | after if before.get(name) != after.get(name)} == {"superres.safetensors"}
-    learnt = safetensors.torch.load(after["superres.safetensors"])
-    old = safetensors.torch.load(before["superres.safetensors"])
+    learnt = load(after["superres.safetensors"])
+    old = load(before["superres.safetensors"])
     assert learnt.keys() == old.keys()
     assert max(float((learnt[n].float() - old[n].float()).abs().max()) for n in old) < 0.1  # further, not anew
     together = Trainer(small_task(), OPTIONS, tmp_path / "run" / "models")
     together.save()
     workshop.make("export")
     assert (tmp_path / "mini" / "superres.safetensors").read_bytes() == after["superres.safetensors"]
+
+
+@needs_font
+@pytest.mark.parametrize("part", ["models", "superres"])
+def test_going_on_in_the_world_begins_with_the_model_that_ships(tmp_path: Path, part: str) -> None:
+    """And writes to a folder of its own, which has all that a model needs."""
+    run = {"steps": 1, "learning_rate": 1e-6, "muon_learning_rate": 1e-6, "warmup": 1, "picture_every": 0}
+    data = {"images": 1, "clips": 1, "windows": 1, "superres": 1}
+    recipe = {"preset": "mini", "seed": 0, "start": "mini", part: {"run": run, "data": data}}
+    workshop = Workshop(recipe, tmp_path)
+    workshop.make(part)
+    workshop.make("export")
+    names = ("backbone", "stage1", "stage2", "superres") if part == "models" else ("superres",)
+    for name in names:
+        began, learnt = (load_file(folder / f"{name}.safetensors") for folder in (ASSETS / "mini", tmp_path / "model"))
+        for key, value in learnt.items():
+            torch.testing.assert_close(value, began[key], rtol=1e-2, atol=1e-3)
+    assert {"text.model", "codec.json", "codec.safetensors", "cluster_labels.npy", "preset.json"} <= {
+        path.name for path in (tmp_path / "model").iterdir()
+    }
+
+
+@pytest.mark.parametrize(
+    ("said", "lacking"),
+    [
+        ({"models": {}}, "assets, clusters"),
+        ({"start": "mini", "models": {}}, ""),
+        ({"start": "mini", "stage1": {}}, "data"),
+        ({"data": "clips", "stage1": {}}, "start"),
+        ({"start": "mini"}, r"\[tokenizer\]"),
+    ],
+)
+def test_a_recipe_names_what_its_kind_needs(tmp_path: Path, said: dict[str, object], lacking: str) -> None:
+    path = tmp_path / "recipe.toml"
+    lines = [f'{name} = "{value}"' for name, value in said.items() if isinstance(value, str)]
+    path.write_text("\n".join(['preset = "mini"', "seed = 0", *lines, *(f"[{n}]" for n in said if said[n] == {})]))
+    if not lacking:
+        assert read_recipe(path)["seed"] == 0
+        return
+    with pytest.raises(RequestError, match=f"lacks: {lacking}"):
+        read_recipe(path)
 
 
 def test_recipe_with_a_misspelt_option_is_refused() -> None:

@@ -113,7 +113,7 @@ def test_going_on_from_a_model_begins_with_its_weights(tmp_path: Path, monkeypat
     assert torch.equal(own, fresh.transformer.layers[3].attention.query_key_value.weight)
 
 
-@pytest.mark.parametrize("name", ["train_mini.toml", "train_own.toml", "train_more.toml", "train_published.toml"])
+@pytest.mark.parametrize("name", sorted(path.name for path in (ROOT / "examples").glob("train_*.toml")))
 def test_recipes_fit_their_options(name: str) -> None:
     recipe = read_recipe(ROOT / "examples" / name)
     networks = PartOptions if "data" in recipe else ObjectiveOptions

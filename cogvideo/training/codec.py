@@ -27,6 +27,8 @@ MEAN = (0.79093, 0.76271, 0.75340)
 STD = (0.30379, 0.32279, 0.32800)
 SHOWN = 0.05
 """Opacity in a patch from which on its token counts as one of the subject's."""
+DRIFTING: Final = 0.35
+"""Share of the codec's frames from clips that move freely: it has seen every subject at every size and angle."""
 
 
 @dataclass(frozen=True)
@@ -123,10 +125,6 @@ def sample_frames(
     twins = [(replace(clip, scene=PLAIN), t) for clip, t in moments]
     drawn = [render_state(c.subject, c.scene, c.variant, c.state(t), cell) for c, t in moments + twins]
     return np.stack([picture for picture, _ in drawn]), np.stack([mask for _, mask in drawn])
-
-
-DRIFTING: Final = 0.35
-"""Share of the codec's frames from clips that move freely: it has seen every subject at every size and angle."""
 
 
 def _sample_moment(rng: np.random.Generator, held_out: HeldOut) -> tuple[Clip, float]:
