@@ -33,6 +33,8 @@ Pixels = npt.NDArray[np.uint8]
 Figures = dict[str, Any]
 GRID_CLIPS = 32
 _TRAVELS = [MOTIONS.index(name) for name in ("向左", "向右", "向上", "向下")]
+_CHANGE_PLACE = [*_TRAVELS, MOTIONS.index("跳")]
+"""Who grows or turns on the spot is met well by a fade: its position tells nothing."""
 
 
 class Evaluation:
@@ -106,13 +108,17 @@ class Evaluation:
         verdicts = [
             measures.judge_film(case.clip, film, self._through_codec) for case, film in zip(cases, films, strict=True)
         ]
-        figures = {"clips": len(cases), **_summarise_films(verdicts)}
+        movers = [v for case, v in zip(cases, verdicts, strict=True) if case.clip.motion in _CHANGE_PLACE]
+        moved = {"clips": len(movers), **(_summarise_films(movers) if movers else {})}
+        figures = {"clips": len(cases), **_summarise_films(verdicts), "change place": moved}
         print(f"\nAll 33 frames of {len(cases)} clips")
         print(f"  right subject in every frame   {figures['steady']:5.1f} % of clips")
         print(f"  right subject                  {figures['steady_frames']:5.1f} % of frames")
         print("  in-betweens nearer to the true frame than a cross-fade of the keyframes is:")
         print(f"    as it is drawn               {figures['beats_fade']:5.1f} % of clips")
         print(f"    as the codec shows it        {figures['beats_fade_coded']:5.1f} % of clips")
+        if movers:
+            print(f"    as it is drawn               {moved['beats_fade']:5.1f} % of {len(movers)} that change place")
         return figures
 
     def durations(self) -> Figures:

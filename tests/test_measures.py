@@ -6,12 +6,16 @@ import argparse
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from cogvideo import evaluate
+from cogvideo.config import PRESETS
 from cogvideo.errors import RequestError
+from cogvideo.studio import Case
 from cogvideo.training import measures, render
 from cogvideo.training.world import MOTIONS, SUBJECTS, Clip, place_clip
 
@@ -114,6 +118,26 @@ def test_every_part_of_an_evaluation_is_written_down(tmp_path: Path, capsys: pyt
     assert all(0 <= figures["keyframes"]["all"][name] <= 100 for name in ("subject", "scene", "motion", "exact"))
     assert (tmp_path / "grid.png").stat().st_size > 1000
     assert "held-out pairs" in capsys.readouterr().out
+
+
+def test_films_whose_subject_changes_place_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who grows or turns on the spot is no test of positions."""
+    named = ("向左", "变大", "跳", "旋转")
+    clips = [place_clip(np.random.default_rng(0), 0, 0, MOTIONS.index(name), 4.0) for name in named]
+    beaten = [True, False, False, False]
+    verdicts = {clip: measures.FilmVerdict(True, 1.0, beats, True) for clip, beats in zip(clips, beaten, strict=True)}
+    monkeypatch.setattr(measures, "judge_film", lambda clip, film, through_codec: verdicts[clip])
+    films = np.zeros((4, 33, 64, 64, 3), np.uint8)
+    studio = SimpleNamespace(films=lambda *_: None, show=lambda _: films)
+    options = PRESETS["mini"].sampling
+    evaluation = evaluate.Evaluation(studio, options, argparse.Namespace(count=4, clips=4, seed=0))  # type: ignore[arg-type]
+    evaluation.cases = [Case(name, clip, False, 0) for name, clip in zip(named, clips, strict=True)]
+    evaluation._clips = torch.zeros(4, 5, 64)
+    figures = evaluation.films()
+    assert (figures["clips"], figures["beats_fade"]) == (4, 25.0)
+    assert (figures["change place"]["clips"], figures["change place"]["beats_fade"]) == (2, 50.0)
+    evaluation.cases = evaluation.cases[1:2] * 4
+    assert evaluation.films()["change place"] == {"clips": 0}
 
 
 def test_only_the_wanted_parts_are_looked_at(capsys: pytest.CaptureFixture[str]) -> None:
