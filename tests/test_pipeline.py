@@ -175,6 +175,18 @@ def test_a_longer_clip_has_the_same_keyframes(pipe: CogVideoPipeline, events: li
         np.testing.assert_array_equal(level.frames, short[level.level])
 
 
+def test_each_enlarged_frame_is_brought_back_to_its_own_small_one(folder: Path, models: ToyModels) -> None:
+    """Whole, so that what its pixels average to is the small frame, up to rounding and what is cut off at 0 and 255."""
+    preset = dataclasses.replace(TOY, back_projection=1.0)
+    heard = list(CogVideoPipeline(preset, CPU, folder, lambda *_: models).stream(REQUEST))
+    small = of_type(heard, LevelDone)[-1].frames
+    large = np.stack([event.frame for event in of_type(heard, SuperResolved)])  # [F, 3h, 3w, 3]
+    count, height, width, _ = small.shape
+    averages = large.reshape(count, height, 3, width, 3, 3).mean((2, 4))
+    apart = np.abs(averages[:, None] - small[None]).mean((2, 3, 4))  # [large, small]
+    assert apart.argmin(1).tolist() == list(range(count))
+
+
 def test_without_superres_the_small_frames_are_the_video(pipe: CogVideoPipeline, events: list[Event]) -> None:
     heard = list(pipe.stream(dataclasses.replace(REQUEST, superres=False)))
     np.testing.assert_array_equal(heard[-1].frames, of_type(events, LevelDone)[-1].frames)
