@@ -61,6 +61,7 @@ def test_detail_of_enlarged_frames_stays() -> None:
     stripes[:, :, ::3], stripes[:, :, 1::3], stripes[:, :, 2::3] = 150, 120, 90
     grey = np.full((1, 8, 8, 3), 120, np.uint8)
     assert np.array_equal(frames.project_back(stripes, grey, 1.0), stripes)
+    assert frames.project_back(stripes, grey + np.uint8(20), 0.0) is stripes
     lighter = frames.project_back(stripes, grey + np.uint8(20), 1.0)
     assert np.array_equal(lighter, stripes + np.uint8(20))
 

@@ -196,6 +196,18 @@ def test_films_are_the_same_whatever_the_batch(
             np.testing.assert_array_equal(film.frames, alone[at + number])
 
 
+def test_enlarged_films_of_a_batch_are_brought_back_as_those_alone_are(
+    pipe: CogVideoPipeline,  # noqa: F811
+    requests: list[VideoRequest],
+    alone: list[np.ndarray],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(pipe, "preset", replace(pipe.preset, back_projection=0.5))
+    for film, request, as_drawn in zip(drawn(pipe, requests[:2], 32), requests, alone):
+        np.testing.assert_array_equal(film.frames, pipe(request))
+        assert not np.array_equal(film.frames, as_drawn)
+
+
 def test_keyframes_of_a_batch_are_where_stage_two_goes_on(
     pipe: CogVideoPipeline,  # noqa: F811
     requests: list[VideoRequest],
