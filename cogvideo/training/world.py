@@ -285,14 +285,14 @@ def _draw_duration(rng: np.random.Generator) -> float:
 
 
 def _drifting_clip(rng: np.random.Generator, duration: float | None, variants: int) -> Clip | None:
-    """Anybody anywhere, moving and turning or growing at once; None where the draw would leave the frame within the
-    longest duration, or is one of the named movements.
+    """Anybody anywhere, moving and turning or growing at once; None where the draw would leave the frame, or is one of
+    the named movements.
     """
+    seconds = _draw_duration(rng) if duration is None else duration
+    drift = _draw_drift(rng, seconds)
     size = float(rng.choice(BASE_SIZES, p=_SIZE_ODDS))
-    # Often by whole cells, and turning or growing alone: those are the pictures that the named movements need.
-    down, right = (SPEED * float(rng.choice((-1, -1, -0.5, 0, 0, 0, 0, 0.5, 1, 1))) for _ in range(2))
-    growth = GROWTH * float(rng.choice((-1, -0.5, 0, 0, 0, 0, 0.5, 1)))
-    turn = TURN * float(rng.choice((-1, -0.5, 0, 0, 0.5, 1)))
+    if drift.growth:
+        size = float(BASE_SIZES[0] if drift.growth > 0 else BASE_SIZES[-1])
     offset = (size / 2) % 1.0  # corners on the token grid, as of the named movements
     y, x = (float(rng.integers(FIELD)) + offset for _ in range(2))
     clip = Clip(
@@ -303,11 +303,29 @@ def _drifting_clip(rng: np.random.Generator, duration: float | None, variants: i
         size=size,
         y=y,
         x=x,
-        duration=_draw_duration(rng) if duration is None else duration,
-        drift=Drift(down, right, growth, turn),
+        duration=seconds,
+        drift=drift,
     )
-    kinds = (down != 0) + (right != 0) + (growth != 0) + (turn != 0)
-    return clip if kinds >= 2 and all(map(_is_inside, clip.states((0.0, max(DURATIONS))))) else None
+    kinds = sum(change != 0 for change in (drift.down, drift.right, drift.growth, drift.turn))
+    return clip if kinds >= 2 and all(map(_is_inside, clip.states((0.0, seconds)))) else None
+
+
+_CHANGES: Final = ((GROWTH, 0.0), (GROWTH, 0.0), (-GROWTH, 0.0), (0.0, TURN), (0.0, TURN))
+"""Growth and turn a second of the movements that have a name and change more than the place; shrinking is easier."""
+
+
+def _draw_drift(rng: np.random.Generator, duration: float) -> Drift:
+    """Mostly a named change on a way of one cell a keyframe: its keyframes show the subject as growing or turning in
+    place would, which nobody may be shown of a held-out pair. Else several changes at once, at any speed.
+    """
+    if rng.random() < 0.7:
+        down, right = (4 / duration * float(rng.integers(-1, 2)) for _ in range(2))
+        growth, turn = _CHANGES[rng.integers(len(_CHANGES))]
+        return Drift(down, right, growth, turn)
+    down, right = (SPEED * float(rng.choice((-1, -0.5, 0, 0.5, 1))) for _ in range(2))
+    growth = GROWTH * float(rng.choice((-1, -0.5, 0, 0.5, 1)))
+    turn = TURN * float(rng.choice((-1, -0.5, 0, 0, 0.5, 1)))
+    return Drift(down, right, growth, turn)
 
 
 def _is_inside(state: State) -> bool:
