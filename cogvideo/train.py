@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from cogvideo import console
 from cogvideo.config import (
@@ -45,6 +45,8 @@ if TYPE_CHECKING:
 TRAINED = ("tokenizer", "codec", "decoder", "judge", "models", "backbone", "stage1", "stage2", "superres")
 PARTS = (*TRAINED, "export", "published")
 NETWORKS = ("backbone", "stage1", "stage2", "superres")
+ALONE = ("stage2", "superres")
+"""Networks that may learn on in the world when all have learnt together."""
 SMALL_FILES = ("text.model", "codec.json", "codec.safetensors", "cluster_labels.npy")
 """What a model's folder has beside its networks; taken over from the starting point until trained anew."""
 
@@ -103,7 +105,7 @@ def read_recipe(path: Path) -> dict[str, Any]:
 
 def _wanted(recipe: dict[str, Any]) -> tuple[str, ...]:
     """What a recipe must say: of one's own clips, of the world that goes on with a model, of the world from nothing."""
-    if any(name in recipe for name in ("data", "backbone", "stage1", "stage2")):
+    if any(name in recipe for name in ("data", "backbone", "stage1")):
         return ("data", "start")
     return () if "start" in recipe else ("assets", "clusters")
 
@@ -165,8 +167,8 @@ class Workshop:
                 self._once(self._export)
             case "published":
                 self._once(self._publish)
-            case "superres" if not self.own:
-                self._make_world_superres()
+            case "stage2" | "superres" if not self.own:
+                self._make_alone(part)
             case "backbone" | "stage1" | "stage2" | "superres":
                 self._make_network(part)
 
@@ -242,11 +244,10 @@ class Workshop:
         if self.own:
             export_parts({part: self._weights(part) for part in NETWORKS}, self.assets)
             return
-        alone = (self.out / "superres" / "checkpoint.pt").is_file()
+        alone = [part for part in ALONE if (self.out / part / "checkpoint.pt").is_file()]
         if (self.out / "models" / "checkpoint.pt").is_file() or not alone:
             export_models(self._trained("models"), self.assets)
-        if alone:
-            export_parts({"superres": self._trained("superres")}, self.assets)
+        export_parts({part: self._trained(part) for part in alone}, self.assets)
 
     def _publish(self) -> None:
         """The exported files -> three folders in the published format."""
@@ -279,18 +280,18 @@ class Workshop:
         options = options_from(ObjectiveOptions, {"seed": self.seed, **self.recipe[part].get("data", {})})
         return make_world_task(self.preset, self.assets, self._trained_codec(), options)
 
-    def _make_world_superres(self) -> None:
-        """Large frames of the world -> super-resolution alone, beside finished networks that stay what they are."""
+    def _make_alone(self, part: Literal["stage2", "superres"]) -> None:
+        """Clips of the world -> one network alone, beside finished ones that stay what they are."""
         from cogvideo.training.export import export_parts
-        from cogvideo.training.objective import SuperresTask
+        from cogvideo.training.objective import AloneTask
 
-        world = self._world_task("superres")
+        world = self._world_task(part)
         if (self.out / "models" / "checkpoint.pt").is_file():
             world.models.load_state_dict(self._trained("models"))
         else:
             self._load_networks(world, self._start_folder or self.assets)
-        self._train("superres", SuperresTask(world))
-        self._once(lambda: export_parts({"superres": self._trained("superres")}, self.assets))
+        self._train(part, AloneTask(world, part))
+        self._once(lambda: export_parts({part: self._trained(part)}, self.assets))
 
     def _load_networks(self, world: WorldTask, folder: Path) -> None:
         from cogvideo.models.loader import load_safetensors

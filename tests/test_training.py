@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -22,8 +23,8 @@ from cogvideo.training import export, render
 from cogvideo.training.initial import start_small
 from cogvideo.training.muon import Muon, orthogonalise
 from cogvideo.training.objective import (
+    AloneTask,
     ObjectiveOptions,
-    SuperresTask,
     WorldModels,
     WorldTask,
     weighted_loss,
@@ -199,12 +200,15 @@ def test_shipped_recipe_fits_its_options() -> None:
     options_from(RunOptions, recipe["codec"]["run"])
 
 
-def test_nothing_but_super_resolution_learns_when_it_learns_alone() -> None:
+@pytest.mark.parametrize("part", ["stage2", "superres"])
+def test_nothing_else_learns_when_a_network_learns_alone(part: Literal["stage2", "superres"]) -> None:
     world = small_task()
-    task = SuperresTask(world)
+    task = AloneTask(world, part)
     learning = {id(p) for p in world.models.parameters() if p.requires_grad}
     assert learning == {id(p) for p in task.learnt.parameters()}
-    assert learning < {id(p) for p in world.models.superres.parameters()}
+    assert learning < {id(p) for p in getattr(world.models, part).parameters()}
+    loss, said = task.loss(0)
+    assert said == {part: float(loss.detach())}
 
 
 @needs_font
@@ -235,7 +239,7 @@ def test_super_resolution_learns_on_beside_the_shipped_networks(tmp_path: Path) 
 
 
 @needs_font
-@pytest.mark.parametrize("part", ["models", "superres"])
+@pytest.mark.parametrize("part", ["models", "stage2", "superres"])
 def test_going_on_in_the_world_begins_with_the_model_that_ships(tmp_path: Path, part: str) -> None:
     """And writes to a folder of its own, which has all that a model needs."""
     run = {"steps": 1, "learning_rate": 1e-6, "muon_learning_rate": 1e-6, "warmup": 1, "picture_every": 0}
@@ -244,7 +248,7 @@ def test_going_on_in_the_world_begins_with_the_model_that_ships(tmp_path: Path, 
     workshop = Workshop(recipe, tmp_path)
     workshop.make(part)
     workshop.make("export")
-    names = ("backbone", "stage1", "stage2", "superres") if part == "models" else ("superres",)
+    names = ("backbone", "stage1", "stage2", "superres") if part == "models" else (part,)
     for name in names:
         began, learnt = (load_file(folder / f"{name}.safetensors") for folder in (ASSETS / "mini", tmp_path / "model"))
         for key, value in learnt.items():

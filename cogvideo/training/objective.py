@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -144,16 +145,21 @@ class WorldTask:
     def loss(self, step: int, share: int = 0, shares: int = 1) -> tuple[Tensor, dict[str, float]]:
         """Sum of the four losses of step `step`, and each of them by name. Every share draws clips of its own."""
         rng = np.random.default_rng((self.options.seed, share, step))
-        losses = {
-            "image": self._image_loss(rng),
-            "stage1": self._clip_loss(rng),
-            "stage2": self._window_loss(rng),
-            "superres": self.superres_loss(rng),
-        }
+        losses = {name: objective(rng) for name, objective in self.objectives.items()}
         o = self.options
         portions = {"image": 1.0, "stage1": o.stage1_share, "stage2": o.stage2_share, "superres": o.superres_share}
         total = torch.stack([portions[name] * value for name, value in losses.items()]).sum()
         return total, {name: float(v.detach()) for name, v in losses.items()}
+
+    @property
+    def objectives(self) -> dict[str, Callable[[np.random.Generator], Tensor]]:
+        """What is learnt, by name: a random generator -> the loss of clips that it draws, in nats a token."""
+        return {
+            "image": self._image_loss,
+            "stage1": self._clip_loss,
+            "stage2": self._window_loss,
+            "superres": self._superres_loss,
+        }
 
     def _image_loss(self, rng: np.random.Generator) -> Tensor:
         """Text to image, backbone alone: the first frame of a clip."""
@@ -202,7 +208,7 @@ class WorldTask:
             tokens = torch.where(torch.from_numpy(hit).to(tokens.device), other, tokens)
         return tokens
 
-    def superres_loss(self, rng: np.random.Generator) -> Tensor:
+    def _superres_loss(self, rng: np.random.Generator) -> Tensor:
         """Super-resolution: the fine tokens of a frame at any moment, given its coarse tokens."""
         rows = self._pairs(rng)
         coarse, fine = rows.tokens.split((self.preset.model.tokens_per_frame, rows.weights.shape[1]), dim=1)
@@ -285,24 +291,26 @@ class WorldTask:
         )
 
 
-class SuperresTask:
-    """Super-resolution alone, beside networks that stay what they are: its loss for the training loop.
+class AloneTask:
+    """One network's own weights alone, beside others and a backbone that stay what they are: its loss for the training
+    loop.
 
     Learning together, it gets little of a step, and every step of the others moves the backbone under it.
     """
 
-    def __init__(self, world: WorldTask) -> None:
+    def __init__(self, world: WorldTask, part: Literal["stage2", "superres"]) -> None:
         self.world = world
+        self.part = part
         self.module: nn.Module = world.models
-        self.learnt: nn.Module = nn.ModuleDict({"mixins": world.models.superres.mixins})
+        self.learnt: nn.Module = nn.ModuleDict({"mixins": getattr(world.models, part).mixins})
         world.models.requires_grad_(False)
         self.learnt.requires_grad_(True)
 
     def loss(self, step: int, share: int = 0, shares: int = 1) -> tuple[Tensor, dict[str, float]]:
-        """Cross-entropy of the fine tokens in nats; every share draws as many frames as the options say."""
+        """Cross-entropy in nats a token; every share draws as many frames or windows as the options say."""
         rng = np.random.default_rng((self.world.options.seed, share, step, 1))  # not what they learnt from together
-        value = self.world.superres_loss(rng)
-        return value, {"superres": float(value.detach())}
+        value = self.world.objectives[self.part](rng)
+        return value, {self.part: float(value.detach())}
 
     def picture(self) -> None:
         """Nothing: `python -m cogvideo evaluate` shows what this model draws."""
