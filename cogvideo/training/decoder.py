@@ -30,7 +30,7 @@ from cogvideo.training.codec import (
 
 @dataclass(frozen=True)
 class DecoderOptions(PictureOptions):
-    """How the decoder is trained; the defaults made the shipped one."""
+    """How the decoder is trained."""
 
     wrong: float = 0.03
     """Mean share of tokens that are replaced, half of them by a code that lies near, half by another picture's."""
