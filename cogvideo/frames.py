@@ -34,11 +34,14 @@ Pixels = npt.NDArray[np.uint8]
 
 
 class FrameCodec:
-    """Turns frames into tokens and back. `model` is an HVQVAE in evaluation mode; work is cut into `chunk` frames."""
+    """Turns frames into tokens and back. `model` is an HVQVAE in evaluation mode.
 
-    def __init__(self, model: nn.Module, chunk: int = 4) -> None:
+    `tokens_per_pass`: work is cut into so many tokens (at least one frame), by default four published enlarged frames.
+    """
+
+    def __init__(self, model: nn.Module, tokens_per_pass: int = 4 * 60 * 60) -> None:
         self.model: Any = model.eval().requires_grad_(False)
-        self.chunk = chunk
+        self.tokens_per_pass = tokens_per_pass
 
     @classmethod
     def load(
@@ -58,18 +61,20 @@ class FrameCodec:
             tensors = _read(path, _read_pickle)
         _keep_level(model)
         _fill(model, tensors, path)
-        return cls(model.to(device, dtype))
+        return cls(model.to(device, dtype, memory_format=torch.channels_last))  # convolutions of few frames are quicker
 
     @torch.inference_mode()
     def encode(self, pixels: Pixels) -> Tensor:
         """uint8 [B, H, W, 3] with H and W divisible by 8 -> int64 [B, H/8 * W/8], row by row."""
-        return torch.cat([self._encode(pixels[i : i + self.chunk]) for i in range(0, len(pixels), self.chunk)])
+        _, height, width, _ = pixels.shape
+        at_once = self._frames_at_once(height // 8 * (width // 8))
+        return torch.cat([self._encode(pixels[i : i + at_once]) for i in range(0, len(pixels), at_once)])
 
     @torch.inference_mode()
     def decode(self, tokens: Tensor, grid: tuple[int, int]) -> Pixels:
         """int [B, h*w] on a grid (h, w) -> uint8 [B, 8h, 8w, 3]."""
         codes = tokens.to(self._embedding.device, torch.long).unflatten(1, grid)  # [B, h, w]
-        return np.concatenate([self._decode(part) for part in codes.split(self.chunk)])
+        return np.concatenate([self._decode(part) for part in codes.split(self._frames_at_once(codes[0].numel()))])
 
     def decode_enlarged(self, fine: Tensor, coarse: Tensor, preset: Preset) -> Pixels:
         """Super-resolution's tokens [B, fine tokens] and those [B, N] that it enlarged -> uint8 [B, H, W, 3]."""
@@ -86,6 +91,9 @@ class FrameCodec:
         edge = rows * frame.shape[0] // height
         frame[edge:] = frame[:edge].mean((0, 1)).round().astype(np.uint8)
         return frame
+
+    def _frames_at_once(self, tokens: int) -> int:
+        return max(1, self.tokens_per_pass // tokens)
 
     @property
     def _embedding(self) -> Tensor:

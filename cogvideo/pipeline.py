@@ -297,7 +297,8 @@ class CogVideoPipeline:
 
     def _make_codec(self) -> FrameCodec:
         codec = FrameCodec.load(self.preset, self.place.device, self.place.dtype, self._folder)
-        codec.chunk = min(codec.chunk, self.place.memory.frames_per_pass)
+        height, width = self.preset.model.fine_grid
+        codec.tokens_per_pass = min(codec.tokens_per_pass, self.place.memory.frames_per_pass * height * width)
         return codec
 
     def _make_models(self) -> Models:

@@ -77,12 +77,23 @@ def test_decode_is_icetk_denormalised_and_clamped(codec: FrameCodec) -> None:
     np.testing.assert_allclose(pixels, out.permute(0, 2, 3, 1) * 255, atol=0.51)
 
 
-def test_chunks_change_nothing(codec: FrameCodec) -> None:
+@pytest.mark.parametrize("tokens_per_pass", [1, 12, 35])
+def test_passes_change_nothing(codec: FrameCodec, tokens_per_pass: int) -> None:
     tokens = torch.randint(0, 64, (7, 12), generator=torch.Generator().manual_seed(2))
-    whole = FrameCodec(codec.model, chunk=7)
-    single = FrameCodec(codec.model, chunk=1)
-    np.testing.assert_allclose(single.decode(tokens, (3, 4)), whole.decode(tokens, (3, 4)), atol=1)
-    assert torch.equal(single.encode(picture(5)), whole.encode(picture(5)))
+    parts = FrameCodec(codec.model, tokens_per_pass)
+    np.testing.assert_allclose(parts.decode(tokens, (3, 4)), codec.decode(tokens, (3, 4)), atol=1)
+    assert torch.equal(parts.encode(picture(5)), codec.encode(picture(5)))
+
+
+@pytest.mark.parametrize(("tokens_per_pass", "passes"), [(1, [1] * 7), (35, [2, 2, 2, 1]), (84, [7])])
+def test_a_pass_holds_as_many_frames_as_fit(
+    codec: FrameCodec, monkeypatch: pytest.MonkeyPatch, tokens_per_pass: int, passes: list[int]
+) -> None:
+    seen: list[int] = []
+    decode = codec.model.single_decode_code
+    monkeypatch.setattr(codec.model, "single_decode_code", lambda c, level: seen.append(len(c)) or decode(c, level))
+    FrameCodec(codec.model, tokens_per_pass).decode(torch.zeros(7, 12, dtype=torch.long), (3, 4))
+    assert seen == passes
 
 
 def test_partial_frames_show_what_is_there_and_a_plain_rest(codec: FrameCodec) -> None:
