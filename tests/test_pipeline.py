@@ -187,6 +187,21 @@ def test_each_enlarged_frame_is_brought_back_to_its_own_small_one(folder: Path, 
     assert apart.argmin(1).tolist() == list(range(count))
 
 
+@pytest.mark.parametrize("frames_per_pass", [1, 2])
+def test_the_codec_decodes_no_more_at_once_than_the_memory_preset_allows(
+    folder: Path, models: ToyModels, monkeypatch: pytest.MonkeyPatch, frames_per_pass: int
+) -> None:
+    place = dataclasses.replace(CPU, memory=dataclasses.replace(CPU.memory, frames_per_pass=frames_per_pass))
+    pipe = CogVideoPipeline(TOY, place, folder, lambda *_: models)
+    codec = pipe._part("codec")
+    seen: list[int] = []
+    decode = codec.model.single_decode_code
+    monkeypatch.setattr(codec.model, "single_decode_code", lambda c, level: seen.append(c.numel()) or decode(c, level))
+    height, width = TOY.model.fine_grid
+    codec.decode(torch.zeros(5, height * width, dtype=torch.long), TOY.model.fine_grid)
+    assert max(seen) == frames_per_pass * height * width
+
+
 def test_without_superres_the_small_frames_are_the_video(pipe: CogVideoPipeline, events: list[Event]) -> None:
     heard = list(pipe.stream(dataclasses.replace(REQUEST, superres=False)))
     np.testing.assert_array_equal(heard[-1].frames, of_type(events, LevelDone)[-1].frames)
