@@ -12,6 +12,7 @@ import segno
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from cogvideo import page
 from cogvideo.config import ASSETS
@@ -24,6 +25,18 @@ BEAT = 2.0
 """Seconds between two signs of life of an unchanged job; the page connects again after missing two."""
 LONGEST_LINK = 600
 """Characters that a QR code is made of at most: more make one that no phone reads from a screen."""
+
+
+class _StoredFile(FileResponse):
+    """A job's file, or 404 where somebody deleted it since it was found: nothing went wrong in the server."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        except RuntimeError:
+            if Path(self.path).exists():
+                raise
+            await _not_found()(scope, receive, send)
 
 
 def routes(jobs: Jobs) -> list[Route]:
@@ -46,10 +59,10 @@ def routes(jobs: Jobs) -> list[Route]:
     def media(request: Request) -> Response:
         path = jobs.file(request.path_params["job"], request.path_params["name"])
         if path is None:
-            return Response("not found", 404)
+            return _not_found()
         name = f"cogvideo{path.suffix}" if "download" in request.query_params else None
         headers = {"Cache-Control": "private, max-age=31536000, immutable", "X-Content-Type-Options": "nosniff"}
-        return FileResponse(path, headers=headers, filename=name)
+        return _StoredFile(path, headers=headers, filename=name)
 
     return [
         Route("/watch/{job}", watch),
@@ -84,10 +97,14 @@ def _qr(request: Request) -> Response:
     return Response(code, media_type="image/svg+xml") if code else Response("no link", 404)
 
 
+def _not_found() -> Response:
+    return Response("not found", 404)
+
+
 def _gallery_clip(request: Request) -> Response:
     name = request.path_params["name"]
     if name not in {clip["file"] for clip in load_gallery()}:
-        return Response("not found", 404)
+        return _not_found()
     return FileResponse(GALLERY / Path(name).name, headers={"Cache-Control": "public, max-age=86400"})
 
 

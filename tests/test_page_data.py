@@ -16,6 +16,8 @@ import pytest
 from fakes import PRESET, FakePipeline
 from hypothesis import given
 from hypothesis import strategies as st
+from starlette.applications import Starlette
+from starlette.testclient import TestClient
 
 import app
 from cogvideo import serving
@@ -26,6 +28,7 @@ from cogvideo.memory import peak_bytes
 from cogvideo.page import FOLDER, LANGUAGES, Form, Words, outcome, preferred_language
 from cogvideo.page_change import changed
 from cogvideo.page_models import Held, large, memory_choices
+from cogvideo.page_routes import routes
 from cogvideo.results import read_settings
 
 WORDS = Words.load()
@@ -162,6 +165,16 @@ def test_a_downloaded_file_gives_its_settings_back(tmp_path: Path) -> None:
     for text in ("", "no video", '{"prompt": 3}'):
         (tmp_path / "other.mp4").write_text(text)
         assert read_settings(tmp_path / "other.mp4") is None
+
+
+def test_a_file_that_is_deleted_while_it_is_asked_for_is_not_found(
+    jobs: Jobs, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "here.mp4").write_bytes(b"film")
+    monkeypatch.setattr(jobs, "file", lambda job, name: tmp_path / name)  # found, and deleted before it is sent
+    with TestClient(Starlette(routes=routes(jobs))) as client:
+        assert client.get("/media/job/gone.mp4").status_code == 404
+        assert client.get("/media/job/here.mp4").content == b"film"
 
 
 def test_links_of_a_space_lead_to_its_page(monkeypatch: pytest.MonkeyPatch) -> None:
