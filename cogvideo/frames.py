@@ -74,7 +74,7 @@ class FrameCodec:
     def decode(self, tokens: Tensor, grid: tuple[int, int]) -> Pixels:
         """int [B, h*w] on a grid (h, w) -> uint8 [B, 8h, 8w, 3]."""
         codes = tokens.to(self._embedding.device, torch.long).unflatten(1, grid)  # [B, h, w]
-        return np.concatenate([self._decode(part) for part in codes.split(self._frames_at_once(codes[0].numel()))])
+        return np.concatenate([self._decode(part) for part in codes.split(self._frames_at_once(grid[0] * grid[1]))])
 
     def decode_enlarged(self, fine: Tensor, coarse: Tensor, preset: Preset) -> Pixels:
         """Super-resolution's tokens [B, fine tokens] and those [B, N] that it enlarged -> uint8 [B, H, W, 3]."""
