@@ -33,8 +33,6 @@ Pixels = npt.NDArray[np.uint8]
 Figures = dict[str, Any]
 GRID_CLIPS = 32
 _TRAVELS = [MOTIONS.index(name) for name in ("向左", "向右", "向上", "向下")]
-_CHANGE_PLACE = [*_TRAVELS, MOTIONS.index("跳")]
-"""Who grows or turns on the spot is met well by a fade: its position tells nothing."""
 
 
 class Evaluation:
@@ -108,8 +106,10 @@ class Evaluation:
         verdicts = [
             measures.judge_film(case.clip, film, self._through_codec) for case, film in zip(cases, films, strict=True)
         ]
-        movers = [v for case, v in zip(cases, verdicts, strict=True) if case.clip.motion in _CHANGE_PLACE]
+        movers = [v for v in verdicts if v.nearer is not None]  # who grows or turns on the spot a fade leaves there too
         moved = {"clips": len(movers), **(_summarise_films(movers) if movers else {})}
+        if movers:
+            moved["nearer"] = 100 * float(np.mean([v.nearer for v in movers]))
         figures = {"clips": len(cases), **_summarise_films(verdicts), "change place": moved}
         print(f"\nAll 33 frames of {len(cases)} clips")
         print(f"  right subject in every frame   {figures['steady']:5.1f} % of clips")
@@ -119,6 +119,7 @@ class Evaluation:
         print(f"    as the codec shows it        {figures['beats_fade_coded']:5.1f} % of clips")
         if movers:
             print(f"    as it is drawn               {moved['beats_fade']:5.1f} % of {len(movers)} that change place")
+            print(f"    by the place that is read    {moved['nearer']:5.1f} % of these")
         return figures
 
     def durations(self) -> Figures:

@@ -30,7 +30,8 @@ def test_a_drawn_film_is_steady_and_beats_its_cross_fade(motion: str) -> None:
     clip = place_clip(np.random.default_rng(3), 0, 0, MOTIONS.index(motion), 4.0)
     film = render.render_clip(clip, frames=9)
     verdict = measures.judge_film(clip, film, unchanged)
-    assert verdict == measures.FilmVerdict(True, steady_share=1.0, beats_fade=True, beats_fade_coded=True)
+    nearer = None if motion in ("旋转", "变大", "变小") else True
+    assert verdict == measures.FilmVerdict(True, steady_share=1.0, beats_fade=True, beats_fade_coded=True, nearer=nearer)
 
 
 def unchanged(frames: measures.Pixels) -> measures.Pixels:
@@ -47,7 +48,15 @@ def test_a_cross_faded_film_does_not_beat_itself() -> None:
     film = render.render_clip(PANDA, frames=9).astype(np.float64)
     film[1::2] = (film[:-1:2] + film[2::2]) / 2
     verdict = measures.judge_film(PANDA, np.rint(film).astype(np.uint8), unchanged)
-    assert (verdict.beats_fade, verdict.beats_fade_coded) == (False, False)
+    assert (verdict.beats_fade, verdict.beats_fade_coded, verdict.nearer) == (False, False, False)
+
+
+def test_an_in_between_in_the_right_place_is_nearer_however_it_is_drawn() -> None:
+    """In front of another sky the pixels are far off, and the place is right."""
+    film = render.render_clip(PANDA, frames=9)
+    film[1::2] = render.render_clip(replace(PANDA, scene=3), frames=9)[1::2]
+    verdict = measures.judge_film(PANDA, film, unchanged)
+    assert (verdict.beats_fade, verdict.nearer) == (False, True)
 
 
 def test_what_the_codec_loses_counts_against_no_in_between() -> None:
@@ -61,7 +70,7 @@ def test_what_the_codec_loses_counts_against_no_in_between() -> None:
 def test_a_film_of_nothing_beats_nothing() -> None:
     empty = np.stack([render.background(0, 0, render.COARSE).astype(np.uint8)] * 9)
     verdict = measures.judge_film(PANDA, empty, unchanged)
-    assert verdict == measures.FilmVerdict(False, steady_share=0.0, beats_fade=False, beats_fade_coded=False)
+    assert verdict == measures.FilmVerdict(False, 0.0, beats_fade=False, beats_fade_coded=False, nearer=False)
 
 
 def test_a_subject_that_changes_on_the_way_is_not_steady() -> None:
@@ -124,8 +133,10 @@ def test_films_whose_subject_changes_place_are_told_apart(monkeypatch: pytest.Mo
     """Who grows or turns on the spot is no test of positions."""
     named = ("向左", "变大", "跳", "旋转")
     clips = [place_clip(np.random.default_rng(0), 0, 0, MOTIONS.index(name), 4.0) for name in named]
-    beaten = [True, False, False, False]
-    verdicts = {clip: measures.FilmVerdict(True, 1.0, beats, True) for clip, beats in zip(clips, beaten, strict=True)}
+    told = [(True, True), (False, None), (False, False), (False, None)]
+    verdicts = {
+        clip: measures.FilmVerdict(True, 1.0, beats, True, near) for clip, (beats, near) in zip(clips, told, strict=True)
+    }
     monkeypatch.setattr(measures, "judge_film", lambda clip, film, through_codec: verdicts[clip])
     films = np.zeros((4, 33, 64, 64, 3), np.uint8)
     studio = SimpleNamespace(films=lambda *_: None, show=lambda _: films)
@@ -135,7 +146,8 @@ def test_films_whose_subject_changes_place_are_told_apart(monkeypatch: pytest.Mo
     evaluation._clips = torch.zeros(4, 5, 64)
     figures = evaluation.films()
     assert (figures["clips"], figures["beats_fade"]) == (4, 25.0)
-    assert (figures["change place"]["clips"], figures["change place"]["beats_fade"]) == (2, 50.0)
+    moved = figures["change place"]
+    assert (moved["clips"], moved["beats_fade"], moved["nearer"]) == (2, 50.0, 50.0)
     evaluation.cases = evaluation.cases[1:2] * 4
     assert evaluation.films()["change place"] == {"clips": 0}
 

@@ -5,6 +5,7 @@ A film is all frames of a clip, [F, H, W, 3]; its keyframes are evenly spaced am
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -14,9 +15,10 @@ import numpy.typing as npt
 from cogvideo.training.eye import name_frames
 from cogvideo.training.judge import Pixels, Reading, is_exact, name_motion, read_frame, read_frames
 from cogvideo.training.render import render_state
-from cogvideo.training.world import MOTIONS, Clip, State
+from cogvideo.training.world import FIELD, MOTIONS, Clip, State
 
 KEYFRAMES = 5
+_CHANGE_PLACE = [MOTIONS.index(name) for name in ("向左", "向右", "向上", "向下", "跳")]
 _CLEARLY = 0.99  # less is rounding
 
 
@@ -45,6 +47,9 @@ class FilmVerdict:
     beats_fade_coded: bool
     """The same against those drawings as the codec shows them: what it loses counts neither way. (Fading two frames
     averages its errors away, which wins by itself where a subject grows by a pixel.)"""
+    nearer: bool | None
+    """In-betweens show the subject nearer to its true place than cross-fades do, as the judge reads both; None where it
+    stays in its place, since it does so in a fade as well."""
 
 
 def judge_keyframes(clip: Clip, frames: Pixels) -> Verdict:
@@ -63,36 +68,68 @@ def judge_keyframes(clip: Clip, frames: Pixels) -> Verdict:
 def judge_film(clip: Clip, frames: Pixels, through_codec: Callable[[Pixels], Pixels]) -> FilmVerdict:
     """Look at all frames [F, H, W, 3] of a clip. `through_codec`: frames [N, H, W, 3] -> as the codec shows them."""
     right = [subject == clip.subject for subject, _ in name_frames(frames)]
-    truth = true_betweens(clip, frames)
-    beats = (False, False) if truth is None else [beats_fade(frames, t) for t in (truth, through_codec(truth))]
-    return FilmVerdict(all(right), float(np.mean(right)), *beats)
+    moves = clip.motion in _CHANGE_PLACE
+    meant = meant_betweens(clip, frames)
+    if meant is None:
+        return FilmVerdict(all(right), float(np.mean(right)), False, False, False if moves else None)
+    truth = np.stack([_draw(reading, frames.shape[1] // FIELD) for reading in meant])
+    beats = [beats_fade(frames, t) for t in (truth, through_codec(truth))]
+    return FilmVerdict(all(right), float(np.mean(right)), *beats, is_nearer(frames, meant) if moves else None)
 
 
 def beats_fade(frames: Pixels, truth: Pixels) -> bool:
     """Whether in-betweens are closer to the truth [N, H, W, 3] than cross-fades of the keyframes around them."""
-    ours = faded = 0.0
-    for (start, index, end), true in zip(_betweens(len(frames)), truth, strict=True):
-        ours += mean_square(frames[index], true)
-        faded += mean_square(cross_fade(frames[start], frames[end], (index - start) / (end - start)), true)
+    ours = sum(map(mean_square, _pick_betweens(frames), truth))
+    return ours < _CLEARLY * sum(map(mean_square, fade_betweens(frames), truth))
+
+
+def is_nearer(frames: Pixels, meant: Sequence[Reading]) -> bool:
+    """Whether in-betweens are read nearer to the places that are `meant` than cross-fades of the keyframes are."""
+    fades = np.rint(fade_betweens(frames)).astype(np.uint8)
+    ours, faded = (
+        sum(_way_off(reading, m) for reading, m in zip(read_frames(seen, meant[0].subject), meant, strict=True))
+        for seen in (_pick_betweens(frames), fades)
+    )
     return ours < _CLEARLY * faded
 
 
-def true_betweens(clip: Clip, frames: Pixels) -> Pixels | None:
-    """Drawings of all in-betweens [N, H, W, 3]: the subject in the state that the movement leads to from the state read
-    in the keyframe before. None where a keyframe shows nothing.
+def _way_off(reading: Reading, meant: Reading) -> float:
+    """Cells between the centre that was read and the one that is meant; nothing to be seen is a whole field away."""
+    if reading.state is None or meant.state is None:
+        return float(FIELD)
+    return math.hypot(reading.state.y - meant.state.y, reading.state.x - meant.state.x)
+
+
+def fade_betweens(frames: Pixels) -> npt.NDArray[np.float64]:
+    """Cross-fades of the keyframes around each in-between [N, H, W, 3]."""
+    around = _betweens(len(frames))
+    return np.stack([cross_fade(frames[a], frames[b], (index - a) / (b - a)) for a, index, b in around])
+
+
+def _pick_betweens(frames: Pixels) -> Pixels:
+    return frames[[index for _, index, _ in _betweens(len(frames))]]
+
+
+def meant_betweens(clip: Clip, frames: Pixels) -> list[Reading] | None:
+    """What all in-betweens should show: the subject in the state that the movement leads to from the state read in the
+    keyframe before. None where a keyframe shows nothing.
     """
     times = clip.frame_times(len(frames))
     readings: dict[int, Reading] = {}
-    drawn = []
+    meant = []
     for start, index, _ in _betweens(len(frames)):
         if start not in readings:
             readings[start] = read_frame(frames[start], clip.subject)
         reading = readings[start]
         if reading.state is None:
             return None
-        state = _moved(clip, reading.state, times[start], times[index])
-        drawn.append(render_state(clip.subject, reading.scene, reading.variant, state, frames.shape[1] // 8)[0])
-    return np.stack(drawn)
+        meant.append(replace(reading, state=_moved(clip, reading.state, times[start], times[index])))
+    return meant
+
+
+def _draw(reading: Reading, cell: int) -> Pixels:
+    assert reading.state is not None
+    return render_state(reading.subject, reading.scene, reading.variant, reading.state, cell)[0]
 
 
 def _betweens(count: int) -> list[tuple[int, int, int]]:
