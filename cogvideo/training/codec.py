@@ -7,7 +7,7 @@ al. 2017, appendix A.1), starts from k-means and moves unused codes to where the
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -41,6 +41,9 @@ class PictureOptions:
     """Side of a fine crop in tokens (8 pixels each)."""
     background_weight: float = 0.5
     subject_weight: float = 3.0
+    motion_odds: Sequence[float] | None = None
+    """Of the small world: how often each of its motions comes, beside the others; None: all alike. What turns shows
+    more than the tokens were made for, which the decoder has to make up for."""
 
 
 @dataclass(frozen=True)
@@ -82,8 +85,8 @@ def sample_world(held_out: HeldOut) -> Sample:
                 f"The world's frames come in pairs: small_frames ({options.small_frames}) and fine_crops "
                 f"({options.fine_crops}) must be even.",
             )
-        small, small_masks = sample_frames(rng, held_out, options.small_frames, COARSE)
-        fine, fine_masks = sample_frames(rng, held_out, options.fine_crops, FINE)
+        small, small_masks = sample_frames(rng, held_out, options.small_frames, COARSE, options.motion_odds)
+        fine, fine_masks = sample_frames(rng, held_out, options.fine_crops, FINE, options.motion_odds)
         fine, fine_masks = _crop_to_subject(rng, fine, fine_masks, options.crop_cells, COARSE)
         return np.concatenate([small, fine]), np.concatenate([small_masks, fine_masks])
 
@@ -113,23 +116,23 @@ def _crop(rng: np.random.Generator, pictures: npt.NDArray[np.uint8], size: tuple
 
 
 def sample_frames(
-    rng: np.random.Generator, held_out: HeldOut, count: int, cell: int
+    rng: np.random.Generator, held_out: HeldOut, count: int, cell: int, odds: Sequence[float] | None = None
 ) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
     """`count` frames (an even number) at random moments: uint8 [count, H, W, 3] and masks [count, H, W].
 
     The second half shows what the first half shows, before a plain ground. Subjects stand in every scene, in those that
     are held out for the networks as well, since no words come with them.
     """
-    moments = [_sample_moment(rng, held_out) for _ in range(count // 2)]
+    moments = [_sample_moment(rng, held_out, odds) for _ in range(count // 2)]
     moments = [(replace(clip, scene=int(rng.integers(len(SCENES)))), t) for clip, t in moments]
     twins = [(replace(clip, scene=PLAIN), t) for clip, t in moments]
     drawn = [render_state(c.subject, c.scene, c.variant, c.state(t), cell) for c, t in moments + twins]
     return np.stack([picture for picture, _ in drawn]), np.stack([mask for _, mask in drawn])
 
 
-def _sample_moment(rng: np.random.Generator, held_out: HeldOut) -> tuple[Clip, float]:
+def _sample_moment(rng: np.random.Generator, held_out: HeldOut, odds: Sequence[float] | None) -> tuple[Clip, float]:
     """A clip and a moment of it in seconds. Interpolation shows every eighth of a second and less: all count alike."""
-    clip = sample_clip(rng, held_out, float(rng.choice(DURATIONS)), drifting=DRIFTING)
+    clip = sample_clip(rng, held_out, float(rng.choice(DURATIONS)), odds=odds, drifting=DRIFTING)
     moment = float(rng.integers(0, round(clip.duration * 16) + 1)) / 16
     return clip, float(round(moment)) if rng.random() < 0.3 else moment
 
