@@ -99,6 +99,10 @@ class TokenSampling:
     """Clusters kept, most probable first."""
     inner_temperature: float
     """Temperature of the draw within the cluster."""
+    plausibility: float = 0.0
+    """With guidance, tokens that the prompt alone finds less probable than this share of its best one are never drawn;
+    0: all may be, as published. (The constraint of contrastive decoding, Li et al. 2022, arXiv:2210.15097, section
+    3.3, where it is called alpha.)"""
 
     def __post_init__(self) -> None:
         demand("top_k", self.top_k, int)
@@ -110,6 +114,12 @@ class TokenSampling:
                     f"Temperature {temperature} is out of range: give a number from {MIN_TEMPERATURE} to "
                     f"{MAX_TEMPERATURE}.",
                 )
+        demand("plausibility", self.plausibility, float)
+        if not 0 <= self.plausibility <= 1:
+            raise RequestError(
+                f"plausibility {self.plausibility} 超出范围：请输入 0 到 1 之间的数。",
+                f"Plausibility {self.plausibility} is out of range: give a number from 0 to 1.",
+            )
         if self.top_k < 1:
             raise RequestError(
                 f"top-k 不能是 {self.top_k}：请输入 1 或更大的整数。",
@@ -126,6 +136,8 @@ class SamplingOptions:
     superres: TokenSampling = TokenSampling(1.0, 6, 0.6)
     guidance: float = 3.0
     """Weight of the conditional logits in stage 1: u + guidance * (c - u). 1.0 switches guidance off."""
+    first_guidance: float = 1.0
+    """The same for the first frame. The published backbone never learnt frames without a prompt."""
     between_guidance: float = 1.0
     """The same in stage 2, where nobody published a film that used it."""
     text_boost: float = 1.4
@@ -134,7 +146,7 @@ class SamplingOptions:
     def __post_init__(self) -> None:
         for name in ("first_frame", "video", "superres"):
             demand(name, getattr(self, name), TokenSampling)
-        for guidance in (self.guidance, self.between_guidance):
+        for guidance in (self.guidance, self.first_guidance, self.between_guidance):
             demand("guidance", guidance, float)
             if not 1.0 <= guidance <= MAX_GUIDANCE:
                 raise RequestError(
@@ -433,6 +445,11 @@ class VideoRequest:
                 "The frames to start from do not fit: a first frame is one frame, and a clip to go on with has 5, 9, "
                 "17 or 33 frames and no more than are asked for.",
             )
+
+    @property
+    def wish(self) -> tuple[str, float]:
+        """What the texts of its keyframes are made of: prompt and seconds."""
+        return self.prompt, self.seconds
 
     @property
     def seeds(self) -> tuple[int, ...]:

@@ -33,7 +33,7 @@ from cogvideo.models.cache import Place as Slot
 from cogvideo.models.fused import fusing_pays
 from cogvideo.models.random_weights import RandomModels, random_models
 from cogvideo.models.superres_lm import SuperResLM
-from cogvideo.models.token_model import keep_heads
+from cogvideo.models.token_model import Guidance, keep_heads
 from cogvideo.models.video_lm import VideoLM
 from cogvideo.release_structure import ReleaseStructure, sample
 from cogvideo.sampling import ClusterSampler, Dice, StageKey, noise_keys
@@ -328,14 +328,14 @@ class Bench:
 
     def _video_work(self, name: str, videos: int, given: tuple[int, ...]) -> Work:
         """Frames that are not given, drawn by our decoder. `given` (): the first frame."""
-        lm, guided, both = self._network(given), given == (0,), bool(given)
-        texts = [self._text(TEXT_TOKENS)] * videos + [self._text(8)] * (videos if guided else 0)
+        lm, guidance, both = self._network(given), self._guidance(given), bool(given)
+        texts = [self._text(TEXT_TOKENS)] * videos + [self._text(8)] * (videos if guidance else 0)
         rows, size = len(texts), self.layout.tokens_per_frame
         frames = self._drawn(given)
         lag = self.layout.wavefront_lag if lm.stage == 2 else None
         steps = decode.schedule(frames, size, lag)
         known = self._tokens(rows, len(given)) if given else None
-        boost = 0.0 if guided else self.options.text_boost
+        boost = 0.0 if guidance else self.options.text_boost
         start, cpu = self.clock(), time.process_time()
         lanes = 1 if lag is None else len(frames)
         with threads(1):
@@ -344,7 +344,6 @@ class Bench:
             _wait(self.place.device)
         once, once_cpu = self.clock() - start, time.process_time() - cpu
         dice, held = self._dice(videos, given), self._tokens(videos, 1)[:, 0, 0]
-        guidance = self.options.guidance if guided else None
 
         def step(number: int) -> None:
             places = steps[number]
@@ -391,6 +390,15 @@ class Bench:
         steps, cores = len(frames) * size, self.cores
         return Work(name, videos, steps, tokens, step, once, once_cpu, 0, 0, cores, seek=seek, jumps=True)
 
+    def _guidance(self, given: tuple[int, ...]) -> Guidance | None:
+        """With which the frames that are not given are drawn: keyframes always, the first where the preset wants it."""
+        options = self.options
+        if given == (0,):
+            return Guidance(options.guidance, options.video.plausibility)
+        if given or options.first_guidance == 1.0:
+            return None
+        return Guidance(options.first_guidance, options.first_frame.plausibility)
+
     def _network(self, given: tuple[int, ...]) -> VideoLM:
         return self.models.stage2 if len(given) > 1 else self.models.stage1
 
@@ -429,7 +437,8 @@ class Bench:
         weights = config.layers * config.hidden**2 * (16 if both else 12)
         head = config.image_tokens * config.hidden
         bytes_ = len(steps) * self.weight_bytes(both) + seen * per_position * self.place.dtype.itemsize
-        samples = rows // 2 if given == (0,) else rows  # guidance is linear: one row of the head for both
+        guidance = self._guidance(given)  # it is linear: one row of the head for both, and one to say what is plausible
+        samples = rows // 2 if guidance and not guidance.plausibility else rows
         flops = 2 * slots * (rows * weights + samples * head) + 2 * seen * per_position
         read = rows * (TEXT_TOKENS + len(given) * self.layout.tokens_per_frame)
         flops += 2 * read * weights * (config.layers - 1) / config.layers  # of the last layer keys and values alone

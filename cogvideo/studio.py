@@ -17,17 +17,10 @@ from torch import Tensor
 from cogvideo.config import CLIP_FRAMES, Preset, SamplingOptions
 from cogvideo.frames import FrameCodec
 from cogvideo.models.loader import load_safetensors
+from cogvideo.pipeline import keyframe_texts
 from cogvideo.sampling import ClusterSampler
 from cogvideo.stages import interpolate, keyframes, superres
-from cogvideo.text import (
-    TextTokenizer,
-    between_text,
-    first_frame_text,
-    round_seconds,
-    superres_text,
-    unconditional_text,
-    video_text,
-)
+from cogvideo.text import TextTokenizer, between_text, round_seconds, superres_text
 from cogvideo.training.world import MOTIONS, SCENES, Clip, HeldOut, caption, place_clip, sample_clip
 
 Pixels = npt.NDArray[np.uint8]
@@ -104,18 +97,8 @@ class Studio:
         return frames.reshape(*tokens.shape[:-1], *frames.shape[1:])
 
     def _keyframes(self, cases: Sequence[Case], options: SamplingOptions) -> Tensor:
-        tok, preset = self.tokenizer, self.preset
-        guided = options.guidance != 1.0
-        texts = keyframes.KeyframeTexts(
-            first=[first_frame_text(tok, preset, c.prompt) for c in cases],
-            video=[
-                video_text(tok, preset, c.prompt, c.clip.duration)
-                if guided
-                else between_text(tok, c.prompt, c.clip.duration)
-                for c in cases
-            ],
-            unconditional=[unconditional_text(tok, preset, c.clip.duration) for c in cases] if guided else None,
-        )
+        wishes = [(case.prompt, case.clip.duration) for case in cases]
+        texts = keyframe_texts(self.tokenizer, self.preset, wishes, options)
         *_, last = keyframes.draw(self.models.stage1, texts, self.sampler, options, [case.seed for case in cases])
         return last.clip
 

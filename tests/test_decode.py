@@ -13,7 +13,7 @@ from small_lm import CONFIG, random_frames, video_lm
 from cogvideo import decode
 from cogvideo.errors import Cancelled
 from cogvideo.models.cache import CacheFull, Place
-from cogvideo.models.token_model import left_pad
+from cogvideo.models.token_model import IMPLAUSIBLE, left_pad
 
 TEXTS = [[51, 52, 53], [54, 55, 56, 57, 58]]
 OTHERS = [[59, 60], [59, 60]]
@@ -90,6 +90,30 @@ def test_guidance_is_a_step_beyond_the_conditional_scores(stage: int) -> None:
     for frame in drawn(stage):
         u, c = without.scores(frame), with_text.scores(frame)
         torch.testing.assert_close(guided.scores(frame), u + 3.0 * (c - u), rtol=1e-4, atol=1e-4)
+
+
+def test_the_first_frame_is_guided_where_that_is_asked_for() -> None:
+    guided, with_text, without = Teacher(CLIP), Teacher(CLIP), Teacher(CLIP)
+    decode.collect(decode.first_frame(video_lm(1), TEXTS, guided, unconditional=OTHERS, guidance=2.0))
+    decode.collect(decode.first_frame(video_lm(1), TEXTS, with_text, text_boost=0.0))
+    decode.collect(decode.first_frame(video_lm(1), OTHERS, without, text_boost=0.0))
+    u, c = without.scores(0), with_text.scores(0)
+    torch.testing.assert_close(guided.scores(0), u + 2.0 * (c - u), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_guidance_leaves_out_what_the_prompt_alone_finds_implausible(stage: int) -> None:
+    guided, held, with_text = Teacher(CLIP), Teacher(CLIP), Teacher(CLIP)
+    draw(stage, guided, unconditional=OTHERS, guidance=3.0)
+    draw(stage, held, unconditional=OTHERS, guidance=3.0, plausibility=0.5)
+    draw(stage, with_text, text_boost=0.0)
+    for frame in drawn(stage):
+        odds = with_text.scores(frame).softmax(-1)
+        share = odds / odds.amax(-1, keepdim=True)
+        kept, scores = held.scores(frame) > IMPLAUSIBLE, held.scores(frame)
+        assert 0 < kept.float().mean() < 1
+        assert (share[kept] > 0.4999).all() and (share[~kept] < 0.5001).all()
+        torch.testing.assert_close(scores[kept], guided.scores(frame)[kept])
 
 
 def test_a_row_does_not_depend_on_its_company() -> None:

@@ -19,6 +19,8 @@ from cogvideo.models.video_lm import VideoLM
 TEXTS = [[51, 52, 53], [54, 55, 56, 57, 58]]
 OTHERS = [[59, 60], [59, 60]]
 CLIP = random_frames(2, 5)
+GUIDED: dict[str, Any] = {"unconditional": OTHERS, "guidance": 3.0}
+GUIDANCE = [{}, GUIDED, GUIDED | {"plausibility": 0.5}]
 
 
 def networks(stage: int, compiled: bool = False) -> tuple[VideoLM, VideoLM]:
@@ -45,7 +47,7 @@ def draw(lm: VideoLM, **options: Any) -> tuple[torch.Tensor, torch.Tensor]:
 
 @pytest.mark.parametrize("stage", [1, 2])
 @pytest.mark.parametrize("compiled", [False, True])
-@pytest.mark.parametrize("options", [{}, {"unconditional": OTHERS, "guidance": 3.0}])
+@pytest.mark.parametrize("options", GUIDANCE)
 def test_scores_are_those_of_the_unfolded_network(stage: int, compiled: bool, options: dict[str, Any]) -> None:
     plain, fused = networks(stage, compiled)
     expected, _ = draw(plain, **options)
@@ -55,7 +57,8 @@ def test_scores_are_those_of_the_unfolded_network(stage: int, compiled: bool, op
 
 
 @pytest.mark.parametrize("compiled", [False, True])
-def test_the_first_frame_is_the_backbones_alone(compiled: bool) -> None:
+@pytest.mark.parametrize("options", GUIDANCE)
+def test_the_first_frame_is_the_backbones_alone(compiled: bool, options: dict[str, Any]) -> None:
     plain, fused = networks(1, compiled)
     seen: dict[bool, list[torch.Tensor]] = {False: [], True: []}
     for lm, which in ((plain, False), (fused, True)):
@@ -64,7 +67,7 @@ def test_the_first_frame_is_the_backbones_alone(compiled: bool) -> None:
             seen[which].append(logits)
             return CLIP[:, frame, slot]
 
-        decode.collect(decode.first_frame(lm, TEXTS, teacher))
+        decode.collect(decode.first_frame(lm, TEXTS, teacher, **options))
     torch.testing.assert_close(torch.stack(seen[True]), torch.stack(seen[False]), rtol=1e-4, atol=1e-4)
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Final, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,9 @@ from cogvideo.config import ModelConfig
 from cogvideo.layout import Layout
 from cogvideo.models.attention import INIT_STD, linear
 from cogvideo.models.sat_bridge import BaseMixin, BaseModel, Transformer, build_transformer, sat_arguments
+
+IMPLAUSIBLE: Final = -1e4
+"""Score of a token that is never drawn: finite, as scores that are not are taken for damage."""
 
 
 def left_pad(
@@ -77,11 +81,14 @@ class TokenModel(BaseModel):
         return linear(mlp.dense_4h_to_h, F.gelu(linear(mlp.dense_h_to_4h, hidden_states), approximate="tanh"))
 
     def final_forward(
-        self, hidden: Tensor, *, scored: Tensor | slice, guidance: float | None = None, **_: Any
+        self, hidden: Tensor, *, scored: Tensor | slice, guidance: Guidance | None = None, **_: Any
     ) -> Tensor:
-        """Logits of the `scored` places: [B, S, h] -> [B, places, image_tokens], fp32. `guidance`: see `guided`."""
+        """Logits of the `scored` places: [B, S, h] -> [B, places, image_tokens], fp32; with `guidance` see there."""
+        return guided_scores(hidden[:, scored], guidance, self._scores)
+
+    def _scores(self, hidden: Tensor) -> Tensor:
         # Under autocast the product is in its precision: a sixth of the work of training a small model.
-        return F.linear(guided(hidden[:, scored], guidance).float(), self.head.float()).float()
+        return F.linear(hidden.float(), self.head.float()).float()
 
     def slots(self, frames: Tensor) -> Tensor:
         """Tokens [..., N] -> what their slots hold: `<start_of_image>`, then all tokens but the last."""
@@ -103,15 +110,29 @@ def keep_heads(networks: Sequence[TokenModel]) -> None:
             network.full_head = heads[place]
 
 
-def guided(hidden: Tensor, guidance: float | None) -> Tensor:
-    """[2B, S, h], conditional rows first -> u + guidance * (c - u), [B, S, h] fp32; None: `hidden` as it is.
+class Guidance(NamedTuple):
+    """How rows with a prompt are led away from rows without."""
 
-    The head is linear, so its product with this is the guided logits, for half the rows.
+    weight: float
+    """Scores are u + weight * (c - u): c with the prompt, u without."""
+    plausibility: float = 0.0
+    """See `TokenSampling`."""
+
+
+def guided_scores(hidden: Tensor, guidance: Guidance | None, scores: Callable[[Tensor], Tensor]) -> Tensor:
+    """States [2B, S, h], conditional rows first -> guided logits [B, S, image_tokens] fp32; None: `hidden`'s own.
+
+    `scores` is linear: its product with the guided states is the guided logits, for half the rows.
     """
     if guidance is None:
-        return hidden
+        return scores(hidden)
     with_text, without = hidden.float().chunk(2)
-    return torch.lerp(without, with_text, guidance)
+    logits = scores(torch.lerp(without, with_text, guidance.weight))
+    if guidance.plausibility == 0:
+        return logits
+    plain = scores(with_text)
+    least = plain.amax(-1, keepdim=True) + math.log(guidance.plausibility)
+    return logits.masked_fill(plain < least, IMPLAUSIBLE)
 
 
 def text_positions(text_length: Tensor, slots: int) -> Tensor:

@@ -28,7 +28,7 @@ from cogvideo.models.fused import FusedSteps, fuse
 from cogvideo.models.graphs import StepGraph
 from cogvideo.models.kept import Kept, Shape, text_slots
 from cogvideo.models.sat_bridge import Transformer
-from cogvideo.models.token_model import ExtraPositions, TokenModel, guided, text_positions
+from cogvideo.models.token_model import ExtraPositions, Guidance, TokenModel, guided_scores, text_positions
 from kernels.cpu_step import Precision
 
 
@@ -144,7 +144,9 @@ class VideoLM(TokenModel):
         self.kept.give_back(Shape(self.stage, *sizes, self.int8_cache), cache)
 
     @torch.inference_mode()
-    def decode_one(self, cache: Cache, ids: Tensor, places: Sequence[Place], guidance: float | None = None) -> Tensor:
+    def decode_one(
+        self, cache: Cache, ids: Tensor, places: Sequence[Place], guidance: Guidance | None = None
+    ) -> Tensor:
         """What slots predict, one or more of one frame or of several; their keys and values join `cache`.
 
         ids [B, places]: what the slots hold -> logits [B, places, image_tokens] fp32. Slots of a frame come in
@@ -160,13 +162,13 @@ class VideoLM(TokenModel):
             graph = cache.graphs[len(places), guidance] = StepGraph(lambda ids: self._step(storage, ids, guidance), ids)
         return graph(ids)
 
-    def _step(self, cache: Cache, ids: Tensor, guidance: float | None) -> Tensor:
+    def _step(self, cache: Cache, ids: Tensor, guidance: Guidance | None) -> Tensor:
         """Scores of the slots that `cache` was told to `seek`; where it is `fast`, without anything that Python knows
         of them.
         """
         cache.prepare()
         if self._fused is not None:
-            return self._fused.scores(guided(self._fused.run(ids, cache), guidance))
+            return guided_scores(self._fused.run(ids, cache), guidance, self._fused.scores)
         logits: Tensor = self(
             ids,
             cache.position_rows(),

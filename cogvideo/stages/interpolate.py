@@ -70,7 +70,7 @@ def draw(
             wish: dict[str, Any] = {"text_boost": text_boost, "stop": stop}
             if guidance is not None:
                 wish["unconditional"] = [guidance.unconditional[level - first_level]] * len(rows)
-                wish["guidance"] = guidance.weight
+                wish |= {"guidance": guidance.weight, "plausibility": options.plausibility}
             for _ in _fill(lm, grown, videos, starts, rows, dice, wish):
                 yield BetweenStep(len(rows), level, None)
         clip = grown
