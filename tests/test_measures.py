@@ -30,8 +30,10 @@ def test_a_drawn_film_is_steady_and_beats_its_cross_fade(motion: str) -> None:
     clip = place_clip(np.random.default_rng(3), 0, 0, MOTIONS.index(motion), 4.0)
     film = render.render_clip(clip, frames=9)
     verdict = measures.judge_film(clip, film, unchanged)
-    nearer = None if motion in ("旋转", "变大", "变小") else True
-    assert verdict == measures.FilmVerdict(True, steady_share=1.0, beats_fade=True, beats_fade_coded=True, nearer=nearer)
+    stays = motion in ("旋转", "变大", "变小")
+    assert verdict == measures.FilmVerdict(
+        True, 1.0, beats_fade=True, beats_fade_coded=True, nearer=None if stays else True
+    )
 
 
 def unchanged(frames: measures.Pixels) -> measures.Pixels:
@@ -134,9 +136,7 @@ def test_films_whose_subject_changes_place_are_told_apart(monkeypatch: pytest.Mo
     named = ("向左", "变大", "跳", "旋转")
     clips = [place_clip(np.random.default_rng(0), 0, 0, MOTIONS.index(name), 4.0) for name in named]
     told = [(True, True), (False, None), (False, False), (False, None)]
-    verdicts = {
-        clip: measures.FilmVerdict(True, 1.0, beats, True, near) for clip, (beats, near) in zip(clips, told, strict=True)
-    }
+    verdicts = {clip: measures.FilmVerdict(True, 1.0, beats, True, near) for clip, (beats, near) in zip(clips, told)}
     monkeypatch.setattr(measures, "judge_film", lambda clip, film, through_codec: verdicts[clip])
     films = np.zeros((4, 33, 64, 64, 3), np.uint8)
     studio = SimpleNamespace(films=lambda *_: None, show=lambda _: films)

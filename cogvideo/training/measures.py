@@ -70,11 +70,12 @@ def judge_film(clip: Clip, frames: Pixels, through_codec: Callable[[Pixels], Pix
     right = [subject == clip.subject for subject, _ in name_frames(frames)]
     moves = clip.motion in _CHANGE_PLACE
     meant = meant_betweens(clip, frames)
-    if meant is None:
-        return FilmVerdict(all(right), float(np.mean(right)), False, False, False if moves else None)
-    truth = np.stack([_draw(reading, frames.shape[1] // FIELD) for reading in meant])
-    beats = [beats_fade(frames, t) for t in (truth, through_codec(truth))]
-    return FilmVerdict(all(right), float(np.mean(right)), *beats, is_nearer(frames, meant) if moves else None)
+    drawn = coded = nearer = False
+    if meant is not None:
+        truth = np.stack([_draw(reading, frames.shape[1] // FIELD) for reading in meant])
+        drawn, coded = (beats_fade(frames, t) for t in (truth, through_codec(truth)))
+        nearer = moves and is_nearer(frames, meant)
+    return FilmVerdict(all(right), float(np.mean(right)), drawn, coded, nearer if moves else None)
 
 
 def beats_fade(frames: Pixels, truth: Pixels) -> bool:
