@@ -160,6 +160,12 @@ class SamplingOptions:
                 f"text_boost {self.text_boost} is out of range: {MAX_GUIDANCE:g} either way at most.",
             )
 
+    def with_guidance(self, weight: float) -> SamplingOptions:
+        """The same with another guidance, of the first frame too where that has any. Raises RequestError."""
+        if weight == self.guidance:
+            return self
+        return replace(self, guidance=weight, first_guidance=weight if self.first_guidance != 1.0 else 1.0)
+
 
 @dataclass(frozen=True)
 class Preset:
