@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -31,7 +31,7 @@ from cogvideo.training.objective import (
     window_times,
 )
 from cogvideo.training.run import RunOptions, Trainer, make_optimizers, schedule
-from cogvideo.training.world import SCENES, draw_held_out, sample_clip
+from cogvideo.training.world import MOTIONS, SCENES, Clip, draw_held_out, sample_clip
 
 needs_font = pytest.mark.skipif(
     not any(path.exists() for path in render.FONT_PATHS), reason="fonts-noto-color-emoji is needed to draw the world"
@@ -130,6 +130,24 @@ def test_training_shows_motions_by_its_odds() -> None:
     task = small_task()
     task.options = dataclasses.replace(task.options, motion_odds=[0, 0, 1, 0, 0, 0, 0, 0], drifting=0.0)
     assert {clip.motion for clip in task._sample(np.random.default_rng(0), 20)} == {2}
+
+
+@needs_font
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_some_frames_are_learnt_without_their_prompt(monkeypatch: pytest.MonkeyPatch, share: float) -> None:
+    task = small_task()
+    task.options = dataclasses.replace(task.options, unconditional=share)
+    read: list[Tensor] = []
+    forward = task.models.stage1.forward_images
+
+    def listen(text: Tensor, length: Tensor, frames: Tensor) -> Tensor:
+        read.append(text)
+        return forward(text, length, frames)
+
+    monkeypatch.setattr(task.models.stage1, "forward_images", listen)
+    task.objectives["image"](np.random.default_rng(0))
+    alike = len(read[0].unique(dim=0)) == 1
+    assert alike == (share == 1.0)
 
 
 def test_windows_are_those_of_interpolation() -> None:
@@ -337,6 +355,23 @@ def test_twins_of_the_codec_differ_in_the_ground_alone() -> None:
     assert np.abs(pixels[:4].astype(int) - pixels[4:8])[inside].max() <= 3
     outside = pixels[4:8][masks[:4] == 0]
     assert (outside == outside[0]).all()
+
+
+@needs_font
+def test_the_codec_sees_motions_by_its_odds(monkeypatch: pytest.MonkeyPatch) -> None:
+    from cogvideo.training import codec
+
+    seen: list[int] = []
+
+    def listen(*place: Any, **how: Any) -> Clip:
+        clip = sample_clip(*place, **how)
+        seen.append(clip.motion)
+        return clip
+
+    monkeypatch.setattr(codec, "sample_clip", listen)
+    options = codec.CodecOptions(small_frames=40, fine_crops=2, motion_odds=[0, 0, 0, 0, 0, 1, 0, 0])
+    codec.sample_world(draw_held_out())(np.random.default_rng(0), options)
+    assert set(seen) == {MOTIONS.index("旋转"), -1}  # and those without a name
 
 
 def test_an_odd_number_of_frames_has_no_pairs() -> None:
