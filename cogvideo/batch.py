@@ -80,7 +80,7 @@ class _Batch:
 
     def keyframes(self) -> Iterator[Progress]:
         seeds = [request.seed for request in self.requests]
-        texts = keyframe_texts(self.tokenizer, self.preset, [r.wish for r in self.requests], self.options)
+        texts = keyframe_texts(self.tokenizer, self.preset, [r.wish for r in self.requests], self.options.guidance)
         ahead = LOOK_AHEAD if self.place.device.type == "cpu" else 1
         with resident(self.models.stage1, self.place) as lm, threads(1):
             wish = seeds, self.stop, ahead, None, self.place.memory.rows

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from cogvideo.errors import Cancelled
 from cogvideo.models.cache import Cache, Place
-from cogvideo.models.token_model import Guidance, left_pad
+from cogvideo.models.token_model import Guide, left_pad
 from cogvideo.models.video_lm import VideoLM
 
 Draw = Callable[[Tensor, int, int], Tensor]
@@ -46,24 +46,17 @@ class Token(NamedTuple):
 
 
 def first_frame(
-    lm: VideoLM,
-    texts: Texts,
-    draw: Draw,
-    *,
-    unconditional: Texts | None = None,
-    guidance: float = 3.0,
-    plausibility: float = 0.0,
-    text_boost: float = 1.4,
-    stop: Stop | None = None,
-    ahead: int = 1,
+    lm: VideoLM, texts: Texts, draw: Draw, *, text_boost: float = 1.4, stop: Stop | None = None, ahead: int = 1
 ) -> Iterator[Token]:
     """Frame 0 from text (with its suffix) by the backbone alone: tokens_per_frame tokens, frame 0.
 
-    Guidance: see `keyframes`; the published weights have none here. `ahead`: see `speculate`; as for the other two,
-    more than 1 changes the number of steps and not the tokens.
+    `ahead`: see `speculate`; as for the other two, more than 1 changes the number of steps and not the tokens.
     """
-    guide = Guidance(guidance, plausibility)
-    yield from _draw(lm, texts, (), None, draw, unconditional, guide, text_boost, stop, None, ahead)
+    cache = prefill(lm, texts, given=(), boost=text_boost, both=False)
+    try:
+        yield from _fill(lm, cache, [0], draw, None, stop, None, None, ahead)
+    finally:
+        lm.give_back(cache)
 
 
 def keyframes(
@@ -84,7 +77,7 @@ def keyframes(
     `unconditional`: texts of the sequences to be guided away from, one for each row; logits are then
     u + guidance * (c - u) and no boost is used. None: no guidance, and the boost. `plausibility`: see `TokenSampling`.
     """
-    guide = Guidance(guidance, plausibility)
+    guide = Guide(guidance, plausibility)
     yield from _draw(lm, texts, (0,), first[:, None], draw, unconditional, guide, text_boost, stop, None, ahead)
 
 
@@ -109,7 +102,7 @@ def interpolate(
     frames come one after the other.
     """
     lag = lm.layout.wavefront_lag if wavefront and ahead == 1 else None
-    guide = Guidance(guidance, plausibility)
+    guide = Guide(guidance, plausibility)
     yield from _draw(lm, texts, lm.layout.given, given, draw, unconditional, guide, text_boost, stop, lag, ahead)
 
 
@@ -144,7 +137,7 @@ def prefill(
 
 
 def decode_one(
-    lm: VideoLM, cache: Cache, ids: Tensor, places: Sequence[Place], guidance: Guidance | None = None
+    lm: VideoLM, cache: Cache, ids: Tensor, places: Sequence[Place], guidance: Guide | None = None
 ) -> Tensor:
     """Scores of the tokens of some slots, which hold `ids` [samples, places] -> [samples, places, image_tokens] fp32.
 
@@ -158,7 +151,7 @@ def fill(
     cache: Cache,
     frames: Sequence[int],
     draw: Draw,
-    guidance: Guidance | None = None,
+    guidance: Guide | None = None,
     stop: Stop | None = None,
     lag: int | None = None,
 ) -> Iterator[Token]:
@@ -208,7 +201,7 @@ def speculate(
     draw: Draw,
     ahead: int,
     guess: Tensor | None = None,
-    guidance: Guidance | None = None,
+    guidance: Guide | None = None,
     stop: Stop | None = None,
 ) -> Iterator[Token]:
     """Draw `frame` some slots at a time: those after the next one are fed with guesses, and kept as far as they hold.
@@ -253,25 +246,24 @@ def _draw(
     lm: VideoLM,
     texts: Texts,
     given: tuple[int, ...],
-    tokens: Tensor | None,
+    tokens: Tensor,
     draw: Draw,
     unconditional: Texts | None,
-    guidance: Guidance,
+    guidance: Guide,
     text_boost: float,
     stop: Stop | None,
     lag: int | None,
     ahead: int,
 ) -> Iterator[Token]:
-    """All frames that are not `given`, whose `tokens` are [rows, given, N]; with none given, the first frame alone."""
-    known = {} if tokens is None else {frame: tokens[:, i] for i, frame in enumerate(given)}
-    guide = None
+    """All frames that are not `given`."""
+    known = {frame: tokens[:, i] for i, frame in enumerate(given)}
     if unconditional is not None:
-        texts, text_boost, guide = [*texts, *unconditional], 0.0, guidance
-        tokens = None if tokens is None else tokens.repeat(2, 1, 1)
-    frames = [frame for frame in range(lm.layout.frames) if frame not in given] if given else [0]
+        texts, tokens, text_boost = [*texts, *unconditional], tokens.repeat(2, 1, 1), 0.0
+    frames = [frame for frame in range(lm.layout.frames) if frame not in given]
     lanes = 1 if lag is None else len(frames)
-    cache = prefill(lm, texts, given, tokens, boost=text_boost, both=bool(given), lanes=lanes)
+    cache = prefill(lm, texts, given, tokens, boost=text_boost, both=True, lanes=lanes)
     try:
+        guide = guidance if unconditional is not None else None
         yield from _fill(lm, cache, frames, draw, guide, stop, lag, known, ahead)
     finally:
         lm.give_back(cache)
@@ -282,17 +274,17 @@ def _fill(
     cache: Cache,
     frames: Sequence[int],
     draw: Draw,
-    guidance: Guidance | None,
+    guidance: Guide | None,
     stop: Stop | None,
     lag: int | None,
-    known: dict[int, Tensor],
+    known: dict[int, Tensor] | None,
     ahead: int,
 ) -> Iterator[Token]:
     """`fill`, or `speculate` where it is to look ahead; then each frame is guessed from the one before it."""
     if ahead == 1:
         yield from fill(lm, cache, frames, draw, guidance, stop, lag)
         return
-    clip = dict(known)
+    clip = dict(known or {})
     for frame in frames:
         tokens: list[Tensor] = []
         for token in speculate(lm, cache, frame, draw, ahead, clip.get(frame - 1), guidance, stop):

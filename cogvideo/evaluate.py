@@ -91,7 +91,7 @@ class Evaluation:
         figures: Figures = {}
         cases = self.cases[: self.args.clips]
         for strength in sorted({1.0, self.options.guidance, 3.0}):
-            options = self.options.with_guidance(strength)
+            options = replace(self.options, guidance=strength)
             frames = self.studio.show(self.studio.keyframes(cases, options))
             verdicts = [measures.judge_keyframes(case.clip, clip) for case, clip in zip(cases, frames, strict=True)]
             figures[f"guidance {strength:g}"] = {"clips": len(cases), **summarise(verdicts)}
@@ -257,7 +257,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     preset = PRESETS["mini"]
     options = preset.sampling
     video = replace(options.video, temperature=args.temperature) if args.temperature else options.video
-    options = replace(options, video=video).with_guidance(args.guidance or options.guidance)
+    options = replace(options, guidance=args.guidance or options.guidance, video=video)
     evaluation = Evaluation(Studio(preset, args.folder), options, args)
     figures: Figures = {}
     with console.speaking(args.json):

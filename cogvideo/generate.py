@@ -120,11 +120,11 @@ def _sampling(options: argparse.Namespace, base: SamplingOptions) -> SamplingOpt
     inner = {} if options.coglm_temperature2 is None else {"inner_temperature": options.coglm_temperature2}
     if not token and not inner and options.guidance is None:
         return None
-    guided = base if options.guidance is None else base.with_guidance(options.guidance)
     return dataclasses.replace(
-        guided,
+        base,
         first_frame=base.first_frame if options.input_source else dataclasses.replace(base.first_frame, **token),
         video=dataclasses.replace(base.video, **token, **inner),
+        guidance=base.guidance if options.guidance is None else options.guidance,
     )
 
 

@@ -85,7 +85,7 @@ def _keyframes(pipeline: CogVideoPipeline, request: VideoRequest, ahead: int) ->
     """-> tokens [1, 5, N]."""
     tokenizer, sampler, _, models = pipeline.parts()
     options = pipeline.preset.sampling
-    texts = keyframe_texts(tokenizer, pipeline.preset, [request.wish], options)
+    texts = keyframe_texts(tokenizer, pipeline.preset, [request.wish], options.guidance)
     with resident(models.stage1, pipeline.place) as lm:
         steps = _Steps()
         for step in keyframes.draw(lm, texts, sampler, options, [request.seed], steps, ahead):

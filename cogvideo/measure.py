@@ -33,7 +33,7 @@ from cogvideo.models.cache import Place as Slot
 from cogvideo.models.fused import fusing_pays
 from cogvideo.models.random_weights import RandomModels, random_models
 from cogvideo.models.superres_lm import SuperResLM
-from cogvideo.models.token_model import Guidance, keep_heads
+from cogvideo.models.token_model import Guide, keep_heads
 from cogvideo.models.video_lm import VideoLM
 from cogvideo.release_structure import ReleaseStructure, sample
 from cogvideo.sampling import ClusterSampler, Dice, StageKey, noise_keys
@@ -390,14 +390,9 @@ class Bench:
         steps, cores = len(frames) * size, self.cores
         return Work(name, videos, steps, tokens, step, once, once_cpu, 0, 0, cores, seek=seek, jumps=True)
 
-    def _guidance(self, given: tuple[int, ...]) -> Guidance | None:
-        """With which the frames that are not given are drawn: keyframes always, the first where the preset wants it."""
-        options = self.options
-        if given == (0,):
-            return Guidance(options.guidance, options.video.plausibility)
-        if given or options.first_guidance == 1.0:
-            return None
-        return Guidance(options.first_guidance, options.first_frame.plausibility)
+    def _guidance(self, given: tuple[int, ...]) -> Guide | None:
+        """With which the frames that are not given are drawn: keyframes but the first."""
+        return Guide(self.options.guidance, self.options.video.plausibility) if given == (0,) else None
 
     def _network(self, given: tuple[int, ...]) -> VideoLM:
         return self.models.stage2 if len(given) > 1 else self.models.stage1

@@ -141,7 +141,7 @@ class Form:
             replace(token, temperature=token.temperature * self.temperature, top_k=max(1, round(token.top_k * scale)))
             for token in (base.first_frame, base.video)
         )
-        return replace(base, first_frame=first, video=video).with_guidance(self.guidance)
+        return replace(base, first_frame=first, video=video, guidance=self.guidance)
 
     @classmethod
     def of(cls, request: VideoRequest, base: SamplingOptions) -> Form:

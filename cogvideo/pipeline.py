@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cogvideo.config import ASSETS, PRESETS, ModelConfig, Preset, SamplingOptions, VideoRequest, find_preset
+from cogvideo.config import ASSETS, PRESETS, ModelConfig, Preset, VideoRequest, find_preset
 from cogvideo.device import (
     Place,
     enlarging,
@@ -65,7 +65,6 @@ from cogvideo.text import (
     read_prompt,
     round_seconds,
     superres_text,
-    unconditional_first_text,
     unconditional_text,
     video_text,
 )
@@ -354,7 +353,7 @@ class _Run:
         request, first = self.request, self.request.first_frame
         given = None if first is None else self._tensor(first).repeat(request.drafts, 1)  # [B, N]
         with resident(self.models.stage1, self.place) as lm, threads(1):
-            texts = keyframe_texts(self.tokenizer, self.preset, [request.wish] * request.drafts, self.options)
+            texts = keyframe_texts(self.tokenizer, self.preset, [request.wish] * request.drafts, self.options.guidance)
             ahead = LOOK_AHEAD if self.place.device.type == "cpu" else 1
             wish = request.seeds, self.stop, ahead, given, self.place.memory.rows
             for step in keyframes.draw(lm, texts, self.sampler, self.options, *wish):
@@ -430,20 +429,18 @@ class _Run:
 
 
 def keyframe_texts(
-    tokenizer: TextTokenizer, preset: Preset, wishes: Sequence[tuple[str, float]], options: SamplingOptions
+    tokenizer: TextTokenizer, preset: Preset, wishes: Sequence[tuple[str, float]], guidance: float
 ) -> KeyframeTexts:
     """What the keyframes read of `wishes`, prompts and seconds. Without guidance all but the first read the bare
     prompt.
     """
     first = [first_frame_text(tokenizer, preset, prompt) for prompt, _ in wishes]
-    nothing = None if options.first_guidance == 1.0 else [unconditional_first_text(tokenizer, preset)] * len(wishes)
-    if options.guidance == 1.0:
-        return KeyframeTexts(first, [between_text(tokenizer, *wish) for wish in wishes], None, nothing)
+    if guidance == 1.0:
+        return KeyframeTexts(first, [between_text(tokenizer, *wish) for wish in wishes], None)
     return KeyframeTexts(
         first,
         [video_text(tokenizer, preset, *wish) for wish in wishes],
         [unconditional_text(tokenizer, preset, seconds) for _, seconds in wishes],
-        nothing,
     )
 
 

@@ -88,7 +88,7 @@ def request_like(options: argparse.Namespace, sampling: SamplingOptions, enlarge
     `enlarge`: whether super-resolution is on where the options do not say.
     """
     if options.guidance is None:
-        sampling = sampling.with_guidance(options.guidance_alpha if options.use_guidance_stage1 else 1.0)
+        sampling = replace(sampling, guidance=options.guidance_alpha if options.use_guidance_stage1 else 1.0)
     film = VideoRequest(
         prompt="",
         seed=SEED if options.seed is None else options.seed,

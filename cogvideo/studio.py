@@ -98,7 +98,7 @@ class Studio:
 
     def _keyframes(self, cases: Sequence[Case], options: SamplingOptions) -> Tensor:
         wishes = [(case.prompt, case.clip.duration) for case in cases]
-        texts = keyframe_texts(self.tokenizer, self.preset, wishes, options)
+        texts = keyframe_texts(self.tokenizer, self.preset, wishes, options.guidance)
         *_, last = keyframes.draw(self.models.stage1, texts, self.sampler, options, [case.seed for case in cases])
         return last.clip
 

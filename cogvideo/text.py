@@ -86,17 +86,12 @@ class TextTokenizer:
         return list(dict.fromkeys(word for word in words if word))
 
 
-# The texts of a video. Each function: prompt (and seconds) -> ids [L].
+# The five texts of a video. Each function: prompt (and seconds) -> ids [L].
 
 
 def first_frame_text(tokenizer: TextTokenizer, preset: Preset, prompt: str) -> list[int]:
     """Text of the first frame: no duration, "high-definition photography" after the prompt."""
     return tokenizer.encode(prompt + preset.first_frame_suffix)
-
-
-def unconditional_first_text(tokenizer: TextTokenizer, preset: Preset) -> list[int]:
-    """What guidance of the first frame compares the prompt with: a frame of anything."""
-    return tokenizer.encode(preset.unconditional)
 
 
 def video_text(tokenizer: TextTokenizer, preset: Preset, prompt: str, seconds: float) -> list[int]:

@@ -92,15 +92,6 @@ def test_guidance_is_a_step_beyond_the_conditional_scores(stage: int) -> None:
         torch.testing.assert_close(guided.scores(frame), u + 3.0 * (c - u), rtol=1e-4, atol=1e-4)
 
 
-def test_the_first_frame_is_guided_where_that_is_asked_for() -> None:
-    guided, with_text, without = Teacher(CLIP), Teacher(CLIP), Teacher(CLIP)
-    decode.collect(decode.first_frame(video_lm(1), TEXTS, guided, unconditional=OTHERS, guidance=2.0))
-    decode.collect(decode.first_frame(video_lm(1), TEXTS, with_text, text_boost=0.0))
-    decode.collect(decode.first_frame(video_lm(1), OTHERS, without, text_boost=0.0))
-    u, c = without.scores(0), with_text.scores(0)
-    torch.testing.assert_close(guided.scores(0), u + 2.0 * (c - u), rtol=1e-4, atol=1e-4)
-
-
 @pytest.mark.parametrize("stage", [1, 2])
 def test_guidance_leaves_out_what_the_prompt_alone_finds_implausible(stage: int) -> None:
     guided, held, with_text = Teacher(CLIP), Teacher(CLIP), Teacher(CLIP)

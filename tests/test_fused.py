@@ -57,8 +57,7 @@ def test_scores_are_those_of_the_unfolded_network(stage: int, compiled: bool, op
 
 
 @pytest.mark.parametrize("compiled", [False, True])
-@pytest.mark.parametrize("options", GUIDANCE)
-def test_the_first_frame_is_the_backbones_alone(compiled: bool, options: dict[str, Any]) -> None:
+def test_the_first_frame_is_the_backbones_alone(compiled: bool) -> None:
     plain, fused = networks(1, compiled)
     seen: dict[bool, list[torch.Tensor]] = {False: [], True: []}
     for lm, which in ((plain, False), (fused, True)):
@@ -67,7 +66,7 @@ def test_the_first_frame_is_the_backbones_alone(compiled: bool, options: dict[st
             seen[which].append(logits)
             return CLIP[:, frame, slot]
 
-        decode.collect(decode.first_frame(lm, TEXTS, teacher, **options))
+        decode.collect(decode.first_frame(lm, TEXTS, teacher))
     torch.testing.assert_close(torch.stack(seen[True]), torch.stack(seen[False]), rtol=1e-4, atol=1e-4)
 
 

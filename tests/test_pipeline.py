@@ -235,12 +235,6 @@ def test_sampling_options_reach_the_later_keyframes(
     assert (frames[1:] != keyframes[1:]).any()
 
 
-def test_guidance_of_the_first_frame_reaches_it(pipe: CogVideoPipeline, events: list[Event]) -> None:
-    guided = SamplingOptions(first_guidance=6.0)
-    frames = pipe(dataclasses.replace(REQUEST, frames=5, superres=False, sampling=guided))
-    assert (frames[0] != of_type(events, LevelDone)[0].frames[0]).any()
-
-
 def test_the_duration_reaches_the_later_keyframes(pipe: CogVideoPipeline, events: list[Event]) -> None:
     frames = pipe(dataclasses.replace(REQUEST, frames=5, superres=False, seconds=0.5))
     keyframes = of_type(events, LevelDone)[0].frames

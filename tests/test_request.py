@@ -35,7 +35,7 @@ def test_sampling_out_of_range(values: tuple) -> None:
 
 
 @pytest.mark.parametrize("guidance", [0.5, 21.0, float("nan")])
-@pytest.mark.parametrize("name", ["guidance", "first_guidance", "between_guidance"])
+@pytest.mark.parametrize("name", ["guidance", "between_guidance"])
 def test_guidance_out_of_range(name: str, guidance: float) -> None:
     with pytest.raises(RequestError, match="20"):
         SamplingOptions(**{name: guidance})
@@ -45,14 +45,6 @@ def test_guidance_out_of_range(name: str, guidance: float) -> None:
 def test_plausibility_out_of_range(plausibility: float) -> None:
     with pytest.raises(RequestError, match="from 0 to 1"):
         TokenSampling(1.0, 12, 0.9, plausibility)
-
-
-def test_another_guidance_is_the_first_frames_too_where_that_has_any() -> None:
-    led = SamplingOptions(guidance=1.5, first_guidance=2.0)
-    assert led.with_guidance(4.0) == SamplingOptions(guidance=4.0, first_guidance=4.0)
-    assert led.with_guidance(1.0) == SamplingOptions(guidance=1.0, first_guidance=1.0)
-    assert led.with_guidance(1.5) == led  # nothing was changed
-    assert SamplingOptions().with_guidance(5.0) == SamplingOptions(guidance=5.0)
 
 
 def test_rounds_and_rate_follow_from_frames_and_seconds() -> None:

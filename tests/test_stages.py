@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import replace
 
 import pytest
 import torch
@@ -87,22 +86,6 @@ def test_keyframes_that_do_not_fit_into_one_batch_are_the_same(
     assert sum(step.tokens for step in steps) == whole.clip.numel()
     shown = [step.all_there for step in steps]
     assert shown == sorted(shown) and sum(shown) == len(shown) // batches
-
-
-def test_a_first_frame_that_is_guided_does_not_depend_on_the_batch(models: ToyModels, sampler: ClusterSampler) -> None:
-    options = replace(OPTIONS, first_guidance=3.0)
-
-    def clip(rows: list[int], max_rows: int = 32, nothing: list[int] | None = None) -> Tensor:
-        wanted = replace(texts([PROMPTS[r] for r in rows]), unconditional_first=[nothing or [90, 91] for _ in rows])
-        seeds = [SEEDS[r] for r in rows]
-        *_, last = keyframes.draw(models.stage1, wanted, sampler, options, seeds, max_rows=max_rows)
-        return last.clip
-
-    together = clip([0, 1, 2])
-    assert torch.equal(clip([0, 1, 2], max_rows=2), together)
-    assert torch.equal(torch.cat([clip([row]) for row in range(3)]), together)
-    assert not torch.equal(together[:, 0], draw_keyframes(models, sampler, [0, 1, 2])[:, 0])
-    assert not torch.equal(clip([0], nothing=[92])[:, 0], together[:1, 0])
 
 
 def test_seeds_guidance_and_frames_make_a_difference(models: ToyModels, sampler: ClusterSampler) -> None:

@@ -24,7 +24,6 @@ from cogvideo.text import (
     read_prompt,
     round_seconds,
     superres_text,
-    unconditional_first_text,
     unconditional_text,
     video_text,
 )
@@ -56,14 +55,13 @@ def test_special_tokens_by_name(tokenizer: TextTokenizer) -> None:
         tokenizer.token("<boi>")
 
 
-def test_the_texts_of_a_video(tokenizer: TextTokenizer) -> None:
+def test_the_five_texts(tokenizer: TextTokenizer) -> None:
     n, encode = tokenizer.token("<n>"), tokenizer.encode
     assert duration_text(tokenizer, 4) == [*encode("4.0秒"), n]
     assert duration_text(tokenizer, 0.25) == [*encode("0.25秒"), n]
     assert first_frame_text(tokenizer, PRESET, PROMPT) == encode(PROMPT + " 高清摄影")
     assert video_text(tokenizer, PRESET, PROMPT, 2.0) == [*encode("2.0秒"), n, *encode(PROMPT + " 视频")]
     assert unconditional_text(tokenizer, PRESET, 1.0) == [*encode("1.0秒"), n, *encode("视频")]
-    assert unconditional_first_text(tokenizer, PRESET) == encode("视频")
     assert between_text(tokenizer, PROMPT, 0.5) == [*encode("0.5秒"), n, *encode(PROMPT)]
     assert superres_text(tokenizer, PROMPT) == encode(PROMPT)
     assert round_seconds(4.0, 3) == [2.0, 1.0, 0.5]

@@ -132,24 +132,6 @@ def test_training_shows_motions_by_its_odds() -> None:
     assert {clip.motion for clip in task._sample(np.random.default_rng(0), 20)} == {2}
 
 
-@needs_font
-@pytest.mark.parametrize("share", [0.0, 1.0])
-def test_some_frames_are_learnt_without_their_prompt(monkeypatch: pytest.MonkeyPatch, share: float) -> None:
-    task = small_task()
-    task.options = dataclasses.replace(task.options, unconditional=share)
-    read: list[Tensor] = []
-    forward = task.models.stage1.forward_images
-
-    def listen(text: Tensor, length: Tensor, frames: Tensor) -> Tensor:
-        read.append(text)
-        return forward(text, length, frames)
-
-    monkeypatch.setattr(task.models.stage1, "forward_images", listen)
-    task.objectives["image"](np.random.default_rng(0))
-    alike = len(read[0].unique(dim=0)) == 1
-    assert alike == (share == 1.0)
-
-
 def test_windows_are_those_of_interpolation() -> None:
     rng = np.random.default_rng(0)
     for _ in range(200):

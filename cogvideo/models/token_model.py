@@ -81,9 +81,9 @@ class TokenModel(BaseModel):
         return linear(mlp.dense_4h_to_h, F.gelu(linear(mlp.dense_h_to_4h, hidden_states), approximate="tanh"))
 
     def final_forward(
-        self, hidden: Tensor, *, scored: Tensor | slice, guidance: Guidance | None = None, **_: Any
+        self, hidden: Tensor, *, scored: Tensor | slice, guidance: Guide | None = None, **_: Any
     ) -> Tensor:
-        """Logits of the `scored` places: [B, S, h] -> [B, places, image_tokens], fp32; with `guidance` see there."""
+        """Logits of the `scored` places: [B, S, h] -> [B, places, image_tokens], fp32, as `guided_scores` has them."""
         return guided_scores(hidden[:, scored], guidance, self._scores)
 
     def _scores(self, hidden: Tensor) -> Tensor:
@@ -110,7 +110,7 @@ def keep_heads(networks: Sequence[TokenModel]) -> None:
             network.full_head = heads[place]
 
 
-class Guidance(NamedTuple):
+class Guide(NamedTuple):
     """How rows with a prompt are led away from rows without."""
 
     weight: float
@@ -119,7 +119,7 @@ class Guidance(NamedTuple):
     """See `TokenSampling`."""
 
 
-def guided_scores(hidden: Tensor, guidance: Guidance | None, scores: Callable[[Tensor], Tensor]) -> Tensor:
+def guided_scores(hidden: Tensor, guidance: Guide | None, scores: Callable[[Tensor], Tensor]) -> Tensor:
     """States [2B, S, h], conditional rows first -> guided logits [B, S, image_tokens] fp32; None: `hidden`'s own.
 
     `scores` is linear: its product with the guided states is the guided logits, for half the rows.

@@ -28,7 +28,7 @@ from cogvideo.models.fused import FusedSteps, fuse
 from cogvideo.models.graphs import StepGraph
 from cogvideo.models.kept import Kept, Shape, text_slots
 from cogvideo.models.sat_bridge import Transformer
-from cogvideo.models.token_model import ExtraPositions, Guidance, TokenModel, guided_scores, text_positions
+from cogvideo.models.token_model import ExtraPositions, Guide, TokenModel, guided_scores, text_positions
 from kernels.cpu_step import Precision
 
 
@@ -144,9 +144,7 @@ class VideoLM(TokenModel):
         self.kept.give_back(Shape(self.stage, *sizes, self.int8_cache), cache)
 
     @torch.inference_mode()
-    def decode_one(
-        self, cache: Cache, ids: Tensor, places: Sequence[Place], guidance: Guidance | None = None
-    ) -> Tensor:
+    def decode_one(self, cache: Cache, ids: Tensor, places: Sequence[Place], guidance: Guide | None = None) -> Tensor:
         """What slots predict, one or more of one frame or of several; their keys and values join `cache`.
 
         ids [B, places]: what the slots hold -> logits [B, places, image_tokens] fp32. Slots of a frame come in
@@ -162,7 +160,7 @@ class VideoLM(TokenModel):
             graph = cache.graphs[len(places), guidance] = StepGraph(lambda ids: self._step(storage, ids, guidance), ids)
         return graph(ids)
 
-    def _step(self, cache: Cache, ids: Tensor, guidance: Guidance | None) -> Tensor:
+    def _step(self, cache: Cache, ids: Tensor, guidance: Guide | None) -> Tensor:
         """Scores of the slots that `cache` was told to `seek`; where it is `fast`, without anything that Python knows
         of them.
         """

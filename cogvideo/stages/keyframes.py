@@ -22,20 +22,19 @@ MAX_ROWS: Final = 32
 
 @dataclass(frozen=True)
 class KeyframeTexts:
-    """Token ids of B videos: what the first frame reads, what the others read, what guidance compares either with.
+    """Token ids of B videos: what the first frame reads, what the others read, what guidance compares with.
 
-    `unconditional`, `unconditional_first` None: no guidance.
+    `unconditional` None: no guidance.
     """
 
     first: Texts
     video: Texts
     unconditional: Texts | None
-    unconditional_first: Texts | None = None
 
     def part(self, some: slice) -> KeyframeTexts:
         """Those of some of the videos."""
-        without, nothing = (t and t[some] for t in (self.unconditional, self.unconditional_first))
-        return KeyframeTexts(self.first[some], self.video[some], without, nothing)
+        without = None if self.unconditional is None else self.unconditional[some]
+        return KeyframeTexts(self.first[some], self.video[some], without)
 
 
 class KeyframeStep(NamedTuple):
@@ -72,8 +71,7 @@ def draw(
     clip = torch.zeros(len(seeds), layout.frames, layout.tokens_per_frame, dtype=torch.long, device=sampler.device)
     if given is not None:
         clip[:, 0] = given
-    guided = texts.unconditional is not None or texts.unconditional_first is not None
-    at_once = max(1, max_rows // 2) if guided else max_rows
+    at_once = max_rows if texts.unconditional is None else max(1, max_rows // 2)
     for at in range(0, len(seeds), at_once):
         some = slice(at, at + at_once)
         steps = _draw(lm, clip[some], texts.part(some), sampler, options, seeds[some], stop, ahead, given is None)
@@ -99,17 +97,7 @@ def _draw(
     }
     if from_nothing:
         dice = Dice(sampler, options.first_frame, keys)
-        first = decode.first_frame(
-            lm,
-            texts.first,
-            dice,
-            unconditional=texts.unconditional_first,
-            guidance=options.first_guidance,
-            plausibility=options.first_frame.plausibility,
-            text_boost=options.text_boost,
-            stop=stop,
-            ahead=ahead,
-        )
+        first = decode.first_frame(lm, texts.first, dice, text_boost=options.text_boost, stop=stop, ahead=ahead)
         yield from _fill(clip, first, dice)
     else:
         yield KeyframeStep(0, lm.layout.tokens_per_frame, clip, 0)

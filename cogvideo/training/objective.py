@@ -27,7 +27,6 @@ from cogvideo.text import (
     between_text,
     first_frame_text,
     superres_text,
-    unconditional_first_text,
     unconditional_text,
     video_text,
 )
@@ -56,7 +55,7 @@ class ObjectiveOptions:
     """Shares of the losses in the sum, beside 1 for single frames: a few frames of super-resolution have a large and
     noisy gradient, which would drown what the shared backbone has to learn of motion."""
     unconditional: float = 0.1
-    """Share of single frames and of stage-1 clips whose prompt is left out, for guidance."""
+    """Share of stage-1 clips whose prompt is left out, for guidance."""
     background_weight: float = 0.5
     subject_weight: float = 2.5
     """Weights of a token's loss in clips and windows: most tokens are background that never changes."""
@@ -165,15 +164,10 @@ class WorldTask:
     def _image_loss(self, rng: np.random.Generator) -> Tensor:
         """Text to image, backbone alone: the first frame of a clip."""
         clips = self._sample(rng, self.options.images)
-        texts = [self._frame_text(rng, clip) for clip in clips]
+        texts = [first_frame_text(self.tokenizer, self.preset, caption(rng, clip)) for clip in clips]
         rows = self._rows(texts, clips, [[0.0]] * len(clips), self.options.image_subject_weight)
         logits = self.models.stage1.forward_images(rows.text, rows.text_length, rows.tokens[:, 0])
         return weighted_loss(logits, rows.tokens[:, 0], rows.weights[:, 0])
-
-    def _frame_text(self, rng: np.random.Generator, clip: Clip) -> list[int]:
-        if rng.random() < self.options.unconditional:
-            return unconditional_first_text(self.tokenizer, self.preset)
-        return first_frame_text(self.tokenizer, self.preset, caption(rng, clip))
 
     def _clip_loss(self, rng: np.random.Generator) -> Tensor:
         """Stage 1: frames 2..5 given those before them and the duration."""

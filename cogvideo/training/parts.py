@@ -28,7 +28,6 @@ from cogvideo.text import (
     between_text,
     first_frame_text,
     superres_text,
-    unconditional_first_text,
     unconditional_text,
     video_text,
 )
@@ -48,7 +47,7 @@ class PartOptions:
     batch: int = 16
     """Sequences of a step: all processes and all accumulated shares together."""
     unconditional: float = 0.1
-    """Share of the backbone's frames and of stage-1 clips whose caption is left out, for guidance."""
+    """Share of stage-1 clips whose caption is left out, for guidance."""
     freeze_backbone: bool = True
     checkpoint_layers: bool = False
     """Keep no activations inside the layers and compute them again: less memory, a third more time."""
@@ -135,11 +134,7 @@ class PartTask:
 
     def _backbone_sequence(self, clip: TokenClip, rng: np.random.Generator) -> _Sequence:
         frame = clip.keyframes[rng.integers(KEYFRAMES)]
-        if rng.random() < self.options.unconditional:
-            text = unconditional_first_text(self.tokenizer, self.preset)
-        else:
-            text = first_frame_text(self.tokenizer, self.preset, clip.caption)
-        return _Sequence(text, frame, frame)
+        return _Sequence(first_frame_text(self.tokenizer, self.preset, clip.caption), frame, frame)
 
     def _stage1_sequence(self, clip: TokenClip, rng: np.random.Generator) -> _Sequence:
         if rng.random() < self.options.unconditional:
