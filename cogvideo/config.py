@@ -209,8 +209,8 @@ PRESETS: dict[str, Preset] = {
         ),
         # Chosen by the judge (`evaluate`): a small model has flatter scores, and was trained without the text boost.
         sampling=SamplingOptions(
-            first_frame=TokenSampling(0.9, 16, 0.6),
-            video=TokenSampling(0.3, 12, 0.5, plausibility=0.3),
+            first_frame=TokenSampling(0.75, 16, 0.5),
+            video=TokenSampling(0.3, 12, 0.5, plausibility=0.6),
             superres=TokenSampling(0.1, 1, 0.1),
             text_boost=0.0,
         ),
