@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
@@ -96,6 +97,27 @@ def test_seeds_guidance_and_frames_make_a_difference(models: ToyModels, sampler:
     assert (clip(1) != clip(2)).float().mean() > 0.5
     assert torch.equal(clip(1)[0], clip(1, guided=False)[0])  # the first frame has no guidance
     assert not torch.equal(clip(1)[1:], clip(1, guided=False)[1:])
+
+
+def test_guidance_has_no_choice_where_only_the_prompts_favourite_is_plausible(
+    models: ToyModels, sampler: ClusterSampler
+) -> None:
+    def clips(guidance: float, plausibility: float) -> list[Tensor]:
+        video = replace(OPTIONS.video, plausibility=plausibility)
+        options = replace(OPTIONS, video=video, guidance=guidance)
+        *_, keys = keyframes.draw(models.stage1, texts(PROMPTS[:1]), sampler, options, [1])
+        away = interpolate.Guidance([[80, 91]], guidance)
+        clip = torch.arange(5 * N).view(1, 5, N) % IMAGE_TOKENS
+        *_, between = interpolate.draw(
+            models.stage2, clip, [[[80, *PROMPTS[0]]]], sampler, video, 0.0, [1], guidance=away
+        )
+        assert between.clip is not None
+        return [keys.clip, between.clip]
+
+    for weak, strong in zip(clips(2.0, 1.0), clips(6.0, 1.0), strict=True):
+        assert torch.equal(weak, strong)
+    for weak, strong in zip(clips(2.0, 0.0), clips(6.0, 0.0), strict=True):
+        assert not torch.equal(weak, strong)
 
 
 def test_rounds_keep_old_frames_and_do_not_depend_on_the_batch(models: ToyModels, sampler: ClusterSampler) -> None:
