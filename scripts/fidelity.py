@@ -188,7 +188,7 @@ def _film(pipeline: CogVideoPipeline, request: VideoRequest) -> Film:
     levels = (event.tokens for event in pipeline.stream(request) if isinstance(event, LevelDone))
     clip, longer = (torch.from_numpy(tokens) for tokens in levels if tokens is not None)
     preset, tokenizer = pipeline.preset, pipeline.parts().tokenizer
-    texts = keyframe_texts(tokenizer, preset, [request], preset.sampling.guidance)
+    texts = keyframe_texts(tokenizer, preset, [request.wish], preset.sampling.guidance)
     between, _ = between_texts(tokenizer, preset, [request], 1.0)
     unconditional = (texts.unconditional or texts.video)[0]
     enlarged = superres_text(tokenizer, request.prompt)
