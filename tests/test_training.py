@@ -132,6 +132,12 @@ def test_training_shows_motions_by_its_odds() -> None:
     assert {clip.motion for clip in task._sample(np.random.default_rng(0), 20)} == {2}
 
 
+@pytest.mark.parametrize("odds", [[1, 2], [1] * 9, [0] * 8, [-1, 2, 1, 1, 1, 1, 1, 1], [float("nan")] * 8])
+def test_odds_that_cannot_be_used_are_named(odds: list[float]) -> None:
+    with pytest.raises(RequestError, match="8 numbers"):
+        sample_clip(np.random.default_rng(0), draw_held_out(), odds=odds)
+
+
 def test_windows_are_those_of_interpolation() -> None:
     rng = np.random.default_rng(0)
     for _ in range(200):

@@ -15,6 +15,9 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
+
+from cogvideo.errors import RequestError
 
 FIELD: Final = 8
 """Cells along each side of a frame."""
@@ -264,7 +267,7 @@ def sample_clip(
     `odds`: how often each motion comes, beside the others; None: all alike. `drifting`: share of clips that move
     freely, which show every subject at every size and angle without a word for it.
     """
-    shares = None if odds is None else np.array(odds) / sum(odds)
+    shares = None if odds is None else _shares(odds)
     drifts = drifting > 0 and rng.random() < drifting
     while True:
         if drifts:
@@ -278,6 +281,19 @@ def sample_clip(
         clip = place_clip(rng, subject, scene, motion, duration, variants)
         if not held_out.contains(clip):
             return clip
+
+
+def _shares(odds: Sequence[float]) -> npt.NDArray[np.float64]:
+    """Odds of all motions -> shares that sum to 1. Raises RequestError."""
+    values = np.array(odds, float)
+    if len(values) != len(MOTIONS) or not (values >= 0).all() or not 0 < values.sum() < np.inf:
+        raise RequestError(
+            f"motion_odds {list(odds)} 不可用：应为 {len(MOTIONS)} 个不小于 0 的数，且不全为 0，每种动作一个"
+            f"（{'、'.join(MOTIONS)}）。",
+            f"motion_odds {list(odds)} cannot be used: give {len(MOTIONS)} numbers, 0 or more and not all 0, one for "
+            f"each motion ({', '.join(MOTIONS)}).",
+        )
+    return values / values.sum()
 
 
 def _draw_duration(rng: np.random.Generator) -> float:
