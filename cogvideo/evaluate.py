@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 Pixels = npt.NDArray[np.uint8]
 Figures = dict[str, Any]
 GRID_CLIPS = 32
-_TRAVELS = [MOTIONS.index(name) for name in ("向左", "向右", "向上", "向下")]
 
 
 class Evaluation:
@@ -212,7 +211,7 @@ def _any_frame(rng: np.random.Generator, cell: int) -> Pixels:
 
 
 def _travelling(rng: np.random.Generator, index: int) -> Clip:
-    motion = _TRAVELS[index % len(_TRAVELS)]
+    motion = measures.TRAVELS[index % len(measures.TRAVELS)]
     return place_clip(rng, int(rng.integers(len(SUBJECTS))), int(rng.integers(len(SCENES))), motion, 4.0)
 
 

@@ -431,9 +431,7 @@ class _Run:
 def keyframe_texts(
     tokenizer: TextTokenizer, preset: Preset, wishes: Sequence[tuple[str, float]], guidance: float
 ) -> KeyframeTexts:
-    """What the keyframes read of `wishes`, prompts and seconds. Without guidance all but the first read the bare
-    prompt.
-    """
+    """What keyframes of `wishes` (prompt, seconds) read. Without guidance all but the first read the bare prompt."""
     first = [first_frame_text(tokenizer, preset, prompt) for prompt, _ in wishes]
     if guidance == 1.0:
         return KeyframeTexts(first, [between_text(tokenizer, *wish) for wish in wishes], None)

@@ -18,7 +18,8 @@ from cogvideo.training.render import render_state
 from cogvideo.training.world import FIELD, MOTIONS, Clip, State
 
 KEYFRAMES = 5
-_CHANGE_PLACE = [MOTIONS.index(name) for name in ("向左", "向右", "向上", "向下", "跳")]
+TRAVELS = [MOTIONS.index(name) for name in ("向左", "向右", "向上", "向下")]
+_CHANGE_PLACE = [*TRAVELS, MOTIONS.index("跳")]
 _CLEARLY = 0.99  # less is rounding
 
 
