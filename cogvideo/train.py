@@ -1,9 +1,9 @@
 """`python -m cogvideo train CONFIG`: a recipe in, weights out.
 
 Recipes: examples/train_mini.toml (the model that ships, on the synthetic world), examples/train_mini_on.toml (goes on
-with it), examples/train_own.toml (on prepared clips), examples/train_published.toml (the published size). A recipe has
-a table for every part to make; the parts are made in the order of `PARTS`, each resumed where its last checkpoint
-stands, and `export` writes what is used.
+with it), examples/train_mini_codes.toml (the same, with more codes), examples/train_own.toml (on prepared clips),
+examples/train_published.toml (the published size). A recipe has a table for every part to make; the parts are made in
+the order of `PARTS`, each resumed where its last checkpoint stands, and `export` writes what is used.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from cogvideo.frames import FrameCodec
     from cogvideo.models.token_model import TokenModel
+    from cogvideo.training.codebook import CodesOptions
     from cogvideo.training.codec import Sample
     from cogvideo.training.dataset import ClipDataset
     from cogvideo.training.objective import WorldTask
@@ -42,13 +43,14 @@ if TYPE_CHECKING:
 
     Tensors = dict[str, Tensor]
 
-TRAINED = ("tokenizer", "codec", "decoder", "judge", "models", "backbone", "stage1", "stage2", "superres")
+TRAINED = ("tokenizer", "codec", "codes", "decoder", "judge", "models", "backbone", "stage1", "stage2", "superres")
 PARTS = (*TRAINED, "export", "published")
 NETWORKS = ("backbone", "stage1", "stage2", "superres")
 ALONE = ("stage2", "superres")
 """Networks that may learn on in the world when all have learnt together."""
 SMALL_FILES = ("text.model", "codec.json", "codec.safetensors", "cluster_labels.npy")
 """What a model's folder has beside its networks; taken over from the starting point until trained anew."""
+EMBEDDINGS = "transformer.word_embeddings.weight"
 
 Options = TypeVar("Options")
 
@@ -140,7 +142,8 @@ class Workshop:
         self.assets = Path(recipe.get("assets", out / "model"))
         self.own = "data" in recipe
         base = PRESETS[recipe["preset"]]
-        self.sizes: ModelConfig = resize(base.model, recipe.get("model", {}))
+        self.start_sizes: ModelConfig = resize(base.model, recipe.get("model", {}))
+        self.sizes = self._widen(self.start_sizes)
         self.seed = int(recipe["seed"])
         self.processes = PartialState()
         self.preset = base
@@ -157,6 +160,8 @@ class Workshop:
                 self._once(self._make_tokenizer)
             case "codec":
                 self._make_codec()
+            case "codes":
+                self._once(self._make_codes)
             case "decoder":
                 self._make_decoder()
             case "judge":
@@ -205,6 +210,52 @@ class Workshop:
         self._train("codec", CodecTask(codec, self._pictures, options, self.seed))
         self._once(export)
 
+    def _widen(self, sizes: ModelConfig) -> ModelConfig:
+        """The sizes of what is made from a starting point of `sizes`. Raises RequestError for codes without one."""
+        if "codes" not in self.recipe:
+            return sizes
+        from cogvideo.training.codebook import widen
+
+        if self._start_folder is None or self._is_published(self._start_folder):
+            raise RequestError(
+                f"[codes] 为训练好的编解码器增加编码，而 start = {self.recipe.get('start')!r} 没有："
+                '请改为 "mini" 或模型文件夹。',
+                f"[codes] adds codes to a trained codec, and start = {self.recipe.get('start')!r} has none: "
+                'name "mini" or a model\'s folder.',
+            )
+        return widen(sizes, self._code_options.more)
+
+    @cached_property
+    def _code_options(self) -> CodesOptions:
+        from cogvideo.training.codebook import CodesOptions
+
+        return options_from(CodesOptions, self.recipe["codes"].get("data", {}))
+
+    def _make_codes(self) -> None:
+        """The starting point's codec -> the same with more codes, and the clusters of all; once made, nothing."""
+        from cogvideo.training.codebook import CodeSearch
+        from cogvideo.training.export import export_clusters, export_codec
+
+        about = self.assets / "codec.json"
+        if self._codes(self.assets) == self.sizes.image_tokens:
+            return
+        assert self._start_folder is not None  # or the recipe would have been refused
+        codec = self._read_codec(self._start_folder)
+        codes = CodeSearch(codec, self._pictures, self._code_options, self.seed).codebook()
+        export_codec({**codec.state_dict(), "quantize.embed.weight": codes}, self.assets)
+        export_clusters(codes, int(self.recipe.get("clusters", 256)), self.assets)
+        description = json.loads(about.read_text(encoding="utf-8"))
+        description["quantize_config"]["params"]["n_embed"] = len(codes)
+        temporary = about.with_suffix(".tmp")
+        temporary.write_text(json.dumps(description), encoding="utf-8")
+        temporary.replace(about)  # at the end: it tells that the rest is done
+
+    @staticmethod
+    def _codes(folder: Path) -> int:
+        """How many codes the codec in a model's folder has."""
+        description = json.loads((folder / "codec.json").read_text(encoding="utf-8"))
+        return int(description["quantize_config"]["params"]["n_embed"])
+
     def _make_decoder(self) -> None:
         """The same pictures -> a decoder that reads the codec's tokens better; the tokens stay what they are."""
         from cogvideo.training.decoder import DecoderOptions, DecoderTask
@@ -216,13 +267,18 @@ class Workshop:
 
     def _trained_codec(self) -> Any:
         """The codec of this run, in single precision; else the one in the model's folder."""
+        trained = (self.out / "codec" / "checkpoint.pt").is_file()
+        return self._read_codec(self.assets, self._trained("codec") if trained else None)
+
+    @staticmethod
+    def _read_codec(folder: Path, tensors: Tensors | None = None) -> Any:
+        """The codec that a folder describes, in single precision, with `tensors`, or those of its file."""
         from safetensors.torch import load_file
 
         from cogvideo.frames import build_codec
 
-        codec = build_codec(self.assets / "codec.json")
-        trained = (self.out / "codec" / "checkpoint.pt").is_file()
-        known = self._trained("codec") if trained else load_file(self.assets / "codec.safetensors")
+        codec = build_codec(folder / "codec.json")
+        known = load_file(folder / "codec.safetensors") if tensors is None else tensors
         codec.load_state_dict(codec.state_dict() | known)  # the files that ship have no statistics of the codebook
         return codec.float()
 
@@ -296,9 +352,25 @@ class Workshop:
     def _load_networks(self, world: WorldTask, folder: Path) -> None:
         from cogvideo.models.loader import load_safetensors
 
-        known = load_safetensors(folder, self.sizes)
+        known = load_safetensors(folder, self.start_sizes if folder == self._start_folder else self.sizes)
         for name in NETWORKS[1:]:
-            getattr(world.models, name).load_state_dict(getattr(known, name).state_dict())
+            getattr(world.models, name).load_state_dict(self._for_all_codes(getattr(known, name).state_dict()))
+
+    def _for_all_codes(self, tensors: Tensors) -> Tensors:
+        """Weights of the starting point, with an embedding for each code that came after it."""
+        if "codes" not in self.recipe or len(tensors[EMBEDDINGS]) == self.sizes.vocab_size:
+            return tensors
+        from cogvideo.training.codebook import widen_embeddings
+
+        codes = self._trained_codec().quantize.embed.weight.detach()
+        if len(codes) != self.sizes.image_tokens:
+            raise WeightsError(
+                f"{self.assets} 的编解码器有 {len(codes)} 个编码，应为 {self.sizes.image_tokens}："
+                "请先运行 --part codes。",
+                f"The codec in {self.assets} has {len(codes)} codes, not {self.sizes.image_tokens}: "
+                "run --part codes first.",
+            )
+        return {**tensors, EMBEDDINGS: widen_embeddings(tensors[EMBEDDINGS], codes, self.sizes)}
 
     # Own clips.
 
@@ -407,7 +479,8 @@ class Workshop:
             tensors = {} if found is None else weights.read_published(found)
             return {n: t for n, t in tensors.items() if n.startswith(prefix)} or None
         path = self._start_folder / f"{part}.safetensors"
-        return weights.read_safetensors(path) if path.is_file() else None
+        tensors = weights.read_safetensors(path) if path.is_file() else None
+        return self._for_all_codes(tensors) if part == "backbone" and tensors is not None else tensors
 
     @cached_property
     def _small_start(self) -> dict[str, Tensors]:

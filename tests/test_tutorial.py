@@ -17,6 +17,7 @@ from cogvideo.config import PRESETS, find_preset
 from cogvideo.frames import FrameCodec
 from cogvideo.models.loader import load_safetensors
 from cogvideo.train import TRAINED, Workshop, main, options_from, read_recipe
+from cogvideo.training.codebook import CodesOptions
 from cogvideo.training.codec import CodecOptions
 from cogvideo.training.dataset import open_dataset
 from cogvideo.training.decoder import DecoderOptions
@@ -123,7 +124,8 @@ def test_recipes_fit_their_options(name: str) -> None:
         "judge": EyeOptions,
         **dict.fromkeys(("backbone", "stage1", "stage2", "superres"), networks),
     }
-    for part in set(recipe) & set(TRAINED) - {"tokenizer"}:
+    options_from(CodesOptions, recipe.get("codes", {}).get("data", {}))
+    for part in set(recipe) & set(TRAINED) - {"tokenizer", "codes"}:
         assert options_from(RunOptions, recipe[part]["run"]).steps > 0
         if part in kinds:
             options_from(kinds[part], recipe[part].get("data", {}))
