@@ -479,8 +479,10 @@ class Workshop:
             tensors = {} if found is None else weights.read_published(found)
             return {n: t for n, t in tensors.items() if n.startswith(prefix)} or None
         path = self._start_folder / f"{part}.safetensors"
-        tensors = weights.read_safetensors(path) if path.is_file() else None
-        return self._for_all_codes(tensors) if part == "backbone" and tensors is not None else tensors
+        if not path.is_file():
+            return None
+        own = weights.read_safetensors(path)
+        return self._for_all_codes(own) if part == "backbone" else own
 
     @cached_property
     def _small_start(self) -> dict[str, Tensors]:
