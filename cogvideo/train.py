@@ -223,6 +223,13 @@ class Workshop:
                 f"[codes] adds codes to a trained codec, and start = {self.recipe.get('start')!r} has none: "
                 'name "mini" or a model\'s folder.',
             )
+        if "codec" in self.recipe:
+            raise RequestError(
+                "[codes] 与 [codec] 不能写在同一份训练配置中：编码是加给 start 的编解码器的。"
+                "请先训练编解码器，再从它的文件夹开始。",
+                "[codes] and [codec] do not go into one recipe: codes are added to the codec of `start`. "
+                "Train the codec first, then start from its folder.",
+            )
         return widen(sizes, self._code_options.more)
 
     @cached_property

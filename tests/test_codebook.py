@@ -161,6 +161,7 @@ def test_networks_before_their_codes_are_refused(tmp_path: Path) -> None:
     [
         ({"start": "nothing"}, "nothing"),
         ({"start": "small"}, "small"),
+        ({"codec": {"run": {"steps": 1}}}, "codec"),
         ({"codes": {"data": {"more": 0}}}, "more"),
         ({"codes": {"data": {"more": 9, "vectors": 5}}}, "vectors"),
     ],

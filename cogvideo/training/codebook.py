@@ -7,7 +7,6 @@ tokens go on from what they know: a new code begins, to them, as the old one tha
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from cogvideo.config import ModelConfig
 from cogvideo.errors import RequestError
-from cogvideo.training.codec import SHOWN, PictureOptions, PictureTask, Sample, encode, nearest
+from cogvideo.training.codec import SHOWN, PictureOptions, PictureTask, encode, nearest
 
 SEEDINGS = 6
 """Parts in which new codes are chosen; each part sees what those before it left far away."""
@@ -58,9 +57,6 @@ class CodeSearch(PictureTask):
     """Where new codes are wanted: `codec` is trained, `sample` says what it is shown."""
 
     options: CodesOptions
-
-    def __init__(self, codec: Any, sample: Sample, options: CodesOptions, seed: int) -> None:
-        super().__init__(codec, sample, options, seed)
 
     def codebook(self) -> Tensor:
         """The codec's codes, and after them the new ones: [n + more, z]."""
