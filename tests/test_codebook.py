@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from toy_training import decoder_task
 
 from cogvideo.config import ASSETS, PRESETS, find_preset
 from cogvideo.errors import RequestError, WeightsError
@@ -16,8 +17,8 @@ from cogvideo.frames import FrameCodec
 from cogvideo.models.loader import load_safetensors
 from cogvideo.train import EMBEDDINGS, Workshop
 from cogvideo.training import render
-from cogvideo.training.codebook import add_codes, widen, widen_embeddings
-from cogvideo.training.codec import nearest
+from cogvideo.training.codebook import CodeSearch, CodesOptions, add_codes, widen, widen_embeddings
+from cogvideo.training.codec import encode, nearest, normalise
 from cogvideo.training.world import State
 
 MORE = 6
@@ -70,6 +71,21 @@ def test_a_new_code_begins_as_its_nearest_old_one_and_text_keeps_its_meaning() -
     assert torch.equal(wider[: small.image_tokens], embeddings[: small.image_tokens])
     assert torch.equal(wider[wide.start_of_image], embeddings[small.start_of_image])
     assert torch.equal(wider[wide.image_tokens :], embeddings[small.image_tokens :])
+
+
+def test_subjects_are_looked_at_before_a_plain_ground_and_nothing_else_is(tmp_path: Path) -> None:
+    """Two small frames and their twins, a crop and its twin; where nothing is marked, every patch counts."""
+    rng = np.random.default_rng(0)
+    frames = rng.integers(0, 256, (6, 32, 32, 3), dtype=np.uint8)
+    masks = np.zeros(frames.shape[:3], np.float32)
+    masks[:, 8:16, 16:24] = 1.0  # one patch of 8 pixels
+    options = CodesOptions(small_frames=4, fine_crops=2, more=3, vectors=3)
+    search = CodeSearch(decoder_task(tmp_path).codec, lambda rng, options: (frames, masks), options, 0)
+    every = encode(search.codec, normalise(frames)).permute(0, 2, 3, 1)  # [6, 4, 4, z]
+    assert torch.equal(search.vectors(), every[[2, 3, 5], 1, 2])
+    masks[:] = 0.0
+    search.options = CodesOptions(small_frames=4, fine_crops=2, more=3, vectors=6 * 16)
+    assert torch.equal(search.vectors(), every.flatten(0, 2))
 
 
 @needs_font
