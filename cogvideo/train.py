@@ -142,7 +142,7 @@ class Workshop:
         self.assets = Path(recipe.get("assets", out / "model"))
         self.own = "data" in recipe
         base = PRESETS[recipe["preset"]]
-        self.start_sizes: ModelConfig = resize(base.model, recipe.get("model", {}))
+        self.start_sizes: ModelConfig = resize(self._known_sizes() or base.model, recipe.get("model", {}))
         self.sizes = self._widen(self.start_sizes)
         self.seed = int(recipe["seed"])
         self.processes = PartialState()
@@ -209,6 +209,12 @@ class Workshop:
         options = options_from(CodecOptions, self.recipe["codec"].get("data", {}))
         self._train("codec", CodecTask(codec, self._pictures, options, self.seed))
         self._once(export)
+
+    def _known_sizes(self) -> ModelConfig | None:
+        """The sizes of the model that is the starting point, where its folder tells them."""
+        folder = self._start_folder
+        told = folder is not None and (folder / PRESET_FILE).is_file()
+        return find_preset(str(folder))[0].model if told else None
 
     def _widen(self, sizes: ModelConfig) -> ModelConfig:
         """The sizes of what is made from a starting point of `sizes`. Raises RequestError for codes without one."""

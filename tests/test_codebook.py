@@ -19,6 +19,7 @@ from cogvideo.train import EMBEDDINGS, Workshop
 from cogvideo.training import render
 from cogvideo.training.codebook import CodeSearch, CodesOptions, add_codes, widen, widen_embeddings
 from cogvideo.training.codec import encode, nearest, normalise
+from cogvideo.training.export import write_tensors
 from cogvideo.training.world import State
 
 MORE = 6
@@ -141,6 +142,24 @@ def test_networks_read_the_new_codes_as_their_twins(tmp_path: Path) -> None:
     codes = workshop._trained_codec().quantize.embed.weight
     twins = nearest(codes[old:], codes[:old])
     assert torch.allclose(after[..., old : old + MORE], before[..., twins], atol=1e-4)
+
+
+@needs_font
+def test_a_model_with_more_codes_is_a_starting_point_like_any_other(tmp_path: Path) -> None:
+    once = make_recipe(stage2={"run": {"steps": 1, "warmup": 1}, "data": {"windows": 1}})
+    Workshop(once, tmp_path / "once").make("codes")
+    folder = tmp_path / "once" / "model"
+    for name in ("backbone", "stage1", "stage2", "superres"):
+        part = Workshop(once, tmp_path / "once")._start(name)
+        assert part is not None
+        write_tensors(part, folder / f"{name}.safetensors")
+    again = make_recipe(start=str(folder), stage2=once["stage2"])
+    for part in ("codes", "stage2"):
+        Workshop(again, tmp_path / "again").make(part)
+    preset, grown = find_preset(str(tmp_path / "again" / "model"))
+    assert preset.model == widen(PRESETS["mini"].model, 2 * MORE)
+    codes = [load_file(home / "codec.safetensors")["quantize.embed.weight"] for home in (folder, grown)]
+    assert torch.equal(codes[1][:-MORE], codes[0])
 
 
 @needs_font
