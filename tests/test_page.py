@@ -230,6 +230,7 @@ def test_clips_made_beforehand_play_at_once_and_become_ones_own(site: Site, visi
     card = page.locator("[data-shelf=gallery] .cv-card").last
     expect(card.locator("video")).to_have_js_property("error", None)
     card.get_by_role("button", name="Make my own").click()
+    page.evaluate("window.scrollTo(0, document.body.scrollHeight)")  # as a page that changes ends a smooth scroll
     expect(prompt).to_have_value(card.locator(".cv-wish").inner_text())
     expect(prompt).to_be_in_viewport()
     expect(page.locator("#cv-fresh input")).to_be_checked()

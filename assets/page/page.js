@@ -37,8 +37,16 @@ window.cv = (() => {
 
   cv.calm = () => window.matchMedia("(prefers-reduced-motion: reduce)").matches;
 
-  // Brings a part of the page into sight, by as little as it takes.
-  cv.show = (node) => node.scrollIntoView({ behavior: cv.calm() ? "auto" : "smooth", block: "nearest" });
+  // Brings a part of the page into sight, by as little as it takes. What changes on the way can end a smooth scroll early:
+  // then the rest is made up for, unless somebody has begun to scroll or click.
+  cv.show = (node) => {
+    node.scrollIntoView({ behavior: cv.calm() ? "auto" : "smooth", block: "nearest" });
+    const late = setTimeout(() => node.scrollIntoView({ block: "nearest" }), 1500);
+    const leave = () => clearTimeout(late);
+    for (const hand of ["wheel", "touchstart", "pointerdown", "keydown"]) {
+      document.addEventListener(hand, leave, { once: true, passive: true });
+    }
+  };
 
   // A link that fills the page in and shows the clip while the server has it. It starts nothing.
   cv.link = (view) => {
