@@ -41,10 +41,18 @@ window.cv = (() => {
   // then the rest is made up for, unless somebody has begun to scroll or click.
   cv.show = (node) => {
     node.scrollIntoView({ behavior: cv.calm() ? "auto" : "smooth", block: "nearest" });
-    const late = setTimeout(() => node.scrollIntoView({ block: "nearest" }), 1500);
-    const leave = () => clearTimeout(late);
+    if (cv.calm()) return;
+    const hands = new AbortController();
+    const late = setTimeout(() => {
+      hands.abort();
+      node.scrollIntoView({ block: "nearest" });
+    }, 1500);
+    const leave = () => {
+      clearTimeout(late);
+      hands.abort();
+    };
     for (const hand of ["wheel", "touchstart", "pointerdown", "keydown"]) {
-      document.addEventListener(hand, leave, { once: true, passive: true });
+      document.addEventListener(hand, leave, { passive: true, signal: hands.signal });
     }
   };
 
