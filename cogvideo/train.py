@@ -375,7 +375,12 @@ class Workshop:
             return tensors
         from cogvideo.training.codebook import widen_embeddings
 
-        codes = self._trained_codec().quantize.embed.weight.detach()
+        return {**tensors, EMBEDDINGS: widen_embeddings(tensors[EMBEDDINGS], self._all_codes, self.sizes)}
+
+    @cached_property
+    def _all_codes(self) -> Tensor:
+        """The codebook that [codes] made. Raises WeightsError where it has not been made yet."""
+        codes: Tensor = self._trained_codec().quantize.embed.weight.detach()
         if len(codes) != self.sizes.image_tokens:
             raise WeightsError(
                 f"{self.assets} 的编解码器有 {len(codes)} 个编码，应为 {self.sizes.image_tokens}："
@@ -383,7 +388,7 @@ class Workshop:
                 f"The codec in {self.assets} has {len(codes)} codes, not {self.sizes.image_tokens}: "
                 "run --part codes first.",
             )
-        return {**tensors, EMBEDDINGS: widen_embeddings(tensors[EMBEDDINGS], codes, self.sizes)}
+        return codes
 
     # Own clips.
 
