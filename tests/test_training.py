@@ -82,6 +82,38 @@ def test_a_killed_run_goes_on_with_the_same_losses(tmp_path: Path) -> None:
 
 
 @needs_font
+@pytest.mark.parametrize("average", [0.0, 0.5])
+def test_a_share_of_the_start_is_left_even_of_a_killed_run(tmp_path: Path, average: float) -> None:
+    options = dataclasses.replace(OPTIONS, steps=3, average=average, start_share=0.25)
+    began = {n: t.detach().clone() for n, t in small_task().models.named_parameters()}
+    plain, whole, killed = (
+        Trainer(small_task(), o, tmp_path / n)
+        for n, o in (
+            ("plain", dataclasses.replace(options, start_share=0.0)),
+            ("whole", options),
+            ("killed", options),
+        )
+    )
+    plain.run()
+    whole.run()
+    killed.update()
+    killed.save()
+    Trainer(small_task(), options, tmp_path / "killed").run()
+    learnt, left, again = (torch.load(trainer.checkpoint, weights_only=True) for trainer in (plain, whole, killed))
+    for name, value in began.items():
+        mixed = 0.25 * value + 0.75 * {**learnt["module"], **learnt["average"]}[name]
+        torch.testing.assert_close(left["average"][name], mixed)
+        torch.testing.assert_close(again["average"][name], mixed)
+    assert any(not torch.equal(left["average"][name], value) for name, value in began.items())
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.0, float("nan")])
+def test_a_share_that_leaves_nothing_learnt_is_refused(tmp_path: Path, share: float) -> None:
+    with pytest.raises(RequestError, match="start_share"):
+        Trainer(small_task(), dataclasses.replace(OPTIONS, start_share=share), tmp_path)
+
+
+@needs_font
 def test_checkpoint_is_whole_or_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = Trainer(small_task(), OPTIONS, tmp_path)
     trainer.save()

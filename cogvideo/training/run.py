@@ -47,6 +47,9 @@ class RunOptions:
     clip: float = 1.0
     average: float = 0.0
     """Decay of the exponential moving average of the weights; 0 switches it off."""
+    start_share: float = 0.0
+    """Share of the weights that training began with in those that it leaves, 0 to below 1: a little less is learnt, and
+    less of what was known is lost (Wortsman et al. 2022, arXiv:2109.01903, section 3)."""
     accumulate: int = 1
     """Shares that a process cuts its part of a step into, one after the other: less memory, the same gradients."""
     precision: Precision = ""
@@ -138,6 +141,7 @@ class Trainer:
         self.model, *self.optimizers = self.accelerator.prepare(_Step(task), *optimizers)
         self.trained = [p for p in task.learnt.parameters() if p.requires_grad]
         self.average = {n: p.detach().clone() for n, p in self._floats()} if options.average else {}
+        self.began = {n: p.detach().clone() for n, p in self._floats()} if options.start_share else {}
         self.step = 0
 
     @property
@@ -146,11 +150,19 @@ class Trainer:
         return self.accelerator.distributed_type == DistributedType.DEEPSPEED
 
     def _refuse_what_does_not_mix(self) -> None:
-        scaled = self._sharded or self.accelerator.mixed_precision == "fp16"
-        if scaled and (self.options.muon_learning_rate or (self._sharded and self.options.average)):
+        if not 0.0 <= self.options.start_share < 1.0:
             raise RequestError(
-                "Muon 不能与 fp16 或 DeepSpeed 同用，权重平均（average）不能与 DeepSpeed 同用：请从训练配置中去掉。",
-                "Muon does not go with fp16 or DeepSpeed, nor average with DeepSpeed: take them out of the recipe.",
+                f"start_share {self.options.start_share} 超出范围：应不小于 0 且小于 1。",
+                f"start_share {self.options.start_share} is out of range: give a number from 0 to below 1.",
+            )
+        averages = self.options.average or self.options.start_share
+        scaled = self._sharded or self.accelerator.mixed_precision == "fp16"
+        if scaled and (self.options.muon_learning_rate or (self._sharded and averages)):
+            raise RequestError(
+                "Muon 不能与 fp16 或 DeepSpeed 同用，权重平均（average、start_share）不能与 DeepSpeed 同用："
+                "请从训练配置中去掉。",
+                "Muon does not go with fp16 or DeepSpeed, nor average or start_share with DeepSpeed: take them out of "
+                "the recipe.",
             )
 
     def _floats(self) -> list[tuple[str, Tensor]]:
@@ -263,13 +275,22 @@ class Trainer:
                     log.add(self.step, scalars)
                     if self.options.picture_every and self.step % self.options.picture_every == 0:
                         log.show(self.step, self.task.picture())
-                if self._agree(time.monotonic() - saved > 60 * self.options.save_minutes):
+                late = time.monotonic() - saved > 60 * self.options.save_minutes
+                if self._agree(late and self.step < self.options.steps):
                     self.save()
                     saved = time.monotonic()
         finally:
             if log:
                 log.close()
+        self._mix_in_the_start()
         self.save()
+
+    @torch.no_grad()
+    def _mix_in_the_start(self) -> None:
+        """What is left at the end holds a share of what training began with."""
+        left = self.average or dict(self._floats())
+        if self.began:
+            self.average = {n: left[n].lerp(value, self.options.start_share) for n, value in self.began.items()}
 
     def _agree(self, late: bool) -> bool:
         """The main process's answer, where all have to act on it."""
