@@ -96,9 +96,10 @@ def _connect_screen(parts: Parts, actions: Actions) -> None:
 def _connect_form(parts: Parts, actions: Actions) -> None:
     """Everything else that can be chosen or dropped."""
     reckoned = _reckoned(parts)
-    for control in (parts.seconds, parts.frames, parts.superres):
-        control.change(actions.reckon, [parts.me, *reckoned], [parts.frames, parts.outcome], **QUIET)
-    parts.memory.input(actions.reckon, [parts.me, *reckoned], [parts.frames, parts.outcome], **QUIET)
+    # One event for all of them: Gradio asks anew only when the answer to its last question is there. None comes late.
+    changes = [parts.seconds.change, parts.frames.change, parts.superres.change, parts.memory.input]
+    answers = [parts.frames, parts.outcome]
+    gr.on(changes, actions.reckon, [parts.me, *reckoned], answers, trigger_mode="always_last", **QUIET)
     usual = [parts.guidance, parts.temperature, parts.top_k, parts.superres]
     about = [parts.begin, parts.about, parts.memory, parts.frames, parts.outcome]
     switch = [parts.me, parts.model, parts.frames, parts.seconds]

@@ -190,7 +190,7 @@ class Parts:
         """Frame rates of the chosen length, and what comes of it. `waiting`: jobs before this one."""
         choices = page.rate_choices(self.words, language, form.seconds)
         said = outcome_html(self.words, language, form, estimate, waiting)
-        return {self.frames: gr.update(choices=choices, value=form.frames), self.outcome: said}
+        return {self.frames: gr.update(choices=choices), self.outcome: said}
 
     def about_model(self, chosen: Chosen) -> Updates:
         """What is to be known of a model, and how it may be held in memory."""

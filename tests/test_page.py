@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from browsing import PANDA, PHONE, Site, Visitor, expect
 from fakes import moving_square
+from playwright.sync_api import Route
 
 import cogvideo.page
 from cogvideo.config import VideoRequest
@@ -235,6 +236,20 @@ def test_clips_made_beforehand_play_at_once_and_become_ones_own(site: Site, visi
     expect(prompt).to_be_in_viewport()
     expect(page.locator("#cv-fresh input")).to_be_checked()
     assert (len(site.fake.started), site.fake.loaded) == asked
+
+
+def test_a_late_answer_takes_no_choice_back(site: Site, visit: Callable[..., Visitor]) -> None:
+    visitor = visit().open(site.url)
+    page = visitor.page
+    late: list[Route] = []
+    page.route("**/run/predict*", lambda route: route.continue_() if late else late.append(route))
+    with page.expect_request("**/run/predict*"):
+        visitor.choose("#cv-seconds", "2 秒")
+    visitor.choose("#cv-rate", "2 帧/秒")
+    late[0].continue_()
+    expect(page.locator("#cv-rate")).to_contain_text("16 帧/秒")  # of two seconds: the late answer is there
+    expect(page.locator("#cv-rate input:checked + span")).to_have_text("4 帧/秒")
+    expect(page.locator("#cv-outcome")).to_contain_text("9 帧，共 2 秒")
 
 
 def test_settings_of_an_earlier_video_are_used_again(site: Site, visit: Callable[..., Visitor]) -> None:
