@@ -5,6 +5,7 @@ And one served page for all tests that look at it in a browser.
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +20,11 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
     from cogvideo.jobs import Jobs
+
+# Tests side by side share the cores, as do the programs that they start: more threads than cores only wait.
+_SIDE_BY_SIDE = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+if _SIDE_BY_SIDE > 1:
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // _SIDE_BY_SIDE)))
 
 settings.register_profile("project", deadline=None, derandomize=True)
 settings.load_profile("project")
