@@ -56,6 +56,17 @@ window.cv = (() => {
     }
   };
 
+  // A clip without controls is stopped and goes on by a click, Enter or Space.
+  cv.playOnPress = (video) => {
+    const toggle = () => (video.paused ? video.play().catch(() => {}) : video.pause());
+    video.addEventListener("click", toggle);
+    video.addEventListener("keydown", (event) => {
+      if (event.key !== "Enter" && event.key !== " ") return;
+      event.preventDefault();
+      toggle();
+    });
+  };
+
   // A link that fills the page in and shows the clip while the server has it. It starts nothing.
   cv.link = (view) => {
     const query = new URLSearchParams({ job: view.id, p: view.prompt, s: view.seed, f: view.frames, d: view.seconds });

@@ -39,13 +39,7 @@ sample.addEventListener("ended", () => {
   drawWords();
 });
 
-const toggleSample = () => (sample.paused ? sample.play().catch(() => {}) : sample.pause());
-sample.addEventListener("click", toggleSample);
-sample.addEventListener("keydown", (event) => {
-  if (event.key !== "Enter" && event.key !== " ") return;
-  event.preventDefault();
-  toggleSample();
-});
+cv.playOnPress(sample);
 
 function clearFilm() {
   shown = film = null;

@@ -45,13 +45,7 @@ function galleryCard(clip, index) {
   Object.assign(video, { muted: true, loop: true, playsInline: true, preload: "metadata", src: `${cv.root()}/gallery/${clip.file}` });
   video.tabIndex = 0;
   video.setAttribute("aria-label", cv.english() ? clip.en : clip.prompt);
-  const toggle = () => (video.paused ? video.play().catch(() => {}) : video.pause());
-  video.addEventListener("click", toggle);
-  video.addEventListener("keydown", (event) => {
-    if (event.key !== "Enter" && event.key !== " ") return;
-    event.preventDefault();
-    toggle();
-  });
+  cv.playOnPress(video);
   if (!cv.calm()) visible.observe(video);
   const text = make("p", "cv-wish", clip.prompt);
   text.lang = "zh-CN";
