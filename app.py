@@ -96,10 +96,16 @@ def _connect_screen(parts: Parts, actions: Actions) -> None:
 def _connect_form(parts: Parts, actions: Actions) -> None:
     """Everything else that can be chosen or dropped."""
     reckoned = _reckoned(parts)
-    # One event for all of them: Gradio asks anew only when the answer to its last question is there. None comes late.
     changes = [parts.seconds.change, parts.frames.change, parts.superres.change, parts.memory.input]
-    answers = [parts.frames, parts.outcome]
-    gr.on(changes, actions.reckon, [parts.me, *reckoned], answers, trigger_mode="always_last", **QUIET)
+    reckon: dict[str, Any] = {
+        "fn": actions.reckon,
+        "inputs": [parts.me, *reckoned],
+        "outputs": [parts.frames, parts.outcome],
+        "trigger_mode": "always_last",
+        **QUIET,
+    }
+    # What changes at once is asked about at once, and the answers come in any order: after each, how it is now.
+    gr.on(changes, **reckon).then(**reckon)
     usual = [parts.guidance, parts.temperature, parts.top_k, parts.superres]
     about = [parts.begin, parts.about, parts.memory, parts.frames, parts.outcome]
     switch = [parts.me, parts.model, parts.frames, parts.seconds]
