@@ -118,13 +118,15 @@ def _sampling(options: argparse.Namespace, base: SamplingOptions) -> SamplingOpt
     asked: dict[str, Any] = {"temperature": options.temperature, "top_k": options.top_k}
     token = {name: value for name, value in asked.items() if value is not None}
     inner = {} if options.coglm_temperature2 is None else {"inner_temperature": options.coglm_temperature2}
-    if not token and not inner and options.guidance is None:
+    whole: dict[str, Any] = {"guidance": options.guidance, "candidates": options.candidates}
+    whole = {name: value for name, value in whole.items() if value is not None}
+    if not token and not inner and not whole:
         return None
     return dataclasses.replace(
         base,
         first_frame=base.first_frame if options.input_source else dataclasses.replace(base.first_frame, **token),
         video=dataclasses.replace(base.video, **token, **inner),
-        guidance=base.guidance if options.guidance is None else options.guidance,
+        **whole,
     )
 
 

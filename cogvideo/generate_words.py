@@ -11,6 +11,7 @@ from cogvideo import console, release_words
 from cogvideo.config import (
     CLIP_FRAMES,
     CLIP_SECONDS,
+    MAX_CANDIDATES,
     MAX_GUIDANCE,
     MAX_SEED,
     MAX_TEMPERATURE,
@@ -119,6 +120,13 @@ def _how_options(group: argparse._ArgumentGroup) -> None:
         type=int,
         metavar="N",
         help="how many clusters of similar tokens may be drawn from (default: the model's own) / 每步保留多少个候选类",
+    )
+    group.add_argument(
+        "--candidates",
+        type=int,
+        metavar="N",
+        help=f"1 to {MAX_CANDIDATES}: of so many first frames the likeliest is gone on from (default: the model's own) "
+        "/ 首帧候选数，取其中最可能的一张",
     )
     group.add_argument(
         "--device", metavar="NAME", help="cpu, cuda, cuda:1 (default: cuda where there is one) / 计算设备"

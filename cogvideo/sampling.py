@@ -109,17 +109,31 @@ class Dice:
     """Draws the frames of one batch: what `decode` calls for every token.
 
     `frames`: for each frame of the sequence (as `decode` numbers it) the keys [slots, R, 2] of its R rows' draws.
+    `weigh`: whether `log_likelihood` will be asked for.
     """
 
-    def __init__(self, sampler: ClusterSampler, options: TokenSampling, frames: Mapping[int, Tensor]) -> None:
+    def __init__(
+        self, sampler: ClusterSampler, options: TokenSampling, frames: Mapping[int, Tensor], weigh: bool = False
+    ) -> None:
         self._sampler, self._options = sampler, options
         self._keys = {frame: keys.to(sampler.device) for frame, keys in frames.items()}
         self._sum = torch.zeros((), device=sampler.device)
+        self._weigh = weigh
+        self._weights: dict[tuple[int, int], Tensor] = {}  # of a slot that is drawn anew, the last draw's
 
     def __call__(self, logits: Tensor, frame: int, slot: int) -> Tensor:
         """logits [R, V] of `slot` of `frame` -> token ids [R]."""
         self._sum = self._sum + logits.sum()  # finite as long as all logits were; looked at once a frame
-        return self._sampler.draw(logits, self._keys[frame][slot], self._options)
+        ids = self._sampler.draw(logits, self._keys[frame][slot], self._options)
+        if self._weigh:
+            self._weights[frame, slot] = logits.log_softmax(-1).gather(1, ids[:, None]).squeeze(1)
+        return ids
+
+    def log_likelihood(self) -> Tensor:
+        """How likely all that each row drew was, [R] in nats, by the logits as they came: neither temperature nor
+        clusters count.
+        """
+        return torch.stack(list(self._weights.values())).double().sum(0)
 
     def check(self) -> None:
         """Raises WeightsError where a logit was not a finite number since the last check."""

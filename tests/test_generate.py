@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -96,6 +97,7 @@ def test_notes_are_shown_in_both_languages(capsys: pytest.CaptureFixture[str]) -
         ([PROMPT, "--guidance", "99"], "20"),
         ([PROMPT, "--temperature", "0"], "0.05"),
         ([PROMPT, "--top-k", "0"], "1 or more"),
+        ([PROMPT, "--candidates", "17"], "1 to 16"),
         ([PROMPT, "--model", "maxi"], "mini, cogvideo"),
         ([PROMPT, "--out", "panda.avi"], ".mp4 or .gif"),
         ([PROMPT, "--out", "nowhere/panda.mp4"], "nowhere"),
@@ -126,6 +128,9 @@ def test_options_reach_the_request() -> None:
     assert {sampling.video.temperature, sampling.first_frame.temperature} == {0.8}
     assert {sampling.video.top_k, sampling.first_frame.top_k} == {4}
     assert sampling.superres == PRESETS["mini"].sampling.superres
+    assert sampling.candidates == PRESETS["mini"].sampling.candidates
+    sampling = requested([PROMPT, "--candidates", "2"]).sampling
+    assert sampling == dataclasses.replace(PRESETS["mini"].sampling, candidates=2)
 
 
 def test_a_random_seed_is_another_one_each_time() -> None:

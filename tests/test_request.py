@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from cogvideo.config import PRESETS, SamplingOptions, TokenSampling, VideoRequest
@@ -39,6 +41,12 @@ def test_sampling_out_of_range(values: tuple) -> None:
 def test_guidance_out_of_range(name: str, guidance: float) -> None:
     with pytest.raises(RequestError, match="20"):
         SamplingOptions(**{name: guidance})
+
+
+@pytest.mark.parametrize("candidates", [0, 17, 2.0, True])
+def test_first_frames_to_choose_from_out_of_range(candidates: Any) -> None:
+    with pytest.raises(RequestError, match=r"16|where int is wanted"):
+        SamplingOptions(candidates=candidates)
 
 
 @pytest.mark.parametrize("plausibility", [-0.1, 1.1, float("nan")])

@@ -193,3 +193,16 @@ def test_dice_see_that_a_logit_was_no_number(number: float) -> None:
     dice(torch.zeros(1, 12), 0, 2)
     with pytest.raises(WeightsError, match="no numbers"):
         dice.check()
+
+
+def test_dice_weigh_what_they_drew_and_of_a_slot_drawn_anew_the_last() -> None:
+    sampler = ClusterSampler(torch.arange(12) % 3)
+    logits = 3 * torch.randn(4, 2, 12, generator=torch.Generator().manual_seed(1))
+    dice = Dice(sampler, TokenSampling(2.0, 2, 0.3), {0: noise_keys([1, 2], 1, [0, 0], 3)}, weigh=True)
+    drawn = [dice(logits[i], 0, slot) for i, slot in enumerate((0, 1, 1, 2))]
+    expected = [
+        sum(float(np.log(np.exp(z[ids[row]]) / np.exp(z).sum())) for z, ids in rows)
+        for row in range(2)
+        for rows in [[(logits[i, row].double().numpy(), drawn[i]) for i in (0, 2, 3)]]
+    ]
+    assert dice.log_likelihood().tolist() == pytest.approx(expected, abs=1e-5)

@@ -89,6 +89,60 @@ def test_keyframes_that_do_not_fit_into_one_batch_are_the_same(
     assert shown == sorted(shown) and sum(shown) == len(shown) // batches
 
 
+def draw_first(
+    models: ToyModels, sampler: ClusterSampler, rows: list[int], candidates: int, max_rows: int = 32, ahead: int = 1
+) -> list[keyframes.KeyframeStep]:
+    """The steps of first frames, and the first of those that follow."""
+    wish = texts([PROMPTS[row] for row in rows]), sampler, replace(OPTIONS, candidates=candidates)
+    seeds = [SEEDS[row] for row in rows]
+    steps = keyframes.draw(models.stage1, *wish, seeds, max_rows=max_rows, ahead=ahead)
+    return [s._replace(clip=s.clip.clone()) for s in itertools.takewhile(lambda step: step.frame == 0, steps)]
+
+
+def log_likelihood(models: ToyModels, prompt: list[int], frame: Tensor) -> float:
+    """Of a first frame [N], read at once."""
+    text = torch.tensor([[*prompt, 90]])
+    with torch.inference_mode():
+        scores = models.stage1.forward_images(text, torch.tensor([text.shape[1]]), frame[None])[0]  # [N, V]
+    return float(scores.log_softmax(-1).gather(1, frame[:, None]).sum())
+
+
+def test_a_video_goes_on_from_the_likeliest_of_its_first_frames(models: ToyModels, sampler: ClusterSampler) -> None:
+    # Without the boost, which reading a frame at once does not know.
+    plain = replace(OPTIONS, text_boost=0.0)
+    for row, prompt in enumerate(PROMPTS):
+        found = []
+        for count in (1, 2, 4, 8, 16):
+            wish = texts([prompt]), sampler, replace(plain, candidates=count), [SEEDS[row]]
+            *_, last = keyframes.draw(models.stage1, *wish)
+            first = last.clip[0, 0]
+            others = keyframes.draw(models.stage1, *wish, given=first[None])
+            assert torch.equal(list(others)[-1].clip, last.clip)
+            found.append(log_likelihood(models, prompt, first))
+        assert found == sorted(found)  # one more to choose from is never worse
+        assert found[-1] > found[0]
+
+
+def test_first_frames_to_choose_from_do_not_depend_on_batches(models: ToyModels, sampler: ClusterSampler) -> None:
+    whole = draw_first(models, sampler, [0, 1, 2], 4)[-1].clip[:, 0]
+    assert not torch.equal(whole, draw_first(models, sampler, [0, 1, 2], 1)[-1].clip[:, 0])
+    for row in range(3):
+        for max_rows, ahead in ((32, 1), (3, 1), (1, 1), (32, 3)):
+            alone = draw_first(models, sampler, [row], 4, max_rows, ahead)
+            assert torch.equal(alone[-1].clip[0, 0], whole[row])
+            assert sum(step.tokens for step in alone) == N
+            assert [step.drawn for step in alone if step.tokens] == list(range(1, N + 1))
+    together = draw_first(models, sampler, [0, 1], 4, max_rows=4)
+    assert torch.equal(together[-1].clip[:, 0], whole[:2])
+
+
+def test_while_it_grows_the_first_candidate_is_seen(models: ToyModels, sampler: ClusterSampler) -> None:
+    alone, chosen = (draw_first(models, sampler, [0, 1], candidates) for candidates in (1, 4))
+    for one, other in zip(alone[:-1], chosen[:-1], strict=True):
+        assert torch.equal(one.clip, other.clip)
+    assert not torch.equal(alone[-1].clip, chosen[-1].clip)
+
+
 def test_seeds_guidance_and_frames_make_a_difference(models: ToyModels, sampler: ClusterSampler) -> None:
     def clip(seed: int, guided: bool = True) -> Tensor:
         *_, last = keyframes.draw(models.stage1, texts(PROMPTS[:1], guided), sampler, OPTIONS, [seed])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Final, NamedTuple
 
 import torch
@@ -14,10 +15,12 @@ from cogvideo.config import SamplingOptions
 from cogvideo.decode import Stop, Texts, Token
 from cogvideo.models.video_lm import VideoLM
 from cogvideo.sampling import ClusterSampler, Dice, StageKey, noise_keys
-from cogvideo.stages import moments
+from cogvideo.stages import FINEST, moments
 
 MAX_ROWS: Final = 32
 """Sequences in one batch."""
+_NEXT: Final = FINEST + 1
+"""Further candidates for a first frame draw the noise of moments after the clip's end, so many for each."""
 
 
 @dataclass(frozen=True)
@@ -74,12 +77,16 @@ def draw(
     at_once = max_rows if texts.unconditional is None else max(1, max_rows // 2)
     for at in range(0, len(seeds), at_once):
         some = slice(at, at + at_once)
-        steps = _draw(lm, clip[some], texts.part(some), sampler, options, seeds[some], stop, ahead, given is None)
-        for step in steps:
+        wish = lm, clip[some], texts.part(some), sampler, options, seeds[some], stop, ahead
+        if given is None:
+            first = _draw_first(*wish, max_rows)
+        else:
+            first = iter([KeyframeStep(0, layout.tokens_per_frame, clip, 0)])
+        for step in chain(first, _draw_others(*wish)):
             yield step._replace(clip=clip, all_there=at + at_once >= len(seeds))
 
 
-def _draw(
+def _draw_first(
     lm: VideoLM,
     clip: Tensor,
     texts: KeyframeTexts,
@@ -88,19 +95,55 @@ def _draw(
     seeds: Sequence[int],
     stop: Stop | None,
     ahead: int,
-    from_nothing: bool,
+    max_rows: int,
 ) -> Iterator[KeyframeStep]:
-    """All videos of one batch, into `clip` [B, 5, N]; `from_nothing`: also their first frames."""
+    """First frames of one batch, into `clip` [B, 5, N]. Where there are candidates, the first of each is what is seen
+    as it grows, and the likeliest is what it becomes with its last token.
+    """
+    videos, size = len(seeds), lm.layout.tokens_per_frame
+    rows = [(video, candidate) for candidate in range(options.candidates) for video in range(videos)]
+    drawn = clip.new_zeros(len(rows), size)
+    likelihoods = []
+    for at in range(0, len(rows), max_rows):
+        some = rows[at : at + max_rows]
+        keys = noise_keys([seeds[v] for v, _ in some], StageKey.KEYFRAMES, [_NEXT * c for _, c in some], size)
+        dice = Dice(sampler, options.first_frame, {0: keys}, weigh=options.candidates > 1)
+        wish = [texts.first[video] for video, _ in some]
+        tokens = decode.first_frame(lm, wish, dice, text_boost=options.text_boost, stop=stop, ahead=ahead)
+        for token in tokens:
+            drawn[at : at + len(some), token.slot] = token.ids
+            clip[:, 0] = drawn[:videos]
+            if token.slot + 1 < size:
+                yield KeyframeStep(0, size - 1, clip, 0) if at else KeyframeStep(0, token.slot + 1, clip, videos)
+        dice.check()
+        if options.candidates > 1:
+            likelihoods.append(dice.log_likelihood())
+    if likelihoods:
+        clip[:, 0] = _pick_likeliest(drawn, torch.cat(likelihoods), videos)
+    yield KeyframeStep(0, size, clip, videos)
+
+
+def _pick_likeliest(drawn: Tensor, likelihoods: Tensor, videos: int) -> Tensor:
+    """Tokens [candidates * B, N], those of all videos' first candidates first, and [candidates * B] -> [B, N]."""
+    best = likelihoods.view(-1, videos).argmax(0)  # [B]
+    return drawn.view(-1, videos, drawn.shape[1])[best, torch.arange(videos, device=best.device)]
+
+
+def _draw_others(
+    lm: VideoLM,
+    clip: Tensor,
+    texts: KeyframeTexts,
+    sampler: ClusterSampler,
+    options: SamplingOptions,
+    seeds: Sequence[int],
+    stop: Stop | None,
+    ahead: int,
+) -> Iterator[KeyframeStep]:
+    """The keyframes after the first of one batch, into `clip` [B, 5, N]."""
     keys = {
         frame: noise_keys(seeds, StageKey.KEYFRAMES, [moment] * len(seeds), lm.layout.tokens_per_frame)
         for frame, moment in enumerate(moments(lm.layout.frames))
     }
-    if from_nothing:
-        dice = Dice(sampler, options.first_frame, keys)
-        first = decode.first_frame(lm, texts.first, dice, text_boost=options.text_boost, stop=stop, ahead=ahead)
-        yield from _fill(clip, first, dice)
-    else:
-        yield KeyframeStep(0, lm.layout.tokens_per_frame, clip, 0)
     dice = Dice(sampler, options.video, keys)
     others = decode.keyframes(
         lm,
