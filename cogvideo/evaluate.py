@@ -10,6 +10,7 @@ import argparse
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 Pixels = npt.NDArray[np.uint8]
 Figures = dict[str, Any]
 GRID_CLIPS = 32
+PUBLISHED_TEMPERATURE = SamplingOptions().video.temperature
 
 
 class Evaluation:
@@ -86,14 +88,16 @@ class Evaluation:
         return figures | {"cases": [_describe(case, verdict) for case, verdict in paired]}
 
     def guidance(self) -> Figures:
-        """The keyframes' figures at other strengths of guidance."""
+        """The keyframes' figures at other strengths of guidance, with this temperature and with the published one."""
         figures: Figures = {}
         cases = self.cases[: self.args.clips]
-        for strength in sorted({1.0, self.options.guidance, 3.0}):
-            options = replace(self.options, guidance=strength)
+        own = self.options.video
+        strengths = sorted({1.0, self.options.guidance, 3.0})
+        for temperature, strength in product(sorted({own.temperature, PUBLISHED_TEMPERATURE}), strengths):
+            options = replace(self.options, guidance=strength, video=replace(own, temperature=temperature))
             frames = self.studio.show(self.studio.keyframes(cases, options))
             verdicts = [measures.judge_keyframes(case.clip, clip) for case, clip in zip(cases, frames, strict=True)]
-            figures[f"guidance {strength:g}"] = {"clips": len(cases), **summarise(verdicts)}
+            figures[f"{strength:g}, temperature {temperature:g}"] = {"clips": len(cases), **summarise(verdicts)}
         print("\nGuidance of stage 1 (percent right)")
         _print_table(figures)
         return figures

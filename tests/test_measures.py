@@ -126,6 +126,7 @@ def test_every_part_of_an_evaluation_is_written_down(tmp_path: Path, capsys: pyt
     figures = json.loads((tmp_path / "figures.json").read_text(encoding="utf-8"))
     assert set(evaluate.PARTS) <= set(figures)
     assert len(figures["keyframes"]["cases"]) == 4
+    assert list(figures["guidance"]) == [f"{g}, temperature {t}" for t in (0.3, 1.05) for g in (1, 3)]
     assert all(0 <= figures["keyframes"]["all"][name] <= 100 for name in ("subject", "scene", "motion", "exact"))
     assert (tmp_path / "grid.png").stat().st_size > 1000
     assert "held-out pairs" in capsys.readouterr().out
