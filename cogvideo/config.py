@@ -23,8 +23,10 @@ CLIP_SECONDS = (4.0, 2.0, 1.0, 0.5)
 MAX_SEED = 2**32 - 1
 
 MAX_DRAFTS = 4
+"""Strips of keyframes that are drawn side by side, for people to choose from."""
+
 MAX_CANDIDATES = 16
-"""Strips of keyframes that are drawn side by side, to choose from."""
+"""First frames that are drawn side by side, for the model to choose from."""
 
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.05, 5.0
 
