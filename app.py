@@ -109,7 +109,7 @@ def _connect_form(parts: Parts, actions: Actions) -> None:
     usual = [parts.guidance, parts.temperature, parts.top_k, parts.superres]
     about = [parts.begin, parts.about, parts.memory, parts.frames, parts.outcome]
     switch = [parts.me, parts.model, parts.frames, parts.seconds]
-    parts.model.input(actions.switch, switch, [*usual, *about], **QUIET)
+    parts.model.input(actions.switch, switch, [*usual, *about], trigger_mode="always_last", **QUIET)
     parts.file.upload(actions.restore, [parts.me, parts.file], [*parts.filled, parts.file], **QUIET)
     look = [parts.me, parts.picture, parts.model]
     parts.picture.upload(actions.look, look, [parts.begin, parts.picture, parts.notice], **QUIET)
@@ -121,7 +121,8 @@ def _connect_page(ui: gr.Blocks, parts: Parts, actions: Actions) -> None:
     everything = [*clothes, parts.language, *parts.filled, parts.screen, parts.shelf]
     ui.load(actions.enter, [parts.me], list(dict.fromkeys(everything)), **QUIET)
     speak = [parts.me, parts.language, parts.prompt, *_reckoned(parts)]
-    parts.language.input(actions.speak, speak, clothes, js=SPEAK, **QUIET)
+    # By default Gradio drops a choice that is made while the answer to the one before is under way.
+    parts.language.input(actions.speak, speak, clothes, js=SPEAK, trigger_mode="always_last", **QUIET)
 
 
 def _reckoned(parts: Parts) -> list[Any]:

@@ -252,6 +252,20 @@ def test_a_late_answer_takes_no_choice_back(site: Site, visit: Callable[..., Vis
     expect(page.locator("#cv-outcome")).to_contain_text("9 帧，共 2 秒")
 
 
+def test_the_language_chosen_last_is_the_pages_however_soon(site: Site, visit: Callable[..., Visitor]) -> None:
+    page = visit().open(site.url).page
+    late: list[Route] = []
+    page.route("**/run/predict*", lambda route: route.continue_() if late else late.append(route))
+    page.locator("#cv-language input").first.focus()
+    with page.expect_request("**/run/predict*"):
+        page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowLeft")  # while the answer in English is still under way
+    with page.expect_request("**/run/predict*"):  # it is asked about once that has come
+        late[0].continue_()
+    expect(page.locator("html")).to_have_attribute("lang", "zh-CN")
+    expect(page.locator("#cv-make")).to_have_text("生成视频")
+
+
 def test_settings_of_an_earlier_video_are_used_again(site: Site, visit: Callable[..., Visitor]) -> None:
     site.fake.open()
     visitor = visit().open(site.url)
