@@ -15,7 +15,7 @@ from cogvideo.config import ASSETS
 from cogvideo.frames import build_codec
 from cogvideo.train import Workshop
 from cogvideo.training import render
-from cogvideo.training.codec import encode
+from cogvideo.training.codec import PictureOptions, encode, picture_error, weigh_by_size
 from cogvideo.training.run import RunOptions, Trainer
 
 needs_font = pytest.mark.skipif(
@@ -92,6 +92,33 @@ def test_what_is_asked_for_stands_before_its_scene(tmp_path: Path) -> None:
     masks[:, 8:16] = 1.0
     task.loss(0)
     assert len(targets[0].unique()) == 3  # one value a channel: all of them the bright ones
+
+
+def test_a_small_subject_may_count_as_much_as_a_large_one() -> None:
+    masks = torch.zeros(3, 1, 8, 8)
+    masks[0, :, :2, :2] = 1.0  # 4 pixels
+    masks[1, :, :4, :4] = 1.0  # 16 pixels; the third picture is empty
+    assert torch.equal(weigh_by_size(masks, 0.0), masks)
+    small, large, empty = weigh_by_size(masks, 1.0).sum((1, 2, 3)).tolist()
+    assert (small, large, empty) == pytest.approx((10.0, 10.0, 0.0))
+    small, large, _ = weigh_by_size(masks, 0.5).sum((1, 2, 3)).tolist()
+    assert large / small == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize("part", ["small", "fine"])
+def test_only_small_frames_are_weighed_by_their_subjects_size(part: str) -> None:
+    options = PictureOptions(small_frames=2, fine_crops=2, background_weight=0.0, size_power=1.0)
+    masks, decoded = torch.zeros(4, 1, 8, 8), torch.zeros(4, 3, 8, 8)
+    masks[[0, 2], :, :2, :2] = 1.0
+    masks[[1, 3]] = 1.0
+    first = 0 if part == "small" else 2
+
+    def cost(picture: int) -> float:
+        wrong = decoded.clone()
+        wrong[picture] = 1.0
+        return float(picture_error(wrong, decoded, masks, options)[0])
+
+    assert cost(first + 1) / cost(first) == pytest.approx(1.0 if part == "small" else 16.0)
 
 
 @needs_font

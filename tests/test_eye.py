@@ -32,6 +32,13 @@ def test_drawings_are_named(cell: int) -> None:
     assert np.mean(right) >= 0.98
 
 
+def test_turned_drawings_are_named_at_every_angle_of_a_film() -> None:
+    steps = np.linspace(0, 360, 64, endpoint=False)  # of two seconds, which turn halfway round in 33 frames
+    frames = [render.render_state(s, 0, 0, State(4, 4, 4.0, angle))[0] for s in range(len(SUBJECTS)) for angle in steps]
+    right = [seen == s for s, (seen, _) in zip(np.repeat(range(len(SUBJECTS)), 64), eye.name_frames(np.stack(frames)))]
+    assert np.mean(right) >= 0.995
+
+
 def test_blurred_drawings_are_named() -> None:
     blurred = [np.asarray(Image.fromarray(f).filter(ImageFilter.GaussianBlur(0.8))) for f in draw(size=4.0)]
     right = [seen == meant for seen, meant in zip(eye.name_frames(np.stack(blurred)), PAIRS, strict=True)]

@@ -180,6 +180,34 @@ def test_windows_are_those_of_interpolation() -> None:
         assert times[-1] == times[0] + seconds <= clip.duration
 
 
+@pytest.mark.parametrize(("odds", "seen"), [([0, 0, 1], {0.5}), ([1, 1, 0], {1.0, 2.0})])
+def test_windows_come_from_rounds_by_their_odds(odds: list[float], seen: set[float]) -> None:
+    rng = np.random.default_rng(0)
+    assert {window_times(rng, sample_clip(rng, draw_held_out(), 4.0), odds)[0] for _ in range(60)} == seen
+
+
+def test_rounds_that_cannot_be_weighed_are_named() -> None:
+    rng = np.random.default_rng(0)
+    with pytest.raises(RequestError, match=r"round_odds.*3 numbers"):
+        window_times(rng, sample_clip(rng, draw_held_out(), 4.0), [1, 1])
+
+
+@needs_font
+@pytest.mark.parametrize("frames", [[1, 3], [1, 2, 3, 4]])
+def test_only_frames_that_are_wanted_count(frames: list[int]) -> None:
+    task = small_task()
+    task.options = dataclasses.replace(task.options, spoilt=0.0)
+    clips = [sample_clip(np.random.default_rng(0), draw_held_out(), 4.0)]
+    rows = task._rows([[5, 6, 7]], clips, [clips[0].frame_times(5)], 2.0)
+    network = task.models.stage1
+    network.requires_grad_(False)
+    logits = network.forward_training(rows.text, rows.text_length, rows.tokens)
+    alone = [float(weighted_loss(logits[:, [f]], rows.tokens[:, [f]], rows.weights[:, [f]])) for f in frames]
+    loss = float(task._score(network, rows, np.random.default_rng(0), frames))
+    assert loss == pytest.approx(np.mean(alone), rel=1e-4)
+    assert loss != pytest.approx(float(weighted_loss(logits, rows.tokens, rows.weights)), rel=1e-4)
+
+
 def test_orthogonalise_evens_out_singular_values() -> None:
     torch.manual_seed(0)
     for shape in ((3, 24, 40), (2, 40, 24)):
@@ -378,20 +406,23 @@ def test_twins_of_the_codec_differ_in_the_ground_alone() -> None:
 
 
 @needs_font
-def test_the_codec_sees_motions_by_its_odds(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_codec_sees_motions_and_sizes_by_its_odds(monkeypatch: pytest.MonkeyPatch) -> None:
     from cogvideo.training import codec
 
-    seen: list[int] = []
+    seen: list[Clip] = []
 
     def listen(*place: Any, **how: Any) -> Clip:
         clip = sample_clip(*place, **how)
-        seen.append(clip.motion)
+        seen.append(clip)
         return clip
 
     monkeypatch.setattr(codec, "sample_clip", listen)
-    options = codec.CodecOptions(small_frames=40, fine_crops=2, motion_odds=[0, 0, 0, 0, 0, 1, 0, 0])
+    options = codec.CodecOptions(
+        small_frames=40, fine_crops=2, motion_odds=[0, 0, 0, 0, 0, 1, 0, 0], size_odds=[1, 0, 0]
+    )
     codec.sample_world(draw_held_out())(np.random.default_rng(0), options)
-    assert set(seen) == {MOTIONS.index("旋转"), -1}  # and those without a name
+    assert {clip.motion for clip in seen} == {MOTIONS.index("旋转"), -1}  # and those without a name
+    assert {clip.size for clip in seen if clip.motion >= 0} == {2.0}
 
 
 def test_an_odd_number_of_frames_has_no_pairs() -> None:

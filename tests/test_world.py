@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFilter
 
 from cogvideo.config import ASSETS
+from cogvideo.errors import RequestError
 from cogvideo.training import judge, render
 from cogvideo.training.world import (
     BASE_SIZES,
@@ -116,6 +117,23 @@ def test_odds_say_how_often_a_motion_comes() -> None:
     seen = [sample_clip(rng, draw_held_out(), odds=odds).motion for _ in range(400)]
     assert set(seen) == {5, 6}
     assert 0.65 < np.mean(np.array(seen) == 5) < 0.85
+
+
+@pytest.mark.parametrize("drifting", [0.0, 1.0])
+def test_odds_say_how_often_a_size_comes(drifting: float) -> None:
+    rng = np.random.default_rng(0)
+    clips = [sample_clip(rng, draw_held_out(), drifting=drifting, size_odds=[3, 0, 1]) for _ in range(400)]
+    grows = {MOTIONS.index("变大"), MOTIONS.index("变小")}  # which begin with a size of their own
+    kept = [c.size for c in clips if (not c.drift.growth if c.drift else c.motion not in grows)]
+    assert set(kept) == {2.0, 4.0}
+    share = np.mean(np.array(kept) == 2.0)
+    assert 0.65 < share < (1.0 if drifting else 0.85)  # large ones find less room to move freely
+
+
+@pytest.mark.parametrize("odds", [[1, 1], [0, 0, 0], [1, -1, 1]])
+def test_odds_of_sizes_that_cannot_be_used_are_named(odds: list[float]) -> None:
+    with pytest.raises(RequestError, match=r"size_odds.*3 numbers"):
+        sample_clip(np.random.default_rng(0), draw_held_out(), size_odds=odds)
 
 
 def test_who_drifts_stays_inside_and_does_nothing_that_has_a_name() -> None:

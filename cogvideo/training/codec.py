@@ -41,9 +41,14 @@ class PictureOptions:
     """Side of a fine crop in tokens (8 pixels each)."""
     background_weight: float = 0.5
     subject_weight: float = 3.0
+    size_power: float = 0.0
+    """Of small frames: power of a subject's area by which its pixels count less, 0 to 1. 0: all pixels alike, so that
+    a large subject counts more than a small one; 1: all subjects alike. A small one is lost to fewer wrong pixels."""
     motion_odds: Sequence[float] | None = None
     """Of the small world: how often each of its motions comes, beside the others; None: all alike. What turns shows
     more than the tokens were made for, which the decoder has to make up for."""
+    size_odds: Sequence[float] | None = None
+    """The same of its sizes; None: mostly the middle one."""
 
 
 @dataclass(frozen=True)
@@ -85,8 +90,8 @@ def sample_world(held_out: HeldOut) -> Sample:
                 f"The world's frames come in pairs: small_frames ({options.small_frames}) and fine_crops "
                 f"({options.fine_crops}) must be even.",
             )
-        small, small_masks = sample_frames(rng, held_out, options.small_frames, COARSE, options.motion_odds)
-        fine, fine_masks = sample_frames(rng, held_out, options.fine_crops, FINE, options.motion_odds)
+        small, small_masks = sample_frames(rng, held_out, options.small_frames, COARSE, options)
+        fine, fine_masks = sample_frames(rng, held_out, options.fine_crops, FINE, options)
         fine, fine_masks = _crop_to_subject(rng, fine, fine_masks, options.crop_cells, COARSE)
         return np.concatenate([small, fine]), np.concatenate([small_masks, fine_masks])
 
@@ -116,23 +121,25 @@ def _crop(rng: np.random.Generator, pictures: npt.NDArray[np.uint8], size: tuple
 
 
 def sample_frames(
-    rng: np.random.Generator, held_out: HeldOut, count: int, cell: int, odds: Sequence[float] | None = None
+    rng: np.random.Generator, held_out: HeldOut, count: int, cell: int, options: PictureOptions
 ) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
     """`count` frames (an even number) at random moments: uint8 [count, H, W, 3] and masks [count, H, W].
 
     The second half shows what the first half shows, before a plain ground. Subjects stand in every scene, in those that
     are held out for the networks as well, since no words come with them.
     """
-    moments = [_sample_moment(rng, held_out, odds) for _ in range(count // 2)]
+    moments = [_sample_moment(rng, held_out, options) for _ in range(count // 2)]
     moments = [(replace(clip, scene=int(rng.integers(len(SCENES)))), t) for clip, t in moments]
     twins = [(replace(clip, scene=PLAIN), t) for clip, t in moments]
     drawn = [render_state(c.subject, c.scene, c.variant, c.state(t), cell) for c, t in moments + twins]
     return np.stack([picture for picture, _ in drawn]), np.stack([mask for _, mask in drawn])
 
 
-def _sample_moment(rng: np.random.Generator, held_out: HeldOut, odds: Sequence[float] | None) -> tuple[Clip, float]:
+def _sample_moment(rng: np.random.Generator, held_out: HeldOut, options: PictureOptions) -> tuple[Clip, float]:
     """A clip and a moment of it in seconds. Interpolation shows every eighth of a second and less: all count alike."""
-    clip = sample_clip(rng, held_out, float(rng.choice(DURATIONS)), odds=odds, drifting=DRIFTING)
+    duration = float(rng.choice(DURATIONS))
+    odds, sizes = options.motion_odds, options.size_odds
+    clip = sample_clip(rng, held_out, duration, odds=odds, drifting=DRIFTING, size_odds=sizes)
     moment = float(rng.integers(0, round(clip.duration * 16) + 1)) / 16
     return clip, float(round(moment)) if rng.random() < 0.3 else moment
 
@@ -325,11 +332,22 @@ def picture_error(
 ) -> tuple[Tensor, dict[str, float]]:
     """Squared error of normalised pictures [B, 3, H, W], weighted by subject masks [B, 1, H, W]; PSNR in dB by size."""
     error = (decoded - pixels).square()
-    loss = (error * (options.background_weight + options.subject_weight * masks)).mean()
+    small, fine = masks.split([options.small_frames, options.fine_crops])
+    counts = torch.cat([weigh_by_size(small, options.size_power), fine])  # a crop does not tell of the size
+    loss = (error * (options.background_weight + options.subject_weight * counts)).mean()
     scaled = error.detach() * error.new_tensor(STD).view(1, 3, 1, 1).square()
     parts = scaled.split([options.small_frames, options.fine_crops])
     psnr = [float(-10 * torch.log10(part.mean())) for part in parts]
     return loss, {"psnr_small": psnr[0], "psnr_fine": psnr[1]}
+
+
+def weigh_by_size(masks: Tensor, power: float) -> Tensor:
+    """Subject masks [B, 1, H, W] -> the same, each times (mean area of all / its own area) ** power."""
+    areas = masks.mean((1, 2, 3), keepdim=True)  # [B, 1, 1, 1]
+    shown = areas > 0
+    if power == 0 or not shown.any():
+        return masks
+    return masks * (areas[shown].mean() / areas.clamp(min=1e-3)) ** power
 
 
 def denormalise(pixels: Tensor) -> npt.NDArray[np.uint8]:

@@ -31,8 +31,9 @@ from cogvideo.text import (
     video_text,
 )
 from cogvideo.training.codec import SHOWN
+from cogvideo.training.dataset import KEYFRAMES
 from cogvideo.training.render import COARSE, FINE, PLAIN, background, render_state
-from cogvideo.training.world import Clip, HeldOut, State, caption, sample_clip
+from cogvideo.training.world import Clip, HeldOut, State, caption, sample_clip, to_shares
 
 DATA = "training data"
 """Name of the ranges in a profile where clips are drawn and turned into tokens."""
@@ -62,6 +63,11 @@ class ObjectiveOptions:
     image_subject_weight: float = 0.5
     motion_odds: Sequence[float] | None = None
     """How often each of `MOTIONS` comes, beside the others; None: all alike. What turns or grows is the hardest."""
+    size_odds: Sequence[float] | None = None
+    """How often each of the world's sizes comes, beside the others; None: mostly the middle one."""
+    round_odds: Sequence[float] = (1, 1, 1)
+    """How often stage 2 is shown a window of each round of interpolation, from five frames on; a film of 33 frames has
+    4, 8 and 16 frames of them."""
     drifting: float = 0.2
     """Share of the clips that move freely, with a verb of their own: who is not shown turning is seen turned there."""
     spoilt: float = 0.02
@@ -89,12 +95,16 @@ def subject_cells(mask: npt.NDArray[np.float32], patch: int) -> npt.NDArray[np.b
     return np.asarray(mask.reshape(height, patch, width, patch).max((1, 3)).reshape(-1) > SHOWN)
 
 
-def window_times(rng: np.random.Generator, clip: Clip) -> tuple[float, npt.NDArray[np.float64]]:
+def window_times(
+    rng: np.random.Generator, clip: Clip, odds: Sequence[float] = (1, 1, 1)
+) -> tuple[float, npt.NDArray[np.float64]]:
     """A stage-2 window of `clip`: its duration in seconds and the times of its five frames.
 
-    Round r of interpolation works on windows of duration / 2**r that start at multiples of it.
+    Round r of interpolation works on windows of duration / 2**r that start at multiples of it; `odds`: how often each
+    round comes. Raises RequestError.
     """
-    round_ = int(rng.integers(1, 4))
+    shares = to_shares("round_odds", odds, ("5 -> 9", "9 -> 17", "17 -> 33"))
+    round_ = 1 + int(rng.choice(len(shares), p=shares))
     seconds = clip.duration / 2**round_
     start = seconds * int(rng.integers(2**round_))
     return seconds, start + seconds * np.arange(5) / 4
@@ -173,9 +183,8 @@ class WorldTask:
         """Stage 1: frames 2..5 given those before them and the duration."""
         clips = self._sample(rng, self.options.clips)
         texts = [self._clip_text(rng, clip) for clip in clips]
-        rows = self._rows(texts, clips, [clip.frame_times(5) for clip in clips], self.options.subject_weight)
-        logits = self.models.stage1.forward_training(rows.text, rows.text_length, self.spoil(rows.tokens, rng))
-        return weighted_loss(logits[:, 1:], rows.tokens[:, 1:], rows.weights[:, 1:])
+        rows = self._rows(texts, clips, [clip.frame_times(KEYFRAMES) for clip in clips], self.options.subject_weight)
+        return self._score(self.models.stage1, rows, rng, range(1, KEYFRAMES))
 
     def _clip_text(self, rng: np.random.Generator, clip: Clip) -> list[int]:
         if rng.random() < self.options.unconditional:
@@ -185,15 +194,19 @@ class WorldTask:
     def _window_loss(self, rng: np.random.Generator) -> Tensor:
         """Stage 2: frames 1 and 3 of a window given frames 0, 2 and 4."""
         clips = self._sample(rng, self.options.windows)
-        windows = [window_times(rng, clip) for clip in clips]
+        windows = [window_times(rng, clip, self.options.round_odds) for clip in clips]
         texts = [
             between_text(self.tokenizer, caption(rng, c), seconds)
             for c, (seconds, _) in zip(clips, windows, strict=True)
         ]
         rows = self._rows(texts, clips, [times for _, times in windows], self.options.subject_weight)
-        logits = self.models.stage2.forward_training(rows.text, rows.text_length, self.spoil(rows.tokens, rng))
-        between = list(self.models.stage2.layout.generated)
-        return weighted_loss(logits[:, between], rows.tokens[:, between], rows.weights[:, between])
+        return self._score(self.models.stage2, rows, rng, self.models.stage2.layout.generated)
+
+    def _score(self, network: VideoLM, rows: Rows, rng: np.random.Generator, wanted: Sequence[int]) -> Tensor:
+        """Loss of the `wanted` frames; the others are read, but nothing is computed of what would come there."""
+        frames = list(wanted)
+        logits = network.forward_training(rows.text, rows.text_length, self.spoil(rows.tokens, rng), frames)
+        return weighted_loss(logits, rows.tokens[:, frames], rows.weights[:, frames])
 
     def spoil(self, tokens: Tensor, rng: np.random.Generator) -> Tensor:
         """Tokens [B, F, N] -> the same with some of them replaced; a clip has up to twice the mean share."""
@@ -263,7 +276,10 @@ class WorldTask:
 
     def _sample(self, rng: np.random.Generator, count: int) -> list[Clip]:
         o = self.options
-        return [sample_clip(rng, self.held_out, odds=o.motion_odds, drifting=o.drifting) for _ in range(count)]
+        return [
+            sample_clip(rng, self.held_out, odds=o.motion_odds, drifting=o.drifting, size_odds=o.size_odds)
+            for _ in range(count)
+        ]
 
     @record_function(DATA)
     def _rows(

@@ -112,7 +112,8 @@ SIZE_WORDS: Final = {2: ("小小的", "很小的"), 3: ("可爱的", "漂亮的"
 
 BASE_SIZES: Final = (2, 3, 4)
 """Sizes in cells of a subject that keeps its size."""
-_SIZE_ODDS: Final = (0.15, 0.7, 0.15)
+SIZE_SHARES: Final = np.array((0.15, 0.7, 0.15))
+"""How often each size comes where nothing else is said."""
 
 JUMP_HEIGHT: Final = 2.0
 JUMP_PERIOD: Final = 2.0
@@ -261,37 +262,39 @@ def sample_clip(
     variants: int = 2,
     odds: Sequence[float] | None = None,
     drifting: float = 0.0,
+    size_odds: Sequence[float] | None = None,
 ) -> Clip:
     """Draw a clip that training may show: never a held-out pair, always inside the frame, centred on half cells.
 
     `odds`: how often each motion comes, beside the others; None: all alike. `drifting`: share of clips that move
-    freely, which show every subject at every size and angle without a word for it.
+    freely, which show every subject at every size and angle without a word for it. `size_odds`: how often each of
+    `BASE_SIZES` comes; None: mostly the middle one, as in what a person asks for. Raises RequestError.
     """
-    shares = None if odds is None else _shares(odds)
+    shares = None if odds is None else to_shares("motion_odds", odds, MOTIONS)
+    sizes = SIZE_SHARES if size_odds is None else to_shares("size_odds", size_odds, [str(size) for size in BASE_SIZES])
     drifts = drifting > 0 and rng.random() < drifting
     while True:
         if drifts:
-            clip = _drifting_clip(rng, duration, variants)
+            clip = _drifting_clip(rng, duration, variants, sizes)
             if clip is not None and not held_out.contains(clip):
                 return clip
             continue
         subject = int(rng.integers(len(SUBJECTS)))
         scene = int(rng.integers(len(SCENES)))
         motion = int(rng.integers(len(MOTIONS)) if shares is None else rng.choice(len(MOTIONS), p=shares))
-        clip = place_clip(rng, subject, scene, motion, duration, variants)
+        clip = place_clip(rng, subject, scene, motion, duration, variants, sizes)
         if not held_out.contains(clip):
             return clip
 
 
-def _shares(odds: Sequence[float]) -> npt.NDArray[np.float64]:
-    """Odds of all motions -> shares that sum to 1. Raises RequestError."""
+def to_shares(name: str, odds: Sequence[float], kinds: Sequence[str]) -> npt.NDArray[np.float64]:
+    """Odds of every kind -> shares that sum to 1. Raises RequestError, which calls them `name`."""
     values = np.array(odds, float)
-    if len(values) != len(MOTIONS) or not (values >= 0).all() or not 0 < values.sum() < np.inf:
+    if len(values) != len(kinds) or not (values >= 0).all() or not 0 < values.sum() < np.inf:
         raise RequestError(
-            f"motion_odds {list(odds)} 不可用：应为 {len(MOTIONS)} 个不小于 0 的数，且不全为 0，每种动作一个"
-            f"（{'、'.join(MOTIONS)}）。",
-            f"motion_odds {list(odds)} cannot be used: give {len(MOTIONS)} numbers, 0 or more and not all 0, one for "
-            f"each motion ({', '.join(MOTIONS)}).",
+            f"{name} {list(odds)} 不可用：应为 {len(kinds)} 个不小于 0 的数，且不全为 0，依次对应 {'、'.join(kinds)}。",
+            f"{name} {list(odds)} cannot be used: give {len(kinds)} numbers, 0 or more and not all 0, one for each of "
+            f"{', '.join(kinds)}.",
         )
     return values / values.sum()
 
@@ -300,13 +303,15 @@ def _draw_duration(rng: np.random.Generator) -> float:
     return float(rng.choice(DURATIONS, p=(0.5, 0.25, 0.15, 0.1)))
 
 
-def _drifting_clip(rng: np.random.Generator, duration: float | None, variants: int) -> Clip | None:
+def _drifting_clip(
+    rng: np.random.Generator, duration: float | None, variants: int, sizes: npt.NDArray[np.float64]
+) -> Clip | None:
     """Anybody anywhere, moving and turning or growing at once; None where the draw would leave the frame, or is one of
     the named movements.
     """
     seconds = _draw_duration(rng) if duration is None else duration
     drift = _draw_drift(rng, seconds)
-    size = float(rng.choice(BASE_SIZES, p=_SIZE_ODDS))
+    size = float(rng.choice(BASE_SIZES, p=sizes))
     if drift.growth:
         size = float(BASE_SIZES[0] if drift.growth > 0 else BASE_SIZES[-1])
     offset = (size / 2) % 1.0  # corners on the token grid, as of the named movements
@@ -357,8 +362,12 @@ def place_clip(
     motion: int,
     duration: float | None = None,
     variants: int = 2,
+    sizes: npt.NDArray[np.float64] = SIZE_SHARES,
 ) -> Clip:
-    """Draw duration (where None), size, start and scene drawing for a given subject, scene and motion."""
+    """Draw duration (where None), size, start and scene drawing for a given subject, scene and motion.
+
+    `sizes`: how often each of `BASE_SIZES` comes, as shares of 1; who grows or shrinks begins with the size for that.
+    """
     seconds = _draw_duration(rng) if duration is None else duration
     name = MOTIONS[motion]
     if name == "变大":
@@ -366,7 +375,7 @@ def place_clip(
     elif name == "变小":
         size = 4.0
     else:
-        size = float(rng.choice(BASE_SIZES, p=_SIZE_ODDS))
+        size = float(rng.choice(BASE_SIZES, p=sizes))
     top, bottom, left, right = _start_range(name, size)
     # The subject's corner sits on the token grid at time 0, so that steps of whole cells repeat its tokens.
     offset = (size / 2) % 1.0
