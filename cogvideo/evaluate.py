@@ -113,9 +113,12 @@ class Evaluation:
         moved = {"clips": len(movers), **(_summarise_films(movers) if movers else {})}
         if movers:
             moved["nearer"] = 100 * float(np.mean([v.nearer for v in movers]))
-        figures = {"clips": len(cases), **_summarise_films(verdicts), "change place": moved}
+        kinds = {name: [v for c, v in zip(cases, verdicts) if MOTIONS[c.clip.motion] == name] for name in MOTIONS}
+        by_motion = {name: {"clips": len(kind), **_summarise_films(kind)} for name, kind in kinds.items() if kind}
+        figures = {"clips": len(cases), **_summarise_films(verdicts), "change place": moved, "by motion": by_motion}
         print(f"\nAll 33 frames of {len(cases)} clips")
         print(f"  right subject in every frame   {figures['steady']:5.1f} % of clips")
+        print("   ", ", ".join(f"{name} {row['steady']:.0f} of {row['clips']}" for name, row in by_motion.items()))
         print(f"  right subject                  {figures['steady_frames']:5.1f} % of frames")
         print("  in-betweens nearer to the true frame than a cross-fade of the keyframes is:")
         print(f"    as it is drawn               {figures['beats_fade']:5.1f} % of clips")

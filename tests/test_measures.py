@@ -137,7 +137,7 @@ def test_films_whose_subject_changes_place_are_told_apart(monkeypatch: pytest.Mo
     named = ("向左", "变大", "跳", "旋转")
     clips = [place_clip(np.random.default_rng(0), 0, 0, MOTIONS.index(name), 4.0) for name in named]
     told = [(True, True), (False, None), (False, False), (False, None)]
-    verdicts = {clip: measures.FilmVerdict(True, 1.0, beats, True, near) for clip, (beats, near) in zip(clips, told)}
+    verdicts = {clip: measures.FilmVerdict(beats, 1.0, beats, True, near) for clip, (beats, near) in zip(clips, told)}
     monkeypatch.setattr(measures, "judge_film", lambda clip, film, through_codec: verdicts[clip])
     films = np.zeros((4, 33, 64, 64, 3), np.uint8)
     studio = SimpleNamespace(films=lambda *_: None, show=lambda _: films)
@@ -147,6 +147,12 @@ def test_films_whose_subject_changes_place_are_told_apart(monkeypatch: pytest.Mo
     evaluation._clips = torch.zeros(4, 5, 64)
     figures = evaluation.films()
     assert (figures["clips"], figures["beats_fade"]) == (4, 25.0)
+    assert {name: row["steady"] for name, row in figures["by motion"].items()} == {
+        "向左": 100.0,
+        "跳": 0.0,
+        "旋转": 0.0,
+        "变大": 0.0,
+    }
     moved = figures["change place"]
     assert (moved["clips"], moved["beats_fade"], moved["nearer"]) == (2, 50.0, 50.0)
     evaluation.cases = evaluation.cases[1:2] * 4
