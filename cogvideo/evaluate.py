@@ -128,6 +128,21 @@ class Evaluation:
             print(f"    by the place that is read    {moved['nearer']:5.1f} % of these")
         return figures
 
+    def tokens(self) -> Figures:
+        """How many of the subject's tokens the networks know, by motion and round: where training longer would help."""
+        task, figures = self.studio.task(), {}
+        print("\nTokens of the subject that are the likeliest, given the true ones before them (percent)")
+        print(f"{'':24}{'clips':>6}{'keyframes':>11}{'5 -> 9':>9}{'9 -> 17':>9}{'17 -> 33':>9}")
+        for motion, name in enumerate(MOTIONS):
+            rng = np.random.default_rng((self.args.seed, 23, motion))
+            clips = [_shown_clip(rng, motion) for _ in range(self.args.clips)]
+            row = {"keyframes": 100 * task.known_keyframes(clips, rng)}
+            row |= {f"round {number}": 100 * task.known_betweens(clips, number, rng) for number in (1, 2, 3)}
+            figures[name] = {"clips": len(clips), **row}
+            print(f"{name:{24 - len(name)}}{len(clips):6}{row['keyframes']:11.1f}", end="")
+            print("".join(f"{row[f'round {number}']:9.1f}" for number in (1, 2, 3)))
+        return figures
+
     def durations(self) -> Figures:
         """Clips that travel, at four, two and one seconds with the same seed: how far the subject goes."""
         rng = np.random.default_rng((self.args.seed, 13))
@@ -200,6 +215,7 @@ PARTS: dict[str, Callable[[Evaluation], Figures]] = {
     "keyframes": Evaluation.keyframes,
     "guidance": Evaluation.guidance,
     "films": Evaluation.films,
+    "tokens": Evaluation.tokens,
     "durations": Evaluation.durations,
     "superres": Evaluation.superres,
 }
@@ -215,6 +231,15 @@ def _any_frame(rng: np.random.Generator, cell: int) -> Pixels:
     clip = _any_clip(rng)
     state = clip.state(float(rng.integers(0, 33)) / 32 * clip.duration)
     return render_state(clip.subject, clip.scene, clip.variant, state, cell)[0]
+
+
+def _shown_clip(rng: np.random.Generator, motion: int) -> Clip:
+    """A clip of four seconds with this motion, as training shows it."""
+    held_out = draw_held_out()
+    while True:
+        clip = place_clip(rng, int(rng.integers(len(SUBJECTS))), int(rng.integers(len(SCENES))), motion, 4.0)
+        if not held_out.contains(clip):
+            return clip
 
 
 def _travelling(rng: np.random.Generator, index: int) -> Clip:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +22,8 @@ from cogvideo.pipeline import keyframe_texts
 from cogvideo.sampling import ClusterSampler
 from cogvideo.stages import interpolate, keyframes, superres
 from cogvideo.text import TextTokenizer, between_text, round_seconds, superres_text
-from cogvideo.training.world import MOTIONS, SCENES, Clip, HeldOut, caption, place_clip, sample_clip
+from cogvideo.training.objective import ObjectiveOptions, WorldModels, WorldTask
+from cogvideo.training.world import MOTIONS, SCENES, Clip, HeldOut, caption, draw_held_out, place_clip, sample_clip
 
 Pixels = npt.NDArray[np.uint8]
 BATCH = 20
@@ -90,6 +92,12 @@ class Studio:
         text = superres_text(self.tokenizer, prompt)
         parts = superres.draw(self.models.superres, clip, text, self.sampler, options.superres, seed, BATCH)
         return self.codec.decode_enlarged(torch.cat([part.tokens for part in parts]), clip, self.preset)
+
+    def task(self) -> WorldTask:
+        """What these networks were trained for, with nothing spoilt: what they know of clips of the world."""
+        options = ObjectiveOptions(spoilt=0.0)
+        models = cast(WorldModels, self.models)  # of which it asks for the networks alone
+        return WorldTask(models, self.preset, self.tokenizer, self.codec.encode, draw_held_out(), options)
 
     def show(self, tokens: Tensor) -> Pixels:
         """Tokens [..., N] -> frames [..., H, W, 3]."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import numpy as np
@@ -31,7 +32,7 @@ from cogvideo.training.objective import (
     window_times,
 )
 from cogvideo.training.run import RunOptions, Trainer, make_optimizers, schedule
-from cogvideo.training.world import MOTIONS, SCENES, Clip, draw_held_out, sample_clip
+from cogvideo.training.world import MOTIONS, SCENES, Clip, draw_held_out, place_clip, sample_clip
 
 needs_font = pytest.mark.skipif(
     not any(path.exists() for path in render.FONT_PATHS), reason="fonts-noto-color-emoji is needed to draw the world"
@@ -206,6 +207,23 @@ def test_only_frames_that_are_wanted_count(frames: list[int]) -> None:
     loss = float(task._score(network, rows, np.random.default_rng(0), frames))
     assert loss == pytest.approx(np.mean(alone), rel=1e-4)
     assert loss != pytest.approx(float(weighted_loss(logits, rows.tokens, rows.weights)), rel=1e-4)
+
+
+@needs_font
+@pytest.mark.parametrize(("wrong", "known"), [("nothing", 1.0), ("the rest", 1.0), ("the subject", 0.0)])
+def test_only_tokens_of_the_subject_count_as_known(wrong: str, known: float) -> None:
+    task = small_task()
+    clips = [place_clip(np.random.default_rng(0), 0, 0, MOTIONS.index("向右"), 4.0)]
+    rows = task._rows([[5]], clips, [clips[0].frame_times(5)], 1.0)
+    subject = rows.weights > task.options.background_weight
+    spoilt = {"nothing": subject & ~subject, "the rest": ~subject, "the subject": subject}[wrong]
+    count = SMALL.model.image_tokens
+
+    def predict(text: torch.Tensor, length: torch.Tensor, tokens: torch.Tensor, frames: list[int]) -> torch.Tensor:
+        return torch.nn.functional.one_hot(torch.where(spoilt, (tokens + 1) % count, tokens)[:, frames], count).float()
+
+    network = SimpleNamespace(forward_training=predict)
+    assert task._known(network, rows, range(1, 5)) == known  # type: ignore[arg-type]
 
 
 def test_orthogonalise_evens_out_singular_values() -> None:

@@ -208,6 +208,28 @@ class WorldTask:
         logits = network.forward_training(rows.text, rows.text_length, self.spoil(rows.tokens, rng), frames)
         return weighted_loss(logits, rows.tokens[:, frames], rows.weights[:, frames])
 
+    @torch.no_grad()
+    def known_keyframes(self, clips: Sequence[Clip], rng: np.random.Generator) -> float:
+        """Share of the subjects' tokens in frames 2..5 that stage 1 finds the likeliest, given the true ones before."""
+        texts = [video_text(self.tokenizer, self.preset, caption(rng, clip), clip.duration) for clip in clips]
+        rows = self._rows(texts, clips, [clip.frame_times(KEYFRAMES) for clip in clips], 1.0)
+        return self._known(self.models.stage1, rows, range(1, KEYFRAMES))
+
+    @torch.no_grad()
+    def known_betweens(self, clips: Sequence[Clip], round_: int, rng: np.random.Generator) -> float:
+        """The same of stage 2, in windows of one round (1, 2 or 3) of interpolation."""
+        odds = [float(number == round_) for number in (1, 2, 3)]
+        windows = [window_times(rng, clip, odds) for clip in clips]
+        texts = [between_text(self.tokenizer, caption(rng, c), s) for c, (s, _) in zip(clips, windows, strict=True)]
+        rows = self._rows(texts, clips, [times for _, times in windows], 1.0)
+        return self._known(self.models.stage2, rows, self.models.stage2.layout.generated)
+
+    def _known(self, network: VideoLM, rows: Rows, wanted: Sequence[int]) -> float:
+        frames = list(wanted)
+        likeliest = network.forward_training(rows.text, rows.text_length, rows.tokens, frames).argmax(-1)
+        subject = rows.weights[:, frames] > self.options.background_weight
+        return float((likeliest == rows.tokens[:, frames])[subject].float().mean())
+
     def spoil(self, tokens: Tensor, rng: np.random.Generator) -> Tensor:
         """Tokens [B, F, N] -> the same with some of them replaced; a clip has up to twice the mean share."""
         clips, frames, _ = tokens.shape
@@ -285,7 +307,7 @@ class WorldTask:
     def _rows(
         self,
         texts: list[list[int]],
-        clips: list[Clip],
+        clips: Sequence[Clip],
         times: Sequence[Sequence[float] | npt.NDArray[np.float64]],
         subject_weight: float,
     ) -> Rows:
