@@ -32,11 +32,15 @@ def test_drawings_are_named(cell: int) -> None:
     assert np.mean(right) >= 0.98
 
 
-def test_turned_drawings_are_named_at_every_angle_of_a_film() -> None:
+@pytest.mark.parametrize("size", [2.0, 3.0, 4.0])
+def test_turned_drawings_are_named_at_every_angle_of_a_film(size: float) -> None:
     steps = np.linspace(0, 360, 64, endpoint=False)  # of two seconds, which turn halfway round in 33 frames
-    frames = [render.render_state(s, 0, 0, State(4, 4, 4.0, angle))[0] for s in range(len(SUBJECTS)) for angle in steps]
-    right = [seen == s for s, (seen, _) in zip(np.repeat(range(len(SUBJECTS)), 64), eye.name_frames(np.stack(frames)))]
-    assert np.mean(right) >= 0.995
+    shown = [
+        (subject, number % len(SCENES), angle) for subject in range(len(SUBJECTS)) for number, angle in enumerate(steps)
+    ]
+    frames = [render.render_state(s, scene, 0, State(4, 4, size, angle))[0] for s, scene, angle in shown]
+    right = [seen == pair[:2] for seen, pair in zip(eye.name_frames(np.stack(frames)), shown, strict=True)]
+    assert np.mean(right) >= 0.993
 
 
 def test_blurred_drawings_are_named() -> None:
