@@ -118,7 +118,7 @@ class Evaluation:
         figures = {"clips": len(cases), **_summarise_films(verdicts), "change place": moved, "by motion": by_motion}
         print(f"\nAll 33 frames of {len(cases)} clips")
         print(f"  right subject in every frame   {figures['steady']:5.1f} % of clips")
-        print("   ", ", ".join(f"{name} {row['steady']:.0f} of {row['clips']}" for name, row in by_motion.items()))
+        print("   ", ", ".join(f"{name} {row['steady']:.0f} % of {row['clips']}" for name, row in by_motion.items()))
         print(f"  right subject                  {figures['steady_frames']:5.1f} % of frames")
         print("  in-betweens nearer to the true frame than a cross-fade of the keyframes is:")
         print(f"    as it is drawn               {figures['beats_fade']:5.1f} % of clips")
@@ -129,7 +129,7 @@ class Evaluation:
         return figures
 
     def tokens(self) -> Figures:
-        """How many of the subject's tokens the networks know, by motion and round: where training longer would help."""
+        """How many tokens the networks know, by motion and round, where the subject is in any frame."""
         task, figures = self.studio.task(), {}
         print("\nTokens of the subject that are the likeliest, given the true ones before them (percent)")
         print(f"{'':24}{'clips':>6}{'keyframes':>11}{'5 -> 9':>9}{'9 -> 17':>9}{'17 -> 33':>9}")

@@ -210,7 +210,10 @@ class WorldTask:
 
     @torch.no_grad()
     def known_keyframes(self, clips: Sequence[Clip], rng: np.random.Generator) -> float:
-        """Share of the subjects' tokens in frames 2..5 that stage 1 finds the likeliest, given the true ones before."""
+        """Share of the tokens of frames 2..5 that stage 1 finds the likeliest, given the true ones before them.
+
+        Those count that stand where the subject is in any frame.
+        """
         texts = [video_text(self.tokenizer, self.preset, caption(rng, clip), clip.duration) for clip in clips]
         rows = self._rows(texts, clips, [clip.frame_times(KEYFRAMES) for clip in clips], 1.0)
         return self._known(self.models.stage1, rows, range(1, KEYFRAMES))
