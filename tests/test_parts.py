@@ -174,15 +174,19 @@ def test_killed_run_ends_where_it_would_have(tmp_path: Path, killed_after: int) 
     whole = stage1_run(tmp_path / "whole", steps=6)
     whole.run()
     (tmp_path / "killed").mkdir()
-    words = [sys.executable, "toy_training.py", str(tmp_path / "killed"), "6"]
-    with subprocess.Popen(words, cwd=TESTS, env=environment(), stdout=subprocess.PIPE, text=True) as process:
+    words = [sys.executable, "toy_training.py", str(tmp_path / "killed"), "6", "asked"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(words, cwd=TESTS, env=environment(), stdin=pipe, stdout=pipe, text=True) as process:
+        assert process.stdin is not None
         assert process.stdout is not None
         while process.stdout.readline().strip() != str(killed_after):
             assert process.poll() is None
-        process.kill()
+            process.stdin.write("\n")
+            process.stdin.flush()
+        process.kill()  # it waits between this step and its checkpoint
     again = stage1_run(tmp_path / "killed", steps=6)
     again.resume()
-    assert again.step <= killed_after
+    assert again.step == killed_after - 1
     again.run()
     same_weights(whole.weights(), again.weights())
 

@@ -1,6 +1,6 @@
-"""A toy task of every network, and runs of it in processes of their own: `python toy_training.py FOLDER STEPS`.
+"""A toy task of every network, and runs of it in processes of their own: `python toy_training.py FOLDER STEPS [asked]`.
 
-A process prints the number of every step when it is done.
+A process prints the number of every step when it is done; with `asked` it goes on when a line is read from its input.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def stage1_run(folder: Path, steps: int, accumulate: int = 1) -> Trainer:
 
 
 def main() -> None:
-    folder, steps = Path(sys.argv[1]), int(sys.argv[2])
+    folder, steps, asked = Path(sys.argv[1]), int(sys.argv[2]), "asked" in sys.argv[3:]
     torch.set_num_threads(1)
     trainer = stage1_run(folder, steps)
     process = trainer.accelerator.process_index
@@ -93,6 +93,8 @@ def main() -> None:
     def told() -> dict[str, float]:
         scalars = update()
         print(trainer.step, flush=True)
+        if asked:
+            sys.stdin.readline()
         return scalars
 
     trainer.update = told  # type: ignore[method-assign]
