@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from cogvideo import console
 from cogvideo.config import (
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from cogvideo.training.codebook import CodesOptions
     from cogvideo.training.codec import Sample
     from cogvideo.training.dataset import ClipDataset
-    from cogvideo.training.objective import WorldTask
+    from cogvideo.training.objective import AlonePart, WorldTask
     from cogvideo.training.parts import Part
     from cogvideo.training.run import Task
 
@@ -46,8 +46,6 @@ if TYPE_CHECKING:
 TRAINED = ("tokenizer", "codec", "codes", "decoder", "judge", "models", "backbone", "stage1", "stage2", "superres")
 PARTS = (*TRAINED, "export", "published")
 NETWORKS = ("backbone", "stage1", "stage2", "superres")
-ALONE = ("stage2", "superres")
-"""Networks that may learn on in the world when all have learnt together."""
 SMALL_FILES = ("text.model", "codec.json", "codec.safetensors", "cluster_labels.npy")
 """What a model's folder has beside its networks; taken over from the starting point until trained anew."""
 EMBEDDINGS = "transformer.word_embeddings.weight"
@@ -309,6 +307,7 @@ class Workshop:
     def _export(self) -> None:
         """The last checkpoints -> the files that are used."""
         from cogvideo.training.export import export_models, export_parts
+        from cogvideo.training.objective import ALONE
 
         if self.own:
             export_parts({part: self._weights(part) for part in NETWORKS}, self.assets)
@@ -344,30 +343,32 @@ class Workshop:
 
     def _world_task(self, part: str) -> WorldTask:
         from cogvideo.training.initial import make_world_task
-        from cogvideo.training.objective import ObjectiveOptions
+        from cogvideo.training.objective import ALONE, AloneOptions, ObjectiveOptions
 
-        options = options_from(ObjectiveOptions, {"seed": self.seed, **self.recipe[part].get("data", {})})
+        kind = AloneOptions if part in ALONE else ObjectiveOptions
+        options = options_from(kind, {"seed": self.seed, **self.recipe[part].get("data", {})})
         return make_world_task(self.preset, self.assets, self._trained_codec(), options)
 
-    def _make_alone(self, part: Literal["stage2", "superres"]) -> None:
+    def _make_alone(self, part: AlonePart) -> None:
         """Clips of the world -> one network alone, beside finished ones that stay what they are."""
         from cogvideo.training.export import export_parts
-        from cogvideo.training.objective import AloneTask
+        from cogvideo.training.objective import AloneOptions, AloneTask
 
         world = self._world_task(part)
         if (self.out / "models" / "checkpoint.pt").is_file():
-            world.models.load_state_dict(self._trained("models"))
+            world.models.load_weights(self._trained("models"))
         else:
             self._load_networks(world, self._start_folder or self.assets)
-        self._train(part, AloneTask(world, part))
+        assert isinstance(world.options, AloneOptions)
+        self._train(part, AloneTask(world, part, world.options.freeze_backbone))
         self._once(lambda: export_parts({part: self._trained(part)}, self.assets))
 
     def _load_networks(self, world: WorldTask, folder: Path) -> None:
         from cogvideo.models.loader import load_safetensors
 
         known = load_safetensors(folder, self.start_sizes if folder == self._start_folder else self.sizes)
-        for name in NETWORKS[1:]:
-            getattr(world.models, name).load_state_dict(self._for_all_codes(getattr(known, name).state_dict()))
+        states = {part: self._for_all_codes(getattr(known, part).state_dict()) for part in NETWORKS[1:]}
+        world.models.load_weights({f"{part}.{name}": t for part, state in states.items() for name, t in state.items()})
 
     def _for_all_codes(self, tensors: Tensors) -> Tensors:
         """Weights of the starting point, with an embedding for each code that came after it."""
@@ -393,10 +394,11 @@ class Workshop:
     # Own clips.
 
     def _begin_folder(self) -> None:
-        """The model's folder: its sizes, and the tokenizer and codec that it starts with."""
+        """The model's folder: its sizes, tokenizer and codec to start with; in the world also the networks."""
         self.assets.mkdir(parents=True, exist_ok=True)
         source = self._start_folder or ASSETS / self.recipe["preset"]
-        for name in SMALL_FILES:
+        fit = not self.own and "codes" not in self.recipe and self._start_folder is not None
+        for name in (*SMALL_FILES, *(f"{network}.safetensors" for network in NETWORKS if fit)):
             if (source / name).is_file() and not (self.assets / name).is_file():
                 shutil.copyfile(source / name, self.assets / f"{name}.tmp")
                 (self.assets / f"{name}.tmp").replace(self.assets / name)
@@ -528,9 +530,12 @@ class Workshop:
         self.processes.wait_for_everyone()
 
     def _trained(self, part: str) -> Tensors:
-        """Weights of the last checkpoint, averaged where averaging was on."""
+        """Weights of the last checkpoint, averaged where averaging was on: each once, under its first name."""
         state = self._checkpoint(part)
-        return {**state["module"], **state["average"]}
+        average: Tensors = state["average"]
+        if not average:
+            return dict(state["module"])
+        return {n: t for n, t in state["module"].items() if not t.is_floating_point()} | average
 
     def _checkpoint(self, part: str) -> dict[str, Any]:
         import torch

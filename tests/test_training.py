@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import shutil
 from pathlib import Path
@@ -32,7 +33,7 @@ from cogvideo.training.objective import (
     window_times,
 )
 from cogvideo.training.run import RunOptions, Trainer, make_optimizers, schedule
-from cogvideo.training.world import MOTIONS, SCENES, Clip, draw_held_out, place_clip, sample_clip
+from cogvideo.training.world import MOTIONS, SCENES, Clip, State, draw_held_out, place_clip, sample_clip
 
 needs_font = pytest.mark.skipif(
     not any(path.exists() for path in render.FONT_PATHS), reason="fonts-noto-color-emoji is needed to draw the world"
@@ -284,15 +285,90 @@ def test_shipped_recipe_fits_its_options() -> None:
     options_from(RunOptions, recipe["codec"]["run"])
 
 
+@needs_font
 @pytest.mark.parametrize("part", ["stage2", "superres"])
-def test_nothing_else_learns_when_a_network_learns_alone(part: Literal["stage2", "superres"]) -> None:
+@pytest.mark.parametrize("freeze_backbone", [True, False])
+def test_nothing_else_learns_when_a_network_learns_alone(
+    tmp_path: Path, part: Literal["stage2", "superres"], freeze_backbone: bool
+) -> None:
     world = small_task()
-    task = AloneTask(world, part)
-    learning = {id(p) for p in world.models.parameters() if p.requires_grad}
-    assert learning == {id(p) for p in task.learnt.parameters()}
-    assert learning < {id(p) for p in getattr(world.models, part).parameters()}
-    loss, said = task.loss(0)
-    assert said == {part: float(loss.detach())}
+    others = [name for name in export.PARTS if name != part]
+    shared = world.models.stage1.transformer
+    before = {name: copy.deepcopy(getattr(world.models, name).state_dict()) for name in export.PARTS}
+    task = AloneTask(world, part, freeze_backbone)
+    trainer = Trainer(task, OPTIONS, tmp_path)
+    said = trainer.update()
+    assert said["loss"] == said[part]
+    after = {name: getattr(world.models, name).state_dict() for name in export.PARTS}
+    for name in others:
+        assert all(torch.equal(after[name][n], t) for n, t in before[name].items()), name
+    moved = {n for n, t in before[part].items() if not torch.equal(after[part][n], t)}
+    assert any(n.startswith("mixins.") for n in moved)
+    layers = {n for n in moved if n.startswith("transformer.")}
+    assert (getattr(world.models, part).transformer is shared) == freeze_backbone
+    assert any(".mlp." in n for n in layers) != freeze_backbone
+    assert all(n.startswith(("transformer.layers.", "transformer.final_layernorm.")) for n in layers)
+    assert set(moved) <= set(task.learnt.state_dict())
+
+
+@needs_font
+def test_a_network_with_a_backbone_of_its_own_keeps_it(tmp_path: Path) -> None:
+    """It ships in the network's own file, without what is shared, and whatever learns later begins with it."""
+    data = {"images": 1, "clips": 1, "windows": 1, "superres": 1}
+
+    def learn(start: Path | str, out: str, part: str, rate: float, **options: Any) -> Path:
+        run = {"steps": 2, "learning_rate": rate, "final_learning_rate": rate, "warmup": 1, "picture_every": 0}
+        recipe = {"preset": "mini", "seed": 0, "start": str(start), part: {"run": run, "data": {**data, **options}}}
+        workshop = Workshop(recipe, tmp_path / out)
+        for name in (part, "export"):
+            workshop.make(name)
+        return tmp_path / out / "model"
+
+    def backbone(folder: Path, part: str) -> dict[str, Tensor]:
+        own = load_file(folder / f"{part}.safetensors")
+        return {n: t.float() for n, t in own.items() if n.startswith("transformer.")}
+
+    free = learn("mini", "free", "stage2", 1e-2, freeze_backbone=False)
+    own, common = backbone(free, "stage2"), backbone(free, "backbone")
+    assert {n.split(".")[1] for n in own} == {"layers", "final_layernorm"}
+    assert any(float((t - common[n]).abs().max()) > 1e-3 for n, t in own.items())
+    loaded = load_safetensors(free, PRESETS["mini"].model)
+    assert torch.equal(
+        dict(loaded.stage2.state_dict())["transformer.layers.0.mlp.dense_h_to_4h.weight"],
+        own["transformer.layers.0.mlp.dense_h_to_4h.weight"],
+    )
+
+    frozen = learn(free, "frozen", "stage2", 1e-2)
+    again = backbone(frozen, "stage2")
+    assert again.keys() == own.keys()
+    assert all(torch.equal(again[n], t) for n, t in own.items())
+    together = learn(free, "together", "models", 1e-5)
+    assert not backbone(together, "superres")
+    moved = backbone(together, "stage2")
+    nearer = [(moved[n] - t).abs().mean() < (common[n] - t).abs().mean() for n, t in own.items() if t.ndim == 2]
+    assert all(nearer)  # it went on from its own
+
+
+@needs_font
+def test_a_network_learns_alone_beside_the_averaged_backbone(tmp_path: Path) -> None:
+    """Which is the one that ships: what the last step left is seen in no file."""
+    run = {"steps": 3, "learning_rate": 1e-2, "warmup": 1, "average": 0.9, "picture_every": 0}
+    data = {"images": 1, "clips": 1, "windows": 1, "superres": 1}
+    recipe = {"preset": "mini", "seed": 0, "start": "mini"}
+    recipe |= {name: {"run": run, "data": data} for name in ("models", "superres")}
+    workshop = Workshop(recipe, tmp_path)
+    workshop.make("models")
+    seen: list[dict[str, Tensor]] = []
+
+    class Listening(Workshop):
+        def _train(self, part: str, task: Any) -> None:
+            seen.append(copy.deepcopy(dict(task.world.models.stage1.state_dict())))
+            super()._train(part, task)
+
+    Listening(recipe, tmp_path).make("superres")
+    state = torch.load(tmp_path / "models" / "checkpoint.pt", weights_only=True)
+    for name, value in seen[0].items():
+        assert torch.equal(value, state["average"][f"stage1.{name}"]), name
 
 
 @needs_font
@@ -340,6 +416,7 @@ def test_going_on_in_the_world_begins_with_the_model_that_ships(tmp_path: Path, 
     assert {"text.model", "codec.json", "codec.safetensors", "cluster_labels.npy", "preset.json"} <= {
         path.name for path in (tmp_path / "model").iterdir()
     }
+    assert load_safetensors(tmp_path / "model", PRESETS["mini"].model).sizes.own["superres"] == []
 
 
 @pytest.mark.parametrize(
@@ -441,6 +518,24 @@ def test_the_codec_sees_motions_and_sizes_by_its_odds(monkeypatch: pytest.Monkey
     codec.sample_world(draw_held_out())(np.random.default_rng(0), options)
     assert {clip.motion for clip in seen} == {MOTIONS.index("旋转"), -1}  # and those without a name
     assert {clip.size for clip in seen if clip.motion >= 0} == {2.0}
+
+
+@needs_font
+def test_the_codec_sees_those_who_turn_at_every_angle_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    from cogvideo.training import codec
+
+    angles: list[float] = []
+
+    def listen(subject: int, scene: int, variant: int, state: State, cell: int) -> Any:
+        angles.append(state.angle)
+        return render.render_state(subject, scene, variant, state, cell)
+
+    monkeypatch.setattr(codec, "render_state", listen)
+    options = codec.CodecOptions(small_frames=600, fine_crops=2, motion_odds=[0, 0, 0, 0, 0, 1, 0, 0])
+    codec.sample_world(draw_held_out())(np.random.default_rng(0), options)
+    turned = np.array([angle for angle in angles if angle])
+    quarters = np.bincount((turned // 90).astype(int), minlength=4) / len(turned)
+    assert quarters.min() > 0.14  # who drifts half as fast comes to half of them
 
 
 def test_an_odd_number_of_frames_has_no_pairs() -> None:

@@ -20,6 +20,7 @@ from cogvideo.training.world import (
     BASE_SIZES,
     DURATIONS,
     FIELD,
+    FINEST_TURN,
     GROWTH,
     MOTIONS,
     SCENE_PHRASES,
@@ -164,6 +165,19 @@ def test_most_who_grow_or_turn_freely_look_in_keyframes_as_they_would_in_place()
         whole = [(b.y - a.y) % 1 == (b.x - a.x) % 1 == 0 for course in courses for a, b in pairwise(course)]
         assert len(such) > 20
         assert np.mean(whole) > 0.75
+
+
+@given(st.integers(0, 2**32), st.floats(0.0, 1.0))
+@settings(max_examples=200, deadline=None)
+def test_angles_are_those_that_a_small_frame_can_show(seed: int, share: float) -> None:
+    """And at least as fine as any frame of a film of four or two seconds asks for."""
+    clip = sample_clip(np.random.default_rng(seed), draw_held_out(), odds=[0, 0, 0, 0, 0, 1, 0, 0], drifting=0.5)
+    seconds = share * clip.duration
+    angle = clip.state(seconds).angle
+    assert angle % FINEST_TURN == 0
+    meant = clip.drift.turn * seconds if clip.drift else TURN * seconds
+    assert abs((angle - meant + 180) % 360 - 180) <= FINEST_TURN / 2 + 1e-9
+    assert (TURN * 2.0 / 32) % FINEST_TURN == 0
 
 
 def test_same_seed_same_clip_and_caption() -> None:

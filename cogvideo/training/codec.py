@@ -136,10 +136,13 @@ def sample_frames(
 
 
 def _sample_moment(rng: np.random.Generator, held_out: HeldOut, options: PictureOptions) -> tuple[Clip, float]:
-    """A clip and a moment of it in seconds. Interpolation shows every eighth of a second and less: all count alike."""
-    duration = float(rng.choice(DURATIONS))
+    """A clip and a moment of it in seconds. Interpolation shows every eighth of a second and less: all count alike.
+
+    All clips are the longest: what a shorter one shows, the beginning of a long one shows, but who comes to an end
+    early is seldom seen upside down.
+    """
     odds, sizes = options.motion_odds, options.size_odds
-    clip = sample_clip(rng, held_out, duration, odds=odds, drifting=DRIFTING, size_odds=sizes)
+    clip = sample_clip(rng, held_out, max(DURATIONS), odds=odds, drifting=DRIFTING, size_odds=sizes)
     moment = float(rng.integers(0, round(clip.duration * 16) + 1)) / 16
     return clip, float(round(moment)) if rng.random() < 0.3 else moment
 

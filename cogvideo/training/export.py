@@ -43,17 +43,24 @@ def _halves(tensors: Tensors) -> dict[str, Tensor]:
 
 def export_models(tensors: Tensors, folder: Path) -> None:
     """Weights of `WorldModels` by name -> `backbone`, `stage1`, `stage2` and `superres.safetensors` in `folder`."""
-    own = {part: _under(tensors, f"{part}.", "mixins.") for part in PARTS}
-    export_parts({"backbone": _under(tensors, f"{PARTS[0]}.", BACKBONE), **own}, folder)
+    backbone, mixins = _under(tensors, f"{PARTS[0]}.", BACKBONE), _under(tensors, f"{PARTS[0]}.", "mixins.")
+    others = {part: _under(tensors, f"{part}.", "") for part in PARTS[1:]}
+    export_parts({"backbone": backbone, PARTS[0]: mixins, **others}, folder)
 
 
 def export_parts(parts: Mapping[str, Tensors], folder: Path) -> None:
     """Weights of `backbone` (`transformer.*`) and of each network (`mixins.*`) -> a file each in `folder`.
 
-    A network that trained the backbone further has `transformer.*` too: they are its own.
+    A network that trained the backbone further has `transformer.*` too; those that differ are its own.
     """
-    for part, tensors in parts.items():
-        write_tensors(tensors, folder / f"{part}.safetensors")
+    path = folder / "backbone.safetensors"
+    if "backbone" in parts:
+        write_tensors(parts["backbone"], path)
+    common = weights.read_safetensors(path) if path.is_file() else {}
+    for part in (name for name in parts if name != "backbone"):
+        tensors = _halves(parts[part])
+        own = {n: t for n, t in tensors.items() if n not in common or not torch.equal(t, common[n])}
+        write_tensors(own, folder / f"{part}.safetensors")
 
 
 def _under(tensors: Tensors, prefix: str, kind: str) -> dict[str, Tensor]:

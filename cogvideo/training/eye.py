@@ -18,18 +18,16 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from cogvideo.config import ASSETS, CLIP_FRAMES
+from cogvideo.config import ASSETS
 from cogvideo.errors import WeightsError
 from cogvideo.training.render import COARSE, Pixels, render_state
-from cogvideo.training.world import DURATIONS, FIELD, SCENES, SUBJECTS, TURN, State
+from cogvideo.training.world import FIELD, FINEST_TURN, SCENES, SUBJECTS, State
 
 NOTHING: Final = len(SUBJECTS)
 """Class of a frame that shows no subject of the world."""
 FILE: Final = "judge.safetensors"
 SIDE: Final = FIELD * COARSE
 _WIDTHS: Final = (32, 64, 96, 128)
-_STEP: Final = TURN * DURATIONS[1] / (CLIP_FRAMES[-1] - 1)
-"""Degrees between two frames of a film of two seconds: those of all films that are judged are multiples of it."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +131,8 @@ def _draw_one(rng: np.random.Generator, options: EyeOptions) -> tuple[Pixels, in
     size = float(rng.choice((1.5, 2, 2.5, 3, 3.5, 4)))
     half = max(size / 2 - 0.5, 0.5)  # a little of it may be cut off
     y, x = (round(rng.uniform(half, FIELD - half) * COARSE) / COARSE for _ in range(2))
-    state = State(y, x, size, _STEP * int(rng.integers(round(360 / _STEP))) if rng.random() < 0.5 else 0.0)
+    turned = rng.random() < 0.5
+    state = State(y, x, size, FINEST_TURN * int(rng.integers(round(360 / FINEST_TURN))) if turned else 0.0)
     if rng.random() < options.nothing:
         return render_state(subject, scene, variant, State(-FIELD, -FIELD, size, 0.0))[0], NOTHING, scene
     frame, mask = render_state(subject, scene, variant, state)

@@ -7,7 +7,7 @@ stage-1 clips, stage-2 windows and frames at both sizes, so the shipped three sh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -40,6 +40,11 @@ DATA = "training data"
 
 Tokenise = Callable[[npt.NDArray[np.uint8]], Tensor]
 """Frames uint8 [B, H, W, 3] -> tokens int64 [B, N]."""
+
+AlonePart = Literal["stage2", "superres"]
+ALONE: tuple[AlonePart, ...] = ("stage2", "superres")
+"""Networks that may learn on alone when all have learnt together."""
+BACKBONE = "transformer."
 
 
 @dataclass(frozen=True)
@@ -79,14 +84,49 @@ class ObjectiveOptions:
     seed: int = 0
 
 
+@dataclass(frozen=True)
+class AloneOptions(ObjectiveOptions):
+    """The same of a network that learns alone."""
+
+    freeze_backbone: bool = True
+    """False: it gets a backbone of its own, whose layers learn as well; its words keep their embeddings."""
+
+
 class WorldModels(nn.Module):
-    """The three networks on one backbone, as they ship."""
+    """The three networks on one backbone; stage 2 and super-resolution may come to have one of their own."""
 
     def __init__(self, preset: Preset) -> None:
         super().__init__()
+        self.config = preset.model
         self.stage1 = VideoLM(preset.model, 1)
         self.stage2 = VideoLM(preset.model, 2, transformer=self.stage1.transformer)
         self.superres = SuperResLM(preset.model, transformer=self.stage1.transformer)
+
+    def give_own_backbone(self, part: AlonePart) -> None:
+        """What this network learns of the backbone stays its own from now on, as in every file that was published."""
+        network = getattr(self, part)
+        if network.transformer is not self.stage1.transformer:
+            return
+        own = SuperResLM(self.config) if part == "superres" else VideoLM(self.config, 2)
+        own.load_state_dict(network.state_dict())
+        setattr(self, part, own)
+
+    def load_weights(self, tensors: Mapping[str, Tensor]) -> None:
+        """Tensors `stage1.transformer.*` and so on; who has other numbers in its backbone than stage 1 gets its own.
+
+        A network may lack what it shares with stage 1. Raises RuntimeError where something else is missing.
+        """
+        networks = {part: _under(tensors, f"{part}.") for part in ("stage1", *ALONE)}
+        common = {n: t for n, t in networks["stage1"].items() if n.startswith(BACKBONE)}
+        for part in ALONE:
+            if any(not torch.equal(t, common[n]) for n, t in networks[part].items() if n.startswith(BACKBONE)):
+                self.give_own_backbone(part)
+        for part, own in networks.items():
+            getattr(self, part).load_state_dict({**common, **own})
+
+
+def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
 
 
 def subject_cells(mask: npt.NDArray[np.float32], patch: int) -> npt.NDArray[np.bool_]:
@@ -333,19 +373,26 @@ class WorldTask:
 
 
 class AloneTask:
-    """One network's own weights alone, beside others and a backbone that stay what they are: its loss for the training
-    loop.
+    """One network alone, beside others that stay what they are: its loss for the training loop.
 
-    Learning together, it gets little of a step, and every step of the others moves the backbone under it.
+    Learning together, it gets little of a step, and every step of the others moves the backbone under it. What learns
+    is its own weights, or, where the backbone is not frozen, the layers of a backbone of its own too.
     """
 
-    def __init__(self, world: WorldTask, part: Literal["stage2", "superres"]) -> None:
+    def __init__(self, world: WorldTask, part: AlonePart, freeze_backbone: bool = True) -> None:
         self.world = world
         self.part = part
-        self.module: nn.Module = world.models
-        self.learnt: nn.Module = nn.ModuleDict({"mixins": getattr(world.models, part).mixins})
-        world.models.requires_grad_(False)
-        self.learnt.requires_grad_(True)
+        if not freeze_backbone:
+            world.models.give_own_backbone(part)
+        self.module: nn.Module = world.models.requires_grad_(False)
+        network = getattr(world.models, part)
+        backbone = network.transformer
+        self.learnt: nn.Module = nn.ModuleDict({"mixins": network.mixins.requires_grad_(True)})
+        if backbone is not world.models.stage1.transformer:
+            self.learnt["transformer"] = backbone  # what is its own belongs into its file, frozen or not
+        if not freeze_backbone:
+            for learning in (backbone.layers, backbone.final_layernorm):
+                learning.requires_grad_(True)
 
     def loss(self, step: int, share: int = 0, shares: int = 1) -> tuple[Tensor, dict[str, float]]:
         """Cross-entropy in nats a token; every share draws as many frames or windows as the options say."""

@@ -123,6 +123,8 @@ GROWTH: Final = 0.5
 """Cells a second that the side of a growing subject gains."""
 TURN: Final = 90.0
 """Degrees a second, clockwise."""
+FINEST_TURN: Final = 360 / 64
+"""Degrees, of which every angle is a multiple: what a subject's edge has to turn by to move about a pixel."""
 
 
 @dataclass(frozen=True)
@@ -133,6 +135,12 @@ class State:
     x: float
     size: float
     angle: float
+
+
+def _as_drawn(y: float, x: float, size: float, angle: float) -> State:
+    """The state with the place in whole pixels of a small frame and an angle that makes a difference there."""
+    turns = round(angle / FINEST_TURN) * FINEST_TURN
+    return State(round(y * FIELD) / FIELD, round(x * FIELD) / FIELD, size, turns % 360.0)
 
 
 @dataclass(frozen=True)
@@ -163,12 +171,14 @@ class Clip:
     """How the subject moves instead of `motion`, which is -1 then."""
 
     def state(self, seconds: float) -> State:
-        """The subject `seconds` after the first frame; places are whole small-frame pixels, eighths of a cell."""
+        """The subject `seconds` after the first frame; places are whole small-frame pixels, eighths of a cell, and
+        angles are multiples of `FINEST_TURN`.
+        """
         y, x, size, angle = self.y, self.x, self.size, 0.0
         if self.drift is not None:
             y, x = y + self.drift.down * seconds, x + self.drift.right * seconds
             size, angle = size + self.drift.growth * seconds, self.drift.turn * seconds
-            return State(round(y * FIELD) / FIELD, round(x * FIELD) / FIELD, size, angle % 360.0)
+            return _as_drawn(y, x, size, angle)
         match MOTIONS[self.motion]:
             case "向左":
                 x -= SPEED * seconds
@@ -187,7 +197,7 @@ class Clip:
                 size += GROWTH * seconds
             case "变小":
                 size -= GROWTH * seconds
-        return State(round(y * FIELD) / FIELD, round(x * FIELD) / FIELD, size, angle % 360.0)
+        return _as_drawn(y, x, size, angle)
 
     def states(self, times: Iterable[float]) -> list[State]:
         return [self.state(t) for t in times]
