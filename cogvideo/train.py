@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if args.threads:
         torch.set_num_threads(args.threads)
     workshop = Workshop(recipe, args.out or Path("runs", args.config.stem.removeprefix("train_")))
-    for part in (*(p for p in TRAINED if p in recipe), "export") if args.part == "all" else (args.part,):
+    for part in workshop.plan if args.part == "all" else (args.part,):
         torch.manual_seed(int(recipe["seed"]))
         workshop.make(part)
     workshop.processes.destroy_process_group()  # whose threads may abort a process that ends with them
@@ -148,6 +148,12 @@ class Workshop:
         if "start" in recipe:
             self._once(self._begin_folder)
             self.preset = find_preset(str(self.assets))[0]
+
+    @property
+    def plan(self) -> list[str]:
+        """The recipe's parts in their order, and the export of networks where there are some."""
+        parts = [part for part in TRAINED if part in self.recipe]
+        return [*parts, "export"] if self.own or {"models", *NETWORKS} & set(parts) else parts
 
     def make(self, part: str) -> None:
         """Make one of `PARTS`. Raises RequestError where the recipe has no table for it."""

@@ -13,7 +13,7 @@ from toy_training import decoder_task
 
 from cogvideo.config import ASSETS
 from cogvideo.frames import build_codec
-from cogvideo.train import Workshop
+from cogvideo.train import Workshop, main
 from cogvideo.training import render
 from cogvideo.training.codec import PictureOptions, encode, picture_error, weigh_by_size
 from cogvideo.training.run import RunOptions, Trainer
@@ -148,3 +148,19 @@ def test_the_recipe_trains_the_shipped_decoder_further(tmp_path: Path) -> None:
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed
     assert all(name.startswith("decs.1.") for name in changed)
+
+
+@needs_font
+def test_a_recipe_of_the_decoder_alone_leaves_a_whole_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its networks are those of the starting point; none is missing, and none is asked for."""
+    monkeypatch.chdir(tmp_path)
+    Path("better.toml").write_text(
+        'preset = "mini"\nseed = 0\nstart = "mini"\n'
+        "[decoder.run]\nsteps = 1\nwarmup = 1\npicture_every = 0\n[decoder.data]\nsmall_frames = 2\nfine_crops = 2\n"
+    )
+    assert main(["better.toml"]) == 0
+    folder = tmp_path / "runs" / "better" / "model"
+    for name in ("backbone", "stage1", "stage2", "superres"):
+        assert (folder / f"{name}.safetensors").read_bytes() == (ASSETS / "mini" / f"{name}.safetensors").read_bytes()
+    codecs = [load_file(path / "codec.safetensors") for path in (folder, ASSETS / "mini")]
+    assert any(not torch.equal(value, codecs[1][name]) for name, value in codecs[0].items())
