@@ -116,13 +116,13 @@ class WorldModels(nn.Module):
 
         A network may lack what it shares with stage 1. Raises RuntimeError where something else is missing.
         """
-        networks = {part: _under(tensors, f"{part}.") for part in ("stage1", *ALONE)}
+        networks = {name: _under(tensors, f"{name}.") for name in ("stage1", *ALONE)}
         common = {n: t for n, t in networks["stage1"].items() if n.startswith(BACKBONE)}
         for part in ALONE:
             if any(not torch.equal(t, common[n]) for n, t in networks[part].items() if n.startswith(BACKBONE)):
                 self.give_own_backbone(part)
-        for part, own in networks.items():
-            getattr(self, part).load_state_dict({**common, **own})
+        for name, own in networks.items():
+            getattr(self, name).load_state_dict({**common, **own})
 
 
 def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
