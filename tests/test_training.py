@@ -305,7 +305,9 @@ def test_nothing_else_learns_when_a_network_learns_alone(
     moved = {n for n, t in before[part].items() if not torch.equal(after[part][n], t)}
     assert any(n.startswith("mixins.") for n in moved)
     layers = {n for n in moved if n.startswith("transformer.")}
-    assert (getattr(world.models, part).transformer is shared) == freeze_backbone
+    backbone = getattr(world.models, part).transformer
+    assert (backbone is shared) == freeze_backbone
+    assert backbone.word_embeddings is shared.word_embeddings
     assert any(".mlp." in n for n in layers) != freeze_backbone
     assert all(n.startswith(("transformer.layers.", "transformer.final_layernorm.")) for n in layers)
     assert set(moved) <= set(task.learnt.state_dict())
@@ -345,6 +347,7 @@ def test_a_network_with_a_backbone_of_its_own_keeps_it(tmp_path: Path) -> None:
     together = learn(free, "together", "models", 1e-5)
     assert not backbone(together, "superres")
     moved = backbone(together, "stage2")
+    assert moved.keys() == own.keys()  # words stay everybody's
     nearer = [(moved[n] - t).abs().mean() < (common[n] - t).abs().mean() for n, t in own.items() if t.ndim == 2]
     assert all(nearer)  # it went on from its own
 
@@ -362,7 +365,9 @@ def test_a_network_learns_alone_beside_the_averaged_backbone(tmp_path: Path) -> 
 
     class Listening(Workshop):
         def _train(self, part: str, task: Any) -> None:
-            seen.append(copy.deepcopy(dict(task.world.models.stage1.state_dict())))
+            models = task.world.models
+            assert models.superres.transformer is models.stage1.transformer
+            seen.append(copy.deepcopy(dict(models.stage1.state_dict())))
             super()._train(part, task)
 
     Listening(recipe, tmp_path).make("superres")

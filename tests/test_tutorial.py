@@ -22,7 +22,7 @@ from cogvideo.training.codec import CodecOptions
 from cogvideo.training.dataset import open_dataset
 from cogvideo.training.decoder import DecoderOptions
 from cogvideo.training.eye import EyeOptions
-from cogvideo.training.objective import ObjectiveOptions
+from cogvideo.training.objective import AloneOptions, ObjectiveOptions
 from cogvideo.training.parts import PartOptions
 from cogvideo.training.run import RunOptions
 from cogvideo.video import read_metadata
@@ -117,11 +117,12 @@ def test_going_on_from_a_model_begins_with_its_weights(tmp_path: Path, monkeypat
 @pytest.mark.parametrize("name", sorted(path.name for path in (ROOT / "examples").glob("train_*.toml")))
 def test_recipes_fit_their_options(name: str) -> None:
     recipe = read_recipe(ROOT / "examples" / name)
-    networks = PartOptions if "data" in recipe else ObjectiveOptions
+    networks = PartOptions if "data" in recipe else AloneOptions
     kinds = {
         "codec": CodecOptions,
         "decoder": DecoderOptions,
         "judge": EyeOptions,
+        "models": ObjectiveOptions,
         **dict.fromkeys(("backbone", "stage1", "stage2", "superres"), networks),
     }
     options_from(CodesOptions, recipe.get("codes", {}).get("data", {}))

@@ -1,4 +1,4 @@
-"""Preset -> ready networks: where sizes, files and classes meet. The three share one backbone in memory.
+"""Preset -> ready networks: where sizes, files and classes meet. What is equal in their backbones is in memory once.
 
 In: a preset's name, or a folder of published checkpoints. Out: `LoadedModels`, in evaluation mode, without gradients.
 Networks are made without storage and take the file's tensors: random weights are never drawn.

@@ -2,12 +2,13 @@
 
 For a model as small as `mini` the backbone, stage 1, stage 2 and super-resolution learn together (the paper freezes a
 large pretrained backbone and trains each `attention_plus` beside it): every step holds single frames (text to image),
-stage-1 clips, stage-2 windows and frames at both sizes, so the shipped three share one backbone that suits them all.
+stage-1 clips, stage-2 windows and frames at both sizes, so the three share one backbone that suits them all. One that
+learns on alone then may have layers of its own: stage 2 of what ships has.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -45,6 +46,8 @@ AlonePart = Literal["stage2", "superres"]
 ALONE: tuple[AlonePart, ...] = ("stage2", "superres")
 """Networks that may learn on alone when all have learnt together."""
 BACKBONE = "transformer."
+OWN = ("layers", "final_layernorm")
+"""What a network has of the backbone for itself where that is not frozen: words and places stay everybody's."""
 
 
 @dataclass(frozen=True)
@@ -102,13 +105,20 @@ class WorldModels(nn.Module):
         self.stage2 = VideoLM(preset.model, 2, transformer=self.stage1.transformer)
         self.superres = SuperResLM(preset.model, transformer=self.stage1.transformer)
 
-    def give_own_backbone(self, part: AlonePart) -> None:
-        """What this network learns of the backbone stays its own from now on, as in every file that was published."""
+    def give_own_backbone(self, part: AlonePart, modules: Collection[str] = OWN) -> None:
+        """What this network learns of these modules of the backbone stays its own from now on; the others are shared.
+
+        A network that has its own already keeps it.
+        """
         network = getattr(self, part)
-        if network.transformer is not self.stage1.transformer:
+        shared = self.stage1.transformer
+        if network.transformer is not shared:
             return
         own = SuperResLM(self.config) if part == "superres" else VideoLM(self.config, 2)
         own.load_state_dict(network.state_dict())
+        for name, module in shared.named_children():
+            if name not in modules:
+                setattr(own.transformer, name, module)
         setattr(self, part, own)
 
     def load_weights(self, tensors: Mapping[str, Tensor]) -> None:
@@ -119,8 +129,10 @@ class WorldModels(nn.Module):
         networks = {name: _under(tensors, f"{name}.") for name in ("stage1", *ALONE)}
         common = {n: t for n, t in networks["stage1"].items() if n.startswith(BACKBONE)}
         for part in ALONE:
-            if any(not torch.equal(t, common[n]) for n, t in networks[part].items() if n.startswith(BACKBONE)):
-                self.give_own_backbone(part)
+            read = {n: t for n, t in networks[part].items() if n.startswith(BACKBONE)}
+            different = {n.split(".")[1] for n, t in read.items() if not torch.equal(t, common[n])}
+            if different:
+                self.give_own_backbone(part, different.union(OWN))
         for name, own in networks.items():
             getattr(self, name).load_state_dict({**common, **own})
 
@@ -391,8 +403,8 @@ class AloneTask:
         if backbone is not world.models.stage1.transformer:
             self.learnt["transformer"] = backbone  # what is its own belongs into its file, frozen or not
         if not freeze_backbone:
-            for learning in (backbone.layers, backbone.final_layernorm):
-                learning.requires_grad_(True)
+            for name in OWN:
+                getattr(backbone, name).requires_grad_(True)
 
     def loss(self, step: int, share: int = 0, shares: int = 1) -> tuple[Tensor, dict[str, float]]:
         """Cross-entropy in nats a token; every share draws as many frames or windows as the options say."""
