@@ -403,8 +403,8 @@ class Workshop:
         """The model's folder: its sizes, tokenizer and codec to start with; in the world also the networks."""
         self.assets.mkdir(parents=True, exist_ok=True)
         source = self._start_folder or ASSETS / self.recipe["preset"]
-        fit = not self.own and "codes" not in self.recipe and self._start_folder is not None
-        for name in (*SMALL_FILES, *(f"{network}.safetensors" for network in NETWORKS if fit)):
+        whole = not self.own and self._start_folder is not None and "codes" not in self.recipe
+        for name in (*SMALL_FILES, *(f"{network}.safetensors" for network in NETWORKS if whole)):
             if (source / name).is_file() and not (self.assets / name).is_file():
                 shutil.copyfile(source / name, self.assets / f"{name}.tmp")
                 (self.assets / f"{name}.tmp").replace(self.assets / name)
@@ -536,12 +536,11 @@ class Workshop:
         self.processes.wait_for_everyone()
 
     def _trained(self, part: str) -> Tensors:
-        """Weights of the last checkpoint, averaged where averaging was on: each once, under its first name."""
+        """What training left in the last checkpoint."""
+        from cogvideo.training.run import kept_weights
+
         state = self._checkpoint(part)
-        average: Tensors = state["average"]
-        if not average:
-            return dict(state["module"])
-        return {n: t for n, t in state["module"].items() if not t.is_floating_point()} | average
+        return kept_weights(state["module"], state["average"])
 
     def _checkpoint(self, part: str) -> dict[str, Any]:
         import torch

@@ -1,1 +1,1 @@
-"""The three networks, on SwissArmyTransformer: stage 1, stage 2 and super-resolution share one backbone."""
+"""The three networks, on SwissArmyTransformer: stage 1, stage 2 and super-resolution, on a backbone that they share."""

@@ -33,6 +33,7 @@ from cogvideo.text import (
 )
 from cogvideo.training.codec import SHOWN
 from cogvideo.training.dataset import KEYFRAMES
+from cogvideo.training.export import BACKBONE, PARTS, under
 from cogvideo.training.render import COARSE, FINE, PLAIN, background, render_state
 from cogvideo.training.world import Clip, HeldOut, State, caption, sample_clip, to_shares
 
@@ -45,7 +46,6 @@ Tokenise = Callable[[npt.NDArray[np.uint8]], Tensor]
 AlonePart = Literal["stage2", "superres"]
 ALONE: tuple[AlonePart, ...] = ("stage2", "superres")
 """Networks that may learn on alone when all have learnt together."""
-BACKBONE = "transformer."
 OWN = ("layers", "final_layernorm")
 """What a network has of the backbone for itself where that is not frozen: words and places stay everybody's."""
 
@@ -126,7 +126,7 @@ class WorldModels(nn.Module):
 
         A network may lack what it shares with stage 1. Raises RuntimeError where something else is missing.
         """
-        networks = {name: _under(tensors, f"{name}.") for name in ("stage1", *ALONE)}
+        networks = {name: under(tensors, f"{name}.") for name in PARTS}
         common = {n: t for n, t in networks["stage1"].items() if n.startswith(BACKBONE)}
         for part in ALONE:
             read = {n: t for n, t in networks[part].items() if n.startswith(BACKBONE)}
@@ -135,10 +135,6 @@ class WorldModels(nn.Module):
                 self.give_own_backbone(part, different.union(OWN))
         for name, own in networks.items():
             getattr(self, name).load_state_dict({**common, **own})
-
-
-def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
 
 
 def subject_cells(mask: npt.NDArray[np.float32], patch: int) -> npt.NDArray[np.bool_]:

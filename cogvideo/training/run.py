@@ -12,6 +12,7 @@ import os
 import shutil
 import time
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -59,6 +60,15 @@ class RunOptions:
     picture_every: int = 500
     """Steps between two pictures of what the model makes of its data; 0: none."""
     seed: int = 0
+
+
+def kept_weights(state: Mapping[str, Tensor], average: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Of what training holds, what it leaves: all of `state`, or, where averaging is on, the averages.
+
+    These hold a tensor that has several names once, under its first one: the others would be what the last step left.
+    """
+    counts = {n: t for n, t in state.items() if not t.is_floating_point()}
+    return {**counts, **average} if average else dict(state)
 
 
 class Task(Protocol):
@@ -215,8 +225,8 @@ class Trainer:
                 shutil.rmtree(old)
 
     def weights(self) -> dict[str, Tensor]:
-        """The weights to keep: averaged where averaging is on."""
-        return {**self.task.learnt.state_dict(), **self.average}
+        """The weights to keep."""
+        return kept_weights(self.task.learnt.state_dict(), self.average)
 
     def _set_rates(self) -> None:
         factor = schedule(self.step, self.options)
