@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cogvideo.errors import RequestError
-from cogvideo.tokens import TokenFrames
+from cogvideo.token_frames import TokenFrames
 
 CLIP_FRAMES = (5, 9, 17, 33)
 """Frames of a clip after 0, 1, 2 and 3 rounds of interpolation."""
@@ -255,7 +255,7 @@ Weights = Literal["exact", "int8", "bnb8", "nf4"]
 
 @dataclass(frozen=True)
 class MemoryPreset:
-    """How a model is held while it computes. `cogvideo.memory` predicts what that takes."""
+    """How a model is held while it computes. `cogvideo.runtime.memory_estimate` predicts what that takes."""
 
     name: str
     device: str

@@ -18,18 +18,6 @@ import torch
 from torch import Tensor
 
 from cogvideo.config import ASSETS, PRESETS, ModelConfig, Preset, VideoRequest, find_preset
-from cogvideo.device import (
-    Place,
-    enlarging,
-    enough_memory,
-    fit_place,
-    pick_place,
-    release,
-    resident,
-    settle,
-    threads,
-    usable_cores,
-)
 from cogvideo.errors import OutOfMemory, RequestError, WeightsError
 from cogvideo.events import (
     Done,
@@ -43,18 +31,30 @@ from cogvideo.events import (
     StageName,
     SuperResolved,
 )
-from cogvideo.frames import FrameCodec, project_back
-from cogvideo.memory import peak_bytes
-from cogvideo.models.fused import fusing_pays
+from cogvideo.inference import interpolation, keyframes, super_resolution
+from cogvideo.inference.keyframes import KeyframeStep, KeyframeTexts
+from cogvideo.inference.sampling import ClusterSampler
+from cogvideo.jobs.eta import tokens_per_stage
+from cogvideo.media.images import side_by_side
+from cogvideo.models.fused_decode import fusing_pays
 from cogvideo.models.superres_lm import SuperResLM
 from cogvideo.models.video_lm import VideoLM
-from cogvideo.mosaic import side_by_side
-from cogvideo.pace import tokens_per_stage
-from cogvideo.published import ICETK_FOLDER, published_home
-from cogvideo.sampling import ClusterSampler
-from cogvideo.stages import interpolate, keyframes, superres
-from cogvideo.stages.keyframes import KeyframeStep, KeyframeTexts
-from cogvideo.text import (
+from cogvideo.runtime.device import (
+    Place,
+    enlarging,
+    enough_memory,
+    fit_place,
+    pick_place,
+    release,
+    resident,
+    settle,
+    threads,
+    usable_cores,
+)
+from cogvideo.runtime.memory_estimate import peak_bytes
+from cogvideo.token_frames import TokenFrames
+from cogvideo.tokenizers.image import FrameCodec, project_back
+from cogvideo.tokenizers.text import (
     CheckedPrompt,
     Reading,
     TextTokenizer,
@@ -68,7 +68,7 @@ from cogvideo.text import (
     unconditional_text,
     video_text,
 )
-from cogvideo.tokens import TokenFrames
+from cogvideo.weights.catalog import ICETK_FOLDER, published_home
 
 PREVIEWS: Final = 4
 """Pictures of a keyframe while it is painted, the finished one included."""
@@ -374,7 +374,7 @@ class _Run:
         seeds = [request.seed if request.between_seed is None else request.between_seed]
         wish = self.sampler, self.options.video, self.options.text_boost, seeds, self.stop
         with resident(self.models.stage2, self.place) as lm, threads(1):
-            for step in interpolate.draw(lm, clip, texts, *wish, self.place.memory.rows, begun + 1, away):
+            for step in interpolation.draw(lm, clip, texts, *wish, self.place.memory.rows, begun + 1, away):
                 if step.tokens:
                     yield self._progress("interpolate", step.tokens)
                 if step.clip is not None:
@@ -393,7 +393,9 @@ class _Run:
         at_once = self.place.memory.frames_per_pass
         lm = self.models.superres
         with enlarging(lm, self.place) as layers, threads():
-            for part in superres.draw(lm, clip[0], text, self.sampler, options, seed, at_once, self.stop, layers):
+            for part in super_resolution.draw(
+                lm, clip[0], text, self.sampler, options, seed, at_once, self.stop, layers
+            ):
                 small = self.shown[len(frames) : len(frames) + len(part.tokens)]
                 large = self.codec.decode(part.tokens, model.fine_grid)
                 for frame in project_back(large, small, self.preset.back_projection):
@@ -444,14 +446,14 @@ def keyframe_texts(
 
 def between_texts(
     tokenizer: TextTokenizer, preset: Preset, requests: Sequence[VideoRequest], guidance: float
-) -> tuple[list[list[list[int]]], interpolate.Guidance | None]:
+) -> tuple[list[list[list[int]]], interpolation.Guidance | None]:
     """What stage 2 reads in each round that is left, for each of `requests`, which are equally long; and without."""
     like = requests[0]
     spans = round_seconds(like.seconds, like.rounds)[like.started_rounds :]
     texts = [[between_text(tokenizer, request.prompt, span) for request in requests] for span in spans]
     if guidance == 1.0:
         return texts, None
-    return texts, interpolate.Guidance([unconditional_text(tokenizer, preset, span) for span in spans], guidance)
+    return texts, interpolation.Guidance([unconditional_text(tokenizer, preset, span) for span in spans], guidance)
 
 
 def check_given(model: ModelConfig, given: TokenFrames) -> None:

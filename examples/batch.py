@@ -14,8 +14,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the project n
 
 from cogvideo.config import VideoRequest
 from cogvideo.errors import RequestError
+from cogvideo.media.video import write_video
 from cogvideo.pipeline import CogVideoPipeline
-from cogvideo.video import write_video
 
 
 def requests(table: Path) -> list[tuple[str, VideoRequest]]:

@@ -8,8 +8,8 @@ from __future__ import annotations
 import numpy as np
 
 from cogvideo.config import Preset
-from cogvideo.frames import FrameCodec
-from cogvideo.training.dataset import Pixels, TokenClip, to_tokens
+from cogvideo.data.dataset import Pixels, TokenClip, to_tokens
+from cogvideo.tokenizers.image import FrameCodec
 
 COLOURS = {"红色": (220, 50, 47), "绿色": (60, 160, 60), "蓝色": (38, 100, 210)}
 DIRECTIONS = {"向左": (0, -1), "向右": (0, 1), "向上": (-1, 0), "向下": (1, 0)}

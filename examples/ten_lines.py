@@ -7,8 +7,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the project n
 
 from cogvideo.config import VideoRequest
 from cogvideo.events import Done
+from cogvideo.media.video import write_video
 from cogvideo.pipeline import CogVideoPipeline
-from cogvideo.video import write_video
 
 pipeline = CogVideoPipeline.from_pretrained("mini")
 request = VideoRequest("一只熊猫在草地上向右跑", seed=7, frames=9)

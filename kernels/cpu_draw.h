@@ -7,7 +7,7 @@ INLINE uint32_t mixed(uint32_t word)
     return word ^ (word >> 15);
 }
 
-/* "Cluster" sampling, as `cogvideo.sampling` describes it, of one row of scores. labels [vocabulary]; members
+/* "Cluster" sampling, as `cogvideo.inference.sampling` describes it, of one row of scores. labels [vocabulary]; members
    [clusters][widest], of which the first sizes[c] count; shares [vocabulary + LANES], mass [clusters]: scratch. */
 static int64_t draw_one(const float *logits, int64_t vocabulary, const int32_t *labels, const int64_t *members,
                         const int64_t *sizes, int64_t clusters, int64_t widest, float temperature, int64_t top_k,

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import torch
 
 from kernels import reference
-from kernels.conditions import why_no_triton
 from kernels.reference import Channel
+from kernels.triton_support import why_no_triton
 
 LARGEST_HEAD = 256
 """Numbers of one head's vector; a block of keys as wide fits the registers of a program."""

@@ -1,5 +1,5 @@
-/* Reading, a decoding step and a draw on a CPU, in fp32 sums: what `kernels.cpu_step`, `kernels.cpu_read` and
-   `kernels.cpu_draw` compile and call.
+/* Reading, a decoding step and a draw on a CPU, in fp32 sums: what `kernels.cpu_decode`, `kernels.cpu_prefill` and
+   `kernels.cpu_sample` compile and call.
 
    Every number is added in an order that depends on the network's sizes and on what a slot sees, never on how many rows
    or slots a step has: a row's result is the same, bit for bit, in any company. Pointers and sizes are the caller's to

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from kernels import reference
-from kernels.conditions import why_no_triton
 from kernels.reference import Size
+from kernels.triton_support import why_no_triton
 
 LARGEST_HEAD = 256
 """Bytes of one head's vector; what a tile of wider ones takes does not fit into a small card's shared memory."""

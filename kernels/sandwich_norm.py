@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels.conditions import why_no_triton
+from kernels.triton_support import why_no_triton
 
 EPSILON: Final = 1e-5
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kernels.conditions import why_no_triton
+from kernels.triton_support import why_no_triton
 
 MOST_ROWS: Final = 64
 """Above, reading weights is no longer what takes the time, and a large product of unpacked weights is faster."""

@@ -1,4 +1,4 @@
-"""Draws who sees whom in stages 1 and 2, and the windows of stage 2, from `cogvideo.layout` itself.
+"""Draws who sees whom in stages 1 and 2, and the windows of stage 2, from `cogvideo.token_layout` itself.
 
 python scripts/draw_attention.py writes docs/drawings/{sequence,stage1,stage2,windows}_{en,zh}.svg.
 """
@@ -31,7 +31,7 @@ from drawing import (  # noqa: E402
 )
 
 from cogvideo.config import PRESETS  # noqa: E402
-from cogvideo.layout import Layout, Stage  # noqa: E402
+from cogvideo.token_layout import Layout, Stage  # noqa: E402
 
 SMALL = Layout(replace(PRESETS["mini"].model, grid=(4, 4), window=2))
 """The geometry of a model whose frames have 16 tokens: small enough for every slot to be a square of the drawing."""

@@ -1,4 +1,4 @@
-"""Draws how a token is drawn: scores, clusters, the distribution in closed form, the race. From `cogvideo.sampling`.
+"""Draws how a token is drawn: scores, clusters, the distribution in closed form, the race. From `cogvideo.inference.sampling`.
 
 python scripts/draw_sampling.py writes docs/drawings/sampling_{en,zh}.svg.
 """
@@ -29,7 +29,7 @@ from drawing import (  # noqa: E402
 )
 
 from cogvideo.config import TokenSampling  # noqa: E402
-from cogvideo.sampling import ClusterSampler, StageKey, exponential_noise, noise_keys  # noqa: E402
+from cogvideo.inference.sampling import ClusterSampler, StageKey, exponential_noise, noise_keys  # noqa: E402
 
 LABELS = torch.tensor([0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3])
 LOGITS = torch.tensor([2.3, 1.7, 0.4, 2.0, 1.9, 1.6, 0.2, -0.3, 0.0, 1.8, 0.1, -0.6])

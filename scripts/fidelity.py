@@ -29,17 +29,17 @@ from torch import Tensor
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from cogvideo import decode  # noqa: E402
 from cogvideo.config import MEMORY, PRESETS, MemoryPreset, SamplingOptions, VideoRequest  # noqa: E402
-from cogvideo.device import Place, enlarging, resident, settle, threads  # noqa: E402
 from cogvideo.events import LevelDone  # noqa: E402
-from cogvideo.memory import peak_bytes  # noqa: E402
+from cogvideo.inference import decoding  # noqa: E402
+from cogvideo.inference.sampling import ClusterSampler, noise_keys  # noqa: E402
 from cogvideo.models import loader  # noqa: E402
+from cogvideo.models.base import left_pad  # noqa: E402
 from cogvideo.models.random_weights import random_models  # noqa: E402
-from cogvideo.models.token_model import left_pad  # noqa: E402
 from cogvideo.pipeline import CogVideoPipeline, between_texts, keyframe_texts  # noqa: E402
-from cogvideo.sampling import ClusterSampler, noise_keys  # noqa: E402
-from cogvideo.text import superres_text  # noqa: E402
+from cogvideo.runtime.device import Place, enlarging, resident, settle, threads  # noqa: E402
+from cogvideo.runtime.memory_estimate import peak_bytes  # noqa: E402
+from cogvideo.tokenizers.text import superres_text  # noqa: E402
 
 CPU = torch.device("cpu")
 START, END = "<!-- presets: scripts/fidelity.py -->", "<!-- /presets -->"
@@ -130,7 +130,7 @@ def _shown(film: Film, settled: Any, place: Place, sampling: SamplingOptions) ->
     size = film.clip.shape[-1]
     seen: list[Tensor] = []
 
-    def teacher(clip: Tensor) -> decode.Draw:
+    def teacher(clip: Tensor) -> decoding.Draw:
         def show(logits: Tensor, frame: int, slot: int) -> Tensor:
             seen.append(logits.float())
             return clip[:, frame, slot]
@@ -139,9 +139,9 @@ def _shown(film: Film, settled: Any, place: Place, sampling: SamplingOptions) ->
 
     wish: dict[str, Any] = {"unconditional": [film.unconditional], "guidance": sampling.guidance}
     with resident(settled.stage1, place) as lm:
-        list(islice(decode.keyframes(lm, [film.keyframes], film.clip[:, 0], teacher(film.clip), **wish), size))
+        list(islice(decoding.keyframes(lm, [film.keyframes], film.clip[:, 0], teacher(film.clip), **wish), size))
     with resident(settled.stage2, place) as lm:
-        drawn = decode.interpolate(
+        drawn = decoding.interpolate(
             lm, [film.between], film.block[:, ::2], teacher(film.block), text_boost=sampling.text_boost
         )
         list(islice(drawn, size))

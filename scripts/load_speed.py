@@ -27,10 +27,10 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from cogvideo import weights  # noqa: E402
-from cogvideo.bench import processor  # noqa: E402
+from cogvideo.benchmarks.report import processor  # noqa: E402
 from cogvideo.config import PRESETS, ModelConfig, find_preset  # noqa: E402
 from cogvideo.models import loader  # noqa: E402
+from cogvideo.weights import checkpoint  # noqa: E402
 
 BLOCK = 2**24
 
@@ -131,16 +131,16 @@ def write(folder: Path, model: ModelConfig) -> Copy:
     """Random numbers under the names of the networks."""
     block = torch.randn(BLOCK // 2).half()
 
-    def numbers(part: loader.Part, common: bool) -> weights.Tensors:
+    def numbers(part: loader.Part, common: bool) -> checkpoint.Tensors:
         return {
             name: block.repeat(-(-like.numel() // len(block)))[: like.numel()].view(like.shape)
             for name, like in loader.expected(model, part).items()
             if name.startswith(loader.BACKBONE) == common
         }
 
-    weights.write_safetensors(folder / "backbone.safetensors", numbers("stage1", common=True))
+    checkpoint.write_safetensors(folder / "backbone.safetensors", numbers("stage1", common=True))
     for part in loader.PARTS:
-        weights.write_safetensors(folder / f"{part}.safetensors", numbers(part, common=False))
+        checkpoint.write_safetensors(folder / f"{part}.safetensors", numbers(part, common=False))
     return Copy(folder, model)
 
 

@@ -21,8 +21,8 @@ from playwright.sync_api import Browser, expect, sync_playwright
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-import app  # noqa: E402
-from cogvideo.jobs import open_jobs  # noqa: E402
+from cogvideo.jobs.service import open_jobs  # noqa: E402
+from cogvideo.web import server  # noqa: E402
 
 WINDOW = {"width": 1280, "height": 900}
 SHARPNESS = 1.5
@@ -81,7 +81,7 @@ def main() -> None:
         port = probe.getsockname()[1]
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     with tempfile.TemporaryDirectory() as folder, closing(open_jobs(Path(folder), "mini")) as jobs:
-        ui = app.serve(jobs, "127.0.0.1", port)
+        ui = server.serve(jobs, "127.0.0.1", port)
         jobs.start(preload=True)
         with closing(ui), sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])

@@ -1,6 +1,6 @@
 """Are the tests awake? Small changes that cosmic-ray makes are tried on a module, one at a time, and its tests run.
 
-python scripts/mutation.py [--all] [--json FILE] [--only cogvideo/layout.py] [--again FILE]. Nothing is written to the
+python scripts/mutation.py [--all] [--json FILE] [--only cogvideo/token_layout.py] [--again FILE]. Nothing is written to the
 sources: each mutant lives in a process of its own, forked from one that has the heavy packages loaded, and dies with
 it. A mutant is killed where a test fails, hangs or cannot be collected. Those that survive are printed as a diff.
 """
@@ -26,8 +26,8 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 TESTS = {
-    "cogvideo/layout.py": ["test_layout"],
-    "cogvideo/sampling.py": ["test_sampling"],
+    "cogvideo/token_layout.py": ["test_layout"],
+    "cogvideo/inference/sampling.py": ["test_sampling"],
 }
 LONGEST = 120
 """Seconds of processor time after which a mutant counts as hanging."""

@@ -19,11 +19,11 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from cogvideo.config import ASSETS, PRESETS
-from cogvideo.frames import FrameCodec
-from cogvideo.train import options_from, read_recipe
-from cogvideo.training.initial import make_world_task
-from cogvideo.training.objective import DATA, ObjectiveOptions
-from cogvideo.training.run import RunOptions, Trainer
+from cogvideo.tokenizers.image import FrameCodec
+from cogvideo.training.initialization import make_world_task
+from cogvideo.training.joint_task import DATA, ObjectiveOptions
+from cogvideo.training.recipe_runner import options_from, read_recipe
+from cogvideo.training.trainer import RunOptions, Trainer
 
 RECIPE = Path(__file__).resolve().parent.parent / "examples" / "train_mini.toml"
 

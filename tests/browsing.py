@@ -16,7 +16,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 from fakes import FakePipeline
 
-from cogvideo.jobs import Jobs
+from cogvideo.jobs.service import Jobs
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 if CHROMIUM is None and os.environ.get("COGVIDEO_BROWSER_TESTS") != "required":

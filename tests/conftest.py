@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from fakes import FakePipeline
     from playwright.sync_api import Browser
 
-    from cogvideo.jobs import Jobs
+    from cogvideo.jobs.service import Jobs
 
 # Tests side by side share the cores, as do the programs that they start: more threads than cores only wait.
 _SIDE_BY_SIDE = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
@@ -43,7 +43,8 @@ def jobs(tmp_path: Path, fake: FakePipeline) -> Iterator[Jobs]:
     """A queue whose worker draws with `fake`, in an empty folder."""
     from fakes import PRESET, PlainFilm
 
-    from cogvideo.jobs import Jobs, Limits
+    from cogvideo.jobs.queue import Limits
+    from cogvideo.jobs.service import Jobs
 
     jobs = Jobs(tmp_path, PRESET, lambda: fake, PlainFilm, Limits(preview_seconds=0))
     jobs.start()
@@ -62,14 +63,15 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     from browsing import Site, free_port
     from fakes import PRESET, FakePipeline
 
-    import app
-    from cogvideo.jobs import Jobs, Limits
-    from cogvideo.video import Film
+    from cogvideo.jobs.queue import Limits
+    from cogvideo.jobs.service import Jobs
+    from cogvideo.media.video import Film
+    from cogvideo.web import server
 
     fake = FakePipeline()
     jobs = Jobs(tmp_path_factory.mktemp("data"), PRESET, lambda: fake, Film, Limits(preview_seconds=0))
     port = free_port()
-    ui = app.serve(jobs, "127.0.0.1", port)
+    ui = server.serve(jobs, "127.0.0.1", port)
     jobs.start()
     yield Site(f"http://127.0.0.1:{port}/", jobs, fake)
     ui.close()

@@ -24,12 +24,12 @@ from cogvideo.events import (
     SuperResolved,
     Tokens,
 )
-from cogvideo.jobs import Jobs
-from cogvideo.mosaic import side_by_side
-from cogvideo.pace import tokens_per_stage
-from cogvideo.text import CheckedPrompt, Reading, clean_prompt
-from cogvideo.tokens import TokenFrames
-from cogvideo.video import Film
+from cogvideo.jobs.eta import tokens_per_stage
+from cogvideo.jobs.service import Jobs
+from cogvideo.media.images import side_by_side
+from cogvideo.media.video import Film
+from cogvideo.token_frames import TokenFrames
+from cogvideo.tokenizers.text import CheckedPrompt, Reading, clean_prompt
 
 SIDE = 64
 PRESET = replace(PRESETS["mini"], enlarge=True)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cogvideo.config import ModelConfig
-from cogvideo.layout import Layout, Sight, Stage
+from cogvideo.token_layout import Layout, Sight, Stage
 
 Weights = dict[str, Tensor]
 

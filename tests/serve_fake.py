@@ -22,12 +22,13 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 import numpy as np  # noqa: E402
 from fakes import PRESET, FakePipeline  # noqa: E402
 
-import app  # noqa: E402
 from cogvideo.config import VideoRequest  # noqa: E402
 from cogvideo.errors import Cancelled  # noqa: E402
 from cogvideo.events import Event, KeyframePainted, Loading, Progress  # noqa: E402
-from cogvideo.jobs import Jobs, Limits  # noqa: E402
-from cogvideo.video import Film  # noqa: E402
+from cogvideo.jobs.queue import Limits  # noqa: E402
+from cogvideo.jobs.service import Jobs  # noqa: E402
+from cogvideo.media.video import Film  # noqa: E402
+from cogvideo.web import server  # noqa: E402
 
 
 class Logged(FakePipeline):
@@ -81,7 +82,7 @@ def main() -> None:
     fake = Logged(options.data / "work.log")
     limits = Limits(waiting=options.waiting, preview_seconds=0)
     jobs = Jobs(options.data, PRESET, lambda: fake, Film, limits)
-    app.serve(jobs, "127.0.0.1", options.port)
+    server.serve(jobs, "127.0.0.1", options.port)
     jobs.start(preload=True)
     print("up", flush=True)
     for line in sys.stdin:

@@ -10,15 +10,15 @@ import pytest
 import torch
 from toy_model import CONFIG, TOY, toy_models, write_toy
 
-from cogvideo import weights
+from cogvideo.benchmarks.peak_memory import held_bytes, peak
 from cogvideo.config import MEMORY, VideoRequest
-from cogvideo.convert import convert
-from cogvideo.device import Place, settle
 from cogvideo.events import Frames, Loading
 from cogvideo.models import loader
-from cogvideo.peak import held_bytes, peak
+from cogvideo.models.convert import convert
 from cogvideo.pipeline import CogVideoPipeline
-from cogvideo.published import PREFIXES
+from cogvideo.runtime.device import Place, settle
+from cogvideo.weights import checkpoint
+from cogvideo.weights.catalog import PREFIXES
 
 CPU = torch.device("cpu")
 WISH = VideoRequest("小猫", seed=3, frames=9, seconds=2.0)
@@ -29,10 +29,10 @@ Change = Callable[[dict[str, torch.Tensor]], object]
 
 def publish(home: Path, changes: dict[str, Change]) -> None:
     """The toy in the published format; some networks' tensors are changed first."""
-    for part, network in zip(weights.PUBLISHED, toy_models()):
+    for part, network in zip(checkpoint.PUBLISHED, toy_models()):
         tensors = {name: tensor.half() for name, tensor in network.state_dict().items()}
         changes.get(part, len)(tensors)
-        folder = home / weights.PUBLISHED[part] / "1"
+        folder = home / checkpoint.PUBLISHED[part] / "1"
         folder.mkdir(parents=True)
         (folder.parent / "latest").write_text("1")
         (folder.parent / "model_config.json").write_text("{}")
@@ -73,7 +73,7 @@ def test_equal_and_unequal_backbones_make_films(folder: Path, memory: str, monke
         assert ("kept once" in told) == (case == "equal")
         assert ("stage2 1" in told) == (case == "unequal")
         with monkeypatch.context() as sizes:
-            sizes.setattr(weights, "published_config", lambda home: CONFIG)
+            sizes.setattr(checkpoint, "published_config", lambda home: CONFIG)
             convert(home, out)
         copy, _ = film(folder, memory, lambda _, dtype, device, out=out: loader.load_safetensors(out, CONFIG, dtype))
         np.testing.assert_array_equal(copy, films[case])
@@ -99,15 +99,15 @@ def test_checkpoints_are_found_below_the_folders_that_some_archives_have(folder:
 
 
 def test_differences_are_found_wherever_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(weights, "PIECE", 7)
+    monkeypatch.setattr(checkpoint, "PIECE", 7)
     one = torch.arange(60.0).view(6, 10)
-    assert weights.equal({"x": one}, {"x": one.clone()}, "x")
+    assert checkpoint.equal({"x": one}, {"x": one.clone()}, "x")
     for place in range(60):
         other = one.clone()
         other.view(-1)[place] += 1
-        assert not weights.equal({"x": one}, {"x": other}, "x")
-    assert not weights.equal({"x": one}, {"x": one.view(10, 6)}, "x")
-    assert not weights.equal({"x": one}, {"x": one.double()}, "x")
+        assert not checkpoint.equal({"x": one}, {"x": other}, "x")
+    assert not checkpoint.equal({"x": one}, {"x": one.view(10, 6)}, "x")
+    assert not checkpoint.equal({"x": one}, {"x": one.double()}, "x")
 
 
 @pytest.mark.parametrize("memory", ["24g", "16g", "8g"])

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from cogvideo import bench
+from cogvideo.benchmarks import report as benchmarks_report
+from cogvideo.benchmarks.stages import Machine, count_calls
+from cogvideo.benchmarks.svg_chart import stage_bars
 from cogvideo.errors import RequestError
-from cogvideo.measure import Machine, count_calls
-from cogvideo.plot import stage_bars
 
 WORDS = "--preset cogvideo --layers 2 --hidden 32 --heads 2 --grid 4 --vocab 64 --device cpu"
 TOY = WORDS.split()
@@ -24,7 +24,7 @@ QUICK = ["--frames", "17", "--seconds", "0.01", "--steps", "2"]
 def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("bench")
     files = ["--json", str(folder / "bench.json"), "--plot", str(folder / "bench.svg")]
-    assert bench.main([*TOY, *QUICK, "--compare", "release", *files]) == 0
+    assert benchmarks_report.main([*TOY, *QUICK, "--compare", "release", *files]) == 0
     ElementTree.parse(folder / "bench.svg")
     written: dict[str, Any] = json.loads((folder / "bench.json").read_text())
     return written
@@ -66,7 +66,7 @@ def test_every_stage_has_its_floor_and_the_token_stages_their_ratio(report: dict
 
 
 def test_the_table_marks_what_is_extrapolated(capsys: pytest.CaptureFixture[str]) -> None:
-    bench.main([*TOY, *QUICK, "--stages", "first"])
+    benchmarks_report.main([*TOY, *QUICK, "--stages", "first"])
     said = capsys.readouterr().out
     assert "first frame" in said
     assert "~" in said
@@ -76,7 +76,7 @@ def test_the_table_marks_what_is_extrapolated(capsys: pytest.CaptureFixture[str]
 @pytest.mark.parametrize("wrong", [["--heads", "3"], ["--grid", "5"], ["--stages", "tea"]])
 def test_sizes_and_stages_that_make_no_sense_are_refused(wrong: list[str]) -> None:
     with pytest.raises(RequestError):
-        bench.main([*TOY, *QUICK, *wrong])
+        benchmarks_report.main([*TOY, *QUICK, *wrong])
 
 
 def test_the_floor_is_the_longer_of_moving_and_computing() -> None:
@@ -106,7 +106,7 @@ def test_a_plot_shows_every_stage_and_its_share() -> None:
 def test_look_ahead_reports_what_a_step_keeps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "kept.json"
     words = ["--preset", "mini", "--device", "cpu", "--ahead", "1,8", "--prompt", "一只熊猫在草地上向右跑"]
-    assert bench.main([*words, "--json", str(file)]) == 0
+    assert benchmarks_report.main([*words, "--json", str(file)]) == 0
     lines = json.loads(file.read_text("utf-8"))["lines"]
     assert [(line["stage"], line["ahead"]) for line in lines] == [
         (stage, ahead) for stage in ("keyframes", "in-betweens 1") for ahead in (1, 8)
@@ -120,7 +120,7 @@ def test_look_ahead_reports_what_a_step_keeps(tmp_path: Path, capsys: pytest.Cap
 @pytest.mark.parametrize("weights", ["bf16", "int8"])
 def test_fewer_bits_lower_the_floor(weights: str, report: dict[str, Any], tmp_path: Path) -> None:
     file = tmp_path / "small.json"
-    bench.main([*TOY, *QUICK, "--stages", "first", "--weights", weights, "--json", str(file)])
+    benchmarks_report.main([*TOY, *QUICK, "--stages", "first", "--weights", weights, "--json", str(file)])
     small = json.loads(file.read_text())
     assert weights in small["step"] or "PyTorch" in small["step"]
     assert report["times_release_cpu"] > 0

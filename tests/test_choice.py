@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from cogvideo.choice import ENVIRONMENT, default_model
-from cogvideo.jobs import open_jobs
-from cogvideo.published import CONVERTED
+from cogvideo.jobs.service import open_jobs
+from cogvideo.runtime.model_selection import ENVIRONMENT, default_model
+from cogvideo.weights.catalog import CONVERTED
 
 GOLDEN = Path(__file__).parent / "golden"
 GB = 10**9

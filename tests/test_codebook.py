@@ -12,20 +12,21 @@ from safetensors.torch import load_file
 from toy_training import decoder_task
 
 from cogvideo.config import ASSETS, PRESETS, find_preset
+from cogvideo.data import synthetic_render
+from cogvideo.data.synthetic_world import State
 from cogvideo.errors import RequestError, WeightsError
-from cogvideo.frames import FrameCodec
 from cogvideo.models.loader import load_safetensors
-from cogvideo.train import EMBEDDINGS, Workshop
-from cogvideo.training import render
-from cogvideo.training.codebook import CodeSearch, CodesOptions, add_codes, widen, widen_embeddings
-from cogvideo.training.codec import encode, nearest, normalise
+from cogvideo.tokenizers.image import FrameCodec
+from cogvideo.training.codebook_growth import CodeSearch, CodesOptions, add_codes, widen, widen_embeddings
 from cogvideo.training.export import write_tensors
-from cogvideo.training.world import State
+from cogvideo.training.recipe_runner import EMBEDDINGS, Workshop
+from cogvideo.training.vqvae_task import encode, nearest, normalise
 
 MORE = 6
 
 needs_font = pytest.mark.skipif(
-    not any(path.exists() for path in render.FONT_PATHS), reason="fonts-noto-color-emoji is needed to draw the world"
+    not any(path.exists() for path in synthetic_render.FONT_PATHS),
+    reason="fonts-noto-color-emoji is needed to draw the world",
 )
 
 
@@ -113,7 +114,7 @@ def test_the_recipe_gives_mini_more_codes_and_its_networks_go_on(tmp_path: Path)
     assert torch.equal(grown[EMBEDDINGS][:old].float(), known[:old])
     assert torch.equal(grown[EMBEDDINGS][old + MORE :].float(), known[old:])
 
-    frames = render.render_state(0, 0, 0, State(4.0, 4.0, 3.0, 0.0))[0][None]
+    frames = synthetic_render.render_state(0, 0, 0, State(4.0, 4.0, 3.0, 0.0))[0][None]
     codec = FrameCodec.load(preset, folder=folder)
     with_new = codec.encode(frames)
     codec = FrameCodec.load(PRESETS["mini"])

@@ -13,7 +13,10 @@ from typing import Any
 import pytest
 
 from cogvideo import __main__ as cli
-from cogvideo import bench, console, convert, evaluate
+from cogvideo.benchmarks import report
+from cogvideo.cli import console
+from cogvideo.evaluation import suite
+from cogvideo.models import convert
 
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = ROOT / "tests" / "golden"
@@ -167,8 +170,8 @@ def test_convert_speaks_to_scripts(tmp_path: Path, capsys: pytest.CaptureFixture
 
 
 def test_evaluate_speaks_to_scripts(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(evaluate, "PARTS", {"judge": lambda _: print("a table") or {"all": {"clips": 3}}})
-    assert evaluate.main(["--parts", "judge", "--json"]) == 0
+    monkeypatch.setattr(suite, "PARTS", {"judge": lambda _: print("a table") or {"all": {"clips": 3}}})
+    assert suite.main(["--parts", "judge", "--json"]) == 0
     out, err = capsys.readouterr()
     told, done = events(out)
     assert told == {"event": "figures", "part": "judge", "figures": {"all": {"clips": 3}}}
@@ -177,9 +180,9 @@ def test_evaluate_speaks_to_scripts(monkeypatch: pytest.MonkeyPatch, capsys: pyt
 
 
 def test_bench_takes_a_file_or_speaks_to_scripts() -> None:
-    parser = bench._parser()
+    parser = report._parser()
     assert parser.parse_args([]).json is None
-    assert parser.parse_args(["--json"]).json == bench.STREAM
+    assert parser.parse_args(["--json"]).json == report.STREAM
     assert parser.parse_args(["--json", "x.json"]).json == Path("x.json")
 
 

@@ -46,7 +46,7 @@ def test_a_broken_contract_is_seen(tmp_path: Path) -> None:
 
 
 def test_the_page_computes_nothing() -> None:
-    # The worker of cogvideo.jobs owns the model; the page only shows what the worker writes down.
+    # The worker of cogvideo.jobs.service owns the model; the page only shows what the worker writes down.
     working = {"stages", "decode", "pipeline", "models", "frames", "sampling", "training", "weights", "device", "text"}
     forbidden = {"torch", "sat", "icetk", "kernels"} | {f"cogvideo.{name}" for name in working}
     found = {name for name in imported(ROOT / "app.py") for bad in forbidden if (name + ".").startswith(bad + ".")}

@@ -11,14 +11,14 @@ import torch
 from safetensors import safe_open
 from test_weights import edit
 
-from cogvideo import convert as module
-from cogvideo import weights
 from cogvideo.__main__ import main
 from cogvideo.config import PRESETS, find_preset
-from cogvideo.convert import convert
 from cogvideo.errors import CapacityError, RequestError, WeightsError
+from cogvideo.models import convert as module
 from cogvideo.models import loader
-from cogvideo.published import CONVERTED
+from cogvideo.models.convert import convert
+from cogvideo.weights import checkpoint
+from cogvideo.weights.catalog import CONVERTED
 
 GOLDEN = Path(__file__).parent / "golden"
 STAGE2 = Path("cogvideo-stage2", "38000", "mp_rank_00_model_states.pt")
@@ -65,7 +65,7 @@ def test_the_networks_compute_the_same(converted: Path) -> None:
 def test_files_go_layer_by_layer(converted: Path) -> None:
     with (converted / "backbone.safetensors").open("rb") as stream:
         header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
-    layers = [weights._layer(name) for name in sorted(header, key=lambda name: header[name]["data_offsets"])]
+    layers = [checkpoint._layer(name) for name in sorted(header, key=lambda name: header[name]["data_offsets"])]
     assert layers == sorted(layers)
     assert layers[-1] == 3
     with safe_open(converted / "backbone.safetensors", "pt") as file:  # what the library thinks of it
@@ -103,14 +103,14 @@ def test_another_precision_of_the_same_numbers_is_a_difference(published: Path, 
 def test_interrupted_it_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
 ) -> None:
-    write = weights.write_safetensors
+    write = checkpoint.write_safetensors
 
-    def interrupted(path: Path, tensors: weights.Tensors) -> None:
+    def interrupted(path: Path, tensors: checkpoint.Tensors) -> None:
         if path.stem == "stage2":
             raise error
         write(path, tensors)
 
-    monkeypatch.setattr(weights, "write_safetensors", interrupted)
+    monkeypatch.setattr(checkpoint, "write_safetensors", interrupted)
     with pytest.raises(error):
         convert(GOLDEN, tmp_path / "out")
     assert not [path for path in tmp_path.iterdir() if path.suffix != ".lock"]

@@ -8,12 +8,12 @@ import pytest
 import torch
 from small_lm import CONFIG, random_frames, video_lm
 
-from cogvideo import decode
-from cogvideo.models.cache import Cache
+from cogvideo.inference import decoding
+from cogvideo.models.kv_cache import Cache
 from cogvideo.models.video_lm import VideoLM
-from kernels import cpu_read, cpu_step
+from kernels import cpu_decode, cpu_prefill
 
-REASON = cpu_step.why_not(torch.zeros(1))
+REASON = cpu_decode.why_not(torch.zeros(1))
 pytestmark = pytest.mark.skipif(REASON is not None, reason=str(REASON))
 LARGE = replace(
     CONFIG, hidden=64, heads=2, grid=(6, 12), window=6, base_positions=100, extra_positions=300, image_start=20
@@ -26,7 +26,7 @@ TEXTS = [[51, 52, 53], [54, 55, 56, 57, 58], [59]]
 def read(lm: VideoLM, given: tuple[int, ...], texts: list[list[int]]) -> Cache:
     clip = random_frames(len(texts), 5, config=lm.config)
     known = clip[:, list(given)] if given else None
-    return decode.prefill(lm, texts, given, known, boost=1.4, both=bool(given), lanes=1 + (lm.stage == 2))
+    return decoding.prefill(lm, texts, given, known, boost=1.4, both=bool(given), lanes=1 + (lm.stage == 2))
 
 
 def kept(cache: Cache) -> list[torch.Tensor]:
@@ -79,11 +79,11 @@ def test_a_row_is_the_same_to_the_bit_in_any_company_and_with_any_threads(stage:
 
 def test_what_does_not_fit_the_plan_is_refused() -> None:
     tokens = torch.arange(3)
-    sight = cpu_read.Sight([cpu_read.Group(tokens, tokens)], torch.stack((tokens, tokens)))
-    plan = cpu_read.Plan([sight] * 3, text=3)
+    sight = cpu_prefill.Sight([cpu_prefill.Group(tokens, tokens)], torch.stack((tokens, tokens)))
+    plan = cpu_prefill.Plan([sight] * 3, text=3)
     lm = network(1, "small")
-    steps = cpu_step.Steps([], cpu_step.Affine(torch.ones(24), torch.zeros(24)), torch.zeros(9, 24), 3, 2)
+    steps = cpu_decode.Steps([], cpu_decode.Affine(torch.ones(24), torch.zeros(24)), torch.zeros(9, 24), 3, 2)
     arenas = read(lm, (0,), TEXTS).arenas()
     for x, padding in ((torch.zeros(2, 4, 24), [0, 0]), (torch.zeros(2, 3, 24), [0])):
         with pytest.raises(ValueError, match="plan of 3 tokens"):
-            cpu_read.read(steps, x, padding, plan, arenas)
+            cpu_prefill.read(steps, x, padding, plan, arenas)

@@ -12,14 +12,14 @@ import torch
 import torch.nn.functional as F
 from small_lm import CONFIG, random_frames, video_lm
 
-from cogvideo import decode
 from cogvideo.config import TokenSampling
+from cogvideo.inference import decoding
+from cogvideo.inference.sampling import ClusterSampler, noise_keys
 from cogvideo.models.video_lm import VideoLM
-from cogvideo.sampling import ClusterSampler, noise_keys
-from kernels import cpu_step, native
-from kernels.cpu_step import Affine, Arenas, Matrix, Precision
+from kernels import cpu_build, cpu_decode
+from kernels.cpu_decode import Affine, Arenas, Matrix, Precision
 
-REASON = cpu_step.why_not(torch.zeros(1))
+REASON = cpu_decode.why_not(torch.zeros(1))
 needs_compiler = pytest.mark.skipif(REASON is not None, reason=str(REASON))
 TEXTS = [[51, 52, 53], [54, 55, 56, 57, 58]]
 OTHERS = [[59, 60], [59, 60]]
@@ -60,7 +60,7 @@ def test_numbers_that_16_bits_hold_are_kept_so_and_change_nothing(
 ) -> None:
     if flags and platform.machine() != "x86_64":
         pytest.skip("these are names of what x86 processors can do")
-    elsewhere.setattr(native, "FLAGS", (*native.FLAGS, *flags))
+    elsewhere.setattr(cpu_build, "FLAGS", (*cpu_build.FLAGS, *flags))
     layer = affine(65, 100)
     layer.weight[0, :6] = torch.tensor([0.0, -0.0, 2.0**-24, -(2.0**-15), 65504.0, 1 / 3])  # subnormal numbers too
     published = Affine(layer.weight.half().float(), layer.bias)
@@ -110,8 +110,8 @@ def scores(lm: VideoLM, **options: object) -> torch.Tensor:
         seen[frame, slot] = logits
         return CLIP[:, frame, slot]
 
-    run, known = (decode.keyframes, CLIP[:, 0]) if lm.stage == 1 else (decode.interpolate, CLIP[:, ::2])
-    decode.collect(run(lm, TEXTS, known, teacher, **options))  # type: ignore[arg-type]
+    run, known = (decoding.keyframes, CLIP[:, 0]) if lm.stage == 1 else (decoding.interpolate, CLIP[:, ::2])
+    decoding.collect(run(lm, TEXTS, known, teacher, **options))  # type: ignore[arg-type]
     return torch.stack([seen[key] for key in sorted(seen)])
 
 
@@ -134,13 +134,13 @@ def test_scores_are_the_same_to_the_bit_however_the_steps_are_cut(stage: int) ->
         assert torch.equal(scores(lm, wavefront=True), one_by_one)
 
     kept: dict[tuple[int, int], torch.Tensor] = {}
-    cache = decode.prefill(lm, TEXTS, given(lm), CLIP[:, list(given(lm))], boost=1.4, both=True)
+    cache = decoding.prefill(lm, TEXTS, given(lm), CLIP[:, list(given(lm))], boost=1.4, both=True)
 
     def teacher(logits: torch.Tensor, frame: int, slot: int) -> torch.Tensor:
         kept[frame, slot] = logits
         return CLIP[:, frame, slot]
 
-    list(decode.speculate(lm, cache, 1, teacher, ahead=7, guess=CLIP[:, 1]))
+    list(decoding.speculate(lm, cache, 1, teacher, ahead=7, guess=CLIP[:, 1]))
     assert torch.equal(torch.stack([kept[1, slot] for slot in range(CONFIG.tokens_per_frame)]), one_by_one[: len(kept)])
 
 
@@ -194,14 +194,14 @@ def test_what_does_not_fit_is_refused() -> None:
 def elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.MonkeyPatch:
     """A machine on which nothing has been compiled yet."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(native, "_load", functools.cache(native._load.__wrapped__))
+    monkeypatch.setattr(cpu_build, "_load", functools.cache(cpu_build._load.__wrapped__))
     return monkeypatch
 
 
 def test_without_a_compiler_the_plain_form_computes(elsewhere: pytest.MonkeyPatch, tmp_path: Path) -> None:
     elsewhere.delenv("CC", raising=False)
     elsewhere.setenv("PATH", str(tmp_path))
-    assert "no C compiler" in str(cpu_step.why_not(torch.zeros(1)))
+    assert "no C compiler" in str(cpu_decode.why_not(torch.zeros(1)))
     lm = video_lm(1)
     expected = scores(lm)
     lm.fuse()
@@ -213,25 +213,25 @@ def test_a_compiler_that_fails_is_quoted(elsewhere: pytest.MonkeyPatch, tmp_path
     compiler.write_text("#!/bin/sh\necho no space left >&2\nexit 1\n")
     compiler.chmod(0o755)
     elsewhere.setenv("CC", str(compiler))
-    assert "no space left" in str(native.why_not("decode_cpu.c"))
+    assert "no space left" in str(cpu_build.why_not("decode_cpu.c"))
     with pytest.raises(RuntimeError, match="no space left"):
-        native.library("decode_cpu.c")
+        cpu_build.library("decode_cpu.c")
 
 
 def test_a_switch_keeps_everything_in_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COGVIDEO_COMPILE", "0")
-    assert "COGVIDEO_COMPILE" in str(cpu_step.why_not(torch.zeros(1)))
+    assert "COGVIDEO_COMPILE" in str(cpu_decode.why_not(torch.zeros(1)))
 
 
 def test_other_devices_and_precisions_are_left_to_others() -> None:
-    assert "float16" in str(cpu_step.why_not(torch.zeros(1, dtype=torch.float16)))
-    assert "meta" in str(cpu_step.why_not(torch.zeros(1, device="meta")))
+    assert "float16" in str(cpu_decode.why_not(torch.zeros(1, dtype=torch.float16)))
+    assert "meta" in str(cpu_decode.why_not(torch.zeros(1, device="meta")))
 
 
 @needs_compiler
 def test_it_is_compiled_once_and_kept(elsewhere: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    assert native.why_not("decode_cpu.c") is None
+    assert cpu_build.why_not("decode_cpu.c") is None
     kept = list((tmp_path / "cache" / "cogvideo").iterdir())
     assert [path.suffix for path in kept] == [".so"]
-    elsewhere.setattr(native, "_run", lambda *command: pytest.fail("compiled again"))
-    assert native.why_not("decode_cpu.c") is None
+    elsewhere.setattr(cpu_build, "_run", lambda *command: pytest.fail("compiled again"))
+    assert cpu_build.why_not("decode_cpu.c") is None

@@ -10,10 +10,10 @@ import torch
 from oracle import video_logits
 from small_lm import CONFIG, random_frames, video_lm
 
-from cogvideo import decode
 from cogvideo.errors import Cancelled
-from cogvideo.models.cache import CacheFull, Place
-from cogvideo.models.token_model import IMPLAUSIBLE, left_pad
+from cogvideo.inference import decoding
+from cogvideo.models.base import IMPLAUSIBLE, left_pad
+from cogvideo.models.kv_cache import CacheFull, Place
 
 TEXTS = [[51, 52, 53], [54, 55, 56, 57, 58]]
 OTHERS = [[59, 60], [59, 60]]
@@ -40,9 +40,9 @@ class Teacher:
 
 def draw(stage: int, teacher: Teacher, **options: object) -> torch.Tensor:
     lm = video_lm(stage)
-    run = decode.keyframes if stage == 1 else decode.interpolate
+    run = decoding.keyframes if stage == 1 else decoding.interpolate
     known = CLIP[:, 0] if stage == 1 else CLIP[:, ::2]
-    return decode.collect(run(lm, TEXTS, known, teacher, **options))  # type: ignore[operator]
+    return decoding.collect(run(lm, TEXTS, known, teacher, **options))  # type: ignore[operator]
 
 
 def drawn(stage: int) -> list[int]:
@@ -72,7 +72,7 @@ def test_boost_acts_where_the_slow_model_has_it(stage: int) -> None:
 
 def test_first_frame_is_drawn_by_the_backbone_alone() -> None:
     lm, teacher = video_lm(1), Teacher(CLIP)
-    tokens = decode.collect(decode.first_frame(lm, TEXTS, teacher, text_boost=1.4))
+    tokens = decoding.collect(decoding.first_frame(lm, TEXTS, teacher, text_boost=1.4))
     assert torch.equal(tokens, CLIP[:, :1])
     for row, text in enumerate(TEXTS):
         expected = video_logits(lm.state_dict(), CONFIG, 1, text, CLIP[row, :1], boost=1.4, both=False)[0]
@@ -84,9 +84,9 @@ def test_guidance_is_a_step_beyond_the_conditional_scores(stage: int) -> None:
     guided, with_text, without = Teacher(CLIP), Teacher(CLIP), Teacher(CLIP)
     draw(stage, guided, unconditional=OTHERS, guidance=3.0)
     draw(stage, with_text, text_boost=0.0)
-    lm, run = video_lm(stage), decode.keyframes if stage == 1 else decode.interpolate
+    lm, run = video_lm(stage), decoding.keyframes if stage == 1 else decoding.interpolate
     known = CLIP[:, 0] if stage == 1 else CLIP[:, ::2]
-    decode.collect(run(lm, OTHERS, known, without, text_boost=0.0))
+    decoding.collect(run(lm, OTHERS, known, without, text_boost=0.0))
     for frame in drawn(stage):
         u, c = without.scores(frame), with_text.scores(frame)
         torch.testing.assert_close(guided.scores(frame), u + 3.0 * (c - u), rtol=1e-4, atol=1e-4)
@@ -110,54 +110,54 @@ def test_guidance_leaves_out_what_the_prompt_alone_finds_implausible(stage: int)
 def test_a_row_does_not_depend_on_its_company() -> None:
     together, alone = Teacher(CLIP), Teacher(CLIP[:1])
     draw(1, together)
-    decode.collect(decode.keyframes(video_lm(1), TEXTS[:1], CLIP[:1, 0], alone))
+    decoding.collect(decoding.keyframes(video_lm(1), TEXTS[:1], CLIP[:1, 0], alone))
     torch.testing.assert_close(together.scores(4)[:1], alone.scores(4), rtol=1e-4, atol=1e-5)
 
 
 def test_tokens_appear_one_by_one_in_time_order() -> None:
-    tokens = list(decode.interpolate(video_lm(2), TEXTS, CLIP[:, ::2], Teacher(CLIP), wavefront=False))
+    tokens = list(decoding.interpolate(video_lm(2), TEXTS, CLIP[:, ::2], Teacher(CLIP), wavefront=False))
     assert [(token.frame, token.slot) for token in tokens] == [(f, k) for f in (1, 3) for k in range(N)]
-    seen: list[decode.Token] = []
-    decode.collect(iter(tokens), seen.append)
+    seen: list[decoding.Token] = []
+    decoding.collect(iter(tokens), seen.append)
     assert seen == tokens
 
 
 def test_stop_is_asked_before_every_token_and_ends_the_work() -> None:
     answers = iter([False] * (N + 3) + [True])
     teacher = Teacher(CLIP)
-    tokens: Iterator[decode.Token] = decode.keyframes(
+    tokens: Iterator[decoding.Token] = decoding.keyframes(
         video_lm(1), TEXTS, CLIP[:, 0], teacher, stop=lambda: next(answers)
     )
     with pytest.raises(Cancelled):
-        decode.collect(tokens)
+        decoding.collect(tokens)
     assert [len(scores) for scores in teacher.seen.values()] == [N, 3]
     assert next(answers, None) is None
 
 
 def test_a_slot_beyond_the_frame_is_refused() -> None:
     lm = video_lm(1)
-    cache = decode.prefill(lm, TEXTS, (), boost=0.0, both=False)
+    cache = decoding.prefill(lm, TEXTS, (), boost=0.0, both=False)
     with pytest.raises(CacheFull, match=f"slot {N}"):
-        decode.decode_one(lm, cache, CLIP[:, 0, :1], [Place(0, N)])
+        decoding.decode_one(lm, cache, CLIP[:, 0, :1], [Place(0, N)])
 
 
 def test_a_frame_beyond_the_sequence_is_refused() -> None:
     lm = video_lm(1)
-    cache = decode.prefill(lm, TEXTS, (0,), CLIP[:, :1], boost=0.0, both=True)
+    cache = decoding.prefill(lm, TEXTS, (0,), CLIP[:, :1], boost=0.0, both=True)
     with pytest.raises(CacheFull, match="frame 5"):
-        decode.decode_one(lm, cache, CLIP[:, 0, :1], [Place(5, 0)])
+        decoding.decode_one(lm, cache, CLIP[:, 0, :1], [Place(5, 0)])
 
 
 def test_a_text_that_runs_into_the_frames_is_refused() -> None:
     with pytest.raises(ValueError, match="text slots"):
-        decode.prefill(video_lm(1), [[51] * (CONFIG.image_start + 1)], (), boost=0.0, both=False)
+        decoding.prefill(video_lm(1), [[51] * (CONFIG.image_start + 1)], (), boost=0.0, both=False)
 
 
 def test_the_cache_does_not_grow() -> None:
     lm = video_lm(2)
-    cache = decode.prefill(lm, TEXTS, lm.layout.given, CLIP[:, ::2], boost=0.0, both=True)
+    cache = decoding.prefill(lm, TEXTS, lm.layout.given, CLIP[:, ::2], boost=0.0, both=True)
     before = [arena.k_v.data_ptr() for arena in (*cache._spatial, *cache._temporal)]
-    decode.collect(decode.fill(lm, cache, lm.layout.generated, Teacher(CLIP)))
+    decoding.collect(decoding.fill(lm, cache, lm.layout.generated, Teacher(CLIP)))
     assert [arena.k_v.data_ptr() for arena in (*cache._spatial, *cache._temporal)] == before
 
 
@@ -178,8 +178,8 @@ def test_wavefront_draws_the_tokens_of_frame_after_frame_in_fewer_steps(options:
     def draw_all(wavefront: bool) -> torch.Tensor:
         nonlocal steps
         steps = 0
-        run = decode.interpolate(lm, TEXTS, CLIP[:, ::2], greedy, wavefront=wavefront, stop=count, **options)
-        return decode.collect(run)
+        run = decoding.interpolate(lm, TEXTS, CLIP[:, ::2], greedy, wavefront=wavefront, stop=count, **options)
+        return decoding.collect(run)
 
     one_by_one = draw_all(False)
     assert steps == 2 * N
@@ -191,11 +191,11 @@ def test_wavefront_draws_the_tokens_of_frame_after_frame_in_fewer_steps(options:
 @pytest.mark.parametrize(("missing", "finite"), [(0, True), (2, False)])
 def test_the_lag_is_the_least_at_which_nothing_unwritten_is_read(missing: int, finite: bool) -> None:
     lm, teacher = video_lm(2), Teacher(CLIP)
-    cache = decode.prefill(lm, TEXTS, lm.layout.given, CLIP[:, ::2], boost=0.0, both=True, lanes=2)
+    cache = decoding.prefill(lm, TEXTS, lm.layout.given, CLIP[:, ::2], boost=0.0, both=True, lanes=2)
     for layer, arena in enumerate(cache._temporal):
         for frame in lm.layout.generated:
             arena.k_v[:, :, :, lm.layout.shelf(2, layer, cache.text).frame_places(frame)] = torch.nan
-    decode.collect(decode.fill(lm, cache, lm.layout.generated, teacher, lag=lm.layout.wavefront_lag - missing))
+    decoding.collect(decoding.fill(lm, cache, lm.layout.generated, teacher, lag=lm.layout.wavefront_lag - missing))
     assert bool(teacher.scores(3).isfinite().all()) == finite
 
 
@@ -203,8 +203,8 @@ def test_the_lag_is_the_least_at_which_nothing_unwritten_is_read(missing: int, f
 def test_half_precision_scores_are_near(stage: int) -> None:
     exact, near = Teacher(CLIP), Teacher(CLIP)
     draw(stage, exact)
-    lm, run = video_lm(stage).to(torch.bfloat16), decode.keyframes if stage == 1 else decode.interpolate
-    decode.collect(run(lm, TEXTS, CLIP[:, 0] if stage == 1 else CLIP[:, ::2], near))
+    lm, run = video_lm(stage).to(torch.bfloat16), decoding.keyframes if stage == 1 else decoding.interpolate
+    decoding.collect(run(lm, TEXTS, CLIP[:, 0] if stage == 1 else CLIP[:, ::2], near))
     for frame in drawn(stage):
         assert near.scores(frame).dtype == torch.float32
         torch.testing.assert_close(near.scores(frame), exact.scores(frame), rtol=0.1, atol=0.3)

@@ -12,14 +12,15 @@ from safetensors.torch import load_file
 from toy_training import decoder_task
 
 from cogvideo.config import ASSETS
-from cogvideo.frames import build_codec
-from cogvideo.train import Workshop, main
-from cogvideo.training import render
-from cogvideo.training.codec import PictureOptions, encode, picture_error, weigh_by_size
-from cogvideo.training.run import RunOptions, Trainer
+from cogvideo.data import synthetic_render
+from cogvideo.tokenizers.image import build_codec
+from cogvideo.training.recipe_runner import Workshop, main
+from cogvideo.training.trainer import RunOptions, Trainer
+from cogvideo.training.vqvae_task import PictureOptions, encode, picture_error, weigh_by_size
 
 needs_font = pytest.mark.skipif(
-    not any(path.exists() for path in render.FONT_PATHS), reason="fonts-noto-color-emoji is needed to draw the world"
+    not any(path.exists() for path in synthetic_render.FONT_PATHS),
+    reason="fonts-noto-color-emoji is needed to draw the world",
 )
 
 

@@ -11,9 +11,9 @@ import torch
 from toy_model import CONFIG, toy_models
 
 from cogvideo.config import MEMORY
-from cogvideo.device import Place, enough_memory, pick_place, release, resident, threads, usable_cores
 from cogvideo.errors import CapacityError, OutOfMemory, RequestError
-from cogvideo.memory import peak_bytes
+from cogvideo.runtime.device import Place, enough_memory, pick_place, release, resident, threads, usable_cores
+from cogvideo.runtime.memory_estimate import peak_bytes
 
 CPU = Place(torch.device("cpu"), torch.float32)
 

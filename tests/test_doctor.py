@@ -13,10 +13,11 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-from cogvideo import doctor
+from cogvideo import config
+from cogvideo.cli import doctor
+from cogvideo.cli.doctor import Finding, Machine
 from cogvideo.config import ASSETS, MEMORY, PRESETS
-from cogvideo.doctor import Finding, Machine
-from cogvideo.memory import peak_bytes
+from cogvideo.runtime.memory_estimate import peak_bytes
 
 ROOT = Path(__file__).resolve().parent.parent
 GIB = 2**30
@@ -103,7 +104,7 @@ def test_a_broken_file_of_mini_is_named(
         path.write_text(
             "" if fault == "empty" else "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
         )
-    monkeypatch.setattr(doctor, "ASSETS", well / "assets")
+    monkeypatch.setattr(config, "ASSETS", well / "assets")
     assert doctor.main([]) == 1
     said = capsys.readouterr().out
     assert "stage2.safetensors" in said

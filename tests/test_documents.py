@@ -40,8 +40,8 @@ from documents import (
 )
 
 from cogvideo import __main__ as cli
-from cogvideo.serving import parser as page_parser
-from cogvideo.video import read_metadata
+from cogvideo.media.video import read_metadata
+from cogvideo.web.spaces import parser as page_parser
 
 BASH = [block for name in documents() for block in blocks(name, "bash")]
 PYTHON = [block for name in documents() for block in blocks(name, "python")]

@@ -40,16 +40,16 @@ from flaky_server import (
 )
 from toy_text import train_text_model
 
-from cogvideo import download as module
 from cogvideo.__main__ import main
 from cogvideo.config import find_preset
-from cogvideo.convert import convert
-from cogvideo.download import Download
 from cogvideo.errors import CapacityError, RequestError, WeightsError
-from cogvideo.fetch import Patience
+from cogvideo.models.convert import convert
 from cogvideo.models.loader import load_published, load_safetensors
-from cogvideo.progress import Transfer
-from cogvideo.published import COGVIDEO, Places, PublishedFile
+from cogvideo.weights import catalog, verify
+from cogvideo.weights.catalog import COGVIDEO, Places, PublishedFile
+from cogvideo.weights.download import Download
+from cogvideo.weights.http_download import Patience
+from cogvideo.weights.progress import Transfer
 
 GOLDEN = Path(__file__).parent / "golden"
 ROOT = Path(__file__).resolve().parent.parent
@@ -486,7 +486,7 @@ def test_a_disk_that_fills_up_is_named(server: FlakyServer, places: Places, monk
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(module, "unpack", full)
+    monkeypatch.setattr(verify, "unpack", full)
     with pytest.raises(CapacityError, match="No space left"):
         get(places, row(server, "/good.zip"))
     assert_nothing(places)
@@ -564,7 +564,7 @@ def test_the_command_takes_everything_from_a_folder(
     files[3] = replace(files[3], size=len(labels), sha256=hashlib.sha256(labels).hexdigest())
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**12, 0, 10**12))
-    monkeypatch.setattr(module, "COGVIDEO", tuple(files))
+    monkeypatch.setattr(catalog, "COGVIDEO", tuple(files))
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.setenv("SAT_HOME", str(home / "sat"))
     assert main(["download", "cogvideo", "--from", str(source)]) == 0

@@ -16,9 +16,9 @@ from nbclient import NotebookClient
 from nbformat import NotebookNode
 
 from cogvideo.config import PRESETS, VideoRequest
+from cogvideo.media.video import read_metadata
 from cogvideo.pipeline import CogVideoPipeline
-from cogvideo.text import clean_prompt
-from cogvideo.video import read_metadata
+from cogvideo.tokenizers.text import clean_prompt
 from examples import batch
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -11,10 +11,10 @@ import pytest
 from tqdm import tqdm
 
 from cogvideo.errors import WeightsError
-from cogvideo.fetch import Unsuitable
 from cogvideo.pipeline import _read_labels
-from cogvideo.unpack import GROWTH, unpack
-from cogvideo.weights import checkpoint_file
+from cogvideo.weights.checkpoint import checkpoint_file
+from cogvideo.weights.http_download import Unsuitable
+from cogvideo.weights.verify import GROWTH, unpack
 
 SILENT = partial(tqdm, disable=True)
 

@@ -11,9 +11,10 @@ import pytest
 from fakes import FakePipeline, killed
 from test_jobs import KEY, WISH, _open, finished, kinds, until
 
-from cogvideo import jobs as module
 from cogvideo.errors import CapacityError
-from cogvideo.jobs import Jobs, Limits
+from cogvideo.jobs import service as module
+from cogvideo.jobs.queue import Limits
+from cogvideo.jobs.service import Jobs
 
 QUICK = Limits(preview_seconds=0, full_seconds=0.01)
 DAY = 86400.0

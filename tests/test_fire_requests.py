@@ -13,11 +13,11 @@ from starlette.testclient import TestClient
 
 from cogvideo.config import SamplingOptions, TokenSampling, VideoRequest, demand
 from cogvideo.errors import CapacityError, RequestError
-from cogvideo.keys import owner_of
-from cogvideo.page_direct import direct
-from cogvideo.page_malformed import TRIPS, malformed
-from cogvideo.serving import free_port, parser
-from cogvideo.tokens import TokenFrames
+from cogvideo.jobs.keys import owner_of
+from cogvideo.token_frames import TokenFrames
+from cogvideo.web.direct_api import direct
+from cogvideo.web.malformed import TRIPS, malformed
+from cogvideo.web.spaces import free_port, parser
 
 
 @pytest.mark.parametrize(

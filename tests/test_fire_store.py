@@ -10,8 +10,8 @@ import pytest
 from fakes import PlainFilm, moving_square
 
 from cogvideo.errors import CapacityError
-from cogvideo.results import Folder
-from cogvideo.store import Record, Store
+from cogvideo.jobs.artifacts import Folder
+from cogvideo.jobs.store import Record, Store
 
 
 def record(name: str, created: float = 1.0) -> Record:

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from cogvideo import first_use
 from cogvideo.__main__ import main
-from cogvideo.choice import own_device
-from cogvideo.download import Download
+from cogvideo.cli import ensure_weights
 from cogvideo.errors import WeightsError
+from cogvideo.runtime.model_selection import own_device
+from cogvideo.weights.download import Download
 
 
 @pytest.fixture(autouse=True)
@@ -22,7 +22,7 @@ def fetched(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Path | None
     calls: list[Path | None] = []
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("SAT_HOME", str(tmp_path / "sat"))
-    for name in ("WORLD_SIZE", "LOCAL_RANK", first_use.ENVIRONMENT):
+    for name in ("WORLD_SIZE", "LOCAL_RANK", ensure_weights.ENVIRONMENT):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(Download, "run", lambda self: calls.append(self.source))
     return calls
@@ -36,8 +36,8 @@ def sit_down(monkeypatch: pytest.MonkeyPatch, answer: str) -> None:
 
 
 def test_other_models_need_nothing(fetched: list[Path | None]) -> None:
-    first_use.obtain("mini")
-    first_use.obtain("some/folder")
+    ensure_weights.obtain("mini")
+    ensure_weights.obtain("some/folder")
     assert fetched == []
 
 
@@ -46,7 +46,7 @@ def test_who_agrees_gets_it(
     monkeypatch: pytest.MonkeyPatch, fetched: list[Path | None], capsys: pytest.CaptureFixture[str], answer: str
 ) -> None:
     sit_down(monkeypatch, answer)
-    first_use.obtain("cogvideo")
+    ensure_weights.obtain("cogvideo")
     assert fetched == [None]
     err = capsys.readouterr().err
     assert "43 GB" in err
@@ -55,7 +55,7 @@ def test_who_agrees_gets_it(
 
 def test_a_folder_is_an_answer(monkeypatch: pytest.MonkeyPatch, fetched: list[Path | None], tmp_path: Path) -> None:
     sit_down(monkeypatch, str(tmp_path))
-    first_use.obtain("cogvideo")
+    ensure_weights.obtain("cogvideo")
     assert fetched == [tmp_path]
 
 
@@ -65,7 +65,7 @@ def test_who_does_not_agree_is_told_the_command(
 ) -> None:
     sit_down(monkeypatch, answer)
     with pytest.raises(WeightsError, match="python -m cogvideo download cogvideo") as refusal:
-        first_use.obtain("cogvideo")
+        ensure_weights.obtain("cogvideo")
     assert "cogview2-dsr" in refusal.value.zh
     assert fetched == []
 
@@ -73,19 +73,19 @@ def test_who_does_not_agree_is_told_the_command(
 def test_nobody_is_asked_where_nobody_sits(monkeypatch: pytest.MonkeyPatch, fetched: list[Path | None]) -> None:
     monkeypatch.setattr(builtins, "input", lambda *_: pytest.fail("asked"))
     with pytest.raises(WeightsError, match="--download"):
-        first_use.obtain("cogvideo")
+        ensure_weights.obtain("cogvideo")
     sit_down(monkeypatch, "y")
     monkeypatch.setattr(builtins, "input", lambda *_: pytest.fail("asked"))
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(WeightsError, match="--download"):
-        first_use.obtain("cogvideo")
+        ensure_weights.obtain("cogvideo")
     assert fetched == []
 
 
 def test_it_can_be_agreed_to_beforehand(monkeypatch: pytest.MonkeyPatch, fetched: list[Path | None]) -> None:
-    first_use.obtain("cogvideo", agreed=True)
-    monkeypatch.setenv(first_use.ENVIRONMENT, "1")
-    first_use.obtain("cogvideo")
+    ensure_weights.obtain("cogvideo", agreed=True)
+    monkeypatch.setenv(ensure_weights.ENVIRONMENT, "1")
+    ensure_weights.obtain("cogvideo")
     assert fetched == [None, None]
 
 

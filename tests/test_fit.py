@@ -10,12 +10,12 @@ import pytest
 import torch
 from toy_model import CONFIG, toy_models
 
-from cogvideo import fit
 from cogvideo.__main__ import main
+from cogvideo.benchmarks import memory_probe, memory_report
 from cogvideo.config import MEMORY, PRESETS, describe_preset
-from cogvideo.device import Place
 from cogvideo.errors import RequestError
-from cogvideo.memory import gigabytes_read, peak_bytes, takes_long
+from cogvideo.runtime.device import Place
+from cogvideo.runtime.memory_estimate import gigabytes_read, peak_bytes, takes_long
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def test_a_preset_that_does_not_fit_is_said_and_the_next_is_tried(
     def full(models: object, place: Place, steps: int) -> None:
         raise torch.OutOfMemoryError
 
-    monkeypatch.setattr(fit, "rehearse", full)
+    monkeypatch.setattr(memory_probe, "rehearse", full)
     assert main(["memory", "--model", str(folder), "--device", "cpu", "--random", "--measure", "all"]) == 1
     assert capsys.readouterr().out.count("out of memory") == len(MEMORY)
 
@@ -61,22 +61,22 @@ def test_a_gpu_is_held_to_the_card_of_the_preset(monkeypatch: pytest.MonkeyPatch
     card = type("Card", (), {"total_memory": 80 * 2**30})
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
     monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda part, device: fractions.append(part))
-    monkeypatch.setattr(fit, "rehearse", lambda models, place, steps: {})
+    monkeypatch.setattr(memory_probe, "rehearse", lambda models, place, steps: {})
     for name in ("16g", "8g", "cpu"):
-        fit.attempt(CONFIG, toy_models(), Place(torch.device("cuda"), torch.float16, MEMORY[name]), 1)
+        memory_report.attempt(CONFIG, toy_models(), Place(torch.device("cuda"), torch.float16, MEMORY[name]), 1)
     assert fractions == pytest.approx([16 / 80 * 0.94, 8 / 80 * 0.94], abs=0.01)
 
 
 def test_names_that_do_not_exist_are_refused(folder: Path) -> None:
     with pytest.raises(RequestError, match="4g: there are a100"):
-        fit.main(["--model", str(folder), "--device", "cpu", "--measure", "24g,4g"])
+        memory_report.main(["--model", str(folder), "--device", "cpu", "--measure", "24g,4g"])
 
 
 def test_before_a_long_video_the_time_to_expect_is_told() -> None:
     place = Place(torch.device("cpu"), torch.float32, MEMORY["8g"])
     assert takes_long(PRESETS["cogvideo"].model, place.memory, "cpu")
     assert not takes_long(PRESETS["mini"].model, MEMORY["cpu"])
-    told = fit.expectation(PRESETS["cogvideo"].model, place, seconds=0.001)
+    told = memory_report.expectation(PRESETS["cogvideo"].model, place, seconds=0.001)
     assert all(
         int(re.findall(r"about (\d+) minutes|约 (\d+) 分钟", said)[0][number]) > 1 for said, number in zip(told, (1, 0))
     )

@@ -10,10 +10,11 @@ import pytest
 import torch
 from toy_codec import toy_codec, write_codec
 
-from cogvideo import frames
 from cogvideo.config import PRESETS
 from cogvideo.errors import WeightsError
-from cogvideo.frames import FrameCodec
+from cogvideo.tokenizers import image
+from cogvideo.tokenizers.image import FrameCodec
+from cogvideo.weights import catalog
 
 MINI = PRESETS["mini"]
 
@@ -48,7 +49,7 @@ def test_enlarged_frames_are_brought_back_to_their_small_ones(codec: FrameCodec,
 
     def apart(frames: np.ndarray) -> float:
         """How far the averages over 3 x 3 pixels are from the small frames."""
-        averages = frames.reshape(2, 32, 3, 32, 3, 3).mean((2, 4))
+        averages = image.reshape(2, 32, 3, 32, 3, 3).mean((2, 4))
         return float(np.abs(averages - small).mean())
 
     assert np.array_equal(seen, large) == (share == 0)
@@ -60,9 +61,9 @@ def test_detail_of_enlarged_frames_stays() -> None:
     stripes = np.zeros((1, 24, 24, 3), np.uint8)
     stripes[:, :, ::3], stripes[:, :, 1::3], stripes[:, :, 2::3] = 150, 120, 90
     grey = np.full((1, 8, 8, 3), 120, np.uint8)
-    assert np.array_equal(frames.project_back(stripes, grey, 1.0), stripes)
-    assert frames.project_back(stripes, grey + np.uint8(20), 0.0) is stripes
-    lighter = frames.project_back(stripes, grey + np.uint8(20), 1.0)
+    assert np.array_equal(image.project_back(stripes, grey, 1.0), stripes)
+    assert image.project_back(stripes, grey + np.uint8(20), 0.0) is stripes
+    lighter = image.project_back(stripes, grey + np.uint8(20), 1.0)
     assert np.array_equal(lighter, stripes + np.uint8(20))
 
 
@@ -144,10 +145,10 @@ def test_the_published_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     """`ice_image.pt` holds the whole state dict under `module`; here a small configuration stands for icetk's."""
     write_codec(tmp_path)
     expected = FrameCodec.load(MINI, folder=tmp_path)
-    full = frames.build_codec(tmp_path / "codec.json")
+    full = image.build_codec(tmp_path / "codec.json")
     full.load_state_dict({**full.state_dict(), **expected.model.state_dict()})
-    monkeypatch.setattr(frames, "ICETK_FOLDER", tmp_path)
-    monkeypatch.setattr(frames, "_published_codec", lambda: frames.build_codec(tmp_path / "codec.json", "meta"))
+    monkeypatch.setattr(catalog, "ICETK_FOLDER", tmp_path)
+    monkeypatch.setattr(image, "_published_codec", lambda: image.build_codec(tmp_path / "codec.json", "meta"))
     empty = tmp_path / "empty"
     with pytest.raises(WeightsError, match=r"ice_image\.pt.*missing"):
         FrameCodec.load(MINI, folder=empty)
@@ -158,8 +159,8 @@ def test_the_published_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_the_published_configuration_has_the_level_we_use() -> None:
-    model = frames._published_codec()
-    frames._keep_level(model)
+    model = image._published_codec()
+    image._keep_level(model)
     names = set(model.state_dict())
     assert model.quantize.embed.weight.shape == (20000, 256)
     assert {name.split(".")[1] for name in names if name.startswith("decs.")} == {"1"}

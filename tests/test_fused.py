@@ -9,11 +9,11 @@ import pytest
 import torch
 from small_lm import CONFIG, random_frames, video_lm
 
-from cogvideo import decode
+from cogvideo.benchmarks.stages import count_calls
 from cogvideo.config import PRESETS
-from cogvideo.measure import count_calls
-from cogvideo.models.cache import Place
-from cogvideo.models.fused import fusing_pays
+from cogvideo.inference import decoding
+from cogvideo.models.fused_decode import fusing_pays
+from cogvideo.models.kv_cache import Place
 from cogvideo.models.video_lm import VideoLM
 
 TEXTS = [[51, 52, 53], [54, 55, 56, 57, 58]]
@@ -40,8 +40,8 @@ def draw(lm: VideoLM, **options: Any) -> tuple[torch.Tensor, torch.Tensor]:
         seen.append(logits)
         return CLIP[:, frame, slot]
 
-    run = decode.keyframes if lm.stage == 1 else decode.interpolate
-    tokens = decode.collect(run(lm, TEXTS, CLIP[:, 0] if lm.stage == 1 else CLIP[:, ::2], teacher, **options))
+    run = decoding.keyframes if lm.stage == 1 else decoding.interpolate
+    tokens = decoding.collect(run(lm, TEXTS, CLIP[:, 0] if lm.stage == 1 else CLIP[:, ::2], teacher, **options))
     return torch.stack(seen), tokens
 
 
@@ -66,7 +66,7 @@ def test_the_first_frame_is_the_backbones_alone(compiled: bool) -> None:
             seen[which].append(logits)
             return CLIP[:, frame, slot]
 
-        decode.collect(decode.first_frame(lm, TEXTS, teacher))
+        decoding.collect(decoding.first_frame(lm, TEXTS, teacher))
     torch.testing.assert_close(torch.stack(seen[True]), torch.stack(seen[False]), rtol=1e-4, atol=1e-4)
 
 
@@ -79,10 +79,10 @@ def test_what_is_saved_and_trained_stays_unfolded() -> None:
 def test_a_step_takes_fewer_calls_and_never_more_as_it_goes_on() -> None:
     calls = []
     for lm in networks(1):
-        cache = decode.prefill(lm, TEXTS, (0,), CLIP[:, :1], boost=0.0, both=True)
+        cache = decoding.prefill(lm, TEXTS, (0,), CLIP[:, :1], boost=0.0, both=True)
         ids = CLIP[:, :1, 0]
         counts = [
-            count_calls(lambda s=slot: decode.decode_one(lm, cache, ids, [Place(1, s)]), ids.device)[0]  # noqa: B023
+            count_calls(lambda s=slot: decoding.decode_one(lm, cache, ids, [Place(1, s)]), ids.device)[0]  # noqa: B023
             for slot in range(4)
         ]
         assert len(set(counts[1:])) == 1

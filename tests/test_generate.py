@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from toy_model import toy_pipeline
 
-from cogvideo import generate
 from cogvideo.__main__ import main
+from cogvideo.cli import generate, generate_args
 from cogvideo.config import PRESETS, VideoRequest
 from cogvideo.events import Event, Frames, LevelDone
+from cogvideo.media.video import Film, read_metadata, write_video
 from cogvideo.pipeline import CogVideoPipeline
-from cogvideo.video import Film, read_metadata, write_video
 
 PROMPT = "一只熊猫在草地上向右跑"
 
@@ -33,7 +33,7 @@ def toy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, pipe: CogVideoPipeline)
 
 
 def requested(words: list[str]) -> VideoRequest:
-    return generate._request(generate.parser().parse_args([*words, "--model", "mini"]))
+    return generate._request(generate_args.parser().parse_args([*words, "--model", "mini"]))
 
 
 def test_a_sentence_becomes_a_film_that_knows_how_it_was_made(

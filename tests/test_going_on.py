@@ -13,9 +13,9 @@ from toy_model import TOY, toy_pipeline
 from cogvideo.config import CLIP_FRAMES, MAX_SEED, VideoRequest
 from cogvideo.errors import RequestError
 from cogvideo.events import Event, KeyframeDone, KeyframePainted, LevelDone, Progress
-from cogvideo.pace import tokens_per_stage
+from cogvideo.jobs.eta import tokens_per_stage
 from cogvideo.pipeline import CogVideoPipeline
-from cogvideo.tokens import TokenFrames
+from cogvideo.token_frames import TokenFrames
 
 PROMPT = "一只熊猫在草地上向右跑"
 WISH = VideoRequest(PROMPT, seed=7, frames=17)

@@ -81,7 +81,7 @@ def test_it_runs_from_anywhere(installed: Path, tmp_path: Path) -> None:
 
 def test_the_page_finds_its_files(installed: Path, tmp_path: Path) -> None:
     code = (
-        "import app, json; from cogvideo.config import ASSETS; from cogvideo.page_routes import GALLERY, load_gallery;"
+        "import app, json; from cogvideo.config import ASSETS; from cogvideo.web.routes import GALLERY, load_gallery;"
         "print(json.dumps([app.__file__, str(ASSETS), str(GALLERY), len(load_gallery())]))"
     )
     answer = run(sys.executable, "-c", code, cwd=tmp_path, PYTHONPATH=str(installed))

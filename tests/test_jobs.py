@@ -16,10 +16,13 @@ from PIL import Image
 
 from cogvideo.config import SamplingOptions, TokenSampling, VideoRequest
 from cogvideo.errors import CapacityError, RequestError, WeightsError
-from cogvideo.jobs import Jobs, Limits, Pipeline, new_key
-from cogvideo.pace import Pace, tokens_per_stage
-from cogvideo.video import read_metadata
-from cogvideo.view import View, request_from_dict, request_to_dict
+from cogvideo.jobs.available_models import Pipeline
+from cogvideo.jobs.eta import Pace, tokens_per_stage
+from cogvideo.jobs.keys import new_key
+from cogvideo.jobs.queue import Limits
+from cogvideo.jobs.service import Jobs
+from cogvideo.jobs.state import View, request_from_dict, request_to_dict
+from cogvideo.media.video import read_metadata
 
 KEY, OTHER = "k" * 20, "o" * 20
 WISH = VideoRequest("一只熊猫在草地上向右跑", seed=7, frames=9, superres=False)

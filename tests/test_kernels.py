@@ -13,9 +13,9 @@ import pytest
 import torch
 from interpreter import interpreted, needs_triton
 
-from kernels import conditions, reference
 from kernels import decode_attention as decoding
 from kernels import local_attention as door
+from kernels import reference, triton_support
 
 
 @dataclass(frozen=True)
@@ -242,7 +242,7 @@ def shared_memory(
 @pytest.fixture
 def bare(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
     """For tests that take something from the machine, which the door looks at only once."""
-    looks = (conditions._has_triton, conditions._has_compiler)
+    looks = (triton_support._has_triton, triton_support._has_compiler)
     for look in looks:
         look.cache_clear()
     yield monkeypatch

@@ -13,7 +13,7 @@ from oracle import same_region, sees
 from small_lm import CONFIG
 
 from cogvideo.config import PRESETS, ModelConfig
-from cogvideo.layout import Layout, Sight
+from cogvideo.token_layout import Layout, Sight
 
 
 @st.composite

@@ -11,9 +11,9 @@ from typing import Any
 from fakes import FakePipeline
 
 from cogvideo.config import VideoRequest
-from cogvideo.jobs import Jobs
-from cogvideo.live import Live
-from cogvideo.view import View
+from cogvideo.jobs.service import Jobs
+from cogvideo.jobs.state import View
+from cogvideo.jobs.watch import Live
 
 KEY = "k" * 20
 WISH = VideoRequest("一只熊猫", seed=7, frames=9, superres=False)

@@ -20,16 +20,17 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from test_generate import pipe, toy  # noqa: F401
 
-from cogvideo import batch, console, generate, many, release_words
 from cogvideo.__main__ import main
+from cogvideo.cli import console, generate, generate_args, generate_batch, release_args
+from cogvideo.cli.output_dir import Films
 from cogvideo.config import PRESETS, TokenSampling, VideoRequest
 from cogvideo.errors import RequestError
 from cogvideo.events import Progress
-from cogvideo.films import Films
-from cogvideo.pace import tokens_per_stage
+from cogvideo.inference import generation
+from cogvideo.jobs.eta import tokens_per_stage
+from cogvideo.media.video import read_metadata
 from cogvideo.pipeline import CogVideoPipeline
-from cogvideo.tokens import TokenFrames
-from cogvideo.video import read_metadata
+from cogvideo.token_frames import TokenFrames
 
 PANDA, CAR = "一只熊猫在草地上向右跑", "一只汽车在雪地上旋转"
 SMALL = ["--frames", "5", "--no-superres", "--quiet"]
@@ -58,7 +59,7 @@ def test_every_line_becomes_a_film_and_the_index_tells_which() -> None:
 def test_a_film_is_encoded_while_the_next_is_drawn(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    put, draw, waited = Films.put, batch.draw, []
+    put, draw, waited = Films.put, generation.draw, []
     begun, drawn = threading.Event(), threading.Event()
 
     def slow(self: Films, *film: Any) -> Path:
@@ -69,12 +70,12 @@ def test_a_film_is_encoded_while_the_next_is_drawn(
     def both(pipeline: CogVideoPipeline, requests: list[VideoRequest], rows: int) -> Iterator[object]:
         for event in draw(pipeline, requests, rows):
             yield event
-            if isinstance(event, batch.Drawn) and event.index == 0:
+            if isinstance(event, generation.Drawn) and event.index == 0:
                 assert begun.wait(30)
         drawn.set()
 
     monkeypatch.setattr(Films, "put", slow)
-    monkeypatch.setattr(batch, "draw", both)
+    monkeypatch.setattr(generation, "draw", both)
     assert generate_from(f"{PANDA}\n{CAR}", "--batch-size", "2") == 0
     assert waited == [True] * len(films())
     assert sorted(capsys.readouterr().out.split()) == sorted(map(str, films()))
@@ -88,14 +89,14 @@ def test_the_same_command_again_draws_nothing(monkeypatch: pytest.MonkeyPatch) -
         raise AssertionError(requests)
 
     with monkeypatch.context() as patch:
-        patch.setattr(batch, "draw", never)
+        patch.setattr(generation, "draw", never)
         assert generate_from(PANDA) == 0
     assert generate_from(f"{CAR}\n{PANDA}") == 0  # another order, one more
     assert len(films()) == len(before) + 1
 
 
 def test_interrupted_it_goes_on_with_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
-    draw = batch.draw
+    draw = generation.draw
 
     def interrupted(pipeline: CogVideoPipeline, requests: list[VideoRequest], rows: int) -> Iterator[object]:
         if requests[0].prompt == CAR:
@@ -103,7 +104,7 @@ def test_interrupted_it_goes_on_with_the_rest(monkeypatch: pytest.MonkeyPatch) -
         yield from draw(pipeline, requests, rows)
 
     with monkeypatch.context() as patch:
-        patch.setattr(batch, "draw", interrupted)
+        patch.setattr(generation, "draw", interrupted)
         assert generate_from(f"{PANDA}\n{CAR}") == 130
     assert len(films()) == 1
     assert generate_from(f"{PANDA}\n{CAR}") == 0
@@ -155,8 +156,8 @@ def test_what_another_process_draws_is_waited_for_and_drawn_only_where_that_one_
         drawn.extend(request.prompt for request in requests)
         return draw(pipeline, requests, rows)
 
-    draw = batch.draw
-    monkeypatch.setattr(batch, "draw", count)
+    draw = generation.draw
+    monkeypatch.setattr(generation, "draw", count)
     monkeypatch.setattr(console, "say", the_other_ends)
     assert generate_from(f"{PANDA}\n{CAR}") == 0
     assert drawn == ([CAR] if other_finishes else [CAR, PANDA])
@@ -168,8 +169,8 @@ def test_what_another_process_draws_is_waited_for_and_drawn_only_where_that_one_
 PROMPTS = [PANDA, "小猫旋转", "熊猫"]
 
 
-def drawn(pipe: CogVideoPipeline, requests: list[VideoRequest], rows: int) -> list[batch.Drawn]:  # noqa: F811
-    return [event for event in batch.draw(pipe, requests, rows) if isinstance(event, batch.Drawn)]
+def drawn(pipe: CogVideoPipeline, requests: list[VideoRequest], rows: int) -> list[generation.Drawn]:  # noqa: F811
+    return [event for event in generation.draw(pipe, requests, rows) if isinstance(event, generation.Drawn)]
 
 
 @pytest.fixture(scope="module")
@@ -234,7 +235,7 @@ def test_guidance_between_keyframes_counts_and_is_the_same_in_a_batch(
 
 
 def test_a_batch_counts_its_tokens_exactly(pipe: CogVideoPipeline, requests: list[VideoRequest]) -> None:  # noqa: F811
-    steps = [event for event in batch.draw(pipe, requests[:2], 5) if isinstance(event, Progress)]
+    steps = [event for event in generation.draw(pipe, requests[:2], 5) if isinstance(event, Progress)]
     plan = tokens_per_stage(pipe.preset.model, requests[0])
     assert steps[-1].done == steps[-1].total == 2 * sum(plan.values())
     assert [event.done for event in steps] == sorted(event.done for event in steps)
@@ -256,7 +257,7 @@ def test_batches_are_as_large_as_asked(monkeypatch: pytest.MonkeyPatch, words: l
         seen.append(len(requests))
         return iter(())
 
-    monkeypatch.setattr(batch, "draw", draw_nothing)
+    monkeypatch.setattr(generation, "draw", draw_nothing)
     assert generate_from(f"{PANDA}\n{CAR}", "--batch-size", "2", *words) == 0
     assert seen == sizes
 
@@ -362,7 +363,7 @@ def edit_keyframes(path: Path, keyframes: torch.Tensor, **about: str) -> None:
 
 def test_each_process_begins_with_its_share_and_none_is_left_out() -> None:
     requests = [VideoRequest(PANDA, seed) for seed in range(7)]
-    orders = [many.Team(rank, 3).in_order(requests, 2) for rank in range(3)]
+    orders = [generate_batch.Team(rank, 3).in_order(requests, 2) for rank in range(3)]
     assert all(sorted(r.seed for r in order) == list(range(7)) for order in orders)
     assert [order[0].seed for order in orders] == [0, 2, 4]
     assert [[r.seed for r in order[:2]] for order in orders] == [[0, 1], [2, 3], [4, 5]]
@@ -386,8 +387,8 @@ def test_sentences_can_be_typed(monkeypatch: pytest.MonkeyPatch, typed: str) -> 
 
 def test_the_releases_words_mean_what_they_say() -> None:
     def like(*words: str) -> VideoRequest:
-        options = generate.parser().parse_args(["--input-source", "x", *words])
-        return release_words.request_like(options, PRESETS["mini"].sampling, enlarge=True)
+        options = generate_args.parser().parse_args(["--input-source", "x", *words])
+        return release_args.request_like(options, PRESETS["mini"].sampling, enlarge=True)
 
     assert like().sampling.guidance == 1.0  # type: ignore[union-attr]
     assert like("--use-guidance-stage1", "--guidance-alpha", "5").sampling.guidance == 5.0  # type: ignore[union-attr]
@@ -403,23 +404,23 @@ def test_the_releases_own_command_is_understood() -> None:
         --guidance-alpha 3.0 --generate-frame-num 5 --tokenizer-type fake --mode inference --distributed-backend nccl
         --fp16 --model-parallel-size 1 --temperature 1.05 --coglm-temperature2 0.7 --top_k 9 --sandwich-ln --seed 1234
         --num-workers 0 --batch-size 4 --max-inference-batch-size 8 --stage1-max-inference-batch-size -1"""
-    options = generate.parser().parse_args(words.split())
+    options = generate_args.parser().parse_args(words.split())
     usual = PRESETS["cogvideo"].sampling
     sampling = generate._sampling(options, usual)
     assert sampling is not None
     assert sampling.video == TokenSampling(1.05, 9, 0.7)
     assert sampling.first_frame == usual.first_frame  # which the release draws with numbers of its own
-    assert release_words.batches(options) == (8, 8)
+    assert release_args.batches(options) == (8, 8)
     with pytest.raises(RequestError, match="--generate-frame-num"):
-        generate.parser().parse_args(["--generate-frame-num", "9"])
+        generate_args.parser().parse_args(["--generate-frame-num", "9"])
 
 
 @pytest.mark.parametrize(
     "words, usual, expected", [([], False, False), ([], True, True), (["--superres"], False, True)]
 )
 def test_films_are_enlarged_where_asked_or_usual(words: list[str], usual: bool, expected: bool) -> None:
-    options = generate.parser().parse_args(["--input-source", "x", *words])
-    assert release_words.request_like(options, PRESETS["mini"].sampling, usual).superres is expected
+    options = generate_args.parser().parse_args(["--input-source", "x", *words])
+    assert release_args.request_like(options, PRESETS["mini"].sampling, usual).superres is expected
 
 
 @pytest.mark.parametrize(
@@ -450,5 +451,5 @@ def test_the_releases_script_calls_the_command(tmp_path: Path) -> None:
     )
     words = answer.stdout.split()
     assert words[:3] == ["-m", "cogvideo", "generate"]
-    options = generate.parser().parse_args(words[3:])
+    options = generate_args.parser().parse_args(words[3:])
     assert (options.model, options.stage, options.seed, options.guidance_alpha) == ("mini", "both-stages", 1234, 3.0)

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from fakes import PRESET, FakePipeline
 
-import app
-from cogvideo.jobs import Jobs
-from cogvideo.serving import free_port
+from cogvideo.jobs.service import Jobs
+from cogvideo.web import server
+from cogvideo.web.spaces import free_port
 
 pytest.importorskip("mcp", reason="an extra: pip install 'gradio[mcp]'")
 
@@ -43,7 +43,7 @@ async def use(url: str) -> tuple[dict[str, str], list[dict[str, Any]]]:
 def test_a_language_model_finds_the_same_jobs_as_tools(tmp_path: Path) -> None:
     jobs = Jobs(tmp_path, PRESET, FakePipeline)
     port = free_port("127.0.0.1", 7900, search=True)
-    ui = app.serve(jobs, "127.0.0.1", port)
+    ui = server.serve(jobs, "127.0.0.1", port)
     tools, (made, stopped, unknown) = asyncio.run(use(f"http://127.0.0.1:{port}/gradio_api/mcp/"))
     wanted = "make_video draft_video video stop_video delete_video continue_video change_video"
     assert set(tools) == set(wanted.split())

@@ -11,11 +11,15 @@ import torch
 from toy_model import CONFIG as TOY
 from toy_model import toy_models
 
-from cogvideo import device
+from cogvideo.benchmarks.memory_probe import rehearse
+from cogvideo.benchmarks.peak_memory import held_bytes
 from cogvideo.config import MEMORY, PRESETS, ModelConfig
 from cogvideo.errors import CapacityError, RequestError
-from cogvideo.layout import Layout
-from cogvideo.memory import (
+from cogvideo.models.kv_cache import Cache
+from cogvideo.models.loader import BACKBONE, PARTS, expected
+from cogvideo.models.random_weights import random_models
+from cogvideo.runtime import device
+from cogvideo.runtime.memory_estimate import (
     ENVIRONMENT,
     cache_bytes,
     captured_bytes,
@@ -26,11 +30,7 @@ from cogvideo.memory import (
     smaller,
     weight_bytes,
 )
-from cogvideo.models.cache import Cache
-from cogvideo.models.loader import BACKBONE, PARTS, expected
-from cogvideo.models.random_weights import random_models
-from cogvideo.peak import held_bytes
-from cogvideo.rehearse import rehearse
+from cogvideo.token_layout import Layout
 
 BIG = PRESETS["cogvideo"].model
 GB = 10**9

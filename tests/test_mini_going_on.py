@@ -10,11 +10,11 @@ import pytest
 from fakes import PlainFilm
 
 from cogvideo.config import PRESETS, VideoRequest
-from cogvideo.jobs import Jobs
-from cogvideo.page_change import go_on, keyframes
-from cogvideo.page_start import last_frame
+from cogvideo.jobs.follow_ups import go_on, keyframes
+from cogvideo.jobs.service import Jobs
+from cogvideo.jobs.state import View
 from cogvideo.pipeline import CogVideoPipeline
-from cogvideo.view import View
+from cogvideo.web.start_image import last_frame
 
 KEY = "k" * 20
 MINI = PRESETS["mini"]

@@ -18,28 +18,29 @@ from test_jobs import KEY
 from toy_model import TOY, ToyModels, toy_models, write_toy
 
 from cogvideo.config import MEMORY, VideoRequest
-from cogvideo.device import Place
 from cogvideo.errors import OutOfMemory
-from cogvideo.jobs import Jobs, Limits
-from cogvideo.offers import Offer
-from cogvideo.page_change import go_on
+from cogvideo.jobs.available_models import Offer
+from cogvideo.jobs.follow_ups import go_on
+from cogvideo.jobs.queue import Limits
+from cogvideo.jobs.service import Jobs
+from cogvideo.jobs.state import View
+from cogvideo.media.video import Film
 from cogvideo.pipeline import CogVideoPipeline
-from cogvideo.video import Film
-from cogvideo.view import View
+from cogvideo.runtime.device import Place
 
 WISH = VideoRequest("小猫", seed=3, frames=9, seconds=2.0)
 
 STAGES = {
     "reading files": "toy.read",
     "loading": "cogvideo.pipeline.settle",
-    "codec": "cogvideo.frames.FrameCodec.load",
-    "first frame": "cogvideo.stages.keyframes.decode.first_frame",
-    "preview": "cogvideo.frames.FrameCodec.decode_partial",
-    "keyframes": "cogvideo.stages.keyframes.decode.keyframes",
-    "interpolation": "cogvideo.stages.interpolate.decode.interpolate",
+    "codec": "cogvideo.tokenizers.image.FrameCodec.load",
+    "first frame": "cogvideo.inference.keyframes.decode.first_frame",
+    "preview": "cogvideo.tokenizers.image.FrameCodec.decode_partial",
+    "keyframes": "cogvideo.inference.keyframes.decode.keyframes",
+    "interpolation": "cogvideo.inference.interpolation.decode.interpolate",
     "super-resolution": "cogvideo.models.superres_lm.SuperResLM.layer",
     "scores": "cogvideo.models.superres_lm.SuperResLM.scores",
-    "decoding": "cogvideo.frames.FrameCodec.decode",
+    "decoding": "cogvideo.tokenizers.image.FrameCodec.decode",
 }
 
 
@@ -130,7 +131,7 @@ def test_what_only_looks_at_a_picture_frees_everything_too(tmp_path: Path, monke
     for name, look in (("encode", lambda: pipe.encode(picture)), ("decode", lambda: pipe.decode(tokens))):
         pipe.load()
         with monkeypatch.context() as broken:
-            broken.setattr(f"cogvideo.frames.FrameCodec.{name}", full)
+            broken.setattr(f"cogvideo.tokenizers.image.FrameCodec.{name}", full)
             with pytest.raises(OutOfMemory, match="the same seed"):
                 look()
         gc.collect()

@@ -14,7 +14,7 @@ from playwright.sync_api import Route
 
 from cogvideo.config import VideoRequest
 from cogvideo.events import Event
-from cogvideo.jobs import new_key
+from cogvideo.jobs.keys import new_key
 
 
 def picture(visitor: Visitor) -> dict[str, Any]:

@@ -19,17 +19,18 @@ from hypothesis import strategies as st
 from starlette.applications import Starlette
 from starlette.testclient import TestClient
 
-import app
-from cogvideo import serving
 from cogvideo.config import CLIP_FRAMES, CLIP_SECONDS, MAX_SEED, MEMORY, PRESETS, VideoRequest
 from cogvideo.errors import CapacityError, RequestError
-from cogvideo.jobs import Jobs, new_key
-from cogvideo.memory import peak_bytes
-from cogvideo.page import FOLDER, LANGUAGES, Form, Words, outcome, preferred_language
-from cogvideo.page_change import changed
-from cogvideo.page_models import Held, large, memory_choices
-from cogvideo.page_routes import routes
-from cogvideo.results import read_settings
+from cogvideo.jobs.artifacts import read_settings
+from cogvideo.jobs.follow_ups import changed
+from cogvideo.jobs.keys import new_key
+from cogvideo.jobs.service import Jobs
+from cogvideo.runtime.memory_estimate import peak_bytes
+from cogvideo.web import server as web_server
+from cogvideo.web import spaces
+from cogvideo.web.form import FOLDER, LANGUAGES, Form, Words, outcome, preferred_language
+from cogvideo.web.model_options import Held, large, memory_choices
+from cogvideo.web.routes import routes
 
 WORDS = Words.load()
 BASE = PRESET.sampling
@@ -179,10 +180,10 @@ def test_a_file_that_is_deleted_while_it_is_asked_for_is_not_found(
 
 def test_links_of_a_space_lead_to_its_page(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SPACE_ID", raising=False)
-    assert serving.share_base() == ""
+    assert spaces.share_base() == ""
     monkeypatch.setenv("SPACE_ID", "somebody/cogvideo")
-    assert serving.share_base() == "https://huggingface.co/spaces/somebody/cogvideo"
-    assert serving.parser().parse_args([]).host == "0.0.0.0"
+    assert spaces.share_base() == "https://huggingface.co/spaces/somebody/cogvideo"
+    assert spaces.parser().parse_args([]).host == "0.0.0.0"
 
 
 def test_a_taken_port_is_said_and_the_next_one_found_when_asked() -> None:
@@ -191,16 +192,16 @@ def test_a_taken_port_is_said_and_the_next_one_found_when_asked() -> None:
         taken.listen()
         port = taken.getsockname()[1]
         with pytest.raises(CapacityError, match=f"Port {port}"):
-            serving.free_port("127.0.0.1", port, search=False)
-        assert serving.free_port("127.0.0.1", port, search=True) > port
+            spaces.free_port("127.0.0.1", port, search=False)
+        assert spaces.free_port("127.0.0.1", port, search=True) > port
 
 
 def test_the_data_folder_can_be_chosen_and_a_bad_one_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COGVIDEO_DATA", str(tmp_path / "there"))
-    assert serving.data_folder(None) == tmp_path / "there"
+    assert spaces.data_folder(None) == tmp_path / "there"
     (tmp_path / "file").write_text("")
     with pytest.raises(CapacityError, match="cannot be used"):
-        serving.data_folder(tmp_path / "file")
+        spaces.data_folder(tmp_path / "file")
 
 
 @pytest.fixture(scope="module")
@@ -209,7 +210,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    ui = app.serve(jobs, "127.0.0.1", port)
+    ui = web_server.serve(jobs, "127.0.0.1", port)
     jobs.start()
     yield f"http://127.0.0.1:{port}/"
     ui.close()

@@ -16,14 +16,15 @@ from PIL import Image
 from playwright.sync_api import expect
 from proxy import below
 
-import app
 from cogvideo.config import PRESETS, VideoRequest
 from cogvideo.errors import OutOfMemory
-from cogvideo.jobs import Jobs, Limits
-from cogvideo.keys import new_key
-from cogvideo.offers import Offer
-from cogvideo.page_start import last_frame
-from cogvideo.video import Film
+from cogvideo.jobs.available_models import Offer
+from cogvideo.jobs.keys import new_key
+from cogvideo.jobs.queue import Limits
+from cogvideo.jobs.service import Jobs
+from cogvideo.media.video import Film
+from cogvideo.web import server
+from cogvideo.web.start_image import last_frame
 
 Visit = Callable[..., Visitor]
 NEEDS = ("还要下载 43 GB", "Another 43 GB to fetch")
@@ -224,7 +225,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     folder = tmp_path_factory.mktemp("two")
     jobs = Jobs(folder, PRESET, lambda: own, Film, Limits(preview_seconds=0), offers)
     port, front = free_port(), free_port()
-    ui = app.serve(jobs, "127.0.0.1", port, "/video")
+    ui = server.serve(jobs, "127.0.0.1", port, "/video")
     jobs.start()
     with below("/video", f"http://127.0.0.1:{port}/", front) as url:
         yield Site(url, jobs, other)
@@ -282,7 +283,7 @@ def _key_of(site: Site, job: str) -> str:
 
 
 def _owner(key: str) -> str:
-    from cogvideo.keys import owner_of
+    from cogvideo.jobs.keys import owner_of
 
     return owner_of(key)
 

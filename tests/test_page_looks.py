@@ -16,7 +16,7 @@ from playwright.sync_api import Browser, Route
 
 from cogvideo.config import VideoRequest
 from cogvideo.errors import OutOfMemory
-from cogvideo.keys import new_key
+from cogvideo.jobs.keys import new_key
 from scripts.make_pictures import smaller, take
 
 NARROW = {"width": 360, "height": 740}

@@ -10,8 +10,8 @@ import httpx
 import pytest
 from fakes import PRESET, FakePipeline, PlainFilm
 
-import app
-from cogvideo.jobs import Jobs
+from cogvideo.jobs.service import Jobs
+from cogvideo.web import server
 
 
 def test_the_page_starts_behind_a_proxy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -22,7 +22,7 @@ def test_the_page_starts_behind_a_proxy(tmp_path: Path, monkeypatch: pytest.Monk
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     jobs = Jobs(tmp_path, PRESET, lambda: FakePipeline(), PlainFilm)
-    ui = app.serve(jobs, "127.0.0.1", port)
+    ui = server.serve(jobs, "127.0.0.1", port)
     try:
         assert httpx.get(f"http://127.0.0.1:{port}/alive", trust_env=False).json() == {"alive": True}
         assert httpx.get(f"http://127.0.0.1:{port}/alive").json() == {"alive": True}

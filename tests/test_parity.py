@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from cogvideo import parity
 from cogvideo.errors import WeightsError
+from cogvideo.evaluation import parity
+from cogvideo.models import loader
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -66,7 +67,7 @@ def test_one_array_over_the_tolerance_fails(
 
 
 def test_other_weights_are_found_out() -> None:
-    models = parity.load_published(GOLDEN)
+    models = loader.load_published(GOLDEN)
     with torch.no_grad():
         models.superres.get_mixin("attention_plus").dense[3].bias[:8] += 1e-2
     checked = parity.Parity(models, parity.read_golden(GOLDEN / "golden.npz"))

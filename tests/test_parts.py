@@ -15,14 +15,14 @@ import torch
 from toy_model import CONFIG, TOY, toy_models
 from toy_training import ToyClips, codec_task, part_task, stage1_run
 
+from cogvideo.data.dataset import TokenClip
 from cogvideo.errors import RequestError
 from cogvideo.models.loader import load_published, load_safetensors
 from cogvideo.models.video_lm import VideoLM
 from cogvideo.training import export
-from cogvideo.training.codec import sample_clips
-from cogvideo.training.dataset import TokenClip
-from cogvideo.training.parts import PARTS, Part, draw_window
-from cogvideo.training.run import Precision, RunOptions, Trainer
+from cogvideo.training.network_task import PARTS, Part, draw_window
+from cogvideo.training.trainer import Precision, RunOptions, Trainer
+from cogvideo.training.vqvae_task import sample_clips
 
 TESTS = Path(__file__).parent
 RUN = RunOptions(12, 5e-2, warmup=1, picture_every=0)

@@ -16,7 +16,6 @@ from toy_model import TOY, ToyModels, toy_models, write_toy
 
 from cogvideo import pipeline
 from cogvideo.config import MEMORY, SamplingOptions, VideoRequest
-from cogvideo.device import Place
 from cogvideo.errors import Cancelled, CapacityError, OutOfMemory, RequestError, WeightsError
 from cogvideo.events import (
     Done,
@@ -28,10 +27,11 @@ from cogvideo.events import (
     Progress,
     SuperResolved,
 )
+from cogvideo.jobs.eta import tokens_per_stage
 from cogvideo.models.superres_lm import SuperResLM
 from cogvideo.models.video_lm import VideoLM
-from cogvideo.pace import tokens_per_stage
 from cogvideo.pipeline import CogVideoPipeline
+from cogvideo.runtime.device import Place
 
 PROMPT = "一只熊猫在草地上向右跑"
 CPU = Place(torch.device("cpu"), torch.float32)
@@ -397,11 +397,11 @@ def test_every_preset_makes_the_whole_video(folder: Path, events: list[Event], n
 
 STAGES_THAT_FAIL = {
     "loading": "cogvideo.pipeline.settle",
-    "first frame": "cogvideo.stages.keyframes.decode.first_frame",
-    "keyframes": "cogvideo.stages.keyframes.decode.keyframes",
-    "interpolate": "cogvideo.stages.interpolate.decode.interpolate",
-    "superres": "cogvideo.stages.superres._states",
-    "pixels": "cogvideo.frames.FrameCodec.decode",
+    "first frame": "cogvideo.inference.keyframes.decode.first_frame",
+    "keyframes": "cogvideo.inference.keyframes.decode.keyframes",
+    "interpolate": "cogvideo.inference.interpolation.decode.interpolate",
+    "superres": "cogvideo.inference.super_resolution._states",
+    "pixels": "cogvideo.tokenizers.image.FrameCodec.decode",
 }
 
 

@@ -13,13 +13,13 @@ from PIL import Image
 from safetensors.numpy import load_file
 from toy_clips import MOTIONS, moving, write_clips, write_pictures
 
-from cogvideo import prepare
 from cogvideo.config import PRESETS, find_preset
+from cogvideo.data import prepare
+from cogvideo.data.dataset import PreparedClips, open_dataset, shrink
+from cogvideo.data.video_reader import choose_window, read_footage
 from cogvideo.errors import RequestError
-from cogvideo.frames import FrameCodec
-from cogvideo.training.dataset import PreparedClips, open_dataset, shrink
-from cogvideo.training.footage import choose_window, read_footage
-from cogvideo.video import write_video
+from cogvideo.media.video import write_video
+from cogvideo.tokenizers.image import FrameCodec
 
 MINI = PRESETS["mini"]
 

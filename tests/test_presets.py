@@ -11,15 +11,14 @@ from torch import nn
 from toy_model import CONFIG as TOY
 from toy_model import toy_models
 
-from cogvideo import decode
 from cogvideo.config import MEMORY, MemoryPreset, SamplingOptions, Weights
-from cogvideo.device import Place, Settled, enlarging, pick_place, settle
-from cogvideo.layout import Stretch
-from cogvideo.memory import FULL, backbone_bytes, pack_bytes
-from cogvideo.models.cache import Arena, Int8Arena, Run, to_int8
-from cogvideo.models.compressed import Nf4Linear, compress
-from cogvideo.sampling import ClusterSampler
-from cogvideo.stages import superres
+from cogvideo.inference import decoding, super_resolution
+from cogvideo.inference.sampling import ClusterSampler
+from cogvideo.models.kv_cache import Arena, Int8Arena, Run, to_int8
+from cogvideo.models.quantization import Nf4Linear, compress
+from cogvideo.runtime.device import Place, Settled, enlarging, pick_place, settle
+from cogvideo.runtime.memory_estimate import FULL, backbone_bytes, pack_bytes
+from cogvideo.token_layout import Stretch
 from kernels.w8a16 import Int8Linear
 
 DEVICE = torch.device("cpu")
@@ -117,10 +116,10 @@ def test_scores_from_an_eight_bit_cache_are_nearly_the_same(stage: int, guided: 
         seen.append(logits)
         return clip[:, frame, slot]
 
-    run = decode.keyframes if stage == 1 else decode.interpolate
+    run = decoding.keyframes if stage == 1 else decoding.interpolate
     options = {"unconditional": [[59, 60], [59, 60]]} if guided else {}
     for lm.int8_cache in (False, True):
-        decode.collect(run(lm, texts, clip[:, 0] if stage == 1 else clip[:, ::2], teacher, **options))  # type: ignore
+        decoding.collect(run(lm, texts, clip[:, 0] if stage == 1 else clip[:, ::2], teacher, **options))  # type: ignore
     wanted, got = torch.stack(seen).chunk(2)
     assert 1e-5 < relative(got, wanted) < 0.03
     assert (got.argmax(-1) == wanted.argmax(-1)).float().mean() > 0.97
@@ -134,11 +133,11 @@ def test_streamed_super_resolution_is_exact_beside_weights_in_fewer_bits() -> No
     place, exact, models = Place(DEVICE, torch.float32, memory), toy_models(), held(memory)
     sampler, options = ClusterSampler(torch.arange(64) % 9), SamplingOptions().superres
     wish = (CLIP[0], [70, 71, 72], sampler, options, 7, 2)
-    wanted = torch.cat([part.tokens for part in superres.draw(exact.superres, *wish)])
+    wanted = torch.cat([part.tokens for part in super_resolution.draw(exact.superres, *wish)])
     for _ in range(2):  # also the second time
         with enlarging(models.superres, place) as layers:
             assert layers is not None
-            got = torch.cat([part.tokens for part in superres.draw(models.superres, *wish, layers=layers)])
+            got = torch.cat([part.tokens for part in super_resolution.draw(models.superres, *wish, layers=layers)])
         assert torch.equal(got, wanted)
     assert isinstance(models.stage1.transformer.layers[0].mlp.dense_h_to_4h, Int8Linear)
 

@@ -20,7 +20,7 @@ from flaky_server import FlakyServer, cut_after, flaky_server
 from moviepy import VideoFileClip
 
 from cogvideo.config import MEMORY
-from cogvideo.video import read_metadata
+from cogvideo.media.video import read_metadata
 
 ROOT = Path(__file__).resolve().parent.parent
 PROMPT = "一只熊猫在草地上向右跑"

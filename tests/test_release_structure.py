@@ -6,10 +6,10 @@ import pytest
 import torch
 from small_lm import CONFIG, random_frames, video_lm
 
-from cogvideo import decode
+from cogvideo.benchmarks.release_baseline import ReleaseStructure, sample
 from cogvideo.config import TokenSampling
-from cogvideo.release_structure import ReleaseStructure, sample
-from cogvideo.sampling import ClusterSampler, Dice, noise_keys
+from cogvideo.inference import decoding
+from cogvideo.inference.sampling import ClusterSampler, Dice, noise_keys
 
 TEXT = [51, 52, 53]
 CLIP = random_frames(2, 5)
@@ -47,8 +47,8 @@ class Teacher:
 def test_scores_are_those_of_the_decoder(stage: int, boost: float) -> None:
     lm, given, teacher = video_lm(stage), given_frames(stage), Teacher()
     known = CLIP[:, list(given)]
-    run = decode.keyframes if stage == 1 else decode.interpolate
-    decode.collect(run(lm, [TEXT] * 2, known[:, 0] if stage == 1 else known, teacher, text_boost=boost))
+    run = decoding.keyframes if stage == 1 else decoding.interpolate
+    decoding.collect(run(lm, [TEXT] * 2, known[:, 0] if stage == 1 else known, teacher, text_boost=boost))
     frames = [frame for frame in range(5) if frame not in given]
     theirs = scores(ReleaseStructure(lm, TEXT, 2, given, known, boost), frames)
     torch.testing.assert_close(theirs, teacher.scores(), rtol=1e-4, atol=1e-4)
@@ -56,7 +56,7 @@ def test_scores_are_those_of_the_decoder(stage: int, boost: float) -> None:
 
 def test_the_first_frame_has_the_same_scores() -> None:
     lm, teacher = video_lm(1), Teacher()
-    decode.collect(decode.first_frame(lm, [TEXT] * 2, teacher))
+    decoding.collect(decoding.first_frame(lm, [TEXT] * 2, teacher))
     theirs = scores(ReleaseStructure(lm, TEXT, 2, boost=1.4, both=False), [0])
     torch.testing.assert_close(theirs, teacher.scores(), rtol=1e-4, atol=1e-4)
 
@@ -75,7 +75,7 @@ def test_two_passes_of_guidance_draw_our_tokens() -> None:
     lm, sampler, options = video_lm(1), ClusterSampler(torch.arange(50) % 9), TokenSampling(1.05, 4, 0.89)
     keys = {frame: noise_keys([3, 4], 1, [frame] * 2, N) for frame in range(5)}
     dice = Dice(sampler, options, keys)
-    ours = decode.collect(decode.keyframes(lm, [TEXT] * 2, CLIP[:, 0], dice, unconditional=[[59, 60]] * 2))
+    ours = decoding.collect(decoding.keyframes(lm, [TEXT] * 2, CLIP[:, 0], dice, unconditional=[[59, 60]] * 2))
     first = CLIP[:, :1]
     with_text, without = (ReleaseStructure(lm, text, 2, (0,), first) for text in (TEXT, [59, 60]))
     ids = torch.full((2,), CONFIG.start_of_image)

@@ -10,8 +10,8 @@ import torch
 
 from cogvideo.config import SamplingOptions, TokenSampling
 from cogvideo.errors import WeightsError
-from cogvideo.sampling import ClusterSampler, Dice, StageKey, distribution, exponential_noise, noise_keys
-from kernels import cpu_draw
+from cogvideo.inference.sampling import ClusterSampler, Dice, StageKey, distribution, exponential_noise, noise_keys
+from kernels import cpu_sample
 
 GOLDEN = Path(__file__).parent / "golden" / "golden.npz"
 OPTIONS = SamplingOptions()
@@ -168,7 +168,7 @@ def test_the_members_of_a_cluster_are_in_order_whatever_sorts_them() -> None:
 def test_the_compiled_draw_is_taken_where_it_can_be() -> None:
     sampler, logits = ClusterSampler(torch.arange(12) % 3), torch.zeros(1, 12)
     sampler.draw(logits, noise_keys([1], 1, [0], 1)[0], OPTIONS.video)
-    assert (sampler._compiled is None) == bool(cpu_draw.why_not(logits))
+    assert (sampler._compiled is None) == bool(cpu_sample.why_not(logits))
 
 
 def test_dice_draw_with_the_keys_of_their_frame_and_slot() -> None:

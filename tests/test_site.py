@@ -41,7 +41,7 @@ def test_every_module_has_a_page_with_what_its_docstring_says(site: Path) -> Non
     for name in modules():
         page = (site / "reference" / f"{name}.html").read_text(encoding="utf-8")
         assert f"<title>{name} - " in page, name
-    layout = (site / "reference" / "cogvideo.layout.html").read_text(encoding="utf-8")
+    layout = (site / "reference" / "cogvideo.token_layout.html").read_text(encoding="utf-8")
     for word in ("wavefront_lag", "How many slots a drawn frame of stage 2 must stay behind", "start_of_image"):
         assert word in layout
 

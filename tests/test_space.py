@@ -16,7 +16,7 @@ from urllib.request import urlopen
 import pytest
 import yaml
 
-from cogvideo import serving
+from cogvideo.web import spaces
 
 ROOT = Path(__file__).resolve().parent.parent
 HARDWARE = {"cpu-basic", "cpu-upgrade", "t4-small", "t4-medium", "l4x1", "a10g-small", "a10g-large", "a100-large"}
@@ -48,9 +48,9 @@ def test_the_version_of_gradio_is_the_pinned_one() -> None:
 
 def test_a_copy_of_the_space_is_offered_on_a_space_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SPACE_ID", raising=False)
-    assert serving.duplicate_link() == ""
+    assert spaces.duplicate_link() == ""
     monkeypatch.setenv("SPACE_ID", "somebody/cogvideo")
-    assert serving.duplicate_link() == "https://huggingface.co/spaces/somebody/cogvideo?duplicate=true"
+    assert spaces.duplicate_link() == "https://huggingface.co/spaces/somebody/cogvideo?duplicate=true"
 
 
 @pytest.mark.parametrize(
@@ -64,25 +64,25 @@ def test_the_port_comes_from_the_environment(
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert serving.parser().parse_args([]).port == port
-    assert serving.parser().parse_args(["--port", "1234"]).port == 1234
+    assert spaces.parser().parse_args([]).port == port
+    assert spaces.parser().parse_args(["--port", "1234"]).port == 1234
 
 
 def test_a_card_that_is_only_lent_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SPACES_ZERO_GPU", raising=False)
-    assert serving.parser().parse_args([]).device is None
+    assert spaces.parser().parse_args([]).device is None
     monkeypatch.setenv("SPACES_ZERO_GPU", "true")
-    assert serving.parser().parse_args([]).device == "cpu"
+    assert spaces.parser().parse_args([]).device == "cpu"
 
 
 def test_where_cards_are_lent_one_function_asks_for_one(monkeypatch: pytest.MonkeyPatch) -> None:
     named: list[object] = []
     monkeypatch.setitem(sys.modules, "spaces", SimpleNamespace(GPU=named.append))
     monkeypatch.delenv("SPACES_ZERO_GPU", raising=False)
-    serving.claim_card()
+    spaces.claim_card()
     assert named == []
     monkeypatch.setenv("SPACES_ZERO_GPU", "true")
-    serving.claim_card()
+    spaces.claim_card()
     assert [callable(function) for function in named] == [True]
 
 
@@ -91,7 +91,7 @@ def test_without_the_package_of_the_hub_it_starts_all_the_same(
 ) -> None:
     monkeypatch.setitem(sys.modules, "spaces", None)
     monkeypatch.setenv("SPACES_ZERO_GPU", "true")
-    serving.claim_card()
+    spaces.claim_card()
     assert "without the package `spaces`" in caplog.text
 
 

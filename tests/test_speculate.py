@@ -10,13 +10,12 @@ import pytest
 import torch
 from small_lm import CONFIG, random_frames, video_lm
 
-from cogvideo import decode
+from cogvideo.benchmarks.stages import count_calls
 from cogvideo.config import SamplingOptions, TokenSampling
 from cogvideo.errors import Cancelled
-from cogvideo.measure import count_calls
+from cogvideo.inference import decoding, interpolation, keyframes
+from cogvideo.inference.sampling import ClusterSampler, Dice, noise_keys
 from cogvideo.models.video_lm import VideoLM
-from cogvideo.sampling import ClusterSampler, Dice, noise_keys
-from cogvideo.stages import interpolate, keyframes
 
 TEXTS = [[51, 52, 53], [54, 55, 56, 57, 58]]
 OTHERS = [[59, 60], [59, 60]]
@@ -42,12 +41,12 @@ def dice() -> Dice:
 
 def tokens_of(lm: VideoLM, name: str, **options: Any) -> torch.Tensor:
     run: dict[str, Any] = {
-        "first frame": lambda: decode.first_frame(lm, TEXTS, dice(), **options),
-        "keyframes": lambda: decode.keyframes(lm, TEXTS, CLIP[:, 0], dice(), **options),
-        "guided": lambda: decode.keyframes(lm, TEXTS, CLIP[:, 0], dice(), unconditional=OTHERS, **options),
-        "between": lambda: decode.interpolate(lm, TEXTS, CLIP[:, ::2], dice(), **options),
+        "first frame": lambda: decoding.first_frame(lm, TEXTS, dice(), **options),
+        "keyframes": lambda: decoding.keyframes(lm, TEXTS, CLIP[:, 0], dice(), **options),
+        "guided": lambda: decoding.keyframes(lm, TEXTS, CLIP[:, 0], dice(), unconditional=OTHERS, **options),
+        "between": lambda: decoding.interpolate(lm, TEXTS, CLIP[:, ::2], dice(), **options),
     }
-    return decode.collect(run[name]())
+    return decoding.collect(run[name]())
 
 
 @pytest.mark.parametrize("name", ["first frame", "keyframes", "guided", "between"])
@@ -67,8 +66,8 @@ def test_tokens_are_those_of_one_slot_at_a_time(name: str, fused: bool) -> None:
 def test_right_guesses_are_all_kept(ahead: int) -> None:
     lm, counter = video_lm(1), Counter()
     drawn = tokens_of(lm, "keyframes")
-    cache = decode.prefill(lm, TEXTS, (0,), CLIP[:, :1], boost=1.4, both=True)
-    again = decode.collect(decode.speculate(lm, cache, 1, dice(), ahead, drawn[:, 0], stop=counter))
+    cache = decoding.prefill(lm, TEXTS, (0,), CLIP[:, :1], boost=1.4, both=True)
+    again = decoding.collect(decoding.speculate(lm, cache, 1, dice(), ahead, drawn[:, 0], stop=counter))
     assert torch.equal(again, drawn[:, :1])
     assert counter.steps == -(-N // ahead)
 
@@ -78,8 +77,8 @@ def test_one_wrong_guess_costs_one_step() -> None:
     drawn = tokens_of(lm, "keyframes")
     guess = drawn[:, 0].clone()
     guess[1, 7] = (guess[1, 7] + 1) % 50
-    cache = decode.prefill(lm, TEXTS, (0,), CLIP[:, :1], boost=1.4, both=True)
-    again = decode.collect(decode.speculate(lm, cache, 1, dice(), N, guess, stop=counter))
+    cache = decoding.prefill(lm, TEXTS, (0,), CLIP[:, :1], boost=1.4, both=True)
+    again = decoding.collect(decoding.speculate(lm, cache, 1, dice(), N, guess, stop=counter))
     assert torch.equal(again, drawn[:, :1])
     assert counter.steps >= 2
 
@@ -98,7 +97,7 @@ def stage_steps(name: str, **options: Any) -> Iterator[Any]:
     if name == "keyframes":
         texts = keyframes.KeyframeTexts(TEXTS, TEXTS, OTHERS)
         return keyframes.draw(video_lm(1), texts, SAMPLER, SamplingOptions(), [3, 4], **options)
-    return interpolate.draw(video_lm(2), CLIP.clone(), [TEXTS], SAMPLER, OPTIONS, 1.4, [3, 4], **options)
+    return interpolation.draw(video_lm(2), CLIP.clone(), [TEXTS], SAMPLER, OPTIONS, 1.4, [3, 4], **options)
 
 
 @pytest.mark.parametrize(("name", "steps", "frames"), [("keyframes", 5 * N, 5), ("between", N + 9, 2)])

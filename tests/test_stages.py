@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 from toy_model import CONFIG, IMAGE_TOKENS, ToyModels, toy_models
 
-from cogvideo import decode
 from cogvideo.config import SamplingOptions
 from cogvideo.errors import Cancelled, WeightsError
-from cogvideo.sampling import ClusterSampler
-from cogvideo.stages import interpolate, keyframes, moments, superres
+from cogvideo.inference import decoding, interpolation, keyframes, super_resolution
+from cogvideo.inference.sampling import ClusterSampler
+from cogvideo.stages import moments
 
 OPTIONS = SamplingOptions()
 N = CONFIG.tokens_per_frame
@@ -52,7 +52,7 @@ def draw_between(
 ) -> list[Tensor]:
     rounds_texts = [[[80 + r, *PROMPTS[row]] for row in rows] for r in range(rounds)]
     seeds = [SEEDS[r] for r in rows]
-    steps = interpolate.draw(models.stage2, clip, rounds_texts, sampler, OPTIONS.video, 1.4, seeds, max_rows=max_rows)
+    steps = interpolation.draw(models.stage2, clip, rounds_texts, sampler, OPTIONS.video, 1.4, seeds, max_rows=max_rows)
     return [step.clip for step in steps if step.clip is not None]
 
 
@@ -160,9 +160,9 @@ def test_guidance_has_no_choice_where_only_the_prompts_favourite_is_plausible(
         video = replace(OPTIONS.video, plausibility=plausibility)
         options = replace(OPTIONS, video=video, guidance=guidance)
         *_, keys = keyframes.draw(models.stage1, texts(PROMPTS[:1]), sampler, options, [1])
-        away = interpolate.Guidance([[80, 91]], guidance)
+        away = interpolation.Guidance([[80, 91]], guidance)
         clip = torch.arange(5 * N).view(1, 5, N) % IMAGE_TOKENS
-        *_, between = interpolate.draw(
+        *_, between = interpolation.draw(
             models.stage2, clip, [[[80, *PROMPTS[0]]]], sampler, video, 0.0, [1], guidance=away
         )
         assert between.clip is not None
@@ -196,7 +196,7 @@ def test_fewer_rounds_give_the_same_frames(models: ToyModels, sampler: ClusterSa
 def test_between_steps_count_every_token(models: ToyModels, sampler: ClusterSampler) -> None:
     clip = draw_keyframes(models, sampler, [0])
     steps = list(
-        interpolate.draw(models.stage2, clip, [[PROMPTS[0]]] * 2, sampler, OPTIONS.video, 1.4, [1], max_rows=3)
+        interpolation.draw(models.stage2, clip, [[PROMPTS[0]]] * 2, sampler, OPTIONS.video, 1.4, [1], max_rows=3)
     )
     assert sum(step.tokens for step in steps) == 12 * N
     assert [step.level for step in steps if step.clip is not None] == [1, 2]
@@ -207,20 +207,20 @@ def test_superres_does_not_depend_on_the_frames_beside(
     models: ToyModels, sampler: ClusterSampler, per_pass: int
 ) -> None:
     clip = torch.randint(0, IMAGE_TOKENS, (9, N), generator=torch.Generator().manual_seed(0))
-    parts = list(superres.draw(models.superres, clip, PROMPTS[0], sampler, OPTIONS.superres, 7, per_pass))
+    parts = list(super_resolution.draw(models.superres, clip, PROMPTS[0], sampler, OPTIONS.superres, 7, per_pass))
     whole = torch.cat([part.tokens for part in parts])
     assert whole.shape == (9, 9 * N)
     assert [part.first for part in parts] == list(range(0, 9, per_pass))
-    fewer = list(superres.draw(models.superres, clip[::2], PROMPTS[0], sampler, OPTIONS.superres, 7, 3))
+    fewer = list(super_resolution.draw(models.superres, clip[::2], PROMPTS[0], sampler, OPTIONS.superres, 7, 3))
     assert torch.equal(torch.cat([part.tokens for part in fewer]), whole[::2])  # frame 2 of 9 is frame 1 of 5
 
 
-def all_stages(models: ToyModels, sampler: ClusterSampler, stop: decode.Stop | None = None) -> list[Iterator]:
+def all_stages(models: ToyModels, sampler: ClusterSampler, stop: decoding.Stop | None = None) -> list[Iterator]:
     clip = torch.zeros(1, 5, N, dtype=torch.long)
     return [
         keyframes.draw(models.stage1, texts(PROMPTS[:1]), sampler, OPTIONS, [1], stop),
-        interpolate.draw(models.stage2, clip, [[PROMPTS[0]]], sampler, OPTIONS.video, 1.4, [1], stop),
-        superres.draw(models.superres, clip[0], PROMPTS[0], sampler, OPTIONS.superres, 1, 2, stop),
+        interpolation.draw(models.stage2, clip, [[PROMPTS[0]]], sampler, OPTIONS.video, 1.4, [1], stop),
+        super_resolution.draw(models.superres, clip[0], PROMPTS[0], sampler, OPTIONS.superres, 1, 2, stop),
     ]
 
 

@@ -20,16 +20,17 @@ from small_lm import CONFIG, random_frames, superres_lm, video_lm
 from test_kernels import shared_memory
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from cogvideo import decode, device
 from cogvideo.config import MEMORY, TokenSampling
-from cogvideo.memory import STORAGES, storage_bytes
-from cogvideo.models import attention, cache, graphs, kept
-from cogvideo.models import fused as fused_steps
-from cogvideo.models.cache import Cache, Place
-from cogvideo.models.token_model import keep_heads
+from cogvideo.inference import decoding
+from cogvideo.inference.sampling import ClusterSampler, Dice, noise_keys
+from cogvideo.models import attention, cache_pool, cuda_graph
+from cogvideo.models.base import keep_heads
+from cogvideo.models.kv_cache import Cache, Place
 from cogvideo.models.video_lm import VideoLM
-from cogvideo.sampling import ClusterSampler, Dice, noise_keys
-from kernels import sandwich_norm, w8a16
+from cogvideo.runtime import device
+from cogvideo.runtime.memory_estimate import STORAGES, storage_bytes
+from kernels import decode_attention, sandwich_norm, w8a16
+from kernels import sandwich_norm as fused_steps
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 4e-2}
@@ -134,16 +135,16 @@ def tokens(stage: int, fused: bool, rows: int = 2) -> torch.Tensor:
     keys = {frame: noise_keys(seeds, 1, [frame] * rows, size) for frame in range(5)}
     dice = Dice(ClusterSampler(torch.arange(50) % 9), TokenSampling(1.0, 4, 0.5), keys)
     if stage == 2:
-        return decode.collect(decode.interpolate(lm, texts, CLIP[:rows, ::2], dice))
-    first = decode.collect(decode.first_frame(lm, texts, dice))
-    others = decode.keyframes(lm, texts, first[:, 0], dice, unconditional=texts if rows > 1 else None)
-    return torch.cat((first, decode.collect(others)), dim=1)
+        return decoding.collect(decoding.interpolate(lm, texts, CLIP[:rows, ::2], dice))
+    first = decoding.collect(decoding.first_frame(lm, texts, dice))
+    others = decoding.keyframes(lm, texts, first[:, 0], dice, unconditional=texts if rows > 1 else None)
+    return torch.cat((first, decoding.collect(others)), dim=1)
 
 
 def tokens_differ(stage: int, fused: bool, rows: int = 2) -> int:
     """How many tokens the step with the kernels draws otherwise than the plain step."""
     found = tokens(stage, fused, rows)
-    with mock.patch.object(cache, "why_not", lambda channels: "for comparison"):
+    with mock.patch.object(decode_attention, "why_not", lambda channels: "for comparison"):
         return int((found != tokens(stage, fused, rows)).sum())
 
 
@@ -152,7 +153,7 @@ def tokens_differ(stage: int, fused: bool, rows: int = 2) -> int:
 def test_slots_found_by_their_numbers_on_the_device_draw_the_same_tokens(
     stage: int, fused: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cache, "why_not", lambda channels: None)
+    monkeypatch.setattr(decode_attention, "why_not", lambda channels: None)
     assert tokens_differ(stage, fused) == 0
     assert len(tokens(stage, fused).unique()) > 3
 
@@ -160,7 +161,7 @@ def test_slots_found_by_their_numbers_on_the_device_draw_the_same_tokens(
 @pytest.mark.parametrize("fused", [False, True])
 def test_a_step_reads_the_same_places_each_time(fused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     # What a captured step could not follow: another tensor for ids or numbers, or a number that only Python knows.
-    monkeypatch.setattr(cache, "why_not", lambda channels: None)
+    monkeypatch.setattr(decode_attention, "why_not", lambda channels: None)
     lm, seen = video_lm(1, TINY), set()
     if fused:
         lm.fuse(compiled=False)
@@ -173,7 +174,7 @@ def test_a_step_reads_the_same_places_each_time(fused: bool, monkeypatch: pytest
             return run(held, ids, guidance)
 
     monkeypatch.setattr(lm, "_step", step)
-    storage = decode.prefill(lm, TEXTS, (0,), CLIP[:, :1], boost=1.4, both=True)
+    storage = decoding.prefill(lm, TEXTS, (0,), CLIP[:, :1], boost=1.4, both=True)
     drawn = [lm.decode_one(storage, CLIP[:, 1, slot : slot + 1], [Place(1, slot)]).argmax(-1) for slot in range(4)]
     assert len(seen) == 1
     assert len(storage.graphs) == 1
@@ -181,9 +182,9 @@ def test_a_step_reads_the_same_places_each_time(fused: bool, monkeypatch: pytest
 
 
 def test_storage_is_freed_with_its_graphs_when_nobody_draws_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cache, "why_not", lambda channels: None)
+    monkeypatch.setattr(decode_attention, "why_not", lambda channels: None)
     lm = video_lm(1, TINY)
-    storage = decode.prefill(lm, TEXTS, (0,), CLIP[:, :1], boost=1.4, both=True)
+    storage = decoding.prefill(lm, TEXTS, (0,), CLIP[:, :1], boost=1.4, both=True)
     lm.decode_one(storage, CLIP[:, 1, :1], [Place(1, 0)])
     assert len(storage.graphs) == 1
     gone = weakref.ref(storage)
@@ -200,9 +201,9 @@ def drawn_frames(lm: Any, texts: list[list[int]], seed: int = 0) -> torch.Tensor
     rows, size = len(texts), TINY.tokens_per_frame
     keys = {frame: noise_keys([seed + row for row in range(rows)], 1, [frame] * rows, size) for frame in range(5)}
     dice = Dice(ClusterSampler(torch.arange(50) % 9), TokenSampling(1.0, 4, 0.5), keys)
-    first = decode.collect(decode.first_frame(lm, texts, dice))
-    others = decode.keyframes(lm, texts, first[:, 0], dice, unconditional=[[59]] * rows)
-    return torch.cat((first, decode.collect(others)), dim=1)
+    first = decoding.collect(decoding.first_frame(lm, texts, dice))
+    others = decoding.keyframes(lm, texts, first[:, 0], dice, unconditional=[[59]] * rows)
+    return torch.cat((first, decoding.collect(others)), dim=1)
 
 
 ROOM = 2**30
@@ -211,22 +212,22 @@ ROOM = 2**30
 def keeping(stage: int) -> VideoLM:
     """A network that may keep storage for the next video."""
     lm = video_lm(stage, TINY)
-    lm.kept = kept.Kept(ROOM)
+    lm.kept = cache_pool.Kept(ROOM)
     return lm
 
 
 @pytest.fixture
 def captures(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     """One entry for each step that would be captured on a card."""
-    monkeypatch.setattr(cache, "why_not", lambda channels: None)
+    monkeypatch.setattr(decode_attention, "why_not", lambda channels: None)
     made: list[object] = []
-    begin = graphs.StepGraph.__init__
+    begin = cuda_graph.StepGraph.__init__
 
-    def noted(self: graphs.StepGraph, *arguments: Any) -> None:
+    def noted(self: cuda_graph.StepGraph, *arguments: Any) -> None:
         made.append(self)
         begin(self, *arguments)
 
-    monkeypatch.setattr(graphs.StepGraph, "__init__", noted)
+    monkeypatch.setattr(cuda_graph.StepGraph, "__init__", noted)
     return made
 
 
@@ -246,19 +247,20 @@ def test_what_was_captured_for_one_video_serves_the_next(captures: list[object])
 
 def test_storage_that_is_being_drawn_with_is_nobody_elses(captures: list[object]) -> None:
     lm = keeping(1)
-    one = decode.first_frame(lm, TEXTS[:1], lambda logits, *_: logits.argmax(-1))
-    other = decode.first_frame(lm, TEXTS[1:], lambda logits, *_: logits.argmax(-1))
+    one = decoding.first_frame(lm, TEXTS[:1], lambda logits, *_: logits.argmax(-1))
+    other = decoding.first_frame(lm, TEXTS[1:], lambda logits, *_: logits.argmax(-1))
     together = [(a.ids, b.ids) for a, b in zip(one, other)]
     apart = [
-        [token.ids for token in decode.first_frame(lm, [text], lambda logits, *_: logits.argmax(-1))] for text in TEXTS
+        [token.ids for token in decoding.first_frame(lm, [text], lambda logits, *_: logits.argmax(-1))]
+        for text in TEXTS
     ]
     assert together == list(zip(*apart))
     begun = len(captures)
-    unfinished = decode.first_frame(lm, TEXTS[:1], lambda logits, *_: logits.argmax(-1))
+    unfinished = decoding.first_frame(lm, TEXTS[:1], lambda logits, *_: logits.argmax(-1))
     assert isinstance(unfinished, Generator)
     next(unfinished)
     unfinished.close()  # stopped on the way: what was captured stays useful
-    next(decode.first_frame(lm, TEXTS[:1], lambda logits, *_: logits.argmax(-1)))
+    next(decoding.first_frame(lm, TEXTS[:1], lambda logits, *_: logits.argmax(-1)))
     assert len(captures) == begun
 
 
@@ -268,7 +270,7 @@ def test_new_weights_keep_nothing_and_the_oldest_go_first(captures: list[object]
     lm.fuse(compiled=False)
     drawn_frames(lm, TEXTS[:1])
     assert len(captures) == 4
-    shelf, shape = kept.Kept(ROOM), kept.Shape(1, 1, 16, (), False, 0.0, 1, False)
+    shelf, shape = cache_pool.Kept(ROOM), cache_pool.Shape(1, 1, 16, (), False, 0.0, 1, False)
     for number in range(STORAGES + 2):
         storage = lm.storage(1, 3, (), False, float(number), 1)
         shelf.give_back(shape._replace(boost=float(number)), storage)
@@ -290,7 +292,7 @@ def test_storage_that_is_kept_takes_no_more_than_the_largest_batch(captures: lis
     for rows in (1, 1, 2, 4, 2):
         before = len(captures)
         for lm, frames in ((models.stage1, 0), (models.stage2, slice(None, None, 2))):
-            run, known = (decode.keyframes, decode.interpolate)[lm.stage - 1], CLIP[:1, frames]
+            run, known = (decoding.keyframes, decoding.interpolate)[lm.stage - 1], CLIP[:1, frames]
             texts, known = TEXTS[:1] * rows, known.repeat(rows, *[1] * (known.dim() - 1))
             tokens = run(lm, texts, known, lambda logits, *_: logits.argmax(-1))
             next(tokens)
@@ -319,9 +321,9 @@ def test_nothing_is_kept_where_nothing_is_captured() -> None:
 
 
 def test_a_slot_that_looks_ahead_takes_the_plain_path(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cache, "why_not", lambda channels: None)
+    monkeypatch.setattr(decode_attention, "why_not", lambda channels: None)
     lm = video_lm(1, TINY)
-    storage = decode.prefill(lm, TEXTS, (0,), CLIP[:, :1], boost=1.4, both=True)
+    storage = decoding.prefill(lm, TEXTS, (0,), CLIP[:, :1], boost=1.4, both=True)
     storage.seek([Place(1, 0), Place(1, 1)])
     assert not storage.fast
     storage.seek([Place(1, 0)])
@@ -329,7 +331,7 @@ def test_a_slot_that_looks_ahead_takes_the_plain_path(monkeypatch: pytest.Monkey
 
 
 def test_steps_are_captured_on_nvidia_cards_only() -> None:
-    assert "cpu" in str(graphs.why_not(torch.zeros(1)))
+    assert "cpu" in str(cuda_graph.why_not(torch.zeros(1)))
 
 
 # --- in Triton ------------------------------------------------------------------------------------------------------
@@ -364,14 +366,14 @@ def test_kernels_of_a_step_compile_and_fit_the_card(rows: int, tmp_path: Path, m
 def test_no_token_of_a_video_asks_a_card_for_a_number(fused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     # On the device "meta" there are shapes and no numbers: whoever wants one fails.
     meta, size = torch.device("meta"), TINY.tokens_per_frame
-    monkeypatch.setattr(cache, "why_not", lambda channels: None)
+    monkeypatch.setattr(decode_attention, "why_not", lambda channels: None)
 
     def attend(channels: list[Any], spans: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
         assert spans.is_meta and text.is_meta
         q = channels[0].q
         return q.new_empty(q.shape[0], q.shape[2], len(channels), q.shape[1], q.shape[3])
 
-    monkeypatch.setattr(cache, "decode_attention", attend)
+    monkeypatch.setattr(decode_attention, "decode_attention", attend)
     sampler = ClusterSampler(torch.arange(50) % 9)
     for name in ("labels", "members", "padding"):
         setattr(sampler, name, getattr(sampler, name).to(meta))
@@ -381,7 +383,7 @@ def test_no_token_of_a_video_asks_a_card_for_a_number(fused: bool, monkeypatch: 
         lm = video_lm(stage, TINY).to(meta)
         if fused:
             lm.fuse(compiled=False)
-        run = decode.keyframes if stage == 1 else decode.interpolate
+        run = decoding.keyframes if stage == 1 else decoding.interpolate
         for token in run(lm, TEXTS, CLIP[:, frames].to(meta), dice, unconditional=TEXTS):
             assert token.ids.is_meta
             drawn += 1
@@ -402,17 +404,17 @@ def test_a_card_is_a_few_steps_behind_and_no_more(monkeypatch: pytest.MonkeyPatc
             assert len(begun) - begun.index(self) > 1  # not the last one: the card still has something to do
             waited.append(len(begun) - 1 - begun.index(self))
 
-    class OnACard(decode.Leash):
+    class OnACard(decoding.Leash):
         def __init__(self, device: torch.device) -> None:
             super().__init__(torch.device("cuda"))
 
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: None)
-    monkeypatch.setattr(decode, "Leash", OnACard)
+    monkeypatch.setattr(decoding, "Leash", OnACard)
     lm = video_lm(1, TINY)
-    size = len(list(decode.keyframes(lm, TEXTS, CLIP[:, 0], lambda logits, *_: logits.argmax(-1))))
+    size = len(list(decoding.keyframes(lm, TEXTS, CLIP[:, 0], lambda logits, *_: logits.argmax(-1))))
     assert len(begun) == size
-    assert waited == [decode.STEPS_BEHIND] * (size - decode.STEPS_BEHIND)
+    assert waited == [decoding.STEPS_BEHIND] * (size - decoding.STEPS_BEHIND)
 
 
 @pytest.mark.parametrize("fused", [False, True])
@@ -427,7 +429,7 @@ def test_the_head_is_not_cast_at_every_step(fused: bool) -> None:
             return found
 
     def step() -> torch.Tensor:
-        storage = decode.prefill(lm, TEXTS, (0,), CLIP[:, :1], boost=1.4, both=True)
+        storage = decoding.prefill(lm, TEXTS, (0,), CLIP[:, :1], boost=1.4, both=True)
         with Casts():
             return lm.decode_one(storage, CLIP[:, 1, :1], [Place(1, 0)])
 
@@ -461,10 +463,10 @@ class Launches(TorchDispatchMode):
 
 def launches(layers: int, monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """Of one step of stage 1 with the kernels in place, which are counted by their doors."""
-    monkeypatch.setattr(cache, "why_not", lambda channels: None)
+    monkeypatch.setattr(decode_attention, "why_not", lambda channels: None)
     lm = video_lm(1, replace(TINY, layers=layers))
     lm.fuse(compiled=False)
-    storage = decode.prefill(lm, TEXTS, (0,), CLIP[:, :1], boost=1.4, both=True)
+    storage = decoding.prefill(lm, TEXTS, (0,), CLIP[:, :1], boost=1.4, both=True)
     lm.decode_one(storage, CLIP[:, 1, :1], [Place(1, 0)])
     seen, called = torch.zeros(2, 1, 2, TINY.heads, TINY.head_size), Counter[str]()
 
@@ -476,7 +478,7 @@ def launches(layers: int, monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
         called["sandwich_norm"] += 1
         return x, out
 
-    monkeypatch.setattr(cache, "decode_attention", attend)
+    monkeypatch.setattr(decode_attention, "decode_attention", attend)
     monkeypatch.setattr(fused_steps, "sandwich_norm", sandwich)
     with Launches() as counted:
         lm.decode_one(storage, CLIP[:, 1, 1:2], [Place(1, 1)])

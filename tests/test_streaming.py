@@ -8,10 +8,10 @@ from small_lm import CONFIG, random_frames, superres_lm
 
 from cogvideo.config import TokenSampling
 from cogvideo.errors import Cancelled
-from cogvideo.models.token_model import left_pad
-from cogvideo.sampling import ClusterSampler
-from cogvideo.stages import superres
-from cogvideo.streaming import streamed
+from cogvideo.inference import super_resolution
+from cogvideo.inference.sampling import ClusterSampler
+from cogvideo.models.base import left_pad
+from cogvideo.runtime.layer_streaming import streamed
 
 CPU = torch.device("cpu")
 TEXT = [51, 52, 53]
@@ -38,9 +38,9 @@ def test_streamed_layers_draw_the_same_frames(frames_per_pass: int) -> None:
     lm, clip = superres_lm(), random_frames(5)
     before = homes(lm)
     wish = (clip, TEXT, SAMPLER, OPTIONS, 7, frames_per_pass)
-    resident = list(superres.draw(lm, *wish))
+    resident = list(super_resolution.draw(lm, *wish))
     with streamed(lm, lm.layer_modules(), CPU, torch.float32) as layers:
-        found = list(superres.draw(lm, *wish, layers=layers))
+        found = list(super_resolution.draw(lm, *wish, layers=layers))
     assert [part.first for part in found] == [part.first for part in resident] == list(range(0, 5, frames_per_pass))
     assert torch.equal(torch.cat([part.tokens for part in found]), torch.cat([part.tokens for part in resident]))
     assert homes(lm) == before
@@ -69,5 +69,5 @@ def test_whoever_stops_leaves_everything_at_home() -> None:
     before, answers = homes(lm), iter([False] * 4 + [True])
     wish = (random_frames(3), TEXT, SAMPLER, OPTIONS, 7, 1)
     with pytest.raises(Cancelled), streamed(lm, lm.layer_modules(), CPU, torch.float32) as layers:
-        list(superres.draw(lm, *wish, stop=lambda: next(answers), layers=layers))
+        list(super_resolution.draw(lm, *wish, stop=lambda: next(answers), layers=layers))
     assert homes(lm) == before

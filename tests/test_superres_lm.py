@@ -6,7 +6,7 @@ import torch
 from oracle import superres_logits
 from small_lm import CONFIG, random_frames, superres_lm
 
-from cogvideo.models.token_model import left_pad
+from cogvideo.models.base import left_pad
 
 TEXTS = [[51, 52, 53], [54]]
 

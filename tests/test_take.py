@@ -13,8 +13,9 @@ from fakes import PRESET, FakePipeline, PlainFilm
 from test_jobs import KEY, WISH, finished, kinds, until
 
 from cogvideo.events import Frames
-from cogvideo.jobs import Jobs, Limits
-from cogvideo.results import OpenFilm
+from cogvideo.jobs.artifacts import OpenFilm
+from cogvideo.jobs.queue import Limits
+from cogvideo.jobs.service import Jobs
 
 
 def begun(tmp_path: Path, fake: FakePipeline, film: OpenFilm) -> Jobs:

@@ -9,14 +9,14 @@ import pytest
 import torch
 from small_lm import CONFIG, random_frames, video_lm
 
-from cogvideo import decode
 from cogvideo.config import TokenSampling
-from cogvideo.sampling import ClusterSampler, noise_keys
-from kernels import cpu_step
-from kernels import team as teams
-from kernels.team import Team
+from cogvideo.inference import decoding
+from cogvideo.inference.sampling import ClusterSampler, noise_keys
+from kernels import cpu_decode
+from kernels import thread_pool as teams
+from kernels.thread_pool import Team
 
-REASON = cpu_step.why_not(torch.zeros(1))
+REASON = cpu_decode.why_not(torch.zeros(1))
 needs_compiler = pytest.mark.skipif(REASON is not None, reason=str(REASON))
 
 
@@ -115,7 +115,7 @@ def test_tokens_do_not_depend_on_the_number_of_threads(stage: int, monkeypatch: 
             return sampler.draw(logits, keys[slot], TokenSampling(1.0, 4, 0.9))
 
         known = clip[:, 0] if stage == 1 else clip[:, ::2]
-        tokens = decode.collect((decode.keyframes if stage == 1 else decode.interpolate)(lm, texts, known, draw))
+        tokens = decoding.collect((decoding.keyframes if stage == 1 else decoding.interpolate)(lm, texts, known, draw))
         drawn.append((tokens, torch.stack(seen)))
     for tokens, scores in drawn[1:]:
         assert torch.equal(tokens, drawn[0][0])

@@ -13,7 +13,7 @@ from toy_text import MOTIONS, SCENES, SUBJECTS, train_text_model
 
 from cogvideo.config import PRESETS
 from cogvideo.errors import RequestError, WeightsError
-from cogvideo.text import (
+from cogvideo.tokenizers.text import (
     CheckedPrompt,
     TextTokenizer,
     World,

@@ -17,14 +17,14 @@ from safetensors.torch import load, load_file
 from torch import Tensor, nn
 
 from cogvideo.config import ASSETS, PRESETS, Preset
+from cogvideo.data import synthetic_render
+from cogvideo.data.synthetic_world import MOTIONS, SCENES, Clip, State, draw_held_out, place_clip, sample_clip
 from cogvideo.errors import RequestError, WeightsError
 from cogvideo.models.loader import load_safetensors
-from cogvideo.text import TextTokenizer
-from cogvideo.train import Workshop, options_from, read_recipe
-from cogvideo.training import export, render
-from cogvideo.training.initial import start_small
-from cogvideo.training.muon import Muon, orthogonalise
-from cogvideo.training.objective import (
+from cogvideo.tokenizers.text import TextTokenizer
+from cogvideo.training import export
+from cogvideo.training.initialization import start_small
+from cogvideo.training.joint_task import (
     AloneTask,
     ObjectiveOptions,
     WorldModels,
@@ -32,11 +32,13 @@ from cogvideo.training.objective import (
     weighted_loss,
     window_times,
 )
-from cogvideo.training.run import RunOptions, Trainer, make_optimizers, schedule
-from cogvideo.training.world import MOTIONS, SCENES, Clip, State, draw_held_out, place_clip, sample_clip
+from cogvideo.training.muon import Muon, orthogonalise
+from cogvideo.training.recipe_runner import Workshop, options_from, read_recipe
+from cogvideo.training.trainer import RunOptions, Trainer, make_optimizers, schedule
 
 needs_font = pytest.mark.skipif(
-    not any(path.exists() for path in render.FONT_PATHS), reason="fonts-noto-color-emoji is needed to draw the world"
+    not any(path.exists() for path in synthetic_render.FONT_PATHS),
+    reason="fonts-noto-color-emoji is needed to draw the world",
 )
 SMALL: Preset = dataclasses.replace(
     PRESETS["mini"], model=dataclasses.replace(PRESETS["mini"].model, layers=2, hidden=64, heads=2)
@@ -494,7 +496,7 @@ def test_codes_that_look_alike_start_as_embeddings_that_lie_near() -> None:
 
 @needs_font
 def test_twins_of_the_codec_differ_in_the_ground_alone() -> None:
-    from cogvideo.training.codec import CodecOptions, sample_world
+    from cogvideo.training.vqvae_task import CodecOptions, sample_world
 
     pixels, masks = sample_world(draw_held_out())(np.random.default_rng(0), CodecOptions(small_frames=8, fine_crops=4))
     assert np.array_equal(masks[:4], masks[4:8])
@@ -507,7 +509,8 @@ def test_twins_of_the_codec_differ_in_the_ground_alone() -> None:
 
 @needs_font
 def test_the_codec_sees_motions_and_sizes_by_its_odds(monkeypatch: pytest.MonkeyPatch) -> None:
-    from cogvideo.training import codec
+    from cogvideo.data import synthetic_world
+    from cogvideo.training import vqvae_task
 
     seen: list[Clip] = []
 
@@ -516,35 +519,36 @@ def test_the_codec_sees_motions_and_sizes_by_its_odds(monkeypatch: pytest.Monkey
         seen.append(clip)
         return clip
 
-    monkeypatch.setattr(codec, "sample_clip", listen)
-    options = codec.CodecOptions(
+    monkeypatch.setattr(synthetic_world, "sample_clip", listen)
+    options = vqvae_task.CodecOptions(
         small_frames=40, fine_crops=2, motion_odds=[0, 0, 0, 0, 0, 1, 0, 0], size_odds=[1, 0, 0]
     )
-    codec.sample_world(draw_held_out())(np.random.default_rng(0), options)
+    vqvae_task.sample_world(draw_held_out())(np.random.default_rng(0), options)
     assert {clip.motion for clip in seen} == {MOTIONS.index("旋转"), -1}  # and those without a name
     assert {clip.size for clip in seen if clip.motion >= 0} == {2.0}
 
 
 @needs_font
 def test_the_codec_sees_those_who_turn_at_every_angle_alike(monkeypatch: pytest.MonkeyPatch) -> None:
-    from cogvideo.training import codec
+    from cogvideo.data import synthetic_render
+    from cogvideo.training import vqvae_task
 
     angles: list[float] = []
 
     def listen(subject: int, scene: int, variant: int, state: State, cell: int) -> Any:
         angles.append(state.angle)
-        return render.render_state(subject, scene, variant, state, cell)
+        return synthetic_render.render_state(subject, scene, variant, state, cell)
 
-    monkeypatch.setattr(codec, "render_state", listen)
-    options = codec.CodecOptions(small_frames=600, fine_crops=2, motion_odds=[0, 0, 0, 0, 0, 1, 0, 0])
-    codec.sample_world(draw_held_out())(np.random.default_rng(0), options)
+    monkeypatch.setattr(synthetic_render, "render_state", listen)
+    options = vqvae_task.CodecOptions(small_frames=600, fine_crops=2, motion_odds=[0, 0, 0, 0, 0, 1, 0, 0])
+    vqvae_task.sample_world(draw_held_out())(np.random.default_rng(0), options)
     turned = np.array([angle for angle in angles if angle])
     quarters = np.bincount((turned // 90).astype(int), minlength=4) / len(turned)
     assert quarters.min() > 0.14  # who drifts half as fast comes to half of them
 
 
 def test_an_odd_number_of_frames_has_no_pairs() -> None:
-    from cogvideo.training.codec import CodecOptions, sample_world
+    from cogvideo.training.vqvae_task import CodecOptions, sample_world
 
     with pytest.raises(RequestError, match="small_frames"):
         sample_world(draw_held_out())(np.random.default_rng(0), CodecOptions(small_frames=3, fine_crops=2))
@@ -555,11 +559,11 @@ def test_a_subject_has_the_same_tokens_in_every_scene() -> None:
     task = small_task()
     clip = sample_clip(np.random.default_rng(4), draw_held_out(), 4.0)
     drawn = [(dataclasses.replace(clip, scene=scene), clip.state(0)) for scene in range(len(SCENES))]
-    tokens, cells = task._tokenise(drawn, render.COARSE)
+    tokens, cells = task._tokenise(drawn, synthetic_render.COARSE)
     assert cells.any(1).all()
     assert (tokens[:, cells[0]] == tokens[0, cells[0]]).all()
     assert len(tokens[:, ~cells[0]].unique(dim=0)) == len(SCENES)
-    own, _ = task._tokenise(drawn, render.COARSE, np.zeros(len(drawn), bool))
+    own, _ = task._tokenise(drawn, synthetic_render.COARSE, np.zeros(len(drawn), bool))
     assert not torch.equal(own, tokens)
 
 

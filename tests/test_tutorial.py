@@ -14,18 +14,18 @@ from toy_clips import write_clips
 
 from cogvideo import __main__ as cli
 from cogvideo.config import PRESETS, find_preset
-from cogvideo.frames import FrameCodec
+from cogvideo.data.dataset import open_dataset
+from cogvideo.media.video import read_metadata
 from cogvideo.models.loader import load_safetensors
-from cogvideo.train import TRAINED, Workshop, main, options_from, read_recipe
-from cogvideo.training.codebook import CodesOptions
-from cogvideo.training.codec import CodecOptions
-from cogvideo.training.dataset import open_dataset
-from cogvideo.training.decoder import DecoderOptions
-from cogvideo.training.eye import EyeOptions
-from cogvideo.training.objective import AloneOptions, ObjectiveOptions
-from cogvideo.training.parts import PartOptions
-from cogvideo.training.run import RunOptions
-from cogvideo.video import read_metadata
+from cogvideo.tokenizers.image import FrameCodec
+from cogvideo.training.codebook_growth import CodesOptions
+from cogvideo.training.decoder_task import DecoderOptions
+from cogvideo.training.frame_classifier import EyeOptions
+from cogvideo.training.joint_task import AloneOptions, ObjectiveOptions
+from cogvideo.training.network_task import PartOptions
+from cogvideo.training.recipe_runner import TRAINED, Workshop, main, options_from, read_recipe
+from cogvideo.training.trainer import RunOptions
+from cogvideo.training.vqvae_task import CodecOptions
 
 ROOT = Path(__file__).resolve().parent.parent
 ENGLISH, CHINESE = "docs/training.md", "docs/training_zh.md"

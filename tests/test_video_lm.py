@@ -7,7 +7,7 @@ import torch
 from oracle import video_logits
 from small_lm import CONFIG, random_frames, video_lm
 
-from cogvideo.models.token_model import left_pad
+from cogvideo.models.base import left_pad
 from cogvideo.models.video_lm import VideoLM
 
 TEXTS = [[51, 52, 53], [54, 55, 56, 57, 58]]

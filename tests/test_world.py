@@ -14,9 +14,8 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFilter
 
 from cogvideo.config import ASSETS
-from cogvideo.errors import RequestError
-from cogvideo.training import judge, render
-from cogvideo.training.world import (
+from cogvideo.data import synthetic_render
+from cogvideo.data.synthetic_world import (
     BASE_SIZES,
     DURATIONS,
     FIELD,
@@ -37,9 +36,12 @@ from cogvideo.training.world import (
     place_clip,
     sample_clip,
 )
+from cogvideo.errors import RequestError
+from cogvideo.evaluation import frame_reader
 
 needs_font = pytest.mark.skipif(
-    not any(path.exists() for path in render.FONT_PATHS), reason="fonts-noto-color-emoji is needed to draw the world"
+    not any(path.exists() for path in synthetic_render.FONT_PATHS),
+    reason="fonts-noto-color-emoji is needed to draw the world",
 )
 clips = st.builds(
     lambda seed, subject, scene, motion, duration: place_clip(
@@ -190,7 +192,7 @@ def test_same_seed_same_clip_and_caption() -> None:
 
 
 def test_the_shipped_vocabulary_knows_every_caption(tmp_path: Path) -> None:
-    from cogvideo.text import TextTokenizer
+    from cogvideo.tokenizers.text import TextTokenizer
 
     tokenizer = TextTokenizer(ASSETS / "mini" / "text.model", 4096)
     rng = np.random.default_rng(0)
@@ -204,9 +206,9 @@ def test_the_shipped_vocabulary_knows_every_caption(tmp_path: Path) -> None:
 @settings(max_examples=20, deadline=None)
 def test_small_frame_is_the_small_version_of_the_large_one(clip: Clip) -> None:
     state = clip.state(clip.duration / 2)
-    small, _ = render.render_state(clip.subject, clip.scene, clip.variant, state, render.COARSE)
-    large, _ = render.render_state(clip.subject, clip.scene, clip.variant, state, render.FINE)
-    factor = render.FINE // render.COARSE
+    small, _ = synthetic_render.render_state(clip.subject, clip.scene, clip.variant, state, synthetic_render.COARSE)
+    large, _ = synthetic_render.render_state(clip.subject, clip.scene, clip.variant, state, synthetic_render.FINE)
+    factor = synthetic_render.FINE // synthetic_render.COARSE
     height, width = small.shape[:2]
     averaged = large.reshape(height, factor, width, factor, 3).mean((1, 3))
     assert np.abs(averaged - small).mean() < 2
@@ -217,12 +219,14 @@ def test_small_frame_is_the_small_version_of_the_large_one(clip: Clip) -> None:
 def test_the_judge_reads_rendered_clips(motion: int) -> None:
     rng = np.random.default_rng(motion)
     clip = place_clip(rng, int(rng.integers(len(SUBJECTS))), int(rng.integers(len(SCENES))), motion, 4.0)
-    readings = [judge.read_frame(frame) for frame in render.render_clip(clip)]
+    readings = [frame_reader.read_frame(frame) for frame in synthetic_render.render_clip(clip)]
     assert {r.subject for r in readings} == {clip.subject}
     assert {r.scene for r in readings} == {clip.scene}
-    assert judge.name_motion([r.state for r in readings], clip.duration) == motion
+    assert frame_reader.name_motion([r.state for r in readings], clip.duration) == motion
     meant = clip.states(clip.frame_times(5))
-    assert all(judge.is_exact(*seen) for seen in zip(render.render_clip(clip), readings, meant, strict=True))
+    assert all(
+        frame_reader.is_exact(*seen) for seen in zip(synthetic_render.render_clip(clip), readings, meant, strict=True)
+    )
 
 
 @needs_font
@@ -231,16 +235,16 @@ def test_a_turn_counts_where_it_can_be_seen(name: str, unseen: bool) -> None:
     subject = next(i for i, s in enumerate(SUBJECTS) if s.name == name)
     upright = State(4.5, 4.5, 3.0, 0.0)
     turned = replace(upright, angle=180.0)
-    frame = Image.fromarray(render.render_state(subject, 0, 0, turned)[0])
+    frame = Image.fromarray(synthetic_render.render_state(subject, 0, 0, turned)[0])
     blurred = np.asarray(frame.filter(ImageFilter.GaussianBlur(2)))
-    reading = judge.Reading(0, 0, subject, turned)
-    assert judge.is_exact(blurred, reading, turned)
-    assert judge.is_exact(blurred, reading, upright) == unseen
+    reading = frame_reader.Reading(0, 0, subject, turned)
+    assert frame_reader.is_exact(blurred, reading, turned)
+    assert frame_reader.is_exact(blurred, reading, upright) == unseen
 
 
 @needs_font
 def test_the_judge_finds_nobody_in_an_empty_scene() -> None:
-    frame = np.rint(render.background(2, 1, render.COARSE)).astype(np.uint8)
-    reading = judge.read_frame(frame)
+    frame = np.rint(synthetic_render.background(2, 1, synthetic_render.COARSE)).astype(np.uint8)
+    reading = frame_reader.read_frame(frame)
     assert reading.scene == 2
     assert reading.state is None

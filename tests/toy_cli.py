@@ -14,20 +14,21 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from cogvideo import config, published
+from cogvideo import config
+from cogvideo.weights import catalog
 
 
 def set_up(site: dict[str, Any]) -> None:
     rows = [row | {name: tuple(row[name]) for name in ("hub", "urls")} for row in site["files"]]
-    published.COGVIDEO = tuple(published.PublishedFile(**row) for row in rows)  # type: ignore[misc]
+    catalog.COGVIDEO = tuple(catalog.PublishedFile(**row) for row in rows)  # type: ignore[misc]
     preset = config.PRESETS["cogvideo"]
     config.PRESETS["cogvideo"] = config.replace(preset, model=config.resize(preset.model, site["model"]))
 
 
 def watch_films() -> None:
-    from cogvideo import films
+    from cogvideo.media import video
 
-    write, rank, log = films.write_video, os.environ["RANK"], Path(os.environ["FILMS_LOG"])
+    write, rank, log = video.write_video, os.environ["RANK"], Path(os.environ["FILMS_LOG"])
 
     def noted(path: Path, *arguments: Any) -> Path:
         if "DIE" in os.environ and len(log.read_text().splitlines()) >= 2:
@@ -37,7 +38,7 @@ def watch_films() -> None:
             lines.write(f"{rank} {path.name}\n")
         return path
 
-    films.write_video = noted
+    video.write_video = noted
 
 
 if __name__ == "__main__":

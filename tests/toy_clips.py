@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from cogvideo.video import write_video
+from cogvideo.media.video import write_video
 
 MOTIONS = ("向下", "向右", "向左")
 """In the order in which their files are found."""

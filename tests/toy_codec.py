@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from cogvideo.frames import FrameCodec, build_codec
+from cogvideo.tokenizers.image import FrameCodec, build_codec
 
 CONFIG: dict[str, Any] = {
     "levels": 2,
     "embedding_dim": 8,
-    "enc_config": {"target": "cogvideo.models.codec.PatchEncoder", "params": {"channels": 8}},
+    "enc_config": {"target": "cogvideo.models.vqvae.PatchEncoder", "params": {"channels": 8}},
     "down_sampler_configs": [
-        {"target": "cogvideo.models.codec.PatchMerge", "params": {"in_channels": 8, "out_channels": 16}}
+        {"target": "cogvideo.models.vqvae.PatchMerge", "params": {"in_channels": 8, "out_channels": 16}}
     ],
     "quantize_config": {
         "target": "icetk.vqvae.VectorQuantizeEMA",
@@ -25,7 +25,7 @@ CONFIG: dict[str, Any] = {
     "dec_configs": [
         {"target": "torch.nn.Identity"},
         {
-            "target": "cogvideo.models.codec.ShuffleDecoder",
+            "target": "cogvideo.models.vqvae.ShuffleDecoder",
             "params": {"z_channels": 8, "channels": [16, 8, 8], "blocks": [1, 1, 1]},
         },
     ],

@@ -12,10 +12,10 @@ from toy_codec import write_codec
 from toy_text import train_text_model
 
 from cogvideo.config import PRESETS, ModelConfig, Preset, SamplingOptions
-from cogvideo.device import Place
 from cogvideo.models.superres_lm import SuperResLM
 from cogvideo.models.video_lm import VideoLM
 from cogvideo.pipeline import CogVideoPipeline
+from cogvideo.runtime.device import Place
 
 IMAGE_TOKENS = 64
 

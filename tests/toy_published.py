@@ -18,9 +18,9 @@ from small_lm import randomise
 from toy_text import train_text_model
 
 from cogvideo.config import ModelConfig
-from cogvideo.frames import _keep_level, _published_codec
 from cogvideo.models.superres_lm import SuperResLM
 from cogvideo.models.video_lm import VideoLM
+from cogvideo.tokenizers.image import _keep_level, _published_codec
 
 MODEL = ModelConfig(
     layers=2,
@@ -61,7 +61,7 @@ def write_archives(folder: Path) -> None:
 
 
 def rows(folder: Path, url: str, hub: tuple[str, ...]) -> list[dict[str, Any]]:
-    """What `cogvideo.published` would say of these files; those in `hub` are also on Hugging Face."""
+    """What `cogvideo.weights.catalog` would say of these files; those in `hub` are also on Hugging Face."""
     named = []
     for name, form in (
         *((f"{name}.zip", "zip") for name in ITERATIONS),

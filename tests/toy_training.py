@@ -15,12 +15,12 @@ from toy_codec import CONFIG as CODEC
 from toy_model import CONFIG, TOY, toy_models
 from toy_text import train_text_model
 
-from cogvideo.text import TextTokenizer
-from cogvideo.training.codec import CodecOptions, CodecTask, PictureOptions
-from cogvideo.training.dataset import TokenClip
-from cogvideo.training.decoder import DecoderOptions, DecoderTask
-from cogvideo.training.parts import Part, PartOptions, PartTask
-from cogvideo.training.run import RunOptions, Trainer
+from cogvideo.data.dataset import TokenClip
+from cogvideo.tokenizers.text import TextTokenizer
+from cogvideo.training.decoder_task import DecoderOptions, DecoderTask
+from cogvideo.training.network_task import Part, PartOptions, PartTask
+from cogvideo.training.trainer import RunOptions, Trainer
+from cogvideo.training.vqvae_task import CodecOptions, CodecTask, PictureOptions
 
 CODEC_OPTIONS = CodecOptions(small_frames=3, fine_crops=1, warmup_steps=1, restart_every=2)
 
@@ -66,7 +66,7 @@ def decoder_task(folder: Path, **options: float) -> DecoderTask:
 def _toy_codec(folder: Path, **decoder: int) -> Any:
     import json
 
-    from cogvideo.frames import build_codec
+    from cogvideo.tokenizers.image import build_codec
 
     config = json.loads(json.dumps(CODEC))
     config["dec_configs"][1]["params"].update(decoder)

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cogvideo.config import ModelConfig
-from cogvideo.layout import Layout, Stage
-from cogvideo.models.sat_bridge import BaseMixin
+from cogvideo.models.sat_adapter import BaseMixin
+from cogvideo.token_layout import Layout, Stage
 from kernels.dense_attention import dense_attention
 
 INIT_STD = 0.02

@@ -14,13 +14,13 @@ from typing import Literal
 
 import torch
 
-from cogvideo import weights
 from cogvideo.config import ASSETS, PRESETS, ModelConfig
-from cogvideo.models.sat_bridge import Transformer, build_transformer
+from cogvideo.models.base import TokenModel
+from cogvideo.models.sat_adapter import Transformer, build_transformer
 from cogvideo.models.superres_lm import SuperResLM
-from cogvideo.models.token_model import TokenModel
 from cogvideo.models.video_lm import VideoLM
-from cogvideo.published import CONVERTED, checkpoint_folder, published_home
+from cogvideo.weights import checkpoint
+from cogvideo.weights.catalog import CONVERTED, checkpoint_folder, published_home
 
 Part = Literal["stage1", "stage2", "superres"]
 PARTS: tuple[Part, ...] = ("stage1", "stage2", "superres")
@@ -131,12 +131,12 @@ def load_safetensors(
     A part's file may have some `transformer.*` as well: then its network uses those in place of the common ones.
     """
     path = folder / "backbone.safetensors"
-    common = weights.read_safetensors(path)
+    common = checkpoint.read_safetensors(path)
     first = fill_backbone(config, path, common, dtype, device)
     networks = {}
     for part in parts:
         path = folder / f"{part}.safetensors"
-        tensors = weights.Mapped({**common, **weights.read_safetensors(path)})
+        tensors = checkpoint.Mapped({**common, **checkpoint.read_safetensors(path)})
         backbone = _shared_backbone(config, path, tensors, common, first, dtype, device)
         networks[part] = _network(config, part, backbone, path, tensors, dtype, device)
     return LoadedModels(networks)
@@ -153,12 +153,12 @@ def load_published(
 
     Each file has a backbone of its own. Tensor by tensor, what equals the first one's is shared with it.
     """
-    config = weights.published_config(directory) if config is None else config
+    config = checkpoint.published_config(directory) if config is None else config
     networks: dict[Part, TokenModel] = {}
-    first: tuple[weights.Tensors, Transformer] | None = None
+    first: tuple[checkpoint.Tensors, Transformer] | None = None
     for part in parts:
-        folder = checkpoint_folder(directory, weights.PUBLISHED[part])
-        path, tensors = weights.checkpoint_file(folder), weights.read_published(folder)
+        folder = checkpoint_folder(directory, checkpoint.PUBLISHED[part])
+        path, tensors = checkpoint.checkpoint_file(folder), checkpoint.read_published(folder)
         if first is None:
             backbone = fill_backbone(config, path, tensors, dtype, device)
             first = (tensors, backbone)
@@ -171,13 +171,13 @@ def load_published(
 
 
 def fill_backbone(
-    config: ModelConfig, path: Path, tensors: weights.Tensors, dtype: torch.dtype | None, device: str | torch.device
+    config: ModelConfig, path: Path, tensors: checkpoint.Tensors, dtype: torch.dtype | None, device: str | torch.device
 ) -> Transformer:
     """A backbone with the tensors of the file at `path`. Raises WeightsError where they do not fit."""
     transformer = build_transformer(config, "meta")
     wanted = transformer.state_dict()
-    weights.check(path, tensors, {BACKBONE + name: like for name, like in wanted.items()})
-    filled = {name: weights.take(tensors, BACKBONE + name, device, dtype) for name in wanted}
+    checkpoint.check(path, tensors, {BACKBONE + name: like for name, like in wanted.items()})
+    filled = {name: checkpoint.take(tensors, BACKBONE + name, device, dtype) for name in wanted}
     transformer.load_state_dict(filled, assign=True)
     return transformer
 
@@ -185,20 +185,20 @@ def fill_backbone(
 def _shared_backbone(
     config: ModelConfig,
     path: Path,
-    tensors: weights.Tensors,
-    first: weights.Tensors,
+    tensors: checkpoint.Tensors,
+    first: checkpoint.Tensors,
     loaded: Transformer,
     dtype: torch.dtype | None,
     device: str | torch.device,
 ) -> Transformer:
     """`loaded`, which came from `first`, where `tensors` are equal; else one that shares what is equal."""
     shared = loaded.state_dict()
-    weights.check(path, tensors, {BACKBONE + name: like for name, like in shared.items()})
-    own = [name for name in shared if not weights.equal(tensors, first, BACKBONE + name)]
+    checkpoint.check(path, tensors, {BACKBONE + name: like for name, like in shared.items()})
+    own = [name for name in shared if not checkpoint.equal(tensors, first, BACKBONE + name)]
     if not own:
         return loaded
     transformer = build_transformer(config, "meta")
-    different = {name: weights.take(tensors, BACKBONE + name, device, dtype) for name in own}
+    different = {name: checkpoint.take(tensors, BACKBONE + name, device, dtype) for name in own}
     transformer.load_state_dict(shared | different, assign=True)
     return transformer
 
@@ -208,20 +208,20 @@ def _network(
     part: Part,
     backbone: Transformer,
     path: Path,
-    tensors: weights.Tensors,
+    tensors: checkpoint.Tensors,
     dtype: torch.dtype | None,
     device: str | torch.device,
 ) -> TokenModel:
     """One network on `backbone`, with the `mixins.*` of a file."""
     network = _empty(config, part, backbone)
     wanted = {name: like for name, like in network.state_dict().items() if not name.startswith(BACKBONE)}
-    weights.check(path, tensors, wanted)
-    own = {name: weights.take(tensors, name, device, dtype) for name in wanted}
+    checkpoint.check(path, tensors, wanted)
+    own = {name: checkpoint.take(tensors, name, device, dtype) for name in wanted}
     network.load_state_dict(own, strict=False, assign=True)
     return network.eval().requires_grad_(False)
 
 
-def expected(config: ModelConfig, part: Part) -> weights.Tensors:
+def expected(config: ModelConfig, part: Part) -> checkpoint.Tensors:
     """Names and shapes of a network's tensors, without storage."""
     return _empty(config, part, build_transformer(config, "meta")).state_dict()
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from cogvideo.config import ModelConfig
 from cogvideo.models.attention import INIT_STD
-from cogvideo.models.sat_bridge import build_transformer
+from cogvideo.models.sat_adapter import build_transformer
 from cogvideo.models.superres_lm import SuperResLM
 from cogvideo.models.video_lm import VideoLM
 

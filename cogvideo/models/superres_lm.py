@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from cogvideo.config import ModelConfig
-from cogvideo.layout import Layout
 from cogvideo.models.attention import (
     AttentionPlus,
     additive,
@@ -22,8 +21,9 @@ from cogvideo.models.attention import (
     split_heads,
     text_seen,
 )
-from cogvideo.models.sat_bridge import Transformer
-from cogvideo.models.token_model import ExtraPositions, TokenModel, text_positions
+from cogvideo.models.base import ExtraPositions, TokenModel, text_positions
+from cogvideo.models.sat_adapter import Transformer
+from cogvideo.token_layout import Layout
 from kernels.local_attention import local_attention
 
 PAD = 0

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from cogvideo.config import ModelConfig
-from cogvideo.layout import Stage
 from cogvideo.models.attention import (
     AttentionPlus,
     ClipPattern,
@@ -23,13 +22,14 @@ from cogvideo.models.attention import (
     TextPattern,
     text_seen,
 )
-from cogvideo.models.cache import Cache, Place, why_not_fast
-from cogvideo.models.fused import FusedSteps, fuse
-from cogvideo.models.graphs import StepGraph
-from cogvideo.models.kept import Kept, Shape, text_slots
-from cogvideo.models.sat_bridge import Transformer
-from cogvideo.models.token_model import ExtraPositions, Guide, TokenModel, guided_scores, text_positions
-from kernels.cpu_step import Precision
+from cogvideo.models.base import ExtraPositions, Guide, TokenModel, guided_scores, text_positions
+from cogvideo.models.cache_pool import Kept, Shape, text_slots
+from cogvideo.models.cuda_graph import StepGraph
+from cogvideo.models.fused_decode import FusedSteps, fuse
+from cogvideo.models.kv_cache import Cache, Place, why_not_fast
+from cogvideo.models.sat_adapter import Transformer
+from cogvideo.token_layout import Stage
+from kernels.cpu_decode import Precision
 
 
 class VideoLM(TokenModel):

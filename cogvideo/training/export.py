@@ -1,5 +1,5 @@
 """From training's checkpoints to the files that ship: fp16 safetensors under the published names, the clusters; and
-from those to the published format. The way back is `cogvideo/convert.py`.
+from those to the published format. The way back is `cogvideo/models/convert.py`.
 
 Every file is written to a temporary name and then renamed; a backbone that the networks share is written once.
 """
@@ -17,9 +17,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from cogvideo import weights
 from cogvideo.config import ModelConfig
-from cogvideo.training.codec import nearest
+from cogvideo.training.vqvae_task import nearest
+from cogvideo.weights import checkpoint
 
 PARTS = ("stage1", "stage2", "superres")
 BACKBONE = "transformer."
@@ -56,7 +56,7 @@ def export_parts(parts: Mapping[str, Tensors], folder: Path) -> None:
     path = folder / "backbone.safetensors"
     if "backbone" in parts:
         write_tensors(parts["backbone"], path)
-    common = weights.read_safetensors(path) if path.is_file() else {}
+    common = checkpoint.read_safetensors(path) if path.is_file() else {}
     for part in (name for name in parts if name != "backbone"):
         tensors = _halves(parts[part])
         own = {n: t for n, t in tensors.items() if n not in common or not torch.equal(t, common[n])}
@@ -73,10 +73,10 @@ def to_published(folder: Path, config: ModelConfig, out: Path) -> None:
 
     Each has the backbone in its file, as published. Raises WeightsError.
     """
-    backbone = weights.read_safetensors(folder / "backbone.safetensors")
+    backbone = checkpoint.read_safetensors(folder / "backbone.safetensors")
     for part in PARTS:
-        own = weights.read_safetensors(folder / f"{part}.safetensors")
-        target = out / weights.PUBLISHED[part]
+        own = checkpoint.read_safetensors(folder / f"{part}.safetensors")
+        target = out / checkpoint.PUBLISHED[part]
         (target / ITERATION).mkdir(parents=True, exist_ok=True)
         path = target / ITERATION / "mp_rank_00_model_states.pt"
         temporary = path.with_suffix(".tmp")

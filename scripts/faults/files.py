@@ -80,7 +80,7 @@ def attempt(read: Callable[[], object], allowed: type[Exception], what: str, cou
 def pictures(folder: Path, times: int) -> Counts:
     """A first frame from an upload: every format damaged, and what is no picture at all."""
     from cogvideo.errors import RequestError
-    from cogvideo.page_start import read_picture
+    from cogvideo.web.start_image import read_picture
 
     counts, dice, path = Counts(), random.Random(1), folder / "upload"
     sound = [_picture(kind) for kind in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")]
@@ -99,8 +99,8 @@ def pictures(folder: Path, times: int) -> Counts:
 def settings(folder: Path, times: int) -> Counts:
     """Settings from a dropped film: damaged, impossible, or of somebody else's making."""
     from cogvideo.errors import RequestError
-    from cogvideo.results import read_settings
-    from cogvideo.video import write_video
+    from cogvideo.jobs.artifacts import read_settings
+    from cogvideo.media.video import write_video
 
     counts, dice, path = Counts(), random.Random(2), folder / "film.gif"
     for number in range(times):
@@ -124,8 +124,8 @@ def archives(folder: Path, times: int) -> Counts:
     """Archives of weights: damaged, with paths that lead out, with names that do not go together, bombs."""
     from tqdm import tqdm
 
-    from cogvideo.fetch import Unsuitable
-    from cogvideo.unpack import unpack
+    from cogvideo.weights.http_download import Unsuitable
+    from cogvideo.weights.verify import unpack
 
     counts, dice, path = Counts(), random.Random(3), folder / "archive.zip"
     silent = partial(tqdm, disable=True)
@@ -166,7 +166,7 @@ def tensors(folder: Path, times: int) -> Counts:
 
     from cogvideo.errors import WeightsError
     from cogvideo.pipeline import _read_labels
-    from cogvideo.weights import checkpoint_file, read_published, read_safetensors
+    from cogvideo.weights.checkpoint import checkpoint_file, read_published, read_safetensors
 
     counts, dice = Counts(), random.Random(4)
     ours, labels, theirs = folder / "x.safetensors", folder / "labels.npy", folder / "1" / "mp_rank_00_model_states.pt"

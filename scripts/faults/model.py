@@ -37,10 +37,10 @@ def out_of_memory(folder: Path, times: int) -> Counts:
     from toy_model import TOY, toy_pipeline
 
     from cogvideo import pipeline as module
-    from cogvideo import results
     from cogvideo.config import VideoRequest
-    from cogvideo.frames import FrameCodec
-    from cogvideo.jobs import Jobs
+    from cogvideo.jobs import artifacts
+    from cogvideo.jobs.service import Jobs
+    from cogvideo.tokenizers.image import FrameCodec
 
     counts, dice = Counts(), random.Random(5)
     errors: tuple[Callable[[], BaseException], ...] = (
@@ -53,7 +53,7 @@ def out_of_memory(folder: Path, times: int) -> Counts:
         "interpolation": (module.interpolate, "draw"),
         "super-resolution": (module.superres, "draw"),
         "codec": (FrameCodec, "decode"),
-        "film": (results.Folder, "clip"),
+        "film": (artifacts.Folder, "clip"),
     }
     pipe = toy_pipeline(folder)
     request = VideoRequest(PROMPT, seed=7, frames=9)
@@ -104,9 +104,9 @@ def no_numbers(folder: Path, times: int) -> Counts:
     from toy_model import TOY, toy_models, write_toy
 
     from cogvideo.config import VideoRequest
-    from cogvideo.device import Place
-    from cogvideo.jobs import Jobs
+    from cogvideo.jobs.service import Jobs
     from cogvideo.pipeline import CogVideoPipeline
+    from cogvideo.runtime.device import Place
 
     counts, dice = Counts(), random.Random(6)
     write_toy(folder)
@@ -134,8 +134,8 @@ def clock_jumps(folder: Path, times: int) -> Counts:
     """The clock on the wall is set to any year before each video; order, clips and log stay as they are."""
     from fakes import PRESET, FakePipeline, PlainFilm
 
-    from cogvideo import jobs as module
     from cogvideo.config import VideoRequest
+    from cogvideo.jobs import service as module
 
     dice, real, jump = random.Random(7), time.time, [0.0]
     asked: list[str] = []

@@ -108,7 +108,7 @@ class Outcome:
 
 def play(fault: Fault, times: int) -> Outcome:
     """One fault in a folder of its own."""
-    from cogvideo.bench import processor
+    from cogvideo.benchmarks.report import processor
 
     began = time.monotonic()
     counts, wrong = Counts(), ""

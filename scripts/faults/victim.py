@@ -21,8 +21,9 @@ from fakes import PRESET, FakePipeline, PlainFilm  # noqa: E402
 from cogvideo.config import VideoRequest  # noqa: E402
 from cogvideo.errors import CapacityError  # noqa: E402
 from cogvideo.events import Event  # noqa: E402
-from cogvideo.jobs import Jobs, Limits  # noqa: E402
-from cogvideo.video import Film  # noqa: E402
+from cogvideo.jobs.queue import Limits  # noqa: E402
+from cogvideo.jobs.service import Jobs  # noqa: E402
+from cogvideo.media.video import Film  # noqa: E402
 
 KEY = "the victim's own key"
 STARTED = "started.txt"
@@ -52,9 +53,9 @@ def main() -> None:
     writer = Film if os.environ.get("FILMS") == "real" else PlainFilm
     jobs = Jobs(data, PRESET, lambda: pipeline, writer, MANY)
     if port is not None:
-        import app
+        from cogvideo.web import server
 
-        app.serve(jobs, "127.0.0.1", port)
+        server.serve(jobs, "127.0.0.1", port)
     jobs.start()
     print("up", flush=True)
     for line in sys.stdin:

@@ -59,9 +59,9 @@ def prompts(folder: Path, times: int) -> Counts:
     from hypothesis import HealthCheck, given, settings
     from hypothesis import strategies as st
 
-    import app
-    from cogvideo.jobs import Jobs
-    from cogvideo.page_api import endpoints
+    from cogvideo.jobs.service import Jobs
+    from cogvideo.web import page
+    from cogvideo.web.api import endpoints
 
     counts, pipeline = Counts(), _mini_without_drawing()
     anything = st.text(st.characters(), max_size=60)  # surrogates and control characters too
@@ -72,7 +72,7 @@ def prompts(folder: Path, times: int) -> Counts:
     frames = st.one_of(*usual[1:] * 3, st.sampled_from(["9", "33", "0", "-5", "4.0", "nan", "9" * 12, "x"]))
 
     with closing(Jobs(folder / "data", pipeline.preset, lambda: pipeline, PlainFilm, MANY)) as jobs:
-        make_video = app._for_programs(endpoints(jobs)[0])
+        make_video = page._for_programs(endpoints(jobs)[0])
 
         @settings(max_examples=times, deadline=None, database=None, suppress_health_check=list(HealthCheck))
         @given(wish, seeds, frames)
@@ -96,9 +96,9 @@ def _mini_without_drawing() -> CogVideoPipeline:
     import torch
 
     from cogvideo.config import PRESETS
-    from cogvideo.device import Place
     from cogvideo.events import Done
     from cogvideo.pipeline import CogVideoPipeline
+    from cogvideo.runtime.device import Place
 
     pipeline = CogVideoPipeline(PRESETS["mini"], Place(torch.device("cpu"), torch.float32))
 
@@ -112,8 +112,8 @@ def _mini_without_drawing() -> CogVideoPipeline:
 def _typed(words: list[str], pipeline: CogVideoPipeline, film: Path) -> str | None:
     """The prompt that stands in the film which `cogvideo generate` made; None where it refused with a sentence."""
     from cogvideo.__main__ import main
+    from cogvideo.media.video import read_metadata
     from cogvideo.pipeline import CogVideoPipeline
-    from cogvideo.video import read_metadata
 
     film.unlink(missing_ok=True)
     said = io.StringIO()
@@ -160,13 +160,13 @@ def programs(folder: Path, times: int) -> Counts:
     import gradio as gr
     from fakes import PRESET, FakePipeline, PlainFilm
 
-    import app
-    from cogvideo.jobs import Jobs
-    from cogvideo.page_api import endpoints
+    from cogvideo.jobs.service import Jobs
+    from cogvideo.web import page
+    from cogvideo.web.api import endpoints
 
     counts, dice = Counts(), random.Random(8)
     with closing(Jobs(folder, PRESET, lambda: FakePipeline(free=True), PlainFilm, MANY)) as jobs:
-        calls = [app._for_programs(endpoint) for endpoint in endpoints(jobs)]
+        calls = [page._for_programs(endpoint) for endpoint in endpoints(jobs)]
         known = [jobs.submit(_request(seed), KEY).id for seed in range(3)]
         sensible: dict[str, list[Any]] = {
             "prompt": ["熊猫", *NASTY],
@@ -206,7 +206,7 @@ def names(folder: Path, times: int) -> Counts:
     """Random ids and file names to where clips are served: only what is a job's file is found."""
     from fakes import PRESET, FakePipeline, PlainFilm
 
-    from cogvideo.jobs import Jobs
+    from cogvideo.jobs.service import Jobs
 
     counts, dice = Counts(), random.Random(9)
     pieces = [

@@ -1,0 +1,1 @@
+"""Measure time and memory against the limits of the hardware."""

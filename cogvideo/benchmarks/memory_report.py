@@ -1,0 +1,194 @@
+"""`python -m cogvideo memory`: every memory preset with the peak and the time to expect here, and which would be taken.
+
+In: a model, a device. Out: a table. With `--measure` each preset named is tried: a few steps of each phase with the
+model's weights or random ones; on a GPU the allocator is held to the memory of the card that the preset is made for.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cogvideo.benchmarks.memory_probe import Phase, rehearse
+from cogvideo.benchmarks.stages import Machine, measure_machine
+from cogvideo.cli import console
+from cogvideo.config import MEMORY, PRESETS, MemoryPreset, ModelConfig, find_preset
+from cogvideo.errors import CapacityError, OutOfMemory, RequestError
+from cogvideo.models.random_weights import random_models
+from cogvideo.runtime.device import Place, enough_memory, fit_place, pick_place, release
+from cogvideo.runtime.memory_estimate import (
+    ALLOWANCE,
+    PHASES,
+    gigabytes_read,
+    peak_bytes,
+    phase_bytes,
+    superres_gigaflop,
+)
+from cogvideo.runtime.model_selection import default_model
+
+USABLE = 0.94
+"""Part of a card that programs can have."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Prints the tables; 0, or 1 where a preset that was tried did not fit. Raises CogVideoError."""
+    options = _parser().parse_args(arguments)
+    name = options.model or default_model(options.device)
+    model = find_preset(name)[0].model
+    place = pick_place(options.device)
+    if not options.measure:
+        print(predicted(name, model, place, options.seconds))
+        return 0
+    tried = []
+    for row in _named(options.measure):
+        held = replace(place, memory=row)
+        models = _models(name, model, held, options.random)
+        tried.append(attempt(model, models, held, options.steps))
+        del models
+        release(held)
+        print(tried[-1].told(), flush=True)
+    if options.json:
+        told = [result.described(name, held.dtype) for result in tried]
+        options.json.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+    return 0 if all(result.phases for result in tried) else 1
+
+
+def _parser() -> console.Parser:
+    parser = console.Parser("memory", description=__doc__)
+    parser.add_argument(
+        "--model", help=f"{', '.join(PRESETS)}, or the folder of a trained model (default: as the page)"
+    )
+    parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: the best there is)")
+    parser.add_argument("--measure", metavar="NAMES", help="try these presets, for example 24g,16g,8g, or all")
+    parser.add_argument("--random", action="store_true", help="with random weights: the model's files are not needed")
+    parser.add_argument("--steps", type=int, default=16, help="tokens of each phase that are drawn (default: 16)")
+    parser.add_argument("--seconds", type=float, default=0.2, help="for each speed of the machine (default: 0.2)")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    return parser
+
+
+def predicted(name: str, model: ModelConfig, place: Place, seconds: float) -> str:
+    """The table, with the preset that would be taken marked by an arrow."""
+    machine = measure_machine(place, 1, 2**28, seconds)
+    try:
+        chosen = fit_place(model, str(place.device)).memory.name
+    except CapacityError as error:
+        chosen = ""
+        print(f"{error.zh}\n{error.en}", file=sys.stderr)
+    rows = [
+        f"{name}, {machine.name}: {machine.gigabytes_per_second:.0f} GB/s, {machine.gigaflops:.0f} GFLOP/s; "
+        f"{_free(place) / 1e9:.1f} GB free",
+        f"  {'preset':<8}{'peak':>9}{'at least':>11}  how",
+    ]
+    for row in MEMORY.values():
+        if row.device == "cpu" and place.kind != "cpu":
+            continue
+        peak, least = peak_bytes(model, row, place.kind) / 1e9, least_seconds(model, row, machine, place.kind)
+        mark = ">" if row.name == chosen else " "
+        rows.append(f"{mark} {row.name:<8}{peak:>6.1f} GB{least:>9.0f} s  {row.en}\n{'':<30}{row.zh}")
+    rows.append(
+        "peak: predicted from the sizes. at least: what reading the weights and computing takes on this machine."
+    )
+    rows.append("峰值由尺寸推算；时间为本机读取权重和计算至少需要的秒数。用 --measure 实测。")
+    return "\n".join(rows)
+
+
+def least_seconds(model: ModelConfig, memory: MemoryPreset, machine: Machine, device: str) -> float:
+    """For a video of 33 frames, super-resolution included."""
+    return machine.floor(gigabytes_read(model, memory, device), 0) + machine.floor(0, superres_gigaflop(model))
+
+
+def expectation(model: ModelConfig, place: Place, seconds: float = 0.05) -> tuple[str, str]:
+    """How long a video takes at least on this machine, zh and en."""
+    machine = measure_machine(place, 1, 2**28, seconds)
+    minutes = least_seconds(model, place.memory, machine, place.kind) / 60
+    return (
+        f"33 帧含超分的视频在本机至少需要约 {minutes:.0f} 分钟。",
+        f"A video of 33 frames with super-resolution takes about {minutes:.0f} minutes on this machine, at least.",
+    )
+
+
+def _free(place: Place) -> int:
+    if place.kind == "cuda":
+        return torch.cuda.mem_get_info(place.device)[0]
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:  # not Linux
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")), 0)
+
+
+@dataclass(frozen=True)
+class Result:
+    """One preset that was tried; no phases: memory did not do."""
+
+    memory: MemoryPreset
+    predicted: dict[str, int]
+    phases: dict[str, Phase]
+
+    def told(self) -> str:
+        if not self.phases:
+            return f"{self.memory.name}: 内存不足 / out of memory"
+        parts = (
+            f"{name} {phase.bytes / 1e9:.3g} GB (predicted {self.predicted[name] / 1e9:.3g}), {phase.seconds:.1f} s"
+            for name, phase in self.phases.items()
+        )
+        peak = max(phase.bytes for phase in self.phases.values())
+        seconds = sum(phase.seconds for phase in self.phases.values())
+        return f"{self.memory.name}: {peak / 1e9:.3g} GB, {seconds:.1f} s · " + " · ".join(parts)
+
+    def described(self, model: str, dtype: torch.dtype) -> dict[str, Any]:
+        return {
+            "model": model,
+            "preset": self.memory.name,
+            "dtype": str(dtype).removeprefix("torch."),
+            "predicted": self.predicted,
+            "measured": {name: phase.bytes for name, phase in self.phases.items()},
+            "seconds": {name: phase.seconds for name, phase in self.phases.items()},
+        }
+
+
+def attempt(model: ModelConfig, models: Any, place: Place, steps: int) -> Result:
+    """`models` under the preset of `place`, which on a GPU has no more memory than the card it is made for."""
+    expected = {phase: most for phase, most in phase_bytes(model, place.memory, place.kind).items() if phase in PHASES}
+    _cap(place)
+    try:
+        with enough_memory(model, place):
+            return Result(place.memory, expected, rehearse(models, place, steps))
+    except OutOfMemory:
+        return Result(place.memory, expected, {})
+
+
+def _cap(place: Place) -> None:
+    if place.kind == "cuda" and place.memory.card:
+        total = torch.cuda.get_device_properties(place.device).total_memory
+        allowed = place.memory.card * 2**30 * USABLE - ALLOWANCE
+        torch.cuda.set_per_process_memory_fraction(min(1.0, allowed / total), place.device)
+
+
+def _models(name: str, model: ModelConfig, place: Place, random: bool) -> Any:
+    """The networks in host memory."""
+    if random:
+        return random_models(model, place.dtype, torch.device("cpu"))
+    from cogvideo.models import loader
+
+    if name in PRESETS:
+        return loader.load(name, place.read_as)
+    return loader.load_safetensors(find_preset(name)[1], model, place.read_as)
+
+
+def _named(names: str) -> list[MemoryPreset]:
+    words = list(MEMORY) if names == "all" else names.split(",")
+    if unknown := [word for word in words if word not in MEMORY]:
+        there = ", ".join(MEMORY)
+        raise RequestError(
+            f"没有名为 {unknown[0]} 的显存预设：可用的有 {there}。",
+            f"There is no memory preset {unknown[0]}: there are {there}.",
+        )
+    return [MEMORY[word] for word in words]

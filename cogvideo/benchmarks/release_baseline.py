@@ -1,0 +1,168 @@
+"""How the release of 2022 drew tokens, written anew for `bench --compare release` to measure against, and only there.
+
+In: what a slot of each row holds. Out: logits of its token, fp32. The same numbers as `decode` computes, by the
+release's way: a forward pass for each of guidance's two sequences; keys and values appended by concatenation, the
+text's and all frames' in the spatial channel of stage 1; the temporal channel computed for the first frame too, and
+thrown away; in stage 2 the window of a slot as a list of indices made in Python for each layer and token; attention
+in single operations; sampling in a loop over samples, each asked for its token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cogvideo.config import TokenSampling
+from cogvideo.inference.sampling import exponential_noise
+from cogvideo.models.base import left_pad
+from cogvideo.models.kv_cache import Cache
+from cogvideo.models.video_lm import VideoLM
+
+
+class _Memory(Cache):
+    """Keys and values side by side, [B, slots, 2h], of text and given frames in each layer."""
+
+    spatial_text: list[Tensor]
+    temporal_all: list[Tensor]
+
+    def __init__(self, lm: VideoLM, rows: int, text: int, given: tuple[int, ...], both: bool, boost: float) -> None:
+        super().__init__(lm.layout, lm.stage, rows, text, given, both, boost, lm.transformer.word_embeddings.weight)
+        self.spatial_text, self.temporal_all = [], []
+
+    def keep_spatial(self, layer: int, k: Tensor, v: Tensor) -> None:
+        self.spatial_text.append(_side_by_side(k, v)[:, : self.text])
+
+    def keep_temporal(self, layer: int, k: Tensor, v: Tensor) -> None:
+        self.temporal_all.append(_side_by_side(k, v))
+
+
+class ReleaseStructure:
+    """One sequence for each row: the same text, frames drawn one after the other.
+
+    `given`: frames that are read first, whose `tokens` are [rows, len(given), N]. `both` False: the first frame.
+    """
+
+    @torch.inference_mode()
+    def __init__(
+        self,
+        lm: VideoLM,
+        text: Sequence[int],
+        rows: int,
+        given: tuple[int, ...] = (),
+        tokens: Tensor | None = None,
+        boost: float = 0.0,
+        both: bool = True,
+    ) -> None:
+        self.lm, self.boost, self.both, self.text = lm, boost, both, len(text)
+        self.order = list(lm.layout.stage2_order if lm.stage == 2 else range(lm.layout.frames))
+        weight = lm.transformer.word_embeddings.weight
+        memory = _Memory(lm, rows, len(text), given, both, boost)
+        ids, length = left_pad([text] * rows, device=weight.device)
+        lm.read(memory, ids, length, ids[:, :0] if tokens is None else lm.slots(tokens).flatten(1))
+        nothing = weight.new_zeros(rows, len(given) * lm.layout.tokens_per_frame, 2 * lm.config.hidden)
+        own = nothing if lm.stage == 1 else nothing[:, :0]
+        self.spatial = [torch.cat((text_part, own), dim=1) for text_part in memory.spatial_text]
+        # What the first frame's temporal channel reads does not matter: nobody uses what it computes.
+        across = memory.temporal_all if both else memory.spatial_text
+        self.text_across = [part[:, : self.text] for part in across]
+        self.across = [part[:, self.text :] for part in across]
+
+    def seek(self, frame: int, slot: int) -> None:
+        """Pretend that everything before `slot` of `frame` has been drawn: for measuring in the middle of a clip."""
+        size = self.lm.layout.tokens_per_frame
+        before = self.order.index(frame) * size + slot
+        own = slot if self.lm.stage == 2 else before
+        self.spatial = [_stretch(memory, self.text + own) for memory in self.spatial]
+        self.across = [_stretch(memory, before) for memory in self.across]
+
+    @torch.inference_mode()
+    def step(self, ids: Tensor, frame: int, slot: int) -> Tensor:
+        """ids [B] that `slot` of `frame` holds -> logits [B, image_tokens]; slots come in the order of drawing."""
+        transformer, config = self.lm.transformer, self.lm.config
+        if slot == 0 and self.lm.stage == 2:
+            self.spatial = [memory[:, : self.text] for memory in self.spatial]
+        table = transformer if frame == 0 else self.lm.get_mixin("extra_position_embedding")
+        row = int(self.lm.layout.frame_rows(frame)[slot])
+        x = transformer.word_embeddings.weight[ids] + table.position_embeddings.weight[row]
+        x = x[:, None]  # [B, 1, h]
+        for number, layer in enumerate(transformer.layers):
+            x = x + layer.third_layernorm(self._attention(number, layer.attention, layer.input_layernorm(x), slot))
+            wide = layer.mlp.dense_h_to_4h(layer.post_attention_layernorm(x))
+            x = x + layer.fourth_layernorm(layer.mlp.dense_4h_to_h(F.gelu(wide, approximate="tanh")))
+        x = transformer.final_layernorm(x)[:, 0].float()
+        return F.linear(x, transformer.word_embeddings.weight[: config.image_tokens].float())
+
+    def _attention(self, number: int, backbone: Any, x: Tensor, slot: int) -> Tensor:
+        """Both channels of one layer: x [B, 1, h] after LN1 -> [B, 1, h]."""
+        own = self.lm.get_mixin("attention_plus")
+        q, k_v = backbone.query_key_value(x).tensor_split([x.shape[2]], dim=2)
+        self.spatial[number] = memory = torch.cat((self.spatial[number], k_v), dim=1)
+        seen = torch.cat((memory[:, : self.text], memory[:, memory.shape[1] - slot - 1 :]), dim=1)
+        spatial: Tensor = backbone.dense(self._attend(q, seen))
+        q, k_v = own.query_key_value[number](x).tensor_split([x.shape[2]], dim=2)
+        self.across[number] = memory = torch.cat((self.across[number], k_v), dim=1)
+        if self.lm.stage == 2:
+            memory = memory.index_select(1, self._window(number, memory.shape[1] - 1, memory.device))
+        temporal = own.dense[number](self._attend(q, torch.cat((self.text_across[number], memory), dim=1)))
+        share = torch.sigmoid(own.attn_distribution[number])
+        mixed: Tensor = share * spatial + (1 - share) * temporal
+        return mixed if self.both else spatial
+
+    def _window(self, layer: int, last: int, device: torch.device) -> Tensor:
+        """Places of the temporal channel that a slot kept at place `last` sees."""
+        (height, width), side = self.lm.config.grid, self.lm.config.window
+        shift, size = side // 2 if layer % 2 else 0, height * width
+        frame, slot = divmod(last, size)
+        top = (slot // width + shift) // side * side - shift
+        left = (slot % width + shift) // side * side - shift
+        cells = []
+        for row in range(max(0, top), min(height, top + side)):
+            for column in range(max(0, left), min(width, left + side)):
+                cells.append(row * width + column)
+        places = []
+        for before in range(frame):
+            for cell in cells:
+                places.append(before * size + cell)
+        for cell in cells:
+            if cell <= slot:
+                places.append(frame * size + cell)
+        return torch.tensor(places, device=device)
+
+    def _attend(self, q: Tensor, k_v: Tensor) -> Tensor:
+        """q [B, 1, h], k_v [B, seen, 2h], text first -> [B, 1, h]."""
+        heads = self.lm.config.heads
+        q, k, v = (part.unflatten(2, (heads, -1)).transpose(1, 2) for part in (q, *k_v.chunk(2, dim=2)))
+        scores = torch.matmul(q / q.shape[-1] ** 0.5, k.transpose(2, 3))  # [B, heads, 1, seen]
+        scores[..., : self.text] += self.boost
+        return torch.matmul(scores.softmax(-1), v).transpose(1, 2).flatten(2)
+
+
+def sample(logits: Tensor, labels: Tensor, keys: Tensor, options: TokenSampling) -> Tensor:
+    """logits [B, V], labels [V] from 0, keys [B, 2] -> ids [B], one sample after the other; noise as in `sampling`."""
+    drawn = []
+    everything = torch.arange(len(labels), device=labels.device)
+    for row, key in zip(logits.float() / options.temperature, keys):
+        clusters = torch.zeros(int(labels.max()) + 1, device=labels.device).scatter_add_(0, labels, row.softmax(-1))
+        mass, kept = clusters.topk(min(options.top_k, len(clusters)))
+        mass = mass / mass.sum()
+        scores = torch.zeros_like(row)
+        for share, cluster in zip(mass, kept):
+            inside = everything[labels == cluster]
+            scores[inside] = share * (row[inside] / options.inner_temperature).softmax(-1)
+        drawn.append(int((scores / exponential_noise(key[None], everything[None])[0]).argmax().item()))
+    return torch.tensor(drawn, device=logits.device)
+
+
+def _side_by_side(k: Tensor, v: Tensor) -> Tensor:
+    """Two of [B, heads, S, d] -> [B, S, 2h]."""
+    return torch.cat((k.transpose(1, 2).flatten(2), v.transpose(1, 2).flatten(2)), dim=2)
+
+
+def _stretch(memory: Tensor, length: int) -> Tensor:
+    """[B, S, 2h] cut, or filled with zeros, to `length` slots."""
+    missing = max(0, length - memory.shape[1])
+    return F.pad(memory[:, :length], (0, 0, 0, missing))

@@ -1,0 +1,122 @@
+"""How many tokens a step keeps that looks ahead, with a model's own weights and real prompts: by this it is chosen.
+
+In: a pipeline, prompts, numbers of slots to look ahead. Out: a line for each stage, prompt and number; as a table.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cogvideo.config import VideoRequest
+from cogvideo.inference import decoding, keyframes
+from cogvideo.inference.sampling import Dice, StageKey, noise_keys
+from cogvideo.pipeline import CogVideoPipeline, keyframe_texts
+from cogvideo.runtime.device import resident, threads
+from cogvideo.stages import moments
+from cogvideo.tokenizers.text import between_text
+
+
+@dataclass(frozen=True)
+class Kept:
+    """One stage of one prompt, drawn with `ahead` slots a step (frames between with 1: the wavefront)."""
+
+    stage: str
+    prompt: str
+    ahead: int
+    slots: int
+    """Tokens of the stage, for each row of its batch."""
+    steps: int
+    cpu_seconds: float
+    """Of this thread, so that a busy machine does not matter much."""
+    same: bool
+    """Whether the tokens are those of one slot at a time."""
+
+    @property
+    def tokens_per_step(self) -> float:
+        return self.slots / self.steps
+
+    def described(self) -> dict[str, Any]:
+        return asdict(self) | {"tokens_per_step": self.tokens_per_step}
+
+
+class _Steps:
+    """Asked once a step whether to stop."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.start = time.thread_time()
+
+    def __call__(self) -> bool:
+        self.count += 1
+        return False
+
+    @property
+    def seconds(self) -> float:
+        return time.thread_time() - self.start
+
+
+def measure(pipeline: CogVideoPipeline, prompts: Sequence[str], aheads: Sequence[int]) -> Iterator[Kept]:
+    """`aheads` should begin with 1, which the others' tokens are compared with. Raises RequestError, WeightsError."""
+    pipeline.load()
+    with threads(1):
+        for prompt in prompts:
+            request = VideoRequest(pipeline.check(VideoRequest(prompt, superres=False)).text, superres=False)
+            clips: list[Tensor] = []
+            for ahead in aheads:
+                clip, steps = _keyframes(pipeline, request, ahead)
+                clips.append(clip)
+                same = torch.equal(clip, clips[0])
+                yield Kept("keyframes", prompt, ahead, clip[0].numel(), steps.count, steps.seconds, same)
+            between: list[Tensor] = []
+            for ahead in aheads:
+                tokens, steps = _between(pipeline, request, clips[0], ahead)
+                between.append(tokens)
+                same = torch.equal(tokens, between[0])
+                yield Kept("in-betweens 1", prompt, ahead, tokens[0].numel(), steps.count, steps.seconds, same)
+
+
+def _keyframes(pipeline: CogVideoPipeline, request: VideoRequest, ahead: int) -> tuple[Tensor, _Steps]:
+    """-> tokens [1, 5, N]."""
+    tokenizer, sampler, _, models = pipeline.parts()
+    options = pipeline.preset.sampling
+    texts = keyframe_texts(tokenizer, pipeline.preset, [request.wish], options.guidance)
+    with resident(models.stage1, pipeline.place) as lm:
+        steps = _Steps()
+        for step in keyframes.draw(lm, texts, sampler, options, [request.seed], steps, ahead):
+            clip = step.clip
+    return clip, steps
+
+
+def _between(pipeline: CogVideoPipeline, request: VideoRequest, clip: Tensor, ahead: int) -> tuple[Tensor, _Steps]:
+    """The first round, between keyframes [1, 5, N] -> tokens [2, 2, N]."""
+    tokenizer, sampler, _, models = pipeline.parts()
+    options, clock = pipeline.preset.sampling, moments(9)
+    texts = [between_text(tokenizer, request.prompt, request.seconds / 2)] * 2
+    given = torch.cat((clip[:, :3], clip[:, 2:]))  # [2, 3, N]
+    with resident(models.stage2, pipeline.place) as lm:
+        size = lm.layout.tokens_per_frame
+        keys = {
+            frame: noise_keys([request.seed] * 2, StageKey.INTERPOLATE, [clock[frame], clock[4 + frame]], size)
+            for frame in lm.layout.generated
+        }
+        dice, steps = Dice(sampler, options.video, keys), _Steps()
+        drawn = decoding.interpolate(lm, texts, given, dice, text_boost=options.text_boost, stop=steps, ahead=ahead)
+        return decoding.collect(drawn), steps
+
+
+def table(lines: Sequence[Kept]) -> str:
+    """For a person to read: each stage and number over all prompts, the smallest and largest count of one prompt."""
+    rows = [f"{'stage':<14}{'ahead':>6}{'steps':>7}{'tokens/step':>13}{'least':>7}{'most':>7}{'CPU s':>8}{'same':>6}"]
+    for stage, ahead in dict.fromkeys((line.stage, line.ahead) for line in lines):
+        these = [line for line in lines if (line.stage, line.ahead) == (stage, ahead)]
+        steps, kept = sum(line.steps for line in these), [line.tokens_per_step for line in these]
+        row = f"{stage:<14}{ahead:>6}{steps:>7}{sum(line.slots for line in these) / steps:>13.2f}"
+        row += f"{min(kept):>7.2f}{max(kept):>7.2f}{sum(line.cpu_seconds for line in these):>8.2f}"
+        rows.append(row + f"{'yes' if all(line.same for line in these) else 'no':>6}")
+    return "\n".join(rows)

@@ -1,0 +1,1 @@
+"""One file per command: parser, call into the library, exit status."""

@@ -1,0 +1,123 @@
+"""A folder of films that several processes fill at the same time: who draws what, what is there, and which is which.
+
+Files are named after what they were drawn from and never by a sentence; `index.tsv` has a line for each. A film is
+drawn by the process that holds its lock, which the system takes back when a process ends, however it ends.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from cogvideo.cli.saved_keyframes import write_keyframes
+from cogvideo.config import VideoRequest
+from cogvideo.errors import CapacityError
+from cogvideo.events import Frames
+from cogvideo.media.video import write_video
+
+
+class Films:
+    """The films of one model in `path`; with `keyframes` their tokens are kept beside them. Raises CapacityError."""
+
+    def __init__(self, path: Path, model: str, keyframes: bool = False) -> None:
+        self.path, self.model, self._with_keyframes = path, model, keyframes
+        self._locks, self._index = path / ".locks", path / "index.tsv"
+        try:
+            self._locks.mkdir(parents=True, exist_ok=True)
+            if not os.access(path, os.W_OK):
+                raise PermissionError(f"{path}")
+        except OSError as error:
+            raise CapacityError(
+                f"无法写入文件夹 {path}（{error}）：请换一个 --output-path。",
+                f"The folder {path} cannot be written ({error}): choose another --output-path.",
+            ) from error
+
+    def name(self, request: VideoRequest) -> str:
+        """The same for the same film, and made of digits and letters alone."""
+        what = json.dumps([self.model, asdict(request)], ensure_ascii=False, sort_keys=True)
+        return f"{hashlib.sha256(what.encode()).hexdigest()[:16]}-{request.seed}"
+
+    def film(self, request: VideoRequest) -> Path:
+        return self.path / f"{self.name(request)}.mp4"
+
+    def keyframes(self, request: VideoRequest) -> Path:
+        """Where the keyframes are kept that were drawn for `request`."""
+        return self.path / f"{self.name(request)}.safetensors"
+
+    def claim(
+        self, held: ExitStack, requests: Sequence[VideoRequest], most: int, wait: bool = False
+    ) -> tuple[list[VideoRequest], list[VideoRequest], list[VideoRequest]]:
+        """(at most `most` films, ours to draw until `held` closes; those that others draw; those not looked at).
+
+        `wait`: until the others are done with theirs.
+        """
+        from filelock import FileLock, Timeout
+
+        ours: list[VideoRequest] = []
+        busy: list[VideoRequest] = []
+        for number, request in enumerate(requests):
+            if len(ours) == most:
+                return ours, busy, list(requests[number:])
+            lock = FileLock(self._locks / self.name(request))
+            try:
+                lock.acquire(timeout=-1 if wait else 0)
+            except Timeout:
+                busy.append(request)
+                continue
+            if self._has(request):
+                self._note(request)
+                lock.release()
+            else:
+                ours.append(request)
+                held.callback(lock.release)
+        return ours, busy, []
+
+    def put(self, request: VideoRequest, frames: Frames, keyframes: Tensor, metadata: dict[str, Any]) -> Path:
+        """A film that was claimed is finished: its files, the film last, and its line. Raises CapacityError."""
+        path = self.film(request)
+        if self._with_keyframes:
+            try:
+                write_keyframes(self.keyframes(request), keyframes, self.model, request)
+            except OSError as error:
+                raise CapacityError(
+                    f"无法写入 {self.keyframes(request)}（{error.strerror}）：请检查磁盘空间。",
+                    f"{self.keyframes(request)} cannot be written ({error.strerror}): check the disk's space.",
+                ) from error
+        write_video(path, frames, request.seconds, metadata)
+        self._note(request)
+        return path
+
+    def _has(self, request: VideoRequest) -> bool:
+        kept = not self._with_keyframes or self.keyframes(request).is_file()
+        return kept and self.film(request).is_file()
+
+    def _note(self, request: VideoRequest) -> None:
+        """The film's line in the index, once: also where its process ended between the film and the line."""
+        from filelock import FileLock
+
+        name = self.film(request).name
+        if name in self._noted:
+            return
+        with FileLock(self._locks / "index"):
+            if name not in self._read_index():
+                with self._index.open("a", encoding="utf-8") as index:
+                    index.write(f"{name}\t{request.seed}\t{' '.join(request.prompt.split())}\n")
+        self._noted.add(name)
+
+    @cached_property
+    def _noted(self) -> set[str]:
+        return self._read_index()
+
+    def _read_index(self) -> set[str]:
+        if not self._index.is_file():
+            return set()
+        return {line.split("\t")[0] for line in self._index.read_text(encoding="utf-8").splitlines()}

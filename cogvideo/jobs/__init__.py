@@ -1,0 +1,1 @@
+"""Accepted requests until their files exist: queue, worker, store and job state."""

@@ -1,0 +1,120 @@
+"""What can be seen of a job: its append-only log, folded into one frozen picture. No torch, no files.
+
+A page never replays events. It shows the newest `View`, so a slow or late client misses nothing that matters.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from cogvideo.config import SamplingOptions, TokenSampling, VideoRequest
+from cogvideo.errors import CogVideoError
+from cogvideo.token_frames import TokenFrames
+
+ACTIVE = ("queued", "running")
+"""Statuses of jobs that still want the accelerator; all others are final."""
+FINAL = ("done", "stopped", "failed", "interrupted")
+
+Sentence = tuple[str, str]
+"""The same sentence in Chinese and in English."""
+
+
+@dataclass(frozen=True)
+class View:
+    """A job at one moment. File names are relative to the job's folder."""
+
+    id: str
+    status: str
+    request: VideoRequest
+    created: float
+    notes: tuple[Sentence, ...] = ()
+    """What the check at the door had to say: converted characters, words the model never saw."""
+    comment: bool = True
+    """Whether the settings are written into the video file."""
+    model: str = ""
+    """Name of the model that draws it."""
+    memory: str | None = None
+    """Memory preset that somebody asked for; None: what fits."""
+    smaller: str | None = None
+    """Memory preset to try next, where the memory was not enough."""
+    keyframes: tuple[str, ...] = ()
+    """Of drafts: the first of each, then the second of each, and so on."""
+    level: int = -1
+    """Last finished round of interpolation, -1 before the keyframes are complete."""
+    video: str | None = None
+    strip: str | None = None
+    poster: str | None = None
+    frames: int = 0
+    """Frames in `strip` and `video`."""
+    error: Sentence | None = None
+    stage: str | None = None
+    done: int = 0
+    total: int = 0
+    """Tokens drawn, and to draw, super-resolution included."""
+    seconds_left: float | None = None
+    place: int | None = None
+    """Jobs before this one that want the same accelerator, the running one included; None unless queued."""
+    painting: tuple[int, *tuple[str, ...]] | None = None
+    """Keyframe being drawn: its index and a data URI, one for each draft."""
+    parts: tuple[int, int] | None = None
+    """While a model is loaded: how many of its parts are there, and of how many."""
+    stopping: str | None = None
+    """"now" or "level" once a stop was asked for and has not acted yet."""
+
+    @property
+    def active(self) -> bool:
+        return self.status in ACTIVE
+
+
+def fold(view: View, kind: str, data: dict[str, Any]) -> View:
+    """The view after one more log entry."""
+    if kind == "queued":
+        return view
+    if kind == "keyframe":
+        return replace(view, keyframes=(*view.keyframes, data["file"]), painting=None)
+    if kind == "level":
+        return replace(view, level=data["level"], **_clip(data))
+    passing: dict[str, Any] = dict.fromkeys(("place", "stage", "painting", "seconds_left", "stopping", "parts"))
+    drawn = view.total if kind == "done" else data.get("done", view.done)
+    view = replace(view, status=kind, done=drawn, **passing, **_clip(data))
+    if "error" in data:
+        view = replace(view, error=(data["error"][0], data["error"][1]), smaller=data.get("smaller"))
+    return view
+
+
+def _clip(data: dict[str, Any]) -> dict[str, Any]:
+    return {name: data[name] for name in ("video", "strip", "poster", "frames") if name in data}
+
+
+def request_to_dict(request: VideoRequest) -> dict[str, Any]:
+    return asdict(request)
+
+
+def request_from_dict(data: dict[str, Any]) -> VideoRequest:
+    """The inverse of `request_to_dict`. Raises RequestError where the values are out of range."""
+    sampling = data.get("sampling")
+    given = {name: TokenFrames(**data[name]) for name in ("first_frame", "clip") if data.get(name)}
+    return VideoRequest(**{**data, **given, "sampling": _sampling(sampling) if sampling else None})
+
+
+def _sampling(data: dict[str, Any]) -> SamplingOptions:
+    nested = {name: TokenSampling(**value) for name, value in data.items() if isinstance(value, dict)}
+    return SamplingOptions(**{**data, **nested})
+
+
+def sentence(error: BaseException) -> Sentence:
+    """What a person is told of an error; nothing of what a library wrote into it."""
+    if isinstance(error, CogVideoError):
+        return error.zh, error.en
+    if isinstance(error, MemoryError):
+        return (
+            "内存不足：请关闭其他程序，减少帧数，或关闭超分后再试。",
+            "Out of memory: close other programs, ask for fewer frames, or switch super-resolution off, and try again.",
+        )
+    kind = type(error).__name__
+    return (
+        f"生成时出现意外错误（{kind}），详情见服务器日志：可以用同样的设置再试一次。",
+        f"Something unexpected went wrong ({kind}); the server's log has the details: "
+        "you can try the same settings again.",
+    )

@@ -1,0 +1,123 @@
+"""The worker: it alone lets pipelines draw, one job after the other, and writes down what comes of it. No torch.
+
+In: the queue. Out: the log, the files and the newest view of the job that runs.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+from collections.abc import Generator
+from contextlib import closing
+from functools import partial
+from typing import Any
+
+from cogvideo.errors import Cancelled, CapacityError, CogVideoError, OutOfMemory
+from cogvideo.events import Done, Event, LevelDone
+from cogvideo.jobs.available_models import Pipeline
+from cogvideo.jobs.eta import tokens_per_stage
+from cogvideo.jobs.model_registry import Registry
+from cogvideo.jobs.queue import Limits, Queue, Stop
+from cogvideo.jobs.recorder import Meter, Take
+from cogvideo.jobs.repository import Archive, comment
+from cogvideo.jobs.state import View, sentence
+from cogvideo.jobs.throughput import Speeds
+from cogvideo.jobs.worker_calls import Errands
+
+LOG = logging.getLogger(__name__)
+
+
+class Worker:
+    """Everything but `__init__` runs in the worker's thread."""
+
+    def __init__(
+        self, queue: Queue, archive: Archive, registry: Registry, speeds: Speeds, errands: Errands, limits: Limits
+    ) -> None:
+        self._queue, self._archive, self._registry = queue, archive, registry
+        self._speeds, self._errands, self._limits = speeds, errands, limits
+
+    def work(self, preload: str | None) -> None:
+        """Draws until the queue is closed. `preload`: the model that is read before anybody asks for it."""
+        if preload:
+            try:
+                self._registry.ready(preload, None).load()
+            except Exception:  # the first job meets the same error and shows it to a person
+                LOG.exception("The model could not be loaded ahead of time")
+            # What is there now stays: looking through it for garbage takes 0.3 s, in which no page is answered.
+            gc.collect()
+            gc.freeze()
+        while claimed := self._claim():
+            view, stop = claimed
+            try:
+                self._run(view, stop, self._registry.ready(view.model, view.memory))
+            except (Exception, SystemExit) as error:  # whatever a library does, the next job runs
+                LOG.exception("Job failed")
+                self._end(view.id, "failed", {"error": sentence(error)})
+
+    def _claim(self) -> tuple[View, Stop] | None:
+        """Waits for the next job; None when the server closes. Does errands meanwhile."""
+        while True:
+            self._errands.run()
+            with self._queue.changed:
+                if self._queue.closing:
+                    return None
+                try:
+                    if claimed := self._queue.begin():
+                        return claimed
+                except CapacityError as error:
+                    self._wait_for_room(error)
+                    continue
+                if self._errands or self._queue.changed.wait(self._limits.idle_seconds):
+                    continue
+            self._registry.let_go(None)
+
+    def _run(self, view: View, stop: Stop, pipeline: Pipeline) -> None:
+        """Draws one video. Returns once the pipeline has let go of the accelerator."""
+        job = view.id
+        pace = self._speeds.pace(view.model, pipeline.how)
+        plan = tokens_per_stage(self._registry.preset(view.model).model, view.request)
+        meter = Meter(plan, pace, view.request.drafts, self._limits.preview_seconds)
+        trouble: CogVideoError | None = None
+        with Take(self._archive.folder(job), view.request, comment(view), partial(self._queue.note, job)) as take:
+            try:
+                self._draw(job, take, meter, stop, pipeline.stream(view.request, stop.now.is_set))
+                status, left = "done", take.final()
+            except Cancelled:
+                status, left = "interrupted" if self._queue.closing else "stopped", take.kept()
+            except CogVideoError as error:
+                LOG.warning("Job refused by the pipeline: %s", error)
+                trouble = error.with_traceback(None)  # whose frames would hold what is to be freed
+            if trouble:
+                if isinstance(trouble, CapacityError):
+                    self._registry.let_go(None)
+                smaller = trouble.next_preset if isinstance(trouble, OutOfMemory) else None
+                status, left = "failed", {**take.kept(), "error": sentence(trouble), "smaller": smaller}
+        self._end(job, status, left)
+        self._speeds.keep(view.model, pipeline.how, pace)
+
+    def _draw(self, job: str, take: Take, meter: Meter, stop: Stop, events: Generator[Event, None, None]) -> None:
+        """Hears all events of a run, and does errands between them. Raises what the pipeline raises, and Cancelled."""
+        with closing(events):
+            for event in events:
+                take.keep(event)
+                self._queue.change(job, partial(meter.show, event=event))
+                self._errands.run()
+                if stop.now.is_set() and not isinstance(event, Done):
+                    raise Cancelled
+                if stop.after_level.is_set() and isinstance(event, LevelDone):
+                    raise Cancelled
+
+    def _end(self, job: str, status: str, data: dict[str, Any]) -> None:
+        with self._queue.changed:
+            while True:
+                try:
+                    return self._queue.finish(job, status, data)
+                except CapacityError as error:
+                    if self._queue.closing:  # the next start marks it interrupted
+                        return None
+                    self._wait_for_room(error)
+
+    def _wait_for_room(self, error: CapacityError) -> None:
+        """A worker that cannot write down what it does does nothing."""
+        LOG.error("Nothing goes on before the disk takes it: %s", error)
+        self._queue.changed.wait(self._limits.full_seconds)

@@ -1,0 +1,126 @@
+"""`python -m cogvideo convert DIR OUT`: published checkpoints -> our safetensors files, the common backbone once.
+
+In: a folder with the three checkpoints as published. Out: OUT/{backbone,stage1,stage2,superres}.safetensors and
+preset.json, layer after layer, all at once or not at all. Tensors go from the mapped file to the new one, one by one.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+from cogvideo.cli import console
+from cogvideo.config import PRESET_FILE, ModelConfig, describe_preset
+from cogvideo.errors import CapacityError, RequestError
+from cogvideo.models.loader import BACKBONE, PARTS, Part, Sizes, expected, gigabytes
+from cogvideo.weights import checkpoint
+from cogvideo.weights.catalog import CONVERTED, checkpoint_folder, published_home
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Converts, says what became smaller, and returns 0. Raises CogVideoError."""
+    options = _parser().parse_args(arguments)
+    out = options.out or options.directory / CONVERTED
+    with console.speaking(options.json):
+        converted = convert(options.directory, out)
+        print("\n".join(converted.sentences()))
+        print(out)
+        console.event("done", folder=out, **asdict(converted))
+    return console.DONE
+
+
+def _parser() -> console.Parser:
+    parser = console.Parser(
+        "convert",
+        description="把已发布的检查点转换为 safetensors，相同的主干只存一份。\n"
+        "Published checkpoints become safetensors files, the common backbone once: faster to load, half the disk.\n"
+        f"A copy at $SAT_HOME/{CONVERTED} is what the model cogvideo is then read from.",
+    )
+    parser.add_argument(
+        "directory",
+        nargs="?",
+        type=Path,
+        default=published_home(),
+        metavar="DIR",
+        help="where cogvideo-stage1, cogvideo-stage2 and cogview2-dsr are (default: $SAT_HOME) / 检查点所在文件夹",
+    )
+    parser.add_argument(
+        "out", nargs="?", type=Path, metavar="OUT", help=f"a new folder (default: DIR/{CONVERTED}) / 输出文件夹"
+    )
+    console.add_json(parser)
+    return parser
+
+
+def convert(directory: Path, out: Path) -> Sizes:
+    """Writes `out`, a new folder. Raises RequestError, WeightsError, CapacityError; then nothing is there."""
+    config = checkpoint.published_config(directory)
+    networks = {part: _read(directory, config, part) for part in PARTS}
+    files, own = _share(networks)
+    before = sum(_bytes(tensors) for tensors in networks.values())
+    after = sum(_bytes(tensors) for tensors in files.values())
+    with _new_folder(out) as folder:
+        _require_space(folder, after)
+        for name, tensors in files.items():
+            checkpoint.write_safetensors(folder / f"{name}.safetensors", tensors)
+        (folder / PRESET_FILE).write_text(describe_preset("cogvideo", config), encoding="utf-8")
+    return Sizes(before, after, own)
+
+
+def _read(directory: Path, config: ModelConfig, part: Part) -> checkpoint.Tensors:
+    """The tensors that the network has, mapped from its file. Raises WeightsError."""
+    folder = checkpoint_folder(directory, checkpoint.PUBLISHED[part])
+    path, tensors = checkpoint.checkpoint_file(folder), checkpoint.read_published(folder)
+    wanted = expected(config, part)
+    checkpoint.check(path, tensors, wanted)
+    return type(tensors)({name: tensors[name] for name in wanted})
+
+
+def _share(networks: Mapping[Part, checkpoint.Tensors]) -> tuple[dict[str, checkpoint.Tensors], dict[Part, list[str]]]:
+    """(content of each file, names that each part has of its own): the first network's backbone is the common one."""
+    first = next(iter(networks.values()))
+    files = {"backbone": {name: tensor for name, tensor in first.items() if name.startswith(BACKBONE)}}
+    own: dict[Part, list[str]] = {}
+    for part, tensors in networks.items():
+        own[part] = [n for n in files["backbone"] if tensors is not first and not checkpoint.equal(tensors, first, n)]
+        files[part] = {n: t for n, t in tensors.items() if not n.startswith(BACKBONE) or n in own[part]}
+    return files, own
+
+
+@contextmanager
+def _new_folder(out: Path) -> Iterator[Path]:
+    """A folder beside `out` that becomes `out` where the block ends well, and vanishes where it does not."""
+    from filelock import FileLock
+
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(out.with_name(out.name + ".lock")):
+        if out.exists():
+            raise RequestError(
+                f"{out} 已存在：请先删除，或换一个位置。",
+                f"{out} is there already: delete it, or choose another place.",
+            )
+        folder = out.with_name(out.name + ".part")
+        if folder.exists():  # of a process that was killed
+            shutil.rmtree(folder)
+        folder.mkdir()
+        try:
+            yield folder
+            folder.rename(out)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _require_space(folder: Path, needed: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise CapacityError(
+            f"{folder.parent} 所在磁盘仅剩 {gigabytes(free)} GB，需要 {gigabytes(needed)} GB：请清理磁盘。",
+            f"The disk of {folder.parent} has {gigabytes(free)} GB free where {gigabytes(needed)} GB are needed: "
+            "make room, or choose another place.",
+        )
+
+
+def _bytes(tensors: checkpoint.Tensors) -> int:
+    return sum(tensor.nbytes for tensor in tensors.values())

@@ -1,0 +1,1 @@
+"""Devices, placement, memory estimates and presets."""

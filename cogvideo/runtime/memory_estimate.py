@@ -1,0 +1,257 @@
+"""How much memory a model takes under a memory preset, predicted from its sizes, and which preset fits. No torch.
+
+In: `ModelConfig`, `MemoryPreset`, free bytes. Out: bytes, or a preset. Weights and caches are counted exactly; what
+computing takes besides is an upper estimate, compared with what was measured on a CPU (`python -m cogvideo memory`).
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Final
+
+from cogvideo.config import CLIP_FRAMES, MEMORY, MemoryPreset, ModelConfig
+from cogvideo.errors import CapacityError, RequestError
+from cogvideo.token_layout import Layout, Stage
+
+HALF: Final = 2
+"""Bytes of a number on a GPU (fp16)."""
+FULL: Final = 4
+
+GUIDED_ROWS: Final = 2
+"""Keyframes with guidance are drawn in two rows: with the prompt and without."""
+
+LANES: Final = 2
+"""Frames that interpolation draws at the same time."""
+
+STORAGES: Final = 6
+"""Caches that are kept for the next videos: of the first frame, of the keyframes, of three rounds, and one more."""
+
+CAPTURED: Final = 5 * 10**7
+"""Bytes that a captured step has for itself: the allocator's blocks of 2 and 20 MiB (an estimate, not yet measured)."""
+
+NF4_BLOCK: Final = 64
+NF4_OUTER: Final = 256
+"""Numbers that share a scale, and scales that share one of their own."""
+NF4_TABLES: Final = (16 + 256 + 1) * FULL
+"""For each matrix: the 16 values, those of the scales, and the scales' mean."""
+
+WIDTHS: Final = 15
+"""Hidden states' worth of memory that a layer takes while it reads many slots (measured: 14.1)."""
+
+AT_ONCE: Final = 128
+"""Fine tokens that a CPU draws at once; a GPU draws a frame."""
+
+DRAWING: Final = 4
+"""Copies of scores in full precision while tokens are drawn."""
+
+ALLOWANCE: Final = 5 * 10**8
+"""For the codec's weights (0.1 GB), the libraries' workspaces and gaps between allocations (an estimate, not yet
+measured on a GPU). What the codec computes with, 1 kB for each pixel of a pass, is less than a layer of
+super-resolution takes."""
+
+LONG: Final = 1000.0
+"""Gigabytes to be read for a video that are no matter of seconds on any machine."""
+
+ENVIRONMENT: Final = "COGVIDEO_MEMORY"
+
+Phase = str
+PHASES: Final = ("keyframes", "interpolate", "superres")
+
+
+def parameters(model: ModelConfig) -> tuple[int, int, dict[str, int]]:
+    """(numbers in the matrices of the backbone's layers, in the rest of the backbone, in each network's own part)."""
+    h, layers = model.hidden, model.layers
+    matrices = 12 * h * h * layers
+    rest = 17 * h * layers + 2 * h + (model.vocab_size + model.base_positions) * h
+    attention = (4 * h * h + 4 * h) * layers
+    video = attention + h * layers + model.extra_positions * h
+    fine = model.fine_grid[0] * model.fine_grid[1]
+    return matrices, rest, {"stage1": video, "stage2": video, "superres": attention + fine * h}
+
+
+def matrix_bytes(outputs: int, inputs: int, memory: MemoryPreset, number: int) -> int:
+    """One matrix of a layer."""
+    count = outputs * inputs
+    if memory.weights == "exact":
+        return count * number
+    if memory.weights == "nf4":
+        scales = -(-count // NF4_BLOCK)
+        return -(-count // 2) + scales + -(-scales // NF4_OUTER) * FULL + NF4_TABLES
+    return count + outputs * FULL
+
+
+def backbone_bytes(model: ModelConfig, memory: MemoryPreset, number: int) -> int:
+    """What all networks share."""
+    h, rest = model.hidden, parameters(model)[1]
+    shapes = ((3 * h, h), (h, h), (4 * h, h), (h, 4 * h))
+    return model.layers * sum(matrix_bytes(*shape, memory, number) for shape in shapes) + rest * number
+
+
+def pack_bytes(model: ModelConfig, part: str, memory: MemoryPreset, number: int) -> int:
+    """What a network has of its own: the second attention, extra positions."""
+    h = model.hidden
+    other = parameters(model)[2][part] - 4 * h * h * model.layers
+    small = matrix_bytes(3 * h, h, memory, number) + matrix_bytes(h, h, memory, number)
+    return model.layers * small + other * number
+
+
+def weight_bytes(model: ModelConfig, memory: MemoryPreset, device: str | None = None) -> dict[Phase, int]:
+    """Bytes of the weights that are on the device in each phase."""
+    number = _number(memory, device)
+    h, rest = model.hidden, parameters(model)[1] * number
+    head = model.image_tokens * h * FULL if number == HALF else 0  # once more in full precision
+    if memory.offload:
+        largest = 4 * h * h * number
+        own = {part: count - 4 * h * h * model.layers for part, count in parameters(model)[2].items()}
+        return dict.fromkeys(PHASES, rest + sum(own.values()) * number + largest + head)
+    common = backbone_bytes(model, memory, number) + head
+    if memory.fused and number == HALF:  # of both stages
+        common += 2 * 8 * h * h * model.layers * number
+    packs = [pack_bytes(model, part, memory, number) for part in ("stage1", "stage2", "superres")]
+    if memory.stream:  # two exact layers at a time; on a CPU the rest is copied too
+        other = parameters(model)[2]["superres"] - 4 * h * h * model.layers
+        packs[2] = (2 * (16 * h * h + 17 * h) + other) * number + (rest if number == FULL else 0)
+    if memory.swap:
+        return {phase: common + pack for phase, pack in zip(PHASES, packs, strict=True)}
+    return dict.fromkeys(PHASES, common + sum(packs))
+
+
+def cache_bytes(model: ModelConfig, stage: Stage, rows: int, memory: MemoryPreset, device: str | None = None) -> int:
+    """Keys and values of `rows` sequences of a stage, for the longest text."""
+    layout, text, number = Layout(model), model.text_length, _number(memory, device)
+    lane = (1 if stage == 1 else LANES) * (text + model.tokens_per_frame)
+    places = sum(lane + layout.shelf(stage, layer % 2, text).capacity for layer in range(model.layers))
+    position = model.hidden + model.heads * number if memory.int8_cache else model.hidden * number
+    return 2 * rows * places * position  # keys and values
+
+
+def storage_bytes(model: ModelConfig, memory: MemoryPreset, device: str | None = None) -> int:
+    """The cache of the largest batch; that of the present batch and what earlier ones left never take more together."""
+    batches: tuple[tuple[Stage, int], ...] = (1, GUIDED_ROWS), (2, memory.rows)
+    return max(cache_bytes(model, stage, rows, memory, device) for stage, rows in batches)
+
+
+def left_bytes(model: ModelConfig, memory: MemoryPreset, device: str | None = None) -> int:
+    """Storage that may be there in any phase, since earlier batches left it; 0 where none is kept (`models.kept`)."""
+    kept = (device or memory.device) == "cuda" and not (memory.swap or memory.offload or memory.int8_cache)
+    return storage_bytes(model, memory, device) if kept else 0
+
+
+def captured_bytes(memory: MemoryPreset, device: str | None = None) -> int:
+    """Of captured steps (`models.graphs`): on each cache two, of one frame and of two."""
+    if (device or memory.device) != "cuda" or memory.offload or memory.int8_cache:
+        return 0
+    return 2 * CAPTURED * (1 if memory.swap else STORAGES)
+
+
+def step_bytes(model: ModelConfig, memory: MemoryPreset, rows: int, given: int, device: str | None = None) -> int:
+    """Reading the text and `given` frames of `rows` sequences, which takes more than drawing after it."""
+    number, h = _number(memory, device), model.hidden
+    slots = model.text_length + given * model.tokens_per_frame
+    matrix = 0 if memory.weights == "exact" else 4 * h * h * (number + FULL)
+    return rows * (slots * h * WIDTHS + _masks(model, given)) * number + matrix
+
+
+def superres_bytes(model: ModelConfig, memory: MemoryPreset, device: str | None = None) -> int:
+    """Logits and the widest layer for the frames of one pass; where layers are streamed, the states of all frames."""
+    number, frames = _number(memory, device), memory.frames_per_pass
+    fine = model.fine_grid[0] * model.fine_grid[1]
+    slots = model.superres_text_length + model.tokens_per_frame + fine
+    rows = AT_ONCE if number == FULL else fine
+    drawing = (rows * DRAWING + model.hidden) * model.image_tokens * FULL
+    waiting = (CLIP_FRAMES[-1] if memory.stream else frames) * slots * model.hidden * number
+    return max(frames * slots * model.hidden * WIDTHS * number, drawing) + waiting
+
+
+def phase_bytes(model: ModelConfig, memory: MemoryPreset, device: str | None = None) -> dict[Phase, int]:
+    """The most memory that each phase of a video of 33 frames is expected to take on the device."""
+    weights = weight_bytes(model, memory, device)
+    given = -(-model.keyframes // 2)
+    rows, left = memory.rows, left_bytes(model, memory, device)
+    stored = {
+        "keyframes": max(left, cache_bytes(model, 1, GUIDED_ROWS, memory, device)),
+        "interpolate": max(left, cache_bytes(model, 2, rows, memory, device)),
+        "superres": left,
+    }
+    working = {
+        "keyframes": step_bytes(model, memory, GUIDED_ROWS, 1, device),
+        "interpolate": step_bytes(model, memory, rows, given, device),
+        "superres": superres_bytes(model, memory, device),
+    }
+    captured = captured_bytes(memory, device)
+    return {phase: weights[phase] + stored[phase] + captured + working[phase] for phase in PHASES}
+
+
+def peak_bytes(model: ModelConfig, memory: MemoryPreset, device: str | None = None) -> int:
+    """The most memory that drawing a video is expected to take, on the device (None: the preset's own)."""
+    return max(phase_bytes(model, memory, device).values()) + ALLOWANCE
+
+
+def gigabytes_read(model: ModelConfig, memory: MemoryPreset, device: str | None = None) -> float:
+    """What drawing the tokens of a video of 33 frames reads of the weights, each step all of them once."""
+    number, h = _number(memory, device), model.hidden
+    head = model.image_tokens * h * number
+    attention = model.layers * (matrix_bytes(3 * h, h, memory, number) + matrix_bytes(h, h, memory, number))
+    backbone = attention + model.layers * 2 * matrix_bytes(4 * h, h, memory, number) + head
+    layout, size = Layout(model), model.tokens_per_frame
+    passes = sum(-(-(2**level) // memory.rows) for level in range(1, len(CLIP_FRAMES)))
+    both = (model.keyframes - 1) * size + passes * (size + layout.wavefront_lag)
+    return (size * backbone + both * (backbone + attention)) / 1e9
+
+
+def takes_long(model: ModelConfig, memory: MemoryPreset, device: str | None = None) -> bool:
+    """Whether somebody wants to know beforehand how long a video takes."""
+    return gigabytes_read(model, memory, device) > LONG
+
+
+def superres_gigaflop(model: ModelConfig) -> float:
+    """The products of super-resolution of 33 frames."""
+    fine = model.fine_grid[0] * model.fine_grid[1]
+    slots = model.superres_text_length + model.tokens_per_frame + fine
+    frame = 2 * 12 * model.hidden**2 * slots * model.layers + 2 * fine * model.image_tokens * model.hidden
+    return CLIP_FRAMES[-1] * frame / 1e9
+
+
+def choose(model: ModelConfig, device: str, free: int, wanted: str | None = None) -> MemoryPreset:
+    """The named preset, or the first one for `device` ("cuda", "cpu") that fits into `free` bytes.
+
+    `wanted` None: what the environment's COGVIDEO_MEMORY says, if anything. Raises RequestError for a name that does
+    not exist, CapacityError where nothing fits.
+    """
+    name = wanted or os.environ.get(ENVIRONMENT) or None
+    if name is not None:
+        if name not in MEMORY:
+            there = ", ".join(MEMORY)
+            raise RequestError(
+                f"没有名为 {name} 的显存预设：可用的有 {there}。",
+                f"There is no memory preset {name}: there are {there}.",
+            )
+        return MEMORY[name]
+    rows = [row for row in MEMORY.values() if row.device == device]
+    for row in rows:
+        if peak_bytes(model, row) <= free:
+            return row
+    least = min(peak_bytes(model, row) for row in rows)
+    raise CapacityError(
+        f"该模型在 {device} 上至少需要约 {least / 1e9:.1f} GB，目前仅有 {free / 1e9:.1f} GB 可用："
+        "请关闭其他程序，换用更大的显卡，或使用 --model mini。",
+        f"On {device} this model takes about {least / 1e9:.1f} GB at least, and {free / 1e9:.1f} GB are free: close "
+        "other programs, take a larger card, or use --model mini.",
+    )
+
+
+def smaller(model: ModelConfig, memory: MemoryPreset, device: str) -> MemoryPreset | None:
+    """The best preset that takes less than `memory` does on `device` ("cuda", "cpu"); None where there is none."""
+    limit = peak_bytes(model, memory, device)
+    rows = [row for row in MEMORY.values() if row.device == "cuda"]
+    return next((row for row in rows if peak_bytes(model, row, device) < limit), None)
+
+
+def _number(memory: MemoryPreset, device: str | None) -> int:
+    return FULL if (device or memory.device) == "cpu" else HALF
+
+
+def _masks(model: ModelConfig, given: int) -> int:
+    """Numbers of the masks of one sequence while `given` frames are read."""
+    size, text = model.tokens_per_frame, model.text_length
+    return given * size * (text + size) + given * size * (text + given * model.window**2)

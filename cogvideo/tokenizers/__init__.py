@@ -1,0 +1,1 @@
+"""Text and pixels to token ids and back."""

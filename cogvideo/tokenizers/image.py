@@ -1,0 +1,208 @@
+"""Image tokens [B, N] <-> pixels uint8 [B, H, W, 3], through icetk's hierarchical VQ-VAE at level 1 (8 pixels a token).
+
+The published codec is icetk's own configuration with `ice_image.pt`. A small one is a JSON file with HVQVAE's arguments
+and a safetensors file with its weights, under the same names. A codec is an instance, never icetk's global one.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from cogvideo import compat
+from cogvideo.config import ASSETS, Preset
+from cogvideo.errors import WeightsError
+from cogvideo.weights.catalog import ICETK_FOLDER
+
+MEAN: Final = (0.79093, 0.76271, 0.75340)
+"""Mean of the pixels (0 to 1, RGB) that the codec was trained with."""
+STD: Final = (0.30379, 0.32279, 0.32800)
+
+LEVEL: Final = 1
+"""Level of the VQ-VAE: 0 has 4 pixels a token, 1 has 8, 2 has 16."""
+
+Pixels = npt.NDArray[np.uint8]
+
+
+class FrameCodec:
+    """Turns frames into tokens and back. `model` is an HVQVAE in evaluation mode.
+
+    `tokens_per_pass`: work is cut into so many tokens (at least one frame), by default four published enlarged frames.
+    """
+
+    def __init__(self, model: nn.Module, tokens_per_pass: int = 4 * 60 * 60) -> None:
+        self.model: Any = model.eval().requires_grad_(False)
+        self.tokens_per_pass = tokens_per_pass
+
+    @classmethod
+    def load(
+        cls,
+        preset: Preset,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        folder: Path | None = None,
+    ) -> FrameCodec:
+        """Read the preset's codec from `folder` (default: its assets, else icetk's folder). Raises WeightsError."""
+        folder = folder or ASSETS / preset.name
+        if (folder / "codec.json").is_file():
+            model, path = build_codec(folder / "codec.json", device="meta"), folder / "codec.safetensors"
+            tensors = _read(path, load_file)
+        else:
+            model, path = _published_codec(), ICETK_FOLDER.expanduser() / "ice_image.pt"
+            tensors = _read(path, _read_pickle)
+        _keep_level(model)
+        _fill(model, tensors, path)
+        return cls(model.to(device, dtype, memory_format=torch.channels_last))  # convolutions of few frames are quicker
+
+    @torch.inference_mode()
+    def encode(self, pixels: Pixels) -> Tensor:
+        """uint8 [B, H, W, 3] with H and W divisible by 8 -> int64 [B, H/8 * W/8], row by row."""
+        _, height, width, _ = pixels.shape
+        at_once = self._frames_at_once(height // 8 * (width // 8))
+        return torch.cat([self._encode(pixels[i : i + at_once]) for i in range(0, len(pixels), at_once)])
+
+    @torch.inference_mode()
+    def decode(self, tokens: Tensor, grid: tuple[int, int]) -> Pixels:
+        """int [B, h*w] on a grid (h, w) -> uint8 [B, 8h, 8w, 3]."""
+        codes = tokens.to(self._embedding.device, torch.long).unflatten(1, grid)  # [B, h, w]
+        return np.concatenate([self._decode(part) for part in codes.split(self._frames_at_once(grid[0] * grid[1]))])
+
+    def decode_enlarged(self, fine: Tensor, coarse: Tensor, preset: Preset) -> Pixels:
+        """Super-resolution's tokens [B, fine tokens] and those [B, N] that it enlarged -> uint8 [B, H, W, 3]."""
+        large, share = self.decode(fine, preset.model.fine_grid), preset.back_projection
+        return project_back(large, self.decode(coarse, preset.model.grid), share) if share else large
+
+    def decode_partial(self, tokens: Tensor, grid: tuple[int, int]) -> Pixels:
+        """The first tokens int [k] of one frame, k >= w -> uint8 [8h, 8w, 3]; missing rows show the mean colour."""
+        height, width = grid
+        rows = len(tokens) // width
+        drawn = tokens[: rows * width]
+        filled = torch.cat([drawn, drawn[-width:].repeat(height - rows)])  # the last row again: no seam in the decoder
+        frame = self.decode(filled[None], grid)[0]
+        edge = rows * frame.shape[0] // height
+        frame[edge:] = frame[:edge].mean((0, 1)).round().astype(np.uint8)
+        return frame
+
+    def _frames_at_once(self, tokens: int) -> int:
+        return max(1, self.tokens_per_pass // tokens)
+
+    @property
+    def _embedding(self) -> Tensor:
+        weight: Tensor = self.model.quantize.embed.weight
+        return weight
+
+    def _encode(self, pixels: Pixels) -> Tensor:
+        like = self._embedding
+        values = torch.from_numpy(np.ascontiguousarray(pixels)).to(like.device).permute(0, 3, 1, 2).float() / 255
+        mean, std = _constants(like.device)
+        _, _, codes = self.model.single_encode(((values - mean) / std).to(like.dtype), LEVEL)  # [B, h, w]
+        return codes.flatten(1)
+
+    def _decode(self, codes: Tensor) -> Pixels:
+        mean, std = _constants(codes.device)
+        values = self.model.single_decode_code(codes, LEVEL).float() * std + mean  # [B, 3, H, W]
+        bytes_ = values.clamp_(0, 1).mul_(255).round_().to(torch.uint8).permute(0, 2, 3, 1)
+        return bytes_.contiguous().cpu().numpy()
+
+
+def project_back(large: Pixels, small: Pixels, share: float) -> Pixels:
+    """Enlarged frames uint8 [F, kH, kW, 3] -> the same, nearer to the small ones [F, H, W, 3] that they came from.
+
+    What their averages over k x k pixels lack of the small frames is enlarged and added: detail stays, what stands in
+    the wrong place fades (Irani and Peleg 1991, "Improving resolution by image registration"). `share`, 0 to 1: how
+    much of it.
+    """
+    if not share:
+        return large
+    factor = large.shape[1] // small.shape[1]
+    drawn, meant = (torch.from_numpy(frames).permute(0, 3, 1, 2).float() for frames in (large, small))
+    lacking = meant - F.avg_pool2d(drawn, factor)  # [F, 3, H, W]
+    drawn += share * F.interpolate(lacking, scale_factor=factor, mode="bicubic", align_corners=False)
+    return drawn.clamp_(0, 255).round_().to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
+
+
+def build_codec(config: Path, device: torch.device | str = "cpu") -> Any:
+    """An untrained HVQVAE from a JSON file with its arguments. Raises WeightsError."""
+    compat.prepare()
+    from icetk.vqvae import HVQVAE
+
+    try:
+        arguments = json.loads(config.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise _damaged(config, str(error)) from error
+    with torch.device(device):
+        return HVQVAE(**arguments)
+
+
+def _published_codec() -> Any:
+    compat.prepare()
+    from icetk.vqvae import load_default_HVQVAE
+
+    with torch.device("meta"):
+        return load_default_HVQVAE()
+
+
+def _keep_level(model: Any) -> None:
+    """Drop what level 1 never uses: other decoders, other samplers, the statistics of the codebook's training."""
+    for number in range(len(model.decs)):
+        if number != 2 - LEVEL:  # as HVQVAE.single_decode_code numbers them
+            model.decs[number] = nn.Identity()
+    model.down_samplers = model.down_samplers[:LEVEL]
+    for name in ("cluster_size", "embed_avg"):
+        if hasattr(model.quantize, name):
+            delattr(model.quantize, name)
+
+
+def _fill(model: Any, tensors: Mapping[str, Tensor], path: Path) -> None:
+    wanted: dict[str, Tensor] = model.state_dict()
+    for name, like in wanted.items():
+        if name not in tensors:
+            raise _damaged(path, f"{name} is missing")
+        if tensors[name].shape != like.shape:
+            raise _damaged(path, f"{name} is {tuple(tensors[name].shape)}, not {tuple(like.shape)}")
+    model.load_state_dict({name: tensors[name].float() for name in wanted}, assign=True)
+
+
+def _read(path: Path, reader: Any) -> Mapping[str, Tensor]:
+    if not path.is_file():
+        raise WeightsError(
+            f"找不到图像编解码器权重 {path}：请重新克隆本仓库，或运行 python -m cogvideo download cogvideo。",
+            f"The image codec's weights {path} are missing: clone the repository anew, or, for cogvideo, run "
+            "python -m cogvideo download cogvideo.",
+        )
+    try:
+        tensors: Mapping[str, Tensor] = reader(path)
+    except Exception as error:  # each file format has exceptions of its own
+        raise _damaged(path, f"{type(error).__name__}: {error}") from error
+    return tensors
+
+
+def _read_pickle(path: Path) -> Mapping[str, Tensor]:
+    """icetk's checkpoint: a state dict under `module`; files from before torch 1.6 cannot be mapped."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except RuntimeError:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    tensors: Mapping[str, Tensor] = content["module"]
+    return tensors
+
+
+def _damaged(path: Path, why: str) -> WeightsError:
+    return WeightsError(
+        f"文件 {path} 已损坏或属于另一个模型（{why}）：请重新下载该文件。",
+        f"The file {path} is damaged or belongs to another model ({why}): download it again.",
+    )
+
+
+def _constants(device: torch.device) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of the pixels, [3, 1, 1] each."""
+    return torch.tensor(MEAN, device=device)[:, None, None], torch.tensor(STD, device=device)[:, None, None]

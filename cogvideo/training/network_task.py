@@ -1,0 +1,215 @@
+"""What each network learns from clips on its own: the backbone single frames, stage 1 keyframes, stage 2 frames between
+given ones, super-resolution fine tokens. Tokens of a `ClipDataset` in, a cross-entropy in nats a token out.
+
+As in the paper a network learns beside a frozen backbone (`attention_plus`, the gate and the extra positions only).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from cogvideo.config import Preset
+from cogvideo.data.dataset import KEYFRAMES, ClipDataset, TokenClip, order
+from cogvideo.errors import RequestError
+from cogvideo.models.base import TokenModel, left_pad
+from cogvideo.models.superres_lm import PAD, SuperResLM
+from cogvideo.models.video_lm import VideoLM
+from cogvideo.tokenizers.text import (
+    TextTokenizer,
+    between_text,
+    first_frame_text,
+    superres_text,
+    unconditional_text,
+    video_text,
+)
+
+Part = Literal["backbone", "stage1", "stage2", "superres"]
+PARTS: tuple[Part, ...] = ("backbone", "stage1", "stage2", "superres")
+
+Draw = Callable[[Tensor, tuple[int, int]], npt.NDArray[np.uint8]]
+"""Tokens [B, N] on a grid -> frames uint8 [B, H, W, 3]; `FrameCodec.decode` is one."""
+
+
+@dataclass(frozen=True)
+class PartOptions:
+    """What a step of one network holds, and what of the network learns."""
+
+    batch: int = 16
+    """Sequences of a step: all processes and all accumulated shares together."""
+    unconditional: float = 0.1
+    """Share of stage-1 clips whose caption is left out, for guidance."""
+    freeze_backbone: bool = True
+    checkpoint_layers: bool = False
+    """Keep no activations inside the layers and compute them again: less memory, a third more time."""
+    fresh: bool = False
+    """Begin with attention_plus as a copy of the backbone's, though the starting point has one of its own."""
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Texts padded on the left, what the network is given, and the tokens that it is to predict."""
+
+    text: Tensor  # [B, T]
+    text_length: Tensor  # [B]
+    given: Tensor  # [B, N] or [B, F, N]
+    wanted: Tensor  # [B, ..., N]
+
+
+class PartTask:
+    """Loss of one network for the training loop."""
+
+    def __init__(
+        self,
+        network: TokenModel,
+        part: Part,
+        dataset: ClipDataset,
+        preset: Preset,
+        tokenizer: TextTokenizer,
+        options: PartOptions,
+        draw: Draw | None = None,
+    ) -> None:
+        self.module: nn.Module = network
+        self.network, self.part, self.dataset = network, part, dataset
+        self.preset, self.tokenizer, self.options, self.draw = preset, tokenizer, options, draw
+        self.pad = PAD if part == "superres" else tokenizer.token("<pad>")
+        self.learnt: nn.Module = self._choose_learnt()
+        if options.checkpoint_layers:
+            checkpoint_layers(network)
+
+    def _choose_learnt(self) -> nn.Module:
+        """Freeze what does not learn; what does keeps its published names."""
+        self.network.requires_grad_(False)
+        if self.part == "backbone":
+            learnt = nn.ModuleDict({"transformer": self.network.transformer})
+        elif self.options.freeze_backbone:
+            learnt = nn.ModuleDict({"mixins": self.network.mixins})
+        else:
+            learnt = nn.ModuleDict({"transformer": self.network.transformer, "mixins": self.network.mixins})
+        return learnt.requires_grad_(True)
+
+    def loss(self, step: int, share: int = 0, shares: int = 1) -> tuple[Tensor, dict[str, float]]:
+        """Mean cross-entropy of one of the equal shares of a step's sequences."""
+        count = self.options.batch
+        if count % shares:
+            raise RequestError(
+                f"每步 {count} 个序列不能平分为 {shares} 份（进程数乘以 accumulate）：请修改 batch。",
+                f"The {count} sequences of a step do not divide into {shares} shares (processes times accumulate): "
+                "change batch.",
+            )
+        batch = self.batch(range(step * count + share, (step + 1) * count, shares))
+        logits = self._logits(batch)
+        value = F.cross_entropy(logits.flatten(0, -2), batch.wanted.flatten())
+        return value, {}
+
+    def batch(self, numbers: Sequence[int]) -> Batch:
+        """The sequences with these numbers, counted from the start of training, on the network's device."""
+        rows = [self._sequence(number) for number in numbers]
+        device = self.network.transformer.word_embeddings.weight.device
+        superres = self.part == "superres"
+        slots = self.preset.model.superres_text_length if superres else self.preset.model.text_length
+        text, text_length = left_pad([row.text for row in rows], slots, self.pad, device)
+        given, wanted = (
+            torch.from_numpy(np.stack(arrays).astype(np.int64)).to(device)
+            for arrays in ([row.given for row in rows], [row.wanted for row in rows])
+        )
+        return Batch(text, text_length, given, wanted)
+
+    def _sequence(self, number: int) -> _Sequence:
+        """Sequence `number`: its clip follows from the epoch's order, everything else from a generator of its own."""
+        epoch, place = divmod(number, len(self.dataset))
+        clip = self.dataset[_cached_order(len(self.dataset), self.options.seed, epoch)[place]]
+        rng = np.random.default_rng((self.options.seed, number))
+        return _SEQUENCES[self.part](self, clip, rng)
+
+    def _backbone_sequence(self, clip: TokenClip, rng: np.random.Generator) -> _Sequence:
+        frame = clip.keyframes[rng.integers(KEYFRAMES)]
+        return _Sequence(first_frame_text(self.tokenizer, self.preset, clip.caption), frame, frame)
+
+    def _stage1_sequence(self, clip: TokenClip, rng: np.random.Generator) -> _Sequence:
+        if rng.random() < self.options.unconditional:
+            text = unconditional_text(self.tokenizer, self.preset, clip.seconds)
+        else:
+            text = video_text(self.tokenizer, self.preset, clip.caption, clip.seconds)
+        return _Sequence(text, clip.keyframes, clip.keyframes[1:])
+
+    def _stage2_sequence(self, clip: TokenClip, rng: np.random.Generator) -> _Sequence:
+        frames, seconds = draw_window(clip, rng)
+        return _Sequence(between_text(self.tokenizer, clip.caption, seconds), frames, frames[[1, 3]])
+
+    def _superres_sequence(self, clip: TokenClip, rng: np.random.Generator) -> _Sequence:
+        at = rng.integers(KEYFRAMES)
+        return _Sequence(superres_text(self.tokenizer, clip.caption), clip.keyframes[at], clip.fine[at])
+
+    def _logits(self, batch: Batch) -> Tensor:
+        """Scores of the wanted tokens, [B, ..., N, image tokens]."""
+        if isinstance(self.network, SuperResLM):
+            return self.network(batch.text, batch.text_length, batch.given)
+        assert isinstance(self.network, VideoLM)
+        if self.part == "backbone":
+            return self.network.forward_images(batch.text, batch.text_length, batch.given)
+        scored = (1, 3) if self.part == "stage2" else range(1, KEYFRAMES)
+        return self.network.forward_training(batch.text, batch.text_length, batch.given, tuple(scored))
+
+    @torch.no_grad()
+    def picture(self) -> npt.NDArray[np.uint8] | None:
+        """The tokens to predict of two sequences, above those that the network finds most likely, each given the true
+        ones before it: uint8 [H, W, 3].
+        """
+        if self.draw is None:
+            return None
+        batch = self.batch(range(2))
+        model = self.preset.model
+        grid = model.fine_grid if self.part == "superres" else model.grid
+        rows = []
+        for tokens in (batch.wanted, self._logits(batch).argmax(-1)):
+            frames = self.draw(tokens.reshape(-1, grid[0] * grid[1]).cpu(), grid)  # [B * F, H, W, 3]
+            rows.append(np.concatenate(list(frames), axis=1))
+        return np.concatenate(rows)
+
+
+@dataclass(frozen=True)
+class _Sequence:
+    """A row of a batch before it is padded."""
+
+    text: list[int]
+    given: npt.NDArray[np.integer]
+    wanted: npt.NDArray[np.integer]
+
+
+_SEQUENCES: dict[Part, Callable[[PartTask, TokenClip, np.random.Generator], _Sequence]] = {
+    "backbone": PartTask._backbone_sequence,
+    "stage1": PartTask._stage1_sequence,
+    "stage2": PartTask._stage2_sequence,
+    "superres": PartTask._superres_sequence,
+}
+
+_cached_order = lru_cache(maxsize=4)(order)
+
+
+def draw_window(clip: TokenClip, rng: np.random.Generator) -> tuple[npt.NDArray[np.integer], float]:
+    """Five frames in a row as a round of interpolation sees them, and their duration.
+
+    Round r works on windows of duration / 2**r that start at multiples of it. A clip of five frames is one window.
+    """
+    rounds = ((len(clip.frames) - 1) // (KEYFRAMES - 1)).bit_length() - 1
+    chosen = int(rng.integers(1, rounds + 1)) if rounds else 0
+    steps = (len(clip.frames) - 1) >> chosen
+    start = steps * int(rng.integers(2**chosen))
+    return clip.frames[start : start + steps + 1 : steps // (KEYFRAMES - 1)], clip.seconds / 2**chosen
+
+
+def checkpoint_layers(network: TokenModel) -> None:
+    """Let every layer keep its input alone and compute the rest again in the backward pass."""
+    for layer in network.transformer.layers:
+        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)

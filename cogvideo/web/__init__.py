@@ -1,0 +1,1 @@
+"""The Gradio page, its HTTP routes and its API."""

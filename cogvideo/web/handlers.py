@@ -1,0 +1,361 @@
+"""What happens on the page: each method answers one event with updates of components. No model work, no torch.
+
+One instance serves all visitors and remembers none of them: `me`, which their browser keeps, says who asks.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from cogvideo.config import MAX_DRAFTS, VideoRequest
+from cogvideo.errors import CogVideoError, RequestError
+from cogvideo.jobs.artifacts import read_settings
+from cogvideo.jobs.follow_ups import go_on, kept_tokens
+from cogvideo.jobs.keys import new_key, new_seed
+from cogvideo.jobs.service import Jobs
+from cogvideo.jobs.state import View
+from cogvideo.token_frames import TokenFrames
+from cogvideo.web import form as web_form
+from cogvideo.web.components import Chosen, Parts, Updates, merged, notice_html
+from cogvideo.web.form import Form
+from cogvideo.web.model_options import Held, large
+from cogvideo.web.start_image import data_uri, last_frame, read_picture, start_of, start_value
+
+LOG = logging.getLogger(__name__)
+
+
+def _said(handler: Callable[..., Updates]) -> Callable[..., Updates]:
+    """A handler whose errors become a sentence on the page; nothing else changes then."""
+
+    @functools.wraps(handler)
+    def answer(self: Actions, me: Any, *rest: Any) -> Updates:
+        me = known(me)
+        try:
+            return handler(self, me, *rest)
+        except CogVideoError as error:
+            words = error.message(me["language"])
+        except Exception:
+            LOG.exception("The page could not answer")
+            words = self.say(me["language"], "unexpected")
+        return {self.parts.notice: notice_html(words, "error")}
+
+    return answer
+
+
+class Actions:
+    """The handlers of all events, by what people do."""
+
+    def __init__(self, jobs: Jobs, parts: Parts, gallery: Sequence[dict[str, Any]]) -> None:
+        self.jobs, self.parts, self.gallery = jobs, parts, gallery
+        self.own = jobs.preset.name
+        self.say = parts.words.say
+
+    # Coming and going.
+
+    def enter(self, me: Any, request: gr.Request) -> Updates:
+        """Somebody opens or reloads the page: their language, the job or the settings of the link, their history."""
+        query = dict(request.query_params)
+        me = known(me, query.get("lang") or request.headers.get("accept-language"))
+        language = me["language"]
+        model = query["m"] if query.get("m") in self.jobs.offers else self.own
+        form, words, kind = self._from_link(query, model, language)
+        view, start = None, None
+        if "job" in query:
+            try:
+                view = self.jobs.view(query["job"])
+            except RequestError as error:
+                words, kind = (self.say(language, "shared_gone"), "") if form else (error.message(language), "error")
+                words += self.say(language, "shared_without_start") if form and "ff" in query else ""
+            else:
+                model, start = view.model, _start_of_job(view)
+                form, words = form or self._form_of(view), ""
+        view = view or next((own for own in self.jobs.history(me["key"], 5) if own.active and not form), None)
+        return self._entered(me, form, model, start, view) | {self.parts.notice: notice_html(words, kind)}
+
+    def _entered(
+        self, me: dict[str, str], form: Form | None, model: str, start: dict[str, Any] | None, view: View | None
+    ) -> Updates:
+        parts, language = self.parts, me["language"]
+        usual = self._usual(model)
+        updates = merged(parts.clothes(self._chosen(language, model)), self._rates(usual, language, model))
+        updates = merged(updates, {parts.seed: gr.update(value=new_seed())})
+        if form:
+            updates = merged(updates, self._fill(form, language, model, start))
+        value = self._screen(view.id, me["key"]) if view else {}
+        if value.get("mine"):
+            updates = merged(updates, {parts.fresh: gr.update(value=True)})
+        return updates | {
+            parts.me: me,
+            parts.language: language,
+            parts.reading: self.read(me, form.prompt if form else "", (form or usual).superres, model),
+            parts.screen: {**value, "language": language},
+            parts.shelf: self.history(me),
+        }
+
+    def speak(
+        self, me: Any, language: str, prompt: str, frames: int, seconds: float, superres: bool, model: str, memory: str
+    ) -> Updates:
+        """The page in another language."""
+        me = {**known(me), "language": language}
+        form = Form(frames=frames, seconds=seconds, superres=superres)
+        clothes = self.parts.clothes(self._chosen(language, model))
+        clothes = merged(clothes, {self.parts.memory: gr.update(value=memory)})
+        clothes = merged(clothes, self._rates(form, language, model, memory))
+        return {**clothes, self.parts.me: me, self.parts.reading: self.read(me, prompt, superres, model)}
+
+    # Asking for videos.
+
+    @_said
+    def submit(self, me: Any, *values: Any) -> Updates:
+        """Puts what the form says into the queue, or says why not."""
+        return self._submit(me, 1, *values)
+
+    @_said
+    def draft(self, me: Any, *values: Any) -> Updates:
+        """As `submit`, but four strips of keyframes to choose from."""
+        return self._submit(me, MAX_DRAFTS, *values)
+
+    def _submit(self, me: dict[str, str], drafts: int, *values: Any) -> Updates:
+        *form, model, memory, fresh, comment = values
+        preset = self.jobs.offer(model).preset
+        request = _form(form, new_seed() if fresh else None).request(preset.sampling)
+        view = self.jobs.submit(replace(request, drafts=drafts), me["key"], comment, model, memory or None)
+        return self._asked(view, me)
+
+    @_said
+    def again(self, me: Any, event: gr.EventData) -> Updates:
+        """New jobs from the one on the screen, with one thing changed; the first of them is shown."""
+        drafts = [int(draft) for draft in event.drafts]
+        view, *_ = go_on(self.jobs, str(event.id), str(event.change), me["key"], drafts)
+        updates = self._fill(self._form_of(view), me["language"], view.model, _start_of_job(view))
+        return merged(updates, self._asked(view, me))
+
+    def _asked(self, view: View, me: dict[str, str]) -> Updates:
+        """A new job is on the screen."""
+        language = me["language"]
+        notes = "".join(zh if language == "zh" else f"{en} " for zh, en in view.notes)
+        return {
+            self.parts.me: me,
+            self.parts.screen: {**self._screen(view.id, me["key"]), "asked": True},
+            self.parts.notice: notice_html(notes),
+            self.parts.seed: view.request.seed,
+            self.parts.shelf: self.history(me),
+        }
+
+    # The screen and the shelf.
+
+    @_said
+    def show(self, me: Any, event: gr.EventData) -> Updates:
+        """Puts a job of the history on the screen."""
+        return {self.parts.screen: self._screen(str(event.id), me["key"]), self.parts.notice: ""}
+
+    @_said
+    def stop(self, me: Any, event: gr.EventData) -> Updates:
+        self.jobs.stop(str(event.id), me["key"], after_level=bool(event.level))
+        return {self.parts.notice: ""}
+
+    @_said
+    def remove(self, me: Any, event: gr.EventData) -> Updates:
+        """Deletes a job; a screen that shows it is empty then (screen_watch.js asks for it)."""
+        self.jobs.delete(str(event.id), me["key"])
+        return {self.parts.shelf: self.history(me), self.parts.notice: ""}
+
+    def look_again(self, me: Any, frames: int, seconds: float, superres: bool, model: str, memory: str) -> Updates:
+        """Something has ended: the history, and how long the queue is now."""
+        form = Form(frames=frames, seconds=seconds, superres=superres)
+        rates = self._rates(form, known(me)["language"], model, memory)
+        return {self.parts.shelf: self.history(me), self.parts.outcome: rates[self.parts.outcome]}
+
+    def history(self, me: Any) -> list[dict[str, Any]]:
+        return [web_form.card_value(view) for view in self.jobs.history(known(me)["key"])]
+
+    # Filling in the form.
+
+    @_said
+    def go_on(self, me: Any, event: gr.EventData) -> Updates:
+        """Fills the form so that the next video begins with the last frame of the one on the screen."""
+        view = self.jobs.view(str(event.id))
+        first = last_frame(kept_tokens(self.jobs, view.id))
+        form = replace(self._form_of(view), seed=None, between=None)
+        return self._fill(form, me["language"], view.model, self._begin(first, view.model)) | self._ready(me)
+
+    @_said
+    def look(self, me: Any, file: str | None, model: str) -> Updates:
+        """Shows what the model sees of an uploaded picture, which then is the first frame."""
+        parts = self.parts
+        if not file:
+            return {parts.notice: ""}
+        try:
+            picture = read_picture(Path(file), self.jobs.offer(model).preset.frame_size)
+            start = self._begin(self.jobs.encode(picture, model), model, picture)
+        except CogVideoError as error:  # the field is free for another picture
+            return {parts.picture: None, parts.notice: notice_html(error.message(me["language"]), "error")}
+        finally:
+            Path(file).unlink(missing_ok=True)
+        return {parts.begin: start, parts.picture: None} | self._ready(me)
+
+    def _begin(self, first: TokenFrames, model: str, picture: Any = None) -> dict[str, Any]:
+        seen = data_uri(self.jobs.decode(first, model)[0])
+        return start_value(first, seen, None if picture is None else data_uri(picture))
+
+    def _ready(self, me: dict[str, str]) -> Updates:
+        return {self.parts.notice: notice_html(self.say(me["language"], "start_ready"))}
+
+    @_said
+    def reuse(self, me: Any, event: gr.EventData) -> Updates:
+        """Fills the form with a job's settings, seed included."""
+        view = self.jobs.view(str(event.id))
+        filled = self._fill(self._form_of(view), me["language"], view.model, _start_of_job(view))
+        return {**filled, self.parts.notice: ""}
+
+    @_said
+    def restore(self, me: Any, file: str | None) -> Updates:
+        """Fills the form with the settings inside a file that was downloaded here."""
+        language, parts = me["language"], self.parts
+        words, found, start = self.say(language, "file_without"), None, None
+        try:
+            found = read_settings(Path(file)) if file else None
+            request, model = found or (VideoRequest(""), self.own)
+            model = model if model in self.jobs.offers else self.own
+            start = self._begin(request.first_frame, model) if request.first_frame else None
+        except CogVideoError as error:  # the field is free for another file
+            words, found = error.message(language), None
+        if found is None:
+            return {parts.file: None, parts.notice: notice_html(words, "error")}
+        form = Form.of(request, self.jobs.offer(model).preset.sampling)
+        notice = notice_html(self.say(language, "file_restored"))
+        return {**self._fill(form, language, model, start), parts.file: None, parts.notice: notice}
+
+    @_said
+    def vary(self, me: Any, event: gr.EventData) -> Updates:
+        """Fills the form with the settings of a clip of the gallery, with a seed of its own."""
+        clip = self.gallery[int(event.index)]
+        wish = {name: clip[name] for name in ("prompt", "frames", "seconds")}
+        form = replace(self._usual(self.own), **wish, seed=new_seed())
+        return {**self._fill(form, me["language"], self.own), self.parts.fresh: True, self.parts.notice: ""}
+
+    # While somebody types and chooses.
+
+    def choose(self, event: gr.EventData) -> str:
+        return str(event.text)
+
+    def append(self, prompt: str, event: gr.EventData) -> str:
+        return f"{prompt}{event.text}"
+
+    def read(self, me: Any, prompt: str, superres: bool, model: str) -> str:
+        """What the model reads of the prompt, or why it cannot; while there is none, what helps to write one."""
+        language = known(me)["language"]
+        if not prompt.strip():
+            return web_form.unwritten_html(self.parts.words, language)
+        try:
+            reading = self.jobs.read(VideoRequest(prompt, superres=superres), model)
+        except CogVideoError as error:
+            return web_form.unread_html(error.message(language))
+        return web_form.reading_html(self.parts.words, language, reading.pieces, reading.limit)
+
+    def reckon(self, me: Any, frames: int | None, seconds: float, superres: bool, model: str, memory: str) -> Updates:
+        """What comes of the chosen frame rate, length and memory preset."""
+        if frames is None:  # the browser is still exchanging one choice for another, and asks again
+            return {self.parts.outcome: gr.skip()}
+        form = Form(frames=frames, seconds=seconds, superres=superres)
+        return self._rates(form, known(me)["language"], model, memory)
+
+    def switch(self, me: Any, model: str, frames: int, seconds: float) -> Updates:
+        """Another model: its own usual settings; a first frame of the other one means nothing to it."""
+        parts, language = self.parts, known(me)["language"]
+        form = replace(self._usual(model), frames=frames, seconds=seconds)
+        about = parts.about_model(self._chosen(language, model))
+        rates = self._rates(form, language, model)
+        return {**parts.usual(self.jobs.offer(model).preset), **rates, parts.begin: None, **about}
+
+    # Pieces.
+
+    def _screen(self, job: str, key: str) -> dict[str, Any]:
+        """A job as it is now; while it is active the screen then watches it (`/watch`) by itself."""
+        view = self.jobs.view(job)
+        value = web_form.screen_value(view, self.jobs.preset_of(view), self.own)
+        return {**value, "mine": self.jobs.holds(job, key)}
+
+    def _form_of(self, view: View) -> Form:
+        return Form.of(view.request, self.jobs.preset_of(view).sampling)
+
+    def _usual(self, model: str) -> Form:
+        return Form.usual(self.jobs.offer(model).preset)
+
+    def _chosen(self, language: str, model: str) -> Chosen:
+        offer = self.jobs.offer(model)
+        held = self.jobs.held(model) if large(offer.preset.model) else None
+        return Chosen(language, offer, Held(offer.preset.model, *held) if held else None)
+
+    def _fill(self, form: Form, language: str, model: str, start: dict[str, Any] | None = None) -> Updates:
+        filled = self.parts.fill(form, self._chosen(language, model), start)
+        return merged(filled, self._rates(form, language, model))
+
+    def _rates(self, form: Form, language: str, model: str, memory: str = "") -> Updates:
+        request = VideoRequest("", 0, form.frames, form.seconds, form.superres)
+        estimate = self.jobs.estimate(request, model, memory or None)
+        return self.parts.rates(form, language, estimate, self.jobs.queue_length())
+
+    def _from_link(self, query: dict[str, str], model: str, language: str) -> tuple[Form | None, str, str]:
+        """The form a link describes, and a sentence about it with its kind."""
+        preset = self.jobs.offer(model).preset
+        try:
+            form = Form.from_query(query, Form.usual(preset))
+            if form and form.seed is not None:
+                form.request(preset.sampling)
+        except RequestError as error:
+            return None, self.say(language, "bad_settings", reason=error.message(language)), "error"
+        return form, self.say(language, "shared_settings") if form else "", ""
+
+
+def known(me: Any, accepted: str | None = None) -> dict[str, str]:
+    """What the browser remembers, made good where it remembers nothing sensible."""
+    me = me if isinstance(me, dict) else {}
+    key, language = me.get("key"), me.get("language")
+    return {
+        "key": key if isinstance(key, str) and len(key) >= 16 else new_key(),
+        "language": language if language in web_form.LANGUAGES else web_form.preferred_language(accepted),
+    }
+
+
+def _form(values: Sequence[Any], seed: int | None) -> Form:
+    """The form from the components' values; `seed` replaces the one on the page. Raises RequestError."""
+    prompt, typed, frames, seconds, guidance, temperature, top_k, superres, between, start = values
+    return Form(
+        str(prompt or ""),
+        seed if seed is not None else None if typed is None else int(typed),
+        int(frames or 0),
+        float(seconds or 0),
+        float(guidance),
+        float(temperature),
+        int(top_k),
+        bool(superres),
+        _whole(between),
+        start_of(start),
+    )
+
+
+def _whole(text: str | None) -> int | None:
+    """A whole number that somebody typed, None for nothing. Raises RequestError."""
+    try:
+        return int(text) if text and text.strip() else None
+    except ValueError:
+        raise RequestError(
+            f"中间帧的种子 {text} 不是整数：请输入 0 到 4294967295，或留空。",
+            f"The seed of the in-betweens, {text}, is no whole number: give 0 to 4294967295, or leave it empty.",
+        ) from None
+
+
+def _start_of_job(view: View) -> dict[str, Any] | None:
+    """A job's given first frame, with its own first picture as what the model saw."""
+    if view.request.first_frame is None:
+        return None
+    picture = view.keyframes[0] if view.keyframes else view.poster
+    return start_value(view.request.first_frame, f"media/{view.id}/{picture}" if picture else "")

@@ -1,0 +1,137 @@
+"""The page: type a Chinese sentence, watch five keyframes appear and then the frames between them, share a link.
+
+`python app.py` serves it; a Hugging Face Space does just that. All model work happens in the worker of
+`cogvideo.jobs.service`; the page (`cogvideo.web.components`, `cogvideo.web.handlers`) submits jobs and shows their newest view.
+"""
+
+from __future__ import annotations
+
+import functools
+import html
+from collections.abc import Callable
+from typing import Any
+
+import gradio as gr
+
+from cogvideo.errors import CogVideoError
+from cogvideo.jobs.service import Jobs
+from cogvideo.web.api import endpoints
+from cogvideo.web.components import Parts
+from cogvideo.web.form import Words
+from cogvideo.web.handlers import Actions
+from cogvideo.web.routes import load_gallery
+
+QUIET: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+SPEAK = "(me, language, ...rest) => { window.cv.setLanguage(language); return [me, language, ...rest]; }"
+
+
+def build_ui(jobs: Jobs) -> gr.Blocks:
+    """The page for `jobs`. Nothing is served yet."""
+    words, gallery = Words.load(), load_gallery()
+    with gr.Blocks(
+        title=words.say("zh", "title"), analytics_enabled=False, fill_width=True, delete_cache=(3600, 3600)
+    ) as ui:
+        parts = Parts(words, list(jobs.offers.values()), gallery, jobs.secret("browser"))
+        actions = Actions(jobs, parts, gallery)
+        _connect_wish(parts, actions)
+        _connect_screen(parts, actions)
+        _connect_form(parts, actions)
+        _connect_page(ui, parts, actions)
+        _publish(jobs)
+    return ui
+
+
+def _connect_wish(parts: Parts, actions: Actions) -> None:
+    """The sentence and the buttons that ask for a video."""
+    wish = [parts.me, *parts.form, parts.model, parts.memory, parts.fresh, parts.comment]
+    asked = [parts.me, parts.screen, parts.notice, parts.seed, parts.shelf]
+    parts.make.click(actions.submit, wish, asked, **QUIET)
+    parts.drafts.click(actions.draft, wish, asked, **QUIET)
+    parts.prompt.submit(actions.submit, wish, asked, **QUIET)
+    parts.screen.again(actions.again, [parts.me], [*asked, *parts.filled], **QUIET)
+    parts.chips.choose(actions.choose, None, [parts.prompt], **QUIET)
+    parts.phrases.choose(actions.append, [parts.prompt], [parts.prompt], **QUIET)
+    read = [parts.me, parts.prompt, parts.superres, parts.model]
+    parts.prompt.change(actions.read, read, [parts.reading], trigger_mode="always_last", **QUIET)
+
+
+def _connect_screen(parts: Parts, actions: Actions) -> None:
+    """The job on the stage, and the shelves below it."""
+    look_again: dict[str, Any] = {
+        "fn": actions.look_again,
+        "inputs": [parts.me, *_reckoned(parts)],
+        "outputs": [parts.shelf, parts.outcome],
+        **QUIET,
+    }
+    parts.screen.settled(**look_again)
+    parts.shelf.refresh(**look_again)
+    # Pressed again, it is sent again: the first request may be lost, and Gradio would wait for its answer.
+    parts.screen.stop(actions.stop, [parts.me], [parts.notice], trigger_mode="multiple", **QUIET)
+    parts.shelf.open(actions.show, [parts.me], [parts.screen, parts.notice], **QUIET)
+    parts.shelf.remove(actions.remove, [parts.me], [parts.shelf, parts.notice], **QUIET)
+    for event, handler in (
+        (parts.screen.go_on, actions.go_on),
+        (parts.screen.reuse, actions.reuse),
+        (parts.shelf.reuse, actions.reuse),
+        (parts.shelf.vary, actions.vary),
+        (parts.screen.vary, actions.vary),
+    ):
+        event(handler, [parts.me], parts.filled, **QUIET)
+
+
+def _connect_form(parts: Parts, actions: Actions) -> None:
+    """Everything else that can be chosen or dropped."""
+    reckoned = _reckoned(parts)
+    changes = [parts.seconds.change, parts.frames.change, parts.superres.change, parts.memory.input]
+    reckon: dict[str, Any] = {
+        "fn": actions.reckon,
+        "inputs": [parts.me, *reckoned],
+        "outputs": [parts.frames, parts.outcome],
+        "trigger_mode": "always_last",
+        **QUIET,
+    }
+    # What changes at once is asked about at once, and the answers come in any order: after each, how it is now.
+    gr.on(changes, **reckon).then(**reckon)
+    usual = [parts.guidance, parts.temperature, parts.top_k, parts.superres]
+    about = [parts.begin, parts.about, parts.memory, parts.frames, parts.outcome]
+    switch = [parts.me, parts.model, parts.frames, parts.seconds]
+    parts.model.input(actions.switch, switch, [*usual, *about], trigger_mode="always_last", **QUIET)
+    parts.file.upload(actions.restore, [parts.me, parts.file], [*parts.filled, parts.file], **QUIET)
+    look = [parts.me, parts.picture, parts.model]
+    parts.picture.upload(actions.look, look, [parts.begin, parts.picture, parts.notice], **QUIET)
+
+
+def _connect_page(ui: gr.Blocks, parts: Parts, actions: Actions) -> None:
+    """Coming, reloading, another language."""
+    clothes = [parts.me, *parts.clothed, parts.outcome, parts.reading]
+    everything = [*clothes, parts.language, *parts.filled, parts.screen, parts.shelf]
+    ui.load(actions.enter, [parts.me], list(dict.fromkeys(everything)), **QUIET)
+    speak = [parts.me, parts.language, parts.prompt, *_reckoned(parts)]
+    # By default Gradio drops a choice that is made while the answer to the one before is under way.
+    parts.language.input(actions.speak, speak, clothes, js=SPEAK, trigger_mode="always_last", **QUIET)
+
+
+def _reckoned(parts: Parts) -> list[Any]:
+    """What the length of a run depends on."""
+    return [parts.frames, parts.seconds, parts.superres, parts.model, parts.memory]
+
+
+def _publish(jobs: Jobs) -> None:
+    """The same jobs for programs: named endpoints for gradio_client, curl and MCP."""
+    for endpoint in endpoints(jobs):
+        gr.api(  # type: ignore[attr-defined]
+            _for_programs(endpoint), api_name=endpoint.__name__, concurrency_id="programs", concurrency_limit=2
+        )
+
+
+def _for_programs(endpoint: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
+    """An endpoint whose errors reach the program as a sentence in both languages."""
+
+    @functools.wraps(endpoint)
+    def answer(*values: Any, **named: Any) -> dict[str, Any]:
+        try:
+            return endpoint(*values, **named)
+        except CogVideoError as error:
+            raise gr.Error(html.escape(f"{error.en} / {error.zh}"), print_exception=False) from error
+
+    return answer

@@ -1,0 +1,73 @@
+"""The page: type a Chinese sentence, watch five keyframes appear and then the frames between them, share a link.
+
+`python app.py` serves it; a Hugging Face Space does just that. All model work happens in the worker of
+`cogvideo.jobs.service`; the page (`cogvideo.web.components`, `cogvideo.web.handlers`) submits jobs and shows their newest view.
+"""
+
+from __future__ import annotations
+
+import os
+from importlib.util import find_spec
+from typing import Any
+from urllib.parse import quote
+
+import gradio as gr
+from gradio.route_utils import FnIndexInferError
+
+from cogvideo.jobs.service import Jobs
+from cogvideo.web.api import endpoints
+from cogvideo.web.components import asset
+from cogvideo.web.direct_api import direct
+from cogvideo.web.form import FOLDER
+from cogvideo.web.malformed import TRIPS, malformed
+from cogvideo.web.page import build_ui
+from cogvideo.web.routes import routes
+
+SESSIONS = 100
+"""Visitors whose components Gradio remembers. The page keeps nothing there; each costs 150 KB and is made in 20 ms."""
+FONTS = ["system-ui", "-apple-system", "Segoe UI", "PingFang SC", "Microsoft YaHei", "Noto Sans CJK SC", "sans-serif"]
+
+
+def serve(jobs: Jobs, host: str, port: int, root_path: str | None = None) -> gr.Blocks:
+    """Serves the page in the background and returns it; `close()` ends it. Raises OSError where the port is taken."""
+    ui = build_ui(jobs)
+    # Without these Gradio tells each waiting call about every other one, and sums all calls up after each.
+    os.environ.setdefault("GRADIO_ANALYTICS_MAX_EVENTS", "100")
+    os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", "1000")
+    ui.queue(default_concurrency_limit=None, api_open=True, status_update_rate=10)
+    # Gradio asks its own server whether it is there: no proxy knows, and a busy machine takes more than its 3 seconds.
+    others = os.environ.get("no_proxy") or os.environ.get("NO_PROXY")
+    os.environ["no_proxy"] = ",".join([*([others] if others else []), "localhost,127.0.0.1,::1", host])
+    ui.launch(
+        _frontend=False,
+        server_name=host,
+        server_port=port,
+        root_path=root_path,
+        prevent_thread_lock=True,
+        quiet=True,
+        share=False,
+        ssr_mode=False,
+        mcp_server=find_spec("mcp") is not None,
+        footer_links=[],
+        run_history=False,  # Gradio's own keeps prompts in the browser and offers to send them to another host
+        enable_monitoring=False,
+        state_session_capacity=SESSIONS,
+        max_file_size="64mb",
+        favicon_path=str(FOLDER / "favicon.svg"),
+        app_kwargs={
+            "routes": [*routes(jobs), *direct(endpoints(jobs))],
+            "exception_handlers": dict.fromkeys((*TRIPS, FnIndexInferError), malformed),
+        },
+        **_looks(),
+    )
+    return ui
+
+
+def _looks() -> dict[str, Any]:
+    """Theme, styles and scripts of the page. Its icon is right below any path; Gradio's begins at the host."""
+    icon = f"data:image/svg+xml,{quote(asset('favicon.svg'))}"
+    return {
+        "theme": gr.themes.Base(font=FONTS, font_mono=["ui-monospace", "monospace"], radius_size="lg"),
+        "css": asset("page.css"),
+        "head": f'<link rel="icon" href="{icon}"><script>{asset("page.js")}{asset("follow.js")}</script>',
+    }

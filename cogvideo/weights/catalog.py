@@ -1,0 +1,167 @@
+"""The published model's files as rows: what they are called, how large they are, where they were put, where they go.
+
+No torch, no network. Every address may be dead by now or answer with something else; `cogvideo.weights.download` checks.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal
+
+Format = Literal["zip", "torch", "sentencepiece", "npy"]
+
+MAGIC: Final[dict[Format, tuple[bytes, ...]]] = {
+    "zip": (b"PK\x03\x04",),
+    "torch": (b"PK\x03\x04", b"\x80\x02"),  # since torch 1.6 a zip archive, before that a pickle
+    "sentencepiece": (b"\x0a",),  # the first field of its protobuf message
+    "npy": (b"\x93NUMPY",),
+}
+"""With which bytes a file of each format begins; a web page begins otherwise."""
+
+LICENCE: Final = (
+    "CogVideo 的权重遵循“The CogVideo License”：用途受限，再分发须附上该许可证。"
+    "全文：https://github.com/THUDM/CogVideo （CogVideo 分支）",
+    "CogVideo's weights come under “The CogVideo License”: their use is restricted, and whoever passes them on passes "
+    "the licence on. Its text: https://github.com/THUDM/CogVideo (branch CogVideo)",
+)
+
+CONVERTED: Final = "cogvideo-converted"
+"""In $SAT_HOME: what `python -m cogvideo convert` makes of the three checkpoints; it loads faster."""
+
+PREFIXES: Final = ("", "sharefs/cogview-new")
+"""Folders that may stand in front of a checkpoint's own: some archives were packed with them."""
+
+
+ICETK_FOLDER: Final = Path("~/.icetk_models")
+"""Where icetk's own downloader puts `ice_image.pt` and `ice_text.model`."""
+
+
+@dataclass(frozen=True)
+class PublishedFile:
+    """One file to fetch. `hub`: Hugging Face repositories that hold it under this name; `urls`: other addresses."""
+
+    name: str
+    format: Format
+    hub: tuple[str, ...] = ()
+    urls: tuple[str, ...] = ()
+    size: int = 0
+    """Bytes; 0 where it was never written down."""
+    tolerance: float = 0.0
+    """How far `size` may be off, as a fraction: published figures are rounded, and a GB has two meanings."""
+    sha256: str | None = None
+    icetk: bool = False
+    """Whether it belongs into icetk's folder instead of $SAT_HOME."""
+
+    @property
+    def installed(self) -> str:
+        """What is there in the end: an archive becomes a folder."""
+        return self.name.removesuffix(".zip") if self.format == "zip" else self.name
+
+    def plausible(self, size: int) -> bool:
+        """Whether a file of `size` bytes can be this one."""
+        return not self.size or abs(size - self.size) <= self.tolerance * self.size
+
+
+_LFS: Final = "https://lfs.aminer.cn/misc/"
+_ARCHIVE: Final = 14_200_000_000
+
+COGVIDEO: Final = (
+    PublishedFile(
+        "cogvideo-stage1.zip",
+        "zip",
+        hub=("THUDM/CogVideo", "zai-org/CogVideo"),
+        urls=(_LFS + "cogvideo/cogvideo-stage1.zip",),
+        size=_ARCHIVE,
+        tolerance=0.1,
+        sha256="ee8e7620e75c3140a7bbdfc98cfc07b9a9cf2d5749a8efc8c092b8a6fe6ed0be",
+    ),
+    PublishedFile(
+        "cogvideo-stage2.zip",
+        "zip",
+        hub=("THUDM/CogVideo", "zai-org/CogVideo"),
+        urls=(_LFS + "cogvideo/cogvideo-stage2.zip",),
+        size=_ARCHIVE,
+        tolerance=0.1,
+        sha256="68de58fc452d7daf4b65325ca86e764a5431a7eb714109b7ad64e1bf0a094da4",
+    ),
+    PublishedFile(
+        "cogview2-dsr.zip",
+        "zip",
+        hub=("THUDM/CogView2", "zai-org/CogView2"),
+        urls=(_LFS + "cogview/cogview2/cogview2-dsr.zip",),
+        size=_ARCHIVE,
+        tolerance=0.1,
+    ),
+    PublishedFile(
+        "cluster_label2.npy",
+        "npy",
+        urls=(
+            "https://raw.githubusercontent.com/THUDM/CogVideo/CogVideo/cluster_label2.npy",
+            "https://github.com/THUDM/CogVideo/raw/CogVideo/cluster_label2.npy",
+        ),
+        size=160_128,
+        sha256="b87880fdbe89670f12844377b9cf97a9733b1f54e3a9b73cbb9835084c4e02ec",
+    ),
+    PublishedFile(
+        "ice_text.model",
+        "sentencepiece",
+        urls=("https://cloud.tsinghua.edu.cn/f/2c73ea6d3e7f4aed82ec/?dl=1",),
+        icetk=True,
+    ),
+    PublishedFile(
+        "ice_image.pt", "torch", urls=("https://cloud.tsinghua.edu.cn/f/ae2cd37af814429d875d/?dl=1",), icetk=True
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where the published files live."""
+
+    sat: Path
+    icetk: Path
+
+    @classmethod
+    def usual(cls) -> Places:
+        """$SAT_HOME (~/.sat_models), and the folder that icetk's own downloader uses."""
+        return cls(published_home(), ICETK_FOLDER.expanduser())
+
+    @property
+    def work(self) -> Path:
+        """Locks and what is not finished yet; on the same file system as `sat`, so that a rename is enough."""
+        return self.sat / ".download"
+
+    def target(self, file: PublishedFile) -> Path:
+        return (self.icetk if file.icetk else self.sat) / file.installed
+
+    def has(self, file: PublishedFile) -> bool:
+        """Whether the file is there. Its content is checked when it comes and when it is read."""
+        if file.format == "zip":
+            return has_checkpoint(checkpoint_folder(self.sat, file.installed))
+        return self.target(file).is_file()
+
+    def missing(self, files: tuple[PublishedFile, ...] = COGVIDEO) -> list[PublishedFile]:
+        return [file for file in files if not self.has(file)]
+
+    def complete(self) -> bool:
+        """Whether the model can be read: all files are there; for the archives a converted copy will do."""
+        converted = (self.sat / CONVERTED / "backbone.safetensors").is_file()
+        return all(converted and file.format == "zip" for file in self.missing())
+
+
+def published_home() -> Path:
+    """Where the published checkpoints live: $SAT_HOME, or ~/.sat_models as SwissArmyTransformer has it."""
+    return Path(os.environ.get("SAT_HOME", "~/.sat_models")).expanduser()
+
+
+def checkpoint_folder(home: Path, name: str) -> Path:
+    """The folder of a checkpoint in `home`, below one of the known prefixes; without any where there is none."""
+    folders = [home / prefix / name for prefix in PREFIXES]
+    return next((folder for folder in folders if folder.is_dir()), folders[0])
+
+
+def has_checkpoint(folder: Path) -> bool:
+    """Whether `folder` has the files of one network in the published format."""
+    return (folder / "model_config.json").is_file() and any(folder.glob("*/mp_rank_00_model_states.pt"))

@@ -1,0 +1,258 @@
+"""Files of weights: found, read, checked name by name, with errors that say which file and what to do.
+
+In: paths. Out: dictionaries of tensors on the CPU, mapped from the file and not copied, so that nothing is in memory
+twice. Two formats: safetensors (ours) and the published one, a folder for each network with `latest`,
+`model_config.json` and `<iteration>/mp_rank_00_model_states.pt`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import mmap
+import os
+import sys
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from cogvideo.config import ModelConfig
+from cogvideo.errors import WeightsError
+from cogvideo.weights.catalog import checkpoint_folder
+
+Tensors = dict[str, Tensor]
+
+PUBLISHED = {"stage1": "cogvideo-stage1", "stage2": "cogvideo-stage2", "superres": "cogview2-dsr"}
+"""Folder of each network in the published format."""
+
+PUBLISHED_IMAGE_TOKENS = 20000
+PUBLISHED_IMAGE_START = 512
+PUBLISHED_VOCABULARY = 150010
+PUBLISHED_START_OF_IMAGE = 150000
+SAFETENSORS_TYPES = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32"}
+
+PIECE = 2**22
+"""Numbers that are compared at a time."""
+
+SPECIAL_TOKENS = 3
+"""A checkpoint with another vocabulary (a toy) ends with the special tokens, `<start_of_image>` first."""
+
+
+class Mapped(dict[str, Tensor]):
+    """Tensors of a file that is mapped: what is read of them can be dropped from memory and read again."""
+
+
+def take(tensors: Tensors, name: str, device: str | torch.device, dtype: torch.dtype | None) -> Tensor:
+    """One of `tensors` as it is wanted: itself, or a copy; then what the file's takes in memory is dropped.
+
+    `dtype` None: as in the file.
+    """
+    tensor = tensors[name]
+    taken = tensor.to(device=device, dtype=dtype)
+    if taken is not tensor and isinstance(tensors, Mapped):
+        _drop(tensor)
+    return taken
+
+
+def equal(some: Tensors, others: Tensors, name: str) -> bool:
+    """Whether both files have the same numbers under `name`. Of mapped files little more than a piece is in memory."""
+    one, other = some[name], others[name]
+    if one is other:
+        return True
+    if one.dtype != other.dtype or one.shape != other.shape:
+        return False
+    for pair in zip(one.reshape(-1).split(PIECE), other.reshape(-1).split(PIECE), strict=True):
+        same = torch.equal(*pair)
+        for tensors, piece in zip((some, others), pair, strict=True):
+            if isinstance(tensors, Mapped):
+                _drop(piece)
+        if not same:
+            return False
+    return True
+
+
+def _drop(tensor: Tensor) -> None:
+    """Give back the memory that reading a mapped file's tensor took; whoever reads it again gets it from the file.
+
+    On Linux, where it is a promise that nothing was written to it; elsewhere the system does so when it needs room.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    begin = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE  # whole pages only
+    size = tensor.data_ptr() + tensor.nbytes - begin
+    if size >= mmap.PAGESIZE:
+        size -= size % mmap.PAGESIZE
+        ctypes.CDLL(None).madvise(ctypes.c_void_p(begin), ctypes.c_size_t(size), ctypes.c_int(mmap.MADV_DONTNEED))
+
+
+def read_safetensors(path: Path) -> Tensors:
+    """All tensors of a file. Raises WeightsError where it is missing or damaged."""
+    require(path)
+    try:
+        return Mapped(load_file(path))
+    except MemoryError:
+        raise
+    except Exception as error:  # a damaged header brings up whatever it can
+        raise damaged(path, error) from error
+
+
+def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """A file with `tensors` layer after layer, each written as it is read: the library would gather all of them first.
+
+    Whole or not at all. The format: the length of a JSON header, the header, the bytes of the tensors without gaps.
+    """
+    order = sorted(tensors, key=lambda name: (_layer(name), name))
+    header: dict[str, Any] = {}
+    end = 0
+    for name in order:
+        tensor = tensors[name]
+        begin, end = end, end + tensor.nbytes
+        header[name] = {
+            "dtype": SAFETENSORS_TYPES[tensor.dtype],
+            "shape": [*tensor.shape],
+            "data_offsets": [begin, end],
+        }
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # tensors begin at multiples of 8
+    part = path.with_name(path.name + ".part")
+    try:
+        with part.open("wb") as out:
+            out.write(len(text).to_bytes(8, "little") + text)
+            for name in order:
+                out.write(tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy().data)
+            out.flush()
+            os.fsync(out.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _layer(name: str) -> int:
+    """The number in a name such as transformer.layers.3.mlp; -1 for what belongs to no layer."""
+    return next((int(word) for word in name.split(".") if word.isdigit()), -1)
+
+
+def read_published(folder: Path) -> Tensors:
+    """Tensors of one network in the published format, mapped from the file. Raises WeightsError."""
+    path = checkpoint_file(folder)
+    try:
+        mapped = zipfile.is_zipfile(path)  # files of torch before 1.6 are not, and cannot be mapped
+        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except MemoryError:
+        raise
+    except Exception as error:  # damaged pickles bring up whatever they can
+        raise damaged(path, error) from error
+    tensors = loaded.get("module") if isinstance(loaded, dict) else None
+    if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
+        raise damaged(path, "no tensors under the key 'module'")
+    return Mapped(tensors) if mapped else tensors
+
+
+def checkpoint_file(folder: Path) -> Path:
+    """The file that `latest` names, or the only one there. Raises WeightsError where there is none."""
+    latest = folder / "latest"
+    name = "mp_rank_00_model_states.pt"
+    if latest.is_file():
+        path = folder / latest.read_text(encoding="utf-8", errors="replace").strip() / name
+        require(path)
+        return path
+    found = sorted(folder.glob(f"*/{name}"))
+    if len(found) != 1:
+        require(latest)
+    return found[0]
+
+
+def published_config(directory: Path) -> ModelConfig:
+    """Sizes of the three networks in `directory`, from their `model_config.json`. Raises WeightsError."""
+    stage1, stage2, superres = (
+        _read_json(checkpoint_folder(directory, name) / "model_config.json") for name in PUBLISHED.values()
+    )
+    try:
+        text, first, end = _numbers(stage1["layout"])
+        superres_text, coarse_end, fine_end = _numbers(superres["layout"])
+        tokens = first - text
+        side, upscale = round(tokens**0.5), round(((fine_end - coarse_end) / tokens) ** 0.5)
+        vocabulary = stage1["vocab_size"]
+        return ModelConfig(
+            layers=stage1["num_layers"],
+            hidden=stage1["hidden_size"],
+            heads=stage1["num_attention_heads"],
+            vocab_size=vocabulary,
+            image_tokens=PUBLISHED_IMAGE_TOKENS,
+            start_of_image=(
+                PUBLISHED_START_OF_IMAGE if vocabulary == PUBLISHED_VOCABULARY else vocabulary - SPECIAL_TOKENS
+            ),
+            grid=(side, side),
+            keyframes=(end - text) // tokens,
+            text_length=text,
+            image_start=PUBLISHED_IMAGE_START,
+            base_positions=stage1["max_sequence_length"],
+            extra_positions=stage1["additional_seqlen"],
+            window=stage2["window_size"],
+            upscale=upscale,
+            superres_text_length=superres_text,
+            fine_window=(2 * superres["kernel_size"] - 1, superres["kernel_size"]),
+            coarse_window=(superres["kernel_size2"], superres["kernel_size2"]),
+        )
+    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+        raise damaged(directory / PUBLISHED["stage1"] / "model_config.json", f"{error!r}") from error
+
+
+def check(path: Path, tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
+    """All of `wanted` (names and shapes count) are in `tensors`. Raises WeightsError naming the first that is not."""
+    for name, like in wanted.items():
+        if name not in tensors:
+            raise WeightsError(
+                f"权重文件 {path} 缺少张量 {name}：文件不完整或属于别的模型。请删除后重新获取。",
+                f"The weights file {path} lacks the tensor {name}: it is incomplete or belongs to another model. "
+                "Delete it and fetch it again.",
+            )
+        if tensors[name].dtype not in SAFETENSORS_TYPES:
+            raise damaged(path, f"{name}: {tensors[name].dtype}")
+        if tensors[name].shape != like.shape:
+            found, expected = list(tensors[name].shape), list(like.shape)
+            raise WeightsError(
+                f"权重文件 {path} 中张量 {name} 的形状为 {found}，应为 {expected}：属于别的模型。请换成匹配的文件。",
+                f"In the weights file {path} the tensor {name} has shape {found} where {expected} is wanted: "
+                "it belongs to another model. Put the matching file in its place.",
+            )
+
+
+def require(path: Path) -> None:
+    """Raises WeightsError where `path` is no file."""
+    if not path.is_file():
+        raise WeightsError(
+            f"找不到权重文件 {path}。mini：请重新克隆本项目；cogvideo：请运行 python -m cogvideo download cogvideo。",
+            f"The weights file {path} is missing. For mini clone the project again; for cogvideo run "
+            "python -m cogvideo download cogvideo.",
+        )
+
+
+def damaged(path: Path, reason: object) -> WeightsError:
+    """The error for a file that is there but cannot be read."""
+    return WeightsError(
+        f"权重文件 {path} 已损坏或下载不完整（{reason}）。请删除后重新获取。",
+        f"The weights file {path} is damaged or incomplete ({reason}). Delete it and fetch it again.",
+    )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    require(path)
+    try:
+        read = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise damaged(path, error) from error
+    if not isinstance(read, dict):
+        raise damaged(path, "not a JSON object")
+    return read
+
+
+def _numbers(layout: str) -> tuple[int, int, int]:
+    """From "64, 464, 2064" to (64, 464, 2064): where text, first frame and sequence end."""
+    text, first, end = (int(part) for part in layout.split(","))
+    return text, first, end

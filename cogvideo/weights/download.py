@@ -1,0 +1,287 @@
+"""`python -m cogvideo download cogvideo`: the published files, checked, into the folders where the loader looks.
+
+In: nothing but the rows of `cogvideo.weights.catalog`. Out: whole files and folders; what is not finished stays in
+$SAT_HOME/.download and is gone on with by the next call. Several processes may ask for the same file: one fetches it.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from cogvideo.cli import console
+from cogvideo.errors import CapacityError, RequestError, WeightsError
+from cogvideo.weights.byte_ranges import Missing
+from cogvideo.weights.catalog import COGVIDEO, LICENCE, Places, PublishedFile, checkpoint_folder
+from cogvideo.weights.http_download import Patience, Unsuitable, fetch, size_of
+from cogvideo.weights.progress import Report, Transfer, bars
+from cogvideo.weights.verify import copy_folder, unpack, verify
+
+SPARE: Final = 2 * 10**9
+"""Bytes of disk that stay free, for the files whose size nobody wrote down among others."""
+
+DESCRIPTION = """\
+下载已发布的 94 亿参数 CogVideo 模型：约 43 GB，需要约 59 GB 可用磁盘空间。中断后再次运行即从断点继续。
+Fetches the published CogVideo model of 9.4 billion parameters: about 43 GB, which takes about 59 GB of free disk
+while it is unpacked. Interrupted, the same command goes on where it ended.
+
+Hugging Face first (HF_ENDPOINT and HF_TOKEN count), then the authors' other addresses. What is downloaded is checked
+by format, size and, where it is known, SHA-256. Files go to $SAT_HOME (~/.sat_models) and ~/.icetk_models."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Fetches what is missing and returns 0. Raises CogVideoError."""
+    options = _parser().parse_args(arguments)
+    with console.speaking(options.json):
+        if options.model == "mini":
+            console.say("mini 随仓库附带，无需下载。", "mini comes with the repository: there is nothing to download.")
+        else:
+            places, report = Places.usual(), _Told() if options.json else None
+            Download(places, COGVIDEO, options.source, options.keep_archives, report=report).run()
+            print(f"模型已就绪：{places.sat}\nThe model is there: {places.sat}")
+        console.event("done", model=options.model)
+    return console.DONE
+
+
+def _parser() -> console.Parser:
+    parser = console.Parser("download", description=DESCRIPTION)
+    parser.add_argument("model", choices=("cogvideo", "mini"), help="cogvideo; mini is there already")
+    parser.add_argument(
+        "--from",
+        dest="source",
+        type=Path,
+        metavar="DIR",
+        help="take what this folder has (archives, unpacked folders, icetk's files) and fetch only the rest / "
+        "优先使用此文件夹中已有的文件",
+    )
+    parser.add_argument(
+        "--keep-archives", action="store_true", help="do not delete an archive once it is unpacked / 解压后保留压缩包"
+    )
+    console.add_json(parser)
+    return parser
+
+
+class _Told(console.Percent):
+    """Tells a program how far a transfer is."""
+
+    def __call__(self, transfer: Transfer) -> None:
+        if transfer.total:
+            self.progress(transfer.name, transfer.done, transfer.total)
+
+
+@dataclass(frozen=True)
+class Download:
+    """Fetches the missing ones of `files`. `source`: a folder that may have some of them already.
+
+    `report`: hears how far it is, in place of a bar or lines on stderr.
+    """
+
+    places: Places
+    files: tuple[PublishedFile, ...]
+    source: Path | None = None
+    keep: bool = False
+    patience: Patience = field(default_factory=Patience)
+    report: Report | None = None
+
+    def run(self) -> None:
+        """Returns when all files are there. Raises RequestError, CapacityError, WeightsError."""
+        if self.source is not None and not self.source.is_dir():
+            raise RequestError(
+                f"文件夹 {self.source} 不存在：请检查 --from。", f"The folder {self.source} does not exist: see --from."
+            )
+        missing = self.places.missing(self.files)
+        if not missing:
+            return
+        with _enough_disk(self.places.sat):
+            self.places.work.mkdir(parents=True, exist_ok=True)
+            self._show_licence()
+            self._require_space(missing)
+            for file in missing:
+                self._get(file)
+
+    def _get(self, file: PublishedFile) -> None:
+        from filelock import FileLock, Timeout
+
+        lock = FileLock(self.places.work / f"{file.name}.lock")
+        try:
+            held = lock.acquire(timeout=0)
+        except Timeout:
+            console.say(
+                f"另一个进程正在下载 {file.name}，请稍候。", f"Another process fetches {file.name}: waiting for it."
+            )
+            held = lock.acquire()
+        with held:
+            if not self.places.has(file):
+                _require_free(self.places.target(file))
+                self._install_first(file)
+
+    def _install_first(self, file: PublishedFile) -> None:
+        """The file from the first source that gives a sound one. Raises WeightsError with the reasons of all."""
+        reasons = []
+        for address, obtain in self._sources(file):
+            try:
+                path = obtain()
+                ours = self.places.work in path.parents
+                try:
+                    self._install(file, path, ours)
+                except Unsuitable:
+                    if ours:
+                        _remove(path)
+                    raise
+                return
+            except Unsuitable as refusal:
+                reasons.append(f"{address}: {refusal}")
+                console.say(f"无法从 {address} 获取：{refusal}", f"Not from {address}: {refusal}")
+        target = self.places.target(file)
+        raise WeightsError(
+            f"无法获取 {file.name}（{'；'.join(reasons)}）。请稍后重试，或从别处取得后用 --from 指定其文件夹，"
+            f"或自行放到 {target}。",
+            f"{file.name} could not be fetched ({'; '.join(reasons)}). Try again later, or get it elsewhere and name "
+            f"its folder with --from, or put it at {target} yourself.",
+        )
+
+    def _sources(self, file: PublishedFile) -> Iterator[tuple[str, Callable[[], Path]]]:
+        """Where to look, in this order: what somebody says is here need not come over the network."""
+        for found in self._here(file):
+            yield str(found), lambda found=found: found  # type: ignore[misc]
+        for repository in file.hub:
+            yield f"Hugging Face {repository}", lambda r=repository: self._from_hub(file, r)  # type: ignore[misc]
+        for url in file.urls:
+            resumed = self._part(file).exists()
+            yield url, lambda u=url: self._from_url(file, u)  # type: ignore[misc]
+            if resumed and not self._part(file).exists():  # what was there before may have been what was wrong
+                yield url, lambda u=url: self._from_url(file, u)  # type: ignore[misc]
+
+    def _here(self, file: PublishedFile) -> list[Path]:
+        """What the named folder has of it, and an archive that somebody put where the model goes."""
+        found = []
+        if self.source is not None:
+            found += [checkpoint_folder(self.source, file.installed), self.source / file.name]
+        if file.format == "zip":
+            found.append(self.places.sat / file.name)
+        return [path for path in dict.fromkeys(found) if path.exists()]
+
+    def _from_hub(self, file: PublishedFile, repository: str) -> Path:
+        """Through huggingface_hub, which resumes, knows mirrors, tokens and proxies. Raises Unsuitable."""
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import HfHubHTTPError
+
+        console.say(
+            f"从 Hugging Face {repository} 下载 {file.name}", f"Fetching {file.name} from Hugging Face {repository}"
+        )
+        endpoint = os.environ.get("HF_ENDPOINT")
+        try:
+            path = hf_hub_download(
+                repository, file.name, local_dir=self._hub, endpoint=endpoint, tqdm_class=bars(self.report)
+            )
+        except HfHubHTTPError as error:
+            hint = " (HF_TOKEN?)" if error.response.status_code in (401, 403) else ""
+            raise Unsuitable(str(error).strip().splitlines()[0] + hint) from error
+        except Exception as error:  # its transports (HTTP, Xet) have exceptions of their own
+            if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+                raise
+            raise Unsuitable(f"{type(error).__name__}: {error}") from error
+        return Path(path)
+
+    def _from_url(self, file: PublishedFile, url: str) -> Path:
+        part = self._part(file)
+        with bars(self.report)(desc=file.name, total=file.size or None) as bar:
+            fetch(url, part, file, bar, self.patience)
+        return part
+
+    def _part(self, file: PublishedFile) -> Path:
+        return self.places.work / f"{file.name}.part"
+
+    @property
+    def _hub(self) -> Path:
+        return self.places.work / "hub"
+
+    def _install(self, file: PublishedFile, path: Path, ours: bool) -> None:
+        """Check what came and put it in its place whole. Raises Unsuitable."""
+        target = self.places.target(file)
+        staging = self.places.work / f"{file.installed}.new"
+        _remove(staging)
+        try:
+            if path.is_dir():
+                copy_folder(path, staging)
+            else:
+                verify(path, file, bars(self.report))
+                if file.format == "zip":
+                    unpack(path, file.installed, staging, bars(self.report))
+                elif not ours:
+                    shutil.copyfile(path, staging)
+            _put(path if ours and file.format != "zip" else staging, target)
+        finally:
+            _remove(staging)
+        if ours and not self.keep:
+            path.unlink(missing_ok=True)
+
+    def _show_licence(self) -> None:
+        shown = self.places.work / "licence-shown"
+        if not shown.exists():
+            console.say(*LICENCE)
+            shown.touch()
+
+    def _require_space(self, missing: Sequence[PublishedFile]) -> None:
+        """Every archive's content is as large as the archive; only one archive is there at a time."""
+        coming = [file for file in missing if not self._here(file)]
+        archives = [file.size for file in coming if file.format == "zip"]
+        begun = sum(Missing.of(self._part(file)).received for file in coming)
+        begun += sum(size_of(path) for path in self._hub.rglob("*.incomplete"))
+        needed = sum(file.size for file in missing) - begun + SPARE
+        needed += sum(archives) if self.keep else max(archives, default=0)
+        free = shutil.disk_usage(self.places.work).free
+        if free < needed:
+            raise CapacityError(
+                f"{self.places.sat} 所在磁盘仅剩 {free / 1e9:.1f} GB，需要 {needed / 1e9:.1f} GB："
+                "请清理磁盘，或用 SAT_HOME 指向更大的磁盘。",
+                f"The disk of {self.places.sat} has {free / 1e9:.1f} GB free where {needed / 1e9:.1f} GB are needed: "
+                "make room, or let SAT_HOME name a folder on a larger disk.",
+            )
+
+
+def _require_free(target: Path) -> None:
+    """What somebody put there is not ours to overwrite. Raises WeightsError before anything is fetched."""
+    if target.is_dir():
+        raise WeightsError(
+            f"文件夹 {target} 已存在但不完整：请移走或删除后再次运行。",
+            f"The folder {target} is there but incomplete: move or delete it, then run this again.",
+        )
+
+
+def _put(path: Path, target: Path) -> None:
+    """Move into place at once, also from one file system to another."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_dir():
+        path.rename(target)
+        return
+    near = target.with_name(target.name + ".new")
+    shutil.move(path, near)
+    near.replace(target)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def _enough_disk(folder: Path) -> Iterator[None]:
+    """Inside the block a full disk, or a folder that may not be written, is a CapacityError that names the folder."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            raise
+        raise CapacityError(
+            f"无法写入 {folder}（{error.strerror}）：请清理磁盘，或用 SAT_HOME 指向别处。",
+            f"{folder} cannot be written ({error.strerror}): make room, or let SAT_HOME name another folder.",
+        ) from error
