@@ -9,10 +9,9 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from cogvideo.errors import RequestError
-from cogvideo.token_frames import TokenFrames
 
 CLIP_FRAMES = (5, 9, 17, 33)
 """Frames of a clip after 0, 1, 2 and 3 rounds of interpolation."""
@@ -252,95 +251,6 @@ Weights = Literal["exact", "int8", "bnb8", "nf4"]
 """How the layers' matrices are kept: as they are; 8 bits and one scale a row, computed in the model's precision
 (W8A16); bitsandbytes' LLM.int8, activations in 8 bits too; bitsandbytes' NF4, 4 bits with a scale for 64 numbers."""
 
-
-@dataclass(frozen=True)
-class MemoryPreset:
-    """How a model is held while it computes. `cogvideo.runtime.memory_estimate` predicts what that takes."""
-
-    name: str
-    device: str
-    """"cuda" or "cpu": where it is chosen from. Named, it may be used anywhere."""
-    zh: str
-    en: str
-    card: int = 0
-    """GiB of the card that it is made for."""
-    weights: Weights = "exact"
-    fused: bool = False
-    """On a GPU with room besides a copy of some weights, laid side by side for quicker steps (`models.fused`)."""
-    swap: bool = False
-    """The backbone stays on the device; of the networks' own parts only that of the one at work is there."""
-    stream: bool = False
-    """Super-resolution with exact weights, which come from host memory layer by layer, for all frames at once."""
-    offload: bool = False
-    """Every matrix waits in host memory and comes for its product (accelerate): least memory, by far the slowest."""
-    int8_cache: bool = False
-    """Keys and values in 8 bits, with a scale for every position and head. The fast kernels and graphs of a card do not
-    take them, so steps are slower: for a card that has no other way."""
-    rows: int = 8
-    """Sequences of one batch: a video's last round of interpolation has 8, each needs keys and values of its own."""
-    frames_per_pass: int = 4
-    """Frames that super-resolution and the codec compute at once."""
-
-    @property
-    def about(self) -> str:
-        """How the model is held, in both languages."""
-        return f"{self.zh} / {self.en}"
-
-
-MEMORY: dict[str, MemoryPreset] = {
-    row.name: row
-    for row in (
-        MemoryPreset(
-            "a100",
-            "cuda",
-            "半精度，所有网络都在显卡上",
-            "half precision, all on the card",
-            card=80,
-            fused=True,
-            rows=16,
-            frames_per_pass=8,
-        ),
-        MemoryPreset("48g", "cuda", "同上，每批更小", "the same, smaller batches", card=48),
-        MemoryPreset(
-            "24g",
-            "cuda",
-            "8 位权重，所有网络都在显卡上",
-            "weights in 8 bits, all on the card",
-            card=24,
-            weights="int8",
-            rows=4,
-            frames_per_pass=2,
-        ),
-        MemoryPreset(
-            "16g",
-            "cuda",
-            "8 位权重，各网络自己的部分轮流上卡，超分逐层精确计算",
-            "weights in 8 bits, the networks' own parts take turns, exact super-resolution layer by layer",
-            card=16,
-            weights="int8",
-            swap=True,
-            stream=True,
-            rows=2,
-            frames_per_pass=2,
-        ),
-        MemoryPreset(
-            "8g",
-            "cuda",
-            "同上，权重为 4 位（NF4），缓存为 8 位",
-            "the same with weights in 4 bits (NF4) and the cache in 8",
-            card=8,
-            weights="nf4",
-            swap=True,
-            stream=True,
-            int8_cache=True,
-            rows=1,
-            frames_per_pass=1,
-        ),
-        MemoryPreset("cpu", "cpu", "全精度，不用显卡", "full precision, no card"),
-    )
-}
-"""Best first."""
-
 _HERE = Path(__file__).resolve().parent
 ASSETS = _HERE / "assets" if (_HERE / "assets").is_dir() else _HERE.parent / "assets"
 """Beside the code in the repository, within it where the project is installed."""
@@ -384,99 +294,5 @@ def resize(model: ModelConfig, sizes: dict[str, Any]) -> ModelConfig:
     return replace(model, **pairs)
 
 
-@dataclass(frozen=True)
-class VideoRequest:
-    """One wish: a prompt and how to draw it. Its numbers are checked here, its prompt by `text.check_prompt`.
-
-    `seconds` is the length of the whole clip; with `frames` it fixes the frame rate. Raises
-    RequestError for a seed, a number of frames or a length that does not exist, and where `first_frame` is not one
-    frame or `clip` is not the beginning of this video.
-    """
-
-    prompt: str
-    seed: int = 0
-    frames: int = 33
-    seconds: float = 4.0
-    superres: bool = True
-    sampling: SamplingOptions | None = None
-    """None: the preset's own options."""
-    between_seed: int | None = None
-    """Seed of the frames between keyframes; None: `seed`."""
-    drafts: int = 1
-    """More than 1: only keyframes, of so many videos with the seeds `seed`, `seed` + 1, ..., in one batch."""
-    first_frame: TokenFrames | None = None
-    """The first frame, where it is not to be drawn."""
-    clip: TokenFrames | None = None
-    """5, 9, 17 or 33 frames of this very video that were drawn before: only what is missing is drawn."""
-
-    def __post_init__(self) -> None:
-        self._check_kinds()
-        for seed in (self.seed, self.between_seed):
-            if seed is not None and not 0 <= seed <= MAX_SEED:
-                raise RequestError(
-                    f"种子 {seed} 超出范围：请输入 0 到 {MAX_SEED} 之间的整数。",
-                    f"Seed {seed} is out of range: give a whole number from 0 to {MAX_SEED}.",
-                )
-        if self.frames not in CLIP_FRAMES:
-            raise RequestError(
-                f"不支持 {self.frames} 帧：请选择 5、9、17 或 33 帧。",
-                f"{self.frames} frames do not exist: choose 5, 9, 17 or 33.",
-            )
-        if self.seconds not in CLIP_SECONDS:
-            raise RequestError(
-                f"不支持 {self.seconds} 秒：请选择 4、2、1 或 0.5 秒。",
-                f"{self.seconds} seconds do not exist: choose 4, 2, 1 or 0.5.",
-            )
-        if not 1 <= self.drafts <= MAX_DRAFTS:
-            raise RequestError(
-                f"草稿数 {self.drafts} 超出范围：请输入 1 到 {MAX_DRAFTS}。",
-                f"{self.drafts} drafts are out of range: give a number from 1 to {MAX_DRAFTS}.",
-            )
-        self._check_start()
-
-    def _check_kinds(self) -> None:
-        """What comes from files and programs may be anything."""
-        nothing = type(None)
-        demand("prompt", self.prompt, str)
-        for name in ("seed", "frames", "drafts"):
-            demand(name, getattr(self, name), int)
-        demand("seconds", self.seconds, float)
-        demand("superres", self.superres, bool)
-        demand("between_seed", self.between_seed, int, nothing)
-        demand("sampling", self.sampling, SamplingOptions, nothing)
-        for name in ("first_frame", "clip"):
-            demand(name, getattr(self, name), TokenFrames, nothing)
-
-    def _check_start(self) -> None:
-        first = self.first_frame is None or self.first_frame.frames == 1
-        clip = self.clip is None or (self.clip.frames in CLIP_FRAMES and self.clip.frames <= self.frames)
-        if not first or not clip or (self.clip is not None and self.drafts > 1):
-            raise RequestError(
-                "起始画面与所选帧数不符：起始画面应为一帧，续画的片段应为 5、9、17 或 33 帧且不多于所选帧数。",
-                "The frames to start from do not fit: a first frame is one frame, and a clip to go on with has 5, 9, "
-                "17 or 33 frames and no more than are asked for.",
-            )
-
-    @property
-    def wish(self) -> tuple[str, float]:
-        """What the texts of its keyframes are made of: prompt and seconds."""
-        return self.prompt, self.seconds
-
-    @property
-    def seeds(self) -> tuple[int, ...]:
-        """One seed for each video of a draft; of anything else its own."""
-        return tuple((self.seed + number) % (MAX_SEED + 1) for number in range(self.drafts))
-
-    @property
-    def started_rounds(self) -> int:
-        """Rounds of interpolation that `clip` has behind it."""
-        return CLIP_FRAMES.index(self.clip.frames) if self.clip else 0
-
-    @property
-    def rounds(self) -> int:
-        """Rounds of interpolation: 0 for 5 frames, 3 for 33."""
-        return CLIP_FRAMES.index(self.frames)
-
-    @property
-    def frames_per_second(self) -> float:
-        return (self.frames - 1) / self.seconds
+STORAGES: Final = 6
+"""Caches that are kept for the next videos: of the first frame, of the keyframes, of three rounds, and one more."""

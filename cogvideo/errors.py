@@ -41,3 +41,24 @@ class OutOfMemory(CapacityError):
 
 class Cancelled(Exception):
     """Somebody asked for the work to stop. Not an error: no message is shown."""
+
+
+Sentence = tuple[str, str]
+"""The same sentence in Chinese and in English."""
+
+
+def sentence(error: BaseException) -> Sentence:
+    """What a person is told of an error; nothing of what a library wrote into it."""
+    if isinstance(error, CogVideoError):
+        return error.zh, error.en
+    if isinstance(error, MemoryError):
+        return (
+            "内存不足：请关闭其他程序，减少帧数，或关闭超分后再试。",
+            "Out of memory: close other programs, ask for fewer frames, or switch super-resolution off, and try again.",
+        )
+    kind = type(error).__name__
+    return (
+        f"生成时出现意外错误（{kind}），详情见服务器日志：可以用同样的设置再试一次。",
+        f"Something unexpected went wrong ({kind}); the server's log has the details: "
+        "you can try the same settings again.",
+    )

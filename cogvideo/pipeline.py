@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cogvideo.config import ASSETS, PRESETS, ModelConfig, Preset, VideoRequest, find_preset
+from cogvideo.config import ASSETS, PRESETS, ModelConfig, Preset, find_preset
 from cogvideo.errors import OutOfMemory, RequestError, WeightsError
 from cogvideo.events import (
     Done,
@@ -34,35 +34,22 @@ from cogvideo.events import (
 from cogvideo.inference import interpolation, keyframes, super_resolution
 from cogvideo.inference.keyframes import KeyframeStep, KeyframeTexts
 from cogvideo.inference.sampling import ClusterSampler
-from cogvideo.jobs.eta import tokens_per_stage
 from cogvideo.media.images import side_by_side
 from cogvideo.models.fused_decode import fusing_pays
 from cogvideo.models.superres_lm import SuperResLM
 from cogvideo.models.video_lm import VideoLM
-from cogvideo.runtime.device import (
-    Place,
-    enlarging,
-    enough_memory,
-    fit_place,
-    pick_place,
-    release,
-    resident,
-    settle,
-    threads,
-    usable_cores,
-)
+from cogvideo.request import VideoRequest, tokens_per_stage
+from cogvideo.runtime.device import Place, fit_place, pick_place, threads, usable_cores
 from cogvideo.runtime.memory_estimate import peak_bytes
+from cogvideo.runtime.oom import enough_memory, release
+from cogvideo.runtime.placement import enlarging, resident, settle
 from cogvideo.token_frames import TokenFrames
 from cogvideo.tokenizers.image import FrameCodec, project_back
+from cogvideo.tokenizers.prompt import CheckedPrompt, Reading, World, check_prompt, read_prompt
 from cogvideo.tokenizers.text import (
-    CheckedPrompt,
-    Reading,
     TextTokenizer,
-    World,
     between_text,
-    check_prompt,
     first_frame_text,
-    read_prompt,
     round_seconds,
     superres_text,
     unconditional_text,

@@ -70,3 +70,8 @@ def _damaged() -> RequestError:
         "起始画面的数据已损坏：请重新选择起始画面，或去掉它。",
         "The frames to start from are damaged: choose them again, or leave them out.",
     )
+
+
+def last_frame(clip: TokenFrames) -> TokenFrames:
+    """The frame that a clip ends with."""
+    return TokenFrames.of(clip.rows()[-1:])

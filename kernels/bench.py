@@ -23,6 +23,7 @@ import torch
 from kernels import decode_attention as decoding
 from kernels import local_attention as door
 from kernels import reference, sandwich_norm, w8a16
+from kernels import reference as kernels_reference
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -290,7 +291,7 @@ def sandwich_rows(
     floor = 4 * x.numel() * dtype.itemsize / (machine.gigabytes_per_second * 1e6)
     calls: dict[str, Callable[[], object]] = {
         "fast": lambda: sandwich_norm.sandwich_norm(x, out, norm, norm),
-        "plain": lambda: sandwich_norm.plain(x, out, norm, norm),
+        "plain": lambda: kernels_reference.plain(x, out, norm, norm),
     }
     yield from _rows("sandwiched norms", calls, sandwich_norm.why_not(x), floor, device, seconds)
 

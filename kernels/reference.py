@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from kernels.dense_attention import dense_attention
 
@@ -189,3 +190,15 @@ def decode_attention_dense(
                     out[b, h, slot] = torch.softmax(scores, 0) @ v
         answers.append(out.transpose(1, 2))
     return torch.stack(answers, dim=2)
+
+
+EPSILON: Final = 1e-5
+
+Norm = tuple[Tensor, Tensor]
+"""Weight and bias of a LayerNorm, [h] each."""
+
+
+def plain(x: Tensor, out: Tensor, after: Norm, before: Norm) -> tuple[Tensor, Tensor]:
+    """The same in PyTorch's operations, on any device."""
+    hidden = F.layer_norm(out, out.shape[-1:], *after, EPSILON).add_(x)
+    return hidden, F.layer_norm(hidden, hidden.shape[-1:], *before, EPSILON)

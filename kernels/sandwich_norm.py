@@ -8,18 +8,13 @@ from __future__ import annotations
 from typing import Final
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from kernels.reference import Norm, plain
 from kernels.triton_support import why_no_triton
-
-EPSILON: Final = 1e-5
 
 LARGEST: Final = 16384
 """Numbers of a hidden state: a program holds a whole row in its registers."""
-
-Norm = tuple[Tensor, Tensor]
-"""Weight and bias of a LayerNorm, [h] each."""
 
 
 def why_not(x: Tensor) -> str | None:
@@ -38,9 +33,3 @@ def sandwich_norm(x: Tensor, out: Tensor, after: Norm, before: Norm) -> tuple[Te
     from kernels.sandwich_norm_triton import sandwich_norm as fast
 
     return fast(x, out, after, before)
-
-
-def plain(x: Tensor, out: Tensor, after: Norm, before: Norm) -> tuple[Tensor, Tensor]:
-    """The same in PyTorch's operations, on any device."""
-    hidden = F.layer_norm(out, out.shape[-1:], *after, EPSILON).add_(x)
-    return hidden, F.layer_norm(hidden, hidden.shape[-1:], *before, EPSILON)

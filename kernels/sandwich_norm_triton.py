@@ -9,7 +9,7 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels.sandwich_norm import EPSILON, Norm
+from kernels.reference import EPSILON, Norm
 
 
 @triton.jit

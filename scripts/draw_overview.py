@@ -15,7 +15,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve
 from drawing import BLUE, GREEN, GREY, LINE, ORANGE, PALE_GREEN, PALE_ORANGE, SOFT, Drawing, Language, write  # noqa: E402
 
 from cogvideo.config import CLIP_FRAMES, PRESETS  # noqa: E402
-from cogvideo.stages import FINEST, moments  # noqa: E402
+from cogvideo.inference.sampling import FINEST, moments  # noqa: E402
 from cogvideo.token_layout import Layout  # noqa: E402
 
 LEFT, WIDE = 236.0, 560.0

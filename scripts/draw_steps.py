@@ -36,7 +36,7 @@ from drawing import (  # noqa: E402
 
 from cogvideo.config import CLIP_FRAMES, PRESETS  # noqa: E402
 from cogvideo.inference.decoding import schedule, speculate  # noqa: E402
-from cogvideo.stages import FINEST, moments  # noqa: E402
+from cogvideo.inference.sampling import FINEST, moments  # noqa: E402
 from cogvideo.token_layout import Layout  # noqa: E402
 from cogvideo.tokenizers.text import duration_text, round_seconds  # noqa: E402
 

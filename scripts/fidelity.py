@@ -29,16 +29,19 @@ from torch import Tensor
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from cogvideo.config import MEMORY, PRESETS, MemoryPreset, SamplingOptions, VideoRequest  # noqa: E402
+from cogvideo.config import PRESETS, SamplingOptions  # noqa: E402
 from cogvideo.events import LevelDone  # noqa: E402
 from cogvideo.inference import decoding  # noqa: E402
 from cogvideo.inference.sampling import ClusterSampler, noise_keys  # noqa: E402
 from cogvideo.models import loader  # noqa: E402
 from cogvideo.models.base import left_pad  # noqa: E402
-from cogvideo.models.random_weights import random_models  # noqa: E402
+from cogvideo.models.loader import random_models  # noqa: E402
 from cogvideo.pipeline import CogVideoPipeline, between_texts, keyframe_texts  # noqa: E402
-from cogvideo.runtime.device import Place, enlarging, resident, settle, threads  # noqa: E402
+from cogvideo.request import VideoRequest  # noqa: E402
+from cogvideo.runtime.device import Place, threads  # noqa: E402
 from cogvideo.runtime.memory_estimate import peak_bytes  # noqa: E402
+from cogvideo.runtime.memory_presets import MEMORY, MemoryPreset  # noqa: E402
+from cogvideo.runtime.placement import enlarging, resident, settle  # noqa: E402
 from cogvideo.tokenizers.text import superres_text  # noqa: E402
 
 CPU = torch.device("cpu")

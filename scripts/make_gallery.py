@@ -13,9 +13,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from cogvideo.config import VideoRequest  # noqa: E402
 from cogvideo.media.video import write_video  # noqa: E402
 from cogvideo.pipeline import CogVideoPipeline  # noqa: E402
+from cogvideo.request import VideoRequest  # noqa: E402
 
 FOLDER = ROOT / "examples" / "gallery"
 

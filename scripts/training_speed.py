@@ -22,7 +22,7 @@ from cogvideo.config import ASSETS, PRESETS
 from cogvideo.tokenizers.image import FrameCodec
 from cogvideo.training.initialization import make_world_task
 from cogvideo.training.joint_task import DATA, ObjectiveOptions
-from cogvideo.training.recipe_runner import options_from, read_recipe
+from cogvideo.training.recipe import options_from, read_recipe
 from cogvideo.training.trainer import RunOptions, Trainer
 
 RECIPE = Path(__file__).resolve().parent.parent / "examples" / "train_mini.toml"

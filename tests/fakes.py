@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from cogvideo.config import CLIP_FRAMES, PRESETS, VideoRequest
+from cogvideo.config import CLIP_FRAMES, PRESETS
 from cogvideo.errors import Cancelled
 from cogvideo.events import (
     Done,
@@ -24,12 +24,12 @@ from cogvideo.events import (
     SuperResolved,
     Tokens,
 )
-from cogvideo.jobs.eta import tokens_per_stage
 from cogvideo.jobs.service import Jobs
 from cogvideo.media.images import side_by_side
 from cogvideo.media.video import Film
+from cogvideo.request import VideoRequest, tokens_per_stage
 from cogvideo.token_frames import TokenFrames
-from cogvideo.tokenizers.text import CheckedPrompt, Reading, clean_prompt
+from cogvideo.tokenizers.prompt import CheckedPrompt, Reading, clean_prompt
 
 SIDE = 64
 PRESET = replace(PRESETS["mini"], enlarge=True)

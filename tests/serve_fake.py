@@ -22,12 +22,12 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 import numpy as np  # noqa: E402
 from fakes import PRESET, FakePipeline  # noqa: E402
 
-from cogvideo.config import VideoRequest  # noqa: E402
 from cogvideo.errors import Cancelled  # noqa: E402
 from cogvideo.events import Event, KeyframePainted, Loading, Progress  # noqa: E402
 from cogvideo.jobs.queue import Limits  # noqa: E402
 from cogvideo.jobs.service import Jobs  # noqa: E402
 from cogvideo.media.video import Film  # noqa: E402
+from cogvideo.request import VideoRequest  # noqa: E402
 from cogvideo.web import server  # noqa: E402
 
 

@@ -10,14 +10,16 @@ import pytest
 import torch
 from toy_model import CONFIG, TOY, toy_models, write_toy
 
-from cogvideo.benchmarks.peak_memory import held_bytes, peak
-from cogvideo.config import MEMORY, VideoRequest
+from cogvideo.benchmarks.memory_probe import held_bytes, peak
 from cogvideo.events import Frames, Loading
 from cogvideo.models import loader
 from cogvideo.models.convert import convert
 from cogvideo.pipeline import CogVideoPipeline
-from cogvideo.runtime.device import Place, settle
-from cogvideo.weights import checkpoint
+from cogvideo.request import VideoRequest
+from cogvideo.runtime.device import Place
+from cogvideo.runtime.memory_presets import MEMORY
+from cogvideo.runtime.placement import settle
+from cogvideo.weights import checkpoint, published_format
 from cogvideo.weights.catalog import PREFIXES
 
 CPU = torch.device("cpu")
@@ -29,10 +31,10 @@ Change = Callable[[dict[str, torch.Tensor]], object]
 
 def publish(home: Path, changes: dict[str, Change]) -> None:
     """The toy in the published format; some networks' tensors are changed first."""
-    for part, network in zip(checkpoint.PUBLISHED, toy_models()):
+    for part, network in zip(published_format.PUBLISHED, toy_models()):
         tensors = {name: tensor.half() for name, tensor in network.state_dict().items()}
         changes.get(part, len)(tensors)
-        folder = home / checkpoint.PUBLISHED[part] / "1"
+        folder = home / published_format.PUBLISHED[part] / "1"
         folder.mkdir(parents=True)
         (folder.parent / "latest").write_text("1")
         (folder.parent / "model_config.json").write_text("{}")
@@ -73,7 +75,7 @@ def test_equal_and_unequal_backbones_make_films(folder: Path, memory: str, monke
         assert ("kept once" in told) == (case == "equal")
         assert ("stage2 1" in told) == (case == "unequal")
         with monkeypatch.context() as sizes:
-            sizes.setattr(checkpoint, "published_config", lambda home: CONFIG)
+            sizes.setattr(published_format, "published_config", lambda home: CONFIG)
             convert(home, out)
         copy, _ = film(folder, memory, lambda _, dtype, device, out=out: loader.load_safetensors(out, CONFIG, dtype))
         np.testing.assert_array_equal(copy, films[case])

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from cogvideo.benchmarks import report as benchmarks_report
-from cogvideo.benchmarks.stages import Machine, count_calls
+from cogvideo.benchmarks.hardware import Machine
+from cogvideo.benchmarks.stages import count_calls
 from cogvideo.benchmarks.svg_chart import stage_bars
+from cogvideo.cli import bench as benchmarks_report
 from cogvideo.errors import RequestError
 
 WORDS = "--preset cogvideo --layers 2 --hidden 32 --heads 2 --grid 4 --vocab 64 --device cpu"

@@ -20,7 +20,8 @@ from cogvideo.tokenizers.image import FrameCodec
 from cogvideo.training.codebook_growth import CodeSearch, CodesOptions, add_codes, widen, widen_embeddings
 from cogvideo.training.export import write_tensors
 from cogvideo.training.recipe_runner import EMBEDDINGS, Workshop
-from cogvideo.training.vqvae_task import encode, nearest, normalise
+from cogvideo.training.vqvae_data import normalise
+from cogvideo.training.vqvae_task import encode, nearest
 
 MORE = 6
 

@@ -12,11 +12,8 @@ from typing import Any
 
 import pytest
 
-from cogvideo import __main__ as cli
-from cogvideo.benchmarks import report
-from cogvideo.cli import console
+from cogvideo.cli import bench, commands, console, convert, evaluate, main
 from cogvideo.evaluation import suite
-from cogvideo.models import convert
 
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = ROOT / "tests" / "golden"
@@ -27,13 +24,13 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str) -> None:
     (tmp_path / "an_odd_command.py").write_text(f"from cogvideo.errors import *\ndef main(words):\n    {body}\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, "an_odd_command", raising=False)
-    monkeypatch.setitem(cli.COMMANDS, "odd", cli.Command("an_odd_command", "", ""))
+    monkeypatch.setitem(commands.COMMANDS, "odd", commands.Command("an_odd_command", "", ""))
 
 
 def status_of(words: list[str]) -> int:
     """What the shell sees; `kernels` knows nothing of our errors and ends the process itself."""
     try:
-        return cli.main(words)
+        return main.main(words)
     except SystemExit as end:
         return int(end.code or 0)
 
@@ -57,14 +54,14 @@ def events(text: str) -> list[dict[str, Any]]:
 )
 def test_exit_statuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str, status: int) -> None:
     command(tmp_path, monkeypatch, body)
-    assert cli.main(["odd"]) == status
+    assert main.main(["odd"]) == status
 
 
 def test_a_fault_shows_where_it_happened(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command(tmp_path, monkeypatch, "raise KeyError('the thing')")
-    cli.main(["odd", "--json"])
+    main.main(["odd", "--json"])
     out, err = capsys.readouterr()
     assert "Traceback" in err
     assert "the thing" in err
@@ -75,7 +72,7 @@ def test_a_refusal_is_an_event_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command(tmp_path, monkeypatch, "raise RequestError('太长', 'too long')")
-    assert cli.main(["odd", "--json"]) == 2
+    assert main.main(["odd", "--json"]) == 2
     out, err = capsys.readouterr()
     assert events(out) == [{"event": "error", "kind": "RequestError", "zh": "太长", "en": "too long", "exit": 2}]
     assert err == "太长\ntoo long\n"
@@ -85,7 +82,7 @@ def test_without_json_standard_output_has_no_events(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command(tmp_path, monkeypatch, "raise RequestError('太长', 'too long')")
-    cli.main(["odd"])
+    main.main(["odd"])
     assert capsys.readouterr().out == ""
 
 
@@ -105,7 +102,7 @@ def test_a_reader_that_goes_away_is_no_fault() -> None:
     assert process.wait(60) == console.CLOSED
 
 
-@pytest.mark.parametrize("name", cli.COMMANDS)
+@pytest.mark.parametrize("name", commands.COMMANDS)
 def test_wrong_words_end_in_one_sentence(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert status_of([name, "--no-such-option"]) == 2
     zh, en = capsys.readouterr().err.splitlines()
@@ -150,7 +147,7 @@ def test_generate_speaks_to_scripts(
         "--out",
         "panda.mp4",
     ]
-    assert cli.main(["generate", *words]) == 0
+    assert main.main(["generate", *words]) == 0
     heard = events(capsys.readouterr().out)
     progress = [event for event in heard if event["event"] == "progress"]
     assert [event["index"] for event in heard if event["event"] == "keyframe"] == [0, 1, 2, 3, 4]
@@ -171,7 +168,7 @@ def test_convert_speaks_to_scripts(tmp_path: Path, capsys: pytest.CaptureFixture
 
 def test_evaluate_speaks_to_scripts(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(suite, "PARTS", {"judge": lambda _: print("a table") or {"all": {"clips": 3}}})
-    assert suite.main(["--parts", "judge", "--json"]) == 0
+    assert evaluate.main(["--parts", "judge", "--json"]) == 0
     out, err = capsys.readouterr()
     told, done = events(out)
     assert told == {"event": "figures", "part": "judge", "figures": {"all": {"clips": 3}}}
@@ -180,9 +177,9 @@ def test_evaluate_speaks_to_scripts(monkeypatch: pytest.MonkeyPatch, capsys: pyt
 
 
 def test_bench_takes_a_file_or_speaks_to_scripts() -> None:
-    parser = report._parser()
+    parser = bench._parser()
     assert parser.parse_args([]).json is None
-    assert parser.parse_args(["--json"]).json == report.STREAM
+    assert parser.parse_args(["--json"]).json == bench.STREAM
     assert parser.parse_args(["--json", "x.json"]).json == Path("x.json")
 
 
@@ -200,10 +197,10 @@ def test_progress_is_told_in_whole_percents(capsys: pytest.CaptureFixture[str]) 
 @pytest.mark.parametrize(("shell", "syntax"), [("bash", "complete -o"), ("zsh", "#compdef"), ("fish", "complete -c")])
 def test_completion_knows_commands_and_options(shell: str, syntax: str, capsys: pytest.CaptureFixture[str]) -> None:
     """`python -m cogvideo completion SHELL`, as docs/command-line.md has it."""
-    assert cli.main(["completion", shell]) == 0
+    assert main.main(["completion", shell]) == 0
     script = capsys.readouterr().out
     assert syntax in script
-    assert all(name in script for name in cli.COMMANDS)
+    assert all(name in script for name in commands.COMMANDS)
     assert "input-source" in script
 
 

@@ -11,7 +11,7 @@ import torch
 from safetensors import safe_open
 from test_weights import edit
 
-from cogvideo.__main__ import main
+from cogvideo.cli.main import main
 from cogvideo.config import PRESETS, find_preset
 from cogvideo.errors import CapacityError, RequestError, WeightsError
 from cogvideo.models import convert as module

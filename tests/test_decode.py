@@ -13,7 +13,8 @@ from small_lm import CONFIG, random_frames, video_lm
 from cogvideo.errors import Cancelled
 from cogvideo.inference import decoding
 from cogvideo.models.base import IMPLAUSIBLE, left_pad
-from cogvideo.models.kv_cache import CacheFull, Place
+from cogvideo.models.kv_cache import Place
+from cogvideo.models.kv_storage import CacheFull
 
 TEXTS = [[51, 52, 53], [54, 55, 56, 57, 58]]
 OTHERS = [[59, 60], [59, 60]]

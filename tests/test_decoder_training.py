@@ -11,12 +11,14 @@ import torch
 from safetensors.torch import load_file
 from toy_training import decoder_task
 
+from cogvideo.cli.train import main
 from cogvideo.config import ASSETS
 from cogvideo.data import synthetic_render
 from cogvideo.tokenizers.image import build_codec
-from cogvideo.training.recipe_runner import Workshop, main
+from cogvideo.training.recipe_runner import Workshop
 from cogvideo.training.trainer import RunOptions, Trainer
-from cogvideo.training.vqvae_task import PictureOptions, encode, picture_error, weigh_by_size
+from cogvideo.training.vqvae_data import PictureOptions
+from cogvideo.training.vqvae_task import encode, picture_error, weigh_by_size
 
 needs_font = pytest.mark.skipif(
     not any(path.exists() for path in synthetic_render.FONT_PATHS),

@@ -10,10 +10,12 @@ import pytest
 import torch
 from toy_model import CONFIG, toy_models
 
-from cogvideo.config import MEMORY
 from cogvideo.errors import CapacityError, OutOfMemory, RequestError
-from cogvideo.runtime.device import Place, enough_memory, pick_place, release, resident, threads, usable_cores
+from cogvideo.runtime.device import Place, pick_place, threads, usable_cores
 from cogvideo.runtime.memory_estimate import peak_bytes
+from cogvideo.runtime.memory_presets import MEMORY
+from cogvideo.runtime.oom import enough_memory, release
+from cogvideo.runtime.placement import resident
 
 CPU = Place(torch.device("cpu"), torch.float32)
 

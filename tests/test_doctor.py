@@ -14,10 +14,11 @@ import pytest
 from packaging.requirements import Requirement
 
 from cogvideo import config
-from cogvideo.cli import doctor
-from cogvideo.cli.doctor import Finding, Machine
-from cogvideo.config import ASSETS, MEMORY, PRESETS
+from cogvideo.cli import doctor, doctor_checks
+from cogvideo.cli.doctor_checks import Finding, Machine
+from cogvideo.config import ASSETS, PRESETS
 from cogvideo.runtime.memory_estimate import peak_bytes
+from cogvideo.runtime.memory_presets import MEMORY
 
 ROOT = Path(__file__).resolve().parent.parent
 GIB = 2**30
@@ -30,7 +31,11 @@ def card(gigabytes: float) -> Machine:
 
 def fitting(model: str, *there: Machine) -> set[str]:
     """Names of the memory presets that the model fits under."""
-    found = [f.fact for f in doctor.presets(model, there) if f.state == "ok" and f.fact.startswith(f"{model} --memory")]
+    found = [
+        f.fact
+        for f in doctor_checks.presets(model, there)
+        if f.state == "ok" and f.fact.startswith(f"{model} --memory")
+    ]
     return {fact.split()[2].rstrip(":") for fact in found}
 
 
@@ -41,7 +46,7 @@ def bad(findings: list[Finding]) -> list[Finding]:
 @pytest.fixture
 def well(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """A machine with a processor alone, nothing of the published model, and an empty folder to be in."""
-    monkeypatch.setattr(doctor, "machines", lambda: [CPU])
+    monkeypatch.setattr(doctor_checks, "machines", lambda: [CPU])
     monkeypatch.setenv("SAT_HOME", str(tmp_path / "sat"))
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -86,8 +91,8 @@ def test_which_presets_fit_a_card(gigabytes: float) -> None:
 
 def test_nothing_fits_a_small_machine() -> None:
     assert fitting("cogvideo", card(1), CPU) == set()
-    assert len(bad(list(doctor.presets("cogvideo", [card(1), CPU])))) == 1
-    assert not bad(list(doctor.presets("mini", [card(1), CPU])))
+    assert len(bad(list(doctor_checks.presets("cogvideo", [card(1), CPU])))) == 1
+    assert not bad(list(doctor_checks.presets("mini", [card(1), CPU])))
 
 
 @pytest.mark.parametrize("fault", ["missing", "empty", "pointer"])
@@ -96,7 +101,7 @@ def test_a_broken_file_of_mini_is_named(
 ) -> None:
     folder = well / "assets" / "mini"
     folder.mkdir(parents=True)
-    for name in doctor.MINI:
+    for name in doctor_checks.MINI:
         shutil.copy(ASSETS / "mini" / name, folder)
     path = folder / "stage2.safetensors"
     path.unlink()
@@ -123,8 +128,8 @@ def test_packages(name: str, version: str | None, state: str, monkeypatch: pytes
         return version
 
     monkeypatch.setattr(importlib.metadata, "version", installed)
-    wanted = next(line for line in doctor._required() if Requirement(line).name == name)
-    finding = doctor._package(Requirement(wanted))
+    wanted = next(line for line in doctor_checks._required() if Requirement(line).name == name)
+    finding = doctor_checks._package(Requirement(wanted))
     assert finding.state == state
     assert ("pip install" in finding.en) == (state != "ok")
 
@@ -141,7 +146,7 @@ def test_secrets_are_not_shown(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
 
 
 def test_it_needs_nothing_but_python() -> None:
-    code = f"import sys; sys.path[:0] = [{str(ROOT)!r}]; from cogvideo.__main__ import main; sys.exit(main(['doctor']))"
+    code = f"import sys; sys.path[:0] = [{str(ROOT)!r}]; from cogvideo.cli.main import main; sys.exit(main(['doctor']))"
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     answer = subprocess.run(
         [sys.executable, "-S", "-c", code], capture_output=True, text=True, timeout=120, check=False, env=environment

@@ -39,9 +39,10 @@ from documents import (
     read,
 )
 
-from cogvideo import __main__ as cli
-from cogvideo.media.video import read_metadata
-from cogvideo.web.spaces import parser as page_parser
+from cogvideo.cli import commands as cli_commands
+from cogvideo.cli import main
+from cogvideo.cli.serve import parser as page_parser
+from cogvideo.media.metadata import read_metadata
 
 BASH = [block for name in documents() for block in blocks(name, "bash")]
 PYTHON = [block for name in documents() for block in blocks(name, "python")]
@@ -108,9 +109,9 @@ def assert_understood(words: Sequence[str]) -> None:
     """A command that is not run here has at least a name and options that exist."""
     match words:
         case ["python", "-m", "cogvideo", *rest] | ["cogvideo", *rest]:
-            assert not rest or rest[0] in (*cli.COMMANDS, "COMMAND", "--help", "--version"), words
-            if rest and rest[0] in cli.COMMANDS:
-                known = cli.COMMANDS[rest[0]].parser()._option_string_actions
+            assert not rest or rest[0] in (*cli_commands.COMMANDS, "COMMAND", "--help", "--version"), words
+            if rest and rest[0] in cli_commands.COMMANDS:
+                known = cli_commands.COMMANDS[rest[0]].parser()._option_string_actions
                 unknown = [word for word in rest if word.startswith("--") and word.split("=")[0] not in known]
                 assert not unknown, (words, unknown)
         case ["accelerate" | "torchrun", *rest]:
@@ -167,7 +168,7 @@ def test_the_command_runs(words: tuple[str, ...], folder: Path, monkeypatch: pyt
             with serving(folder, [sys.executable, *at_home(words[1:])]) as url:
                 assert "gradio" in urlopen(url).read().decode()
         case ["python", "-m", "cogvideo", *rest] | ["cogvideo", *rest]:
-            assert cli.main(rest) == 0
+            assert main.main(rest) == 0
         case ["python", script, *rest]:
             monkeypatch.setattr(sys, "argv", [script, *rest])
             monkeypatch.setattr(sys, "path", [*sys.path])

@@ -40,7 +40,7 @@ from flaky_server import (
 )
 from toy_text import train_text_model
 
-from cogvideo.__main__ import main
+from cogvideo.cli.main import main
 from cogvideo.config import find_preset
 from cogvideo.errors import CapacityError, RequestError, WeightsError
 from cogvideo.models.convert import convert

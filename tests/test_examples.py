@@ -15,10 +15,11 @@ import pytest
 from nbclient import NotebookClient
 from nbformat import NotebookNode
 
-from cogvideo.config import PRESETS, VideoRequest
-from cogvideo.media.video import read_metadata
+from cogvideo.config import PRESETS
+from cogvideo.media.metadata import read_metadata
 from cogvideo.pipeline import CogVideoPipeline
-from cogvideo.tokenizers.text import clean_prompt
+from cogvideo.request import VideoRequest
+from cogvideo.tokenizers.prompt import clean_prompt
 from examples import batch
 
 ROOT = Path(__file__).resolve().parent.parent

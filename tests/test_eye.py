@@ -11,7 +11,8 @@ from PIL import Image, ImageFilter
 
 from cogvideo import config
 from cogvideo.data import synthetic_render
-from cogvideo.data.synthetic_world import SCENES, SUBJECTS, State
+from cogvideo.data.synthetic_vocabulary import SCENES, SUBJECTS
+from cogvideo.data.synthetic_world import State
 from cogvideo.errors import WeightsError
 from cogvideo.training import frame_classifier
 from cogvideo.training.recipe_runner import Workshop

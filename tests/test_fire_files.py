@@ -12,8 +12,8 @@ from tqdm import tqdm
 
 from cogvideo.errors import WeightsError
 from cogvideo.pipeline import _read_labels
-from cogvideo.weights.checkpoint import checkpoint_file
 from cogvideo.weights.http_download import Unsuitable
+from cogvideo.weights.published_format import checkpoint_file
 from cogvideo.weights.verify import GROWTH, unpack
 
 SILENT = partial(tqdm, disable=True)

@@ -11,13 +11,14 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
-from cogvideo.config import SamplingOptions, TokenSampling, VideoRequest, demand
+from cogvideo.cli.serve import parser
+from cogvideo.config import SamplingOptions, TokenSampling, demand
 from cogvideo.errors import CapacityError, RequestError
-from cogvideo.jobs.keys import owner_of
+from cogvideo.jobs.service import owner_of
+from cogvideo.request import VideoRequest
 from cogvideo.token_frames import TokenFrames
-from cogvideo.web.direct_api import direct
-from cogvideo.web.malformed import TRIPS, malformed
-from cogvideo.web.spaces import free_port, parser
+from cogvideo.web.direct_api import TRIPS, direct, malformed
+from cogvideo.web.server import free_port
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from cogvideo.__main__ import main
 from cogvideo.cli import ensure_weights
+from cogvideo.cli.main import main
 from cogvideo.errors import WeightsError
 from cogvideo.runtime.model_selection import own_device
 from cogvideo.weights.download import Download

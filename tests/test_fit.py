@@ -10,12 +10,14 @@ import pytest
 import torch
 from toy_model import CONFIG, toy_models
 
-from cogvideo.__main__ import main
 from cogvideo.benchmarks import memory_probe, memory_report
-from cogvideo.config import MEMORY, PRESETS, describe_preset
+from cogvideo.cli import memory
+from cogvideo.cli.main import main
+from cogvideo.config import PRESETS, describe_preset
 from cogvideo.errors import RequestError
 from cogvideo.runtime.device import Place
 from cogvideo.runtime.memory_estimate import gigabytes_read, peak_bytes, takes_long
+from cogvideo.runtime.memory_presets import MEMORY
 
 
 @pytest.fixture
@@ -69,7 +71,7 @@ def test_a_gpu_is_held_to_the_card_of_the_preset(monkeypatch: pytest.MonkeyPatch
 
 def test_names_that_do_not_exist_are_refused(folder: Path) -> None:
     with pytest.raises(RequestError, match="4g: there are a100"):
-        memory_report.main(["--model", str(folder), "--device", "cpu", "--measure", "24g,4g"])
+        memory.main(["--model", str(folder), "--device", "cpu", "--measure", "24g,4g"])
 
 
 def test_before_a_long_video_the_time_to_expect_is_told() -> None:

@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 from toy_model import toy_pipeline
 
-from cogvideo.__main__ import main
 from cogvideo.cli import generate, generate_args
-from cogvideo.config import PRESETS, VideoRequest
+from cogvideo.cli.main import main
+from cogvideo.config import PRESETS
 from cogvideo.events import Event, Frames, LevelDone
-from cogvideo.media.video import Film, read_metadata, write_video
+from cogvideo.media.metadata import read_metadata
+from cogvideo.media.video import Film, write_video
 from cogvideo.pipeline import CogVideoPipeline
+from cogvideo.request import VideoRequest
 
 PROMPT = "一只熊猫在草地上向右跑"
 

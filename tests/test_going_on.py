@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from toy_model import TOY, toy_pipeline
 
-from cogvideo.config import CLIP_FRAMES, MAX_SEED, VideoRequest
+from cogvideo.config import CLIP_FRAMES, MAX_SEED
 from cogvideo.errors import RequestError
 from cogvideo.events import Event, KeyframeDone, KeyframePainted, LevelDone, Progress
-from cogvideo.jobs.eta import tokens_per_stage
 from cogvideo.pipeline import CogVideoPipeline
+from cogvideo.request import VideoRequest, tokens_per_stage
 from cogvideo.token_frames import TokenFrames
 
 PROMPT = "一只熊猫在草地上向右跑"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from cogvideo import __main__ as cli
+from cogvideo.cli import commands, main
 
 ROOT = Path(__file__).resolve().parent.parent
 MODULES = sorted(
@@ -127,15 +127,15 @@ def test_make_run_installs_once(tmp_path: Path) -> None:
 
 def test_help_names_every_command_and_loads_no_model() -> None:
     answer = python(
-        "import sys; from cogvideo.__main__ import main; status = main(['--help']);"
+        "import sys; from cogvideo.cli.main import main; status = main(['--help']);"
         "assert not {'torch', 'numpy', 'gradio'} & set(sys.modules); sys.exit(status)"
     )
     assert answer.returncode == 0, answer.stderr
-    assert all(name in answer.stdout for name in cli.COMMANDS)
+    assert all(name in answer.stdout for name in commands.COMMANDS)
 
 
 def test_unknown_command_offers_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["genrate"]) == 2
+    assert main.main(["genrate"]) == 2
     assert "generate?" in capsys.readouterr().err
 
 
@@ -146,12 +146,12 @@ def test_errors_for_people_come_as_sentences(
         "from cogvideo.errors import RequestError\ndef main(words):\n    raise RequestError('太长', 'too long')\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setitem(cli.COMMANDS, "fail", cli.Command("a_command", "", ""))
-    assert cli.main(["fail"]) == 2
+    monkeypatch.setitem(commands.COMMANDS, "fail", commands.Command("a_command", "", ""))
+    assert main.main(["fail"]) == 2
     assert capsys.readouterr().err == "太长\ntoo long\n"
 
 
-@pytest.mark.parametrize("name", cli.COMMANDS)
+@pytest.mark.parametrize("name", commands.COMMANDS)
 def test_every_command_explains_itself(name: str) -> None:
     answer = run(sys.executable, "-m", "cogvideo", name, "--help")
     assert answer.returncode == 0, answer.stderr

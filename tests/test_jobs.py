@@ -14,15 +14,15 @@ import pytest
 from fakes import PRESET, FakePipeline, PlainFilm, killed, moving_square
 from PIL import Image
 
-from cogvideo.config import SamplingOptions, TokenSampling, VideoRequest
+from cogvideo.config import SamplingOptions, TokenSampling
 from cogvideo.errors import CapacityError, RequestError, WeightsError
-from cogvideo.jobs.available_models import Pipeline
-from cogvideo.jobs.eta import Pace, tokens_per_stage
-from cogvideo.jobs.keys import new_key
+from cogvideo.jobs.eta import Pace
+from cogvideo.jobs.model_registry import Pipeline
 from cogvideo.jobs.queue import Limits
-from cogvideo.jobs.service import Jobs
-from cogvideo.jobs.state import View, request_from_dict, request_to_dict
-from cogvideo.media.video import read_metadata
+from cogvideo.jobs.service import Jobs, new_key
+from cogvideo.jobs.state import View
+from cogvideo.media.metadata import read_metadata
+from cogvideo.request import VideoRequest, request_from_dict, request_to_dict, tokens_per_stage
 
 KEY, OTHER = "k" * 20, "o" * 20
 WISH = VideoRequest("一只熊猫在草地上向右跑", seed=7, frames=9, superres=False)

@@ -13,18 +13,20 @@ from fakes import PRESET, FakePipeline, PlainFilm
 from PIL import Image
 from test_jobs import KEY, OTHER, _open, finished, until
 
-from cogvideo.config import PRESETS, VideoRequest
+from cogvideo.config import PRESETS
 from cogvideo.errors import CapacityError, OutOfMemory, RequestError, WeightsError
 from cogvideo.events import Event, Loading
 from cogvideo.jobs.artifacts import read_settings
-from cogvideo.jobs.available_models import Offer, missing_files, offers
 from cogvideo.jobs.follow_ups import go_on
+from cogvideo.jobs.model_registry import Offer, missing_files, offers
 from cogvideo.jobs.queue import Limits
 from cogvideo.jobs.service import Jobs
-from cogvideo.token_frames import TokenFrames
+from cogvideo.media.images import data_uri, read_picture
+from cogvideo.request import VideoRequest
+from cogvideo.token_frames import TokenFrames, last_frame
 from cogvideo.web.api import endpoints
+from cogvideo.web.form import start_of, start_value
 from cogvideo.web.routes import qr_code
-from cogvideo.web.start_image import data_uri, last_frame, read_picture, start_of, start_value
 
 WISH = VideoRequest("一只熊猫在草地上向右跑", seed=7, frames=9, superres=False)
 DRAFT = replace(WISH, drafts=4)
@@ -352,7 +354,7 @@ def test_what_is_no_picture_is_refused_with_a_sentence(tmp_path: Path, monkeypat
         with pytest.raises(RequestError, match="JPEG"):
             read_picture(tmp_path / "file.png", (64, 64))
     Image.new("1", (300, 300)).save(tmp_path / "large.png")
-    monkeypatch.setattr("cogvideo.web.start_image.MAX_PIXELS", 1000)
+    monkeypatch.setattr("cogvideo.media.images.MAX_PIXELS", 1000)
     with pytest.raises(RequestError, match="smaller first"):
         read_picture(tmp_path / "large.png", (64, 64))
 

@@ -10,10 +10,10 @@ from typing import Any
 
 from fakes import FakePipeline
 
-from cogvideo.config import VideoRequest
 from cogvideo.jobs.service import Jobs
 from cogvideo.jobs.state import View
 from cogvideo.jobs.watch import Live
+from cogvideo.request import VideoRequest
 
 KEY = "k" * 20
 WISH = VideoRequest("一只熊猫", seed=7, frames=9, superres=False)

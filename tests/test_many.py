@@ -20,16 +20,16 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from test_generate import pipe, toy  # noqa: F401
 
-from cogvideo.__main__ import main
 from cogvideo.cli import console, generate, generate_args, generate_batch, release_args
+from cogvideo.cli.main import main
 from cogvideo.cli.output_dir import Films
-from cogvideo.config import PRESETS, TokenSampling, VideoRequest
+from cogvideo.config import PRESETS, TokenSampling
 from cogvideo.errors import RequestError
 from cogvideo.events import Progress
 from cogvideo.inference import generation
-from cogvideo.jobs.eta import tokens_per_stage
-from cogvideo.media.video import read_metadata
+from cogvideo.media.metadata import read_metadata
 from cogvideo.pipeline import CogVideoPipeline
+from cogvideo.request import VideoRequest, tokens_per_stage
 from cogvideo.token_frames import TokenFrames
 
 PANDA, CAR = "一只熊猫在草地上向右跑", "一只汽车在雪地上旋转"

@@ -12,7 +12,7 @@ from fakes import PRESET, FakePipeline
 
 from cogvideo.jobs.service import Jobs
 from cogvideo.web import server
-from cogvideo.web.spaces import free_port
+from cogvideo.web.server import free_port
 
 pytest.importorskip("mcp", reason="an extra: pip install 'gradio[mcp]'")
 

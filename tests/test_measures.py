@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 import torch
 
+from cogvideo.cli import evaluate
 from cogvideo.config import PRESETS
 from cogvideo.data import synthetic_render
-from cogvideo.data.synthetic_world import MOTIONS, SUBJECTS, Clip, place_clip
+from cogvideo.data.synthetic_vocabulary import MOTIONS, SUBJECTS
+from cogvideo.data.synthetic_world import Clip, place_clip
 from cogvideo.errors import RequestError
 from cogvideo.evaluation import frame_reader, metrics, suite
 from cogvideo.evaluation.sampler import Case
@@ -123,7 +125,7 @@ def test_noise_of_ten_steps_is_28_dB() -> None:
 
 
 def test_every_part_of_an_evaluation_is_written_down(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert suite.main(["--count", "4", "--clips", "1", "--out", str(tmp_path)]) == 0
+    assert evaluate.main(["--count", "4", "--clips", "1", "--out", str(tmp_path)]) == 0
     figures = json.loads((tmp_path / "figures.json").read_text(encoding="utf-8"))
     assert set(suite.PARTS) <= set(figures)
     assert len(figures["keyframes"]["cases"]) == 4
@@ -161,7 +163,7 @@ def test_films_whose_subject_changes_place_are_told_apart(monkeypatch: pytest.Mo
 
 
 def test_only_the_wanted_parts_are_looked_at(capsys: pytest.CaptureFixture[str]) -> None:
-    assert suite.main(["--parts", "codec", "--clips", "2"]) == 0
+    assert evaluate.main(["--parts", "codec", "--clips", "2"]) == 0
     said = capsys.readouterr().out
     assert "Codec" in said
     assert "Keyframes" not in said
@@ -169,7 +171,7 @@ def test_only_the_wanted_parts_are_looked_at(capsys: pytest.CaptureFixture[str])
 
 def test_a_part_that_does_not_exist_is_refused() -> None:
     with pytest.raises(RequestError, match="smell"):
-        suite._parser().parse_args(["--parts", "smell"])
+        evaluate._parser().parse_args(["--parts", "smell"])
 
 
 def test_travelling_clips_stay_in_the_picture() -> None:
@@ -183,6 +185,6 @@ def test_travelling_clips_stay_in_the_picture() -> None:
 
 
 def test_parts_default_to_all() -> None:
-    args: argparse.Namespace = suite._parser().parse_args([])
+    args: argparse.Namespace = evaluate._parser().parse_args([])
     assert tuple(args.parts) == tuple(suite.PARTS)
     assert args.count == 200

@@ -11,14 +11,12 @@ import torch
 from toy_model import CONFIG as TOY
 from toy_model import toy_models
 
-from cogvideo.benchmarks.memory_probe import rehearse
-from cogvideo.benchmarks.peak_memory import held_bytes
-from cogvideo.config import MEMORY, PRESETS, ModelConfig
+from cogvideo.benchmarks.memory_probe import held_bytes, rehearse
+from cogvideo.config import PRESETS, ModelConfig
 from cogvideo.errors import CapacityError, RequestError
 from cogvideo.models.kv_cache import Cache
-from cogvideo.models.loader import BACKBONE, PARTS, expected
-from cogvideo.models.random_weights import random_models
-from cogvideo.runtime import device
+from cogvideo.models.loader import BACKBONE, PARTS, expected, random_models
+from cogvideo.runtime import device, placement
 from cogvideo.runtime.memory_estimate import (
     ENVIRONMENT,
     cache_bytes,
@@ -30,6 +28,7 @@ from cogvideo.runtime.memory_estimate import (
     smaller,
     weight_bytes,
 )
+from cogvideo.runtime.memory_presets import MEMORY
 from cogvideo.token_layout import Layout
 
 BIG = PRESETS["cogvideo"].model
@@ -65,7 +64,7 @@ def test_caches_are_as_large_as_predicted(model: ModelConfig, int8: bool) -> Non
 
 @pytest.mark.parametrize("name", ["48g", "24g"])
 def test_weights_on_a_card_take_what_is_predicted(name: str) -> None:
-    models = device.settle(toy_models(), device.Place(torch.device("cpu"), torch.float16, MEMORY[name]))
+    models = placement.settle(toy_models(), device.Place(torch.device("cpu"), torch.float16, MEMORY[name]))
     head = models.stage1.full_head
     assert head is not None and head is models.stage2.full_head is models.superres.full_head
     held = held_bytes((models.stage1, models.stage2, models.superres)) + head.nbytes

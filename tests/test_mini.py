@@ -7,12 +7,12 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from cogvideo.config import VideoRequest
 from cogvideo.data.synthetic_render import FONT_PATHS
-from cogvideo.data.synthetic_world import MOTIONS, SCENES, SUBJECTS
+from cogvideo.data.synthetic_vocabulary import MOTIONS, SCENES, SUBJECTS
 from cogvideo.evaluation.frame_reader import name_motion, read_frame
 from cogvideo.events import Done, LevelDone
 from cogvideo.pipeline import CogVideoPipeline
+from cogvideo.request import VideoRequest
 
 GRASS = VideoRequest("一只熊猫在草地上向右跑", seed=7, frames=5)
 SEA = VideoRequest("一艘帆船在大海上向左行驶", seed=7, frames=5, superres=False)

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 from fakes import PlainFilm
 
-from cogvideo.config import PRESETS, VideoRequest
+from cogvideo.config import PRESETS
 from cogvideo.jobs.follow_ups import go_on, keyframes
 from cogvideo.jobs.service import Jobs
 from cogvideo.jobs.state import View
 from cogvideo.pipeline import CogVideoPipeline
-from cogvideo.web.start_image import last_frame
+from cogvideo.request import VideoRequest
+from cogvideo.token_frames import last_frame
 
 KEY = "k" * 20
 MINI = PRESETS["mini"]

@@ -17,16 +17,17 @@ import torch
 from test_jobs import KEY
 from toy_model import TOY, ToyModels, toy_models, write_toy
 
-from cogvideo.config import MEMORY, VideoRequest
 from cogvideo.errors import OutOfMemory
-from cogvideo.jobs.available_models import Offer
 from cogvideo.jobs.follow_ups import go_on
+from cogvideo.jobs.model_registry import Offer
 from cogvideo.jobs.queue import Limits
 from cogvideo.jobs.service import Jobs
 from cogvideo.jobs.state import View
 from cogvideo.media.video import Film
 from cogvideo.pipeline import CogVideoPipeline
+from cogvideo.request import VideoRequest
 from cogvideo.runtime.device import Place
+from cogvideo.runtime.memory_presets import MEMORY
 
 WISH = VideoRequest("小猫", seed=3, frames=9, seconds=2.0)
 

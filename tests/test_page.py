@@ -12,9 +12,9 @@ from browsing import PANDA, PHONE, Site, Visitor, expect
 from fakes import moving_square
 from playwright.sync_api import Route
 
-from cogvideo.config import VideoRequest
-from cogvideo.jobs.keys import new_key
+from cogvideo.jobs.service import new_key
 from cogvideo.media.video import write_video
+from cogvideo.request import VideoRequest
 
 
 def test_a_video_grows_from_prompt_to_film(site: Site, visit: Callable[..., Visitor]) -> None:
@@ -67,7 +67,7 @@ def test_stop_keeps_what_was_drawn(site: Site, visit: Callable[..., Visitor]) ->
 def test_a_stop_that_acts_before_anybody_is_told_of_it_is_shown_as_done(
     site: Site, visit: Callable[..., Visitor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shown = cogvideo.web.form.screen_value
+    shown = cogvideo.web.job_json.screen_value
     monkeypatch.setattr(cogvideo.web.form, "screen_value", lambda *args: {**shown(*args), "stopping": None})
     visitor = visit(locale="en-US").open(site.url).ask()
     site.fake.step(6)

@@ -12,9 +12,9 @@ import pytest
 from browsing import PANDA, PHONE, Site, Visitor, expect
 from playwright.sync_api import Route
 
-from cogvideo.config import VideoRequest
 from cogvideo.events import Event
-from cogvideo.jobs.keys import new_key
+from cogvideo.jobs.service import new_key
+from cogvideo.request import VideoRequest
 
 
 def picture(visitor: Visitor) -> dict[str, Any]:

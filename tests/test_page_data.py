@@ -19,18 +19,22 @@ from hypothesis import strategies as st
 from starlette.applications import Starlette
 from starlette.testclient import TestClient
 
-from cogvideo.config import CLIP_FRAMES, CLIP_SECONDS, MAX_SEED, MEMORY, PRESETS, VideoRequest
+from cogvideo.cli import serve
+from cogvideo.config import CLIP_FRAMES, CLIP_SECONDS, MAX_SEED, PRESETS
 from cogvideo.errors import CapacityError, RequestError
 from cogvideo.jobs.artifacts import read_settings
 from cogvideo.jobs.follow_ups import changed
-from cogvideo.jobs.keys import new_key
-from cogvideo.jobs.service import Jobs
+from cogvideo.jobs.service import Jobs, new_key
+from cogvideo.request import VideoRequest
 from cogvideo.runtime.memory_estimate import peak_bytes
+from cogvideo.runtime.memory_presets import MEMORY
+from cogvideo.web import server as server_module
 from cogvideo.web import server as web_server
 from cogvideo.web import spaces
-from cogvideo.web.form import FOLDER, LANGUAGES, Form, Words, outcome, preferred_language
+from cogvideo.web.form import Form
 from cogvideo.web.model_options import Held, large, memory_choices
 from cogvideo.web.routes import routes
+from cogvideo.web.strings import FOLDER, LANGUAGES, Words, outcome, preferred_language
 
 WORDS = Words.load()
 BASE = PRESET.sampling
@@ -183,7 +187,7 @@ def test_links_of_a_space_lead_to_its_page(monkeypatch: pytest.MonkeyPatch) -> N
     assert spaces.share_base() == ""
     monkeypatch.setenv("SPACE_ID", "somebody/cogvideo")
     assert spaces.share_base() == "https://huggingface.co/spaces/somebody/cogvideo"
-    assert spaces.parser().parse_args([]).host == "0.0.0.0"
+    assert serve.parser().parse_args([]).host == "0.0.0.0"
 
 
 def test_a_taken_port_is_said_and_the_next_one_found_when_asked() -> None:
@@ -192,16 +196,16 @@ def test_a_taken_port_is_said_and_the_next_one_found_when_asked() -> None:
         taken.listen()
         port = taken.getsockname()[1]
         with pytest.raises(CapacityError, match=f"Port {port}"):
-            spaces.free_port("127.0.0.1", port, search=False)
-        assert spaces.free_port("127.0.0.1", port, search=True) > port
+            server_module.free_port("127.0.0.1", port, search=False)
+        assert server_module.free_port("127.0.0.1", port, search=True) > port
 
 
 def test_the_data_folder_can_be_chosen_and_a_bad_one_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COGVIDEO_DATA", str(tmp_path / "there"))
-    assert spaces.data_folder(None) == tmp_path / "there"
+    assert server_module.data_folder(None) == tmp_path / "there"
     (tmp_path / "file").write_text("")
     with pytest.raises(CapacityError, match="cannot be used"):
-        spaces.data_folder(tmp_path / "file")
+        server_module.data_folder(tmp_path / "file")
 
 
 @pytest.fixture(scope="module")

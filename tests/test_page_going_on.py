@@ -16,15 +16,15 @@ from PIL import Image
 from playwright.sync_api import expect
 from proxy import below
 
-from cogvideo.config import PRESETS, VideoRequest
+from cogvideo.config import PRESETS
 from cogvideo.errors import OutOfMemory
-from cogvideo.jobs.available_models import Offer
-from cogvideo.jobs.keys import new_key
+from cogvideo.jobs.model_registry import Offer
 from cogvideo.jobs.queue import Limits
-from cogvideo.jobs.service import Jobs
+from cogvideo.jobs.service import Jobs, new_key
 from cogvideo.media.video import Film
+from cogvideo.request import VideoRequest
+from cogvideo.token_frames import last_frame
 from cogvideo.web import server
-from cogvideo.web.start_image import last_frame
 
 Visit = Callable[..., Visitor]
 NEEDS = ("还要下载 43 GB", "Another 43 GB to fetch")
@@ -283,7 +283,7 @@ def _key_of(site: Site, job: str) -> str:
 
 
 def _owner(key: str) -> str:
-    from cogvideo.jobs.keys import owner_of
+    from cogvideo.jobs.service import owner_of
 
     return owner_of(key)
 

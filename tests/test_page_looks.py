@@ -14,9 +14,9 @@ from browsing import DESKTOP, PANDA, PHONE, Site, Visitor, expect
 from PIL import Image
 from playwright.sync_api import Browser, Route
 
-from cogvideo.config import VideoRequest
 from cogvideo.errors import OutOfMemory
-from cogvideo.jobs.keys import new_key
+from cogvideo.jobs.service import new_key
+from cogvideo.request import VideoRequest
 from scripts.make_pictures import smaller, take
 
 NARROW = {"width": 360, "height": 740}

@@ -11,10 +11,10 @@ import httpx
 from browsing import PANDA, Site, Visitor, expect
 from playwright.sync_api import Page
 
-from cogvideo.config import VideoRequest
-from cogvideo.jobs.keys import new_key
-from cogvideo.media.video import read_metadata
-from cogvideo.tokenizers.text import clean_prompt
+from cogvideo.jobs.service import new_key
+from cogvideo.media.metadata import read_metadata
+from cogvideo.request import VideoRequest
+from cogvideo.tokenizers.prompt import clean_prompt
 
 HOSTILE = {
     "html": '熊<img src=x onerror="window.owned=1"><script>window.owned=1</script><b>粗</b>&amp;&lt;',

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from cogvideo.cli import parity as cli_parity
 from cogvideo.errors import WeightsError
 from cogvideo.evaluation import parity
 from cogvideo.models import loader
@@ -36,7 +37,7 @@ FOLLOWED = [
 
 
 def test_all_arrays_are_those_of_the_release(capsys: pytest.CaptureFixture[str]) -> None:
-    assert parity.main([str(GOLDEN)]) == 0
+    assert cli_parity.main([str(GOLDEN)]) == 0
     rows = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
     compared = {row[0]: float(row[1]) for row in rows if row[1] != "not"}
     assert list(compared) == FOLLOWED
@@ -62,7 +63,7 @@ def test_one_array_over_the_tolerance_fails(
     difference: float, status: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(parity, "Parity", Two(difference))
-    assert parity.main([str(GOLDEN)]) == status
+    assert cli_parity.main([str(GOLDEN)]) == status
     assert ("over 0.0001" in capsys.readouterr().out) == bool(status)
 
 
@@ -80,4 +81,4 @@ def test_a_damaged_golden_file_is_named(tmp_path: Path) -> None:
     path = tmp_path / "golden.npz"
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(WeightsError, match=r"golden\.npz"):
-        parity.main([str(tmp_path)])
+        cli_parity.main([str(tmp_path)])

@@ -22,7 +22,7 @@ from cogvideo.models.video_lm import VideoLM
 from cogvideo.training import export
 from cogvideo.training.network_task import PARTS, Part, draw_window
 from cogvideo.training.trainer import Precision, RunOptions, Trainer
-from cogvideo.training.vqvae_task import sample_clips
+from cogvideo.training.vqvae_data import sample_clips
 
 TESTS = Path(__file__).parent
 RUN = RunOptions(12, 5e-2, warmup=1, picture_every=0)

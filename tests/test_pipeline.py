@@ -15,7 +15,7 @@ import torch
 from toy_model import TOY, ToyModels, toy_models, write_toy
 
 from cogvideo import pipeline
-from cogvideo.config import MEMORY, SamplingOptions, VideoRequest
+from cogvideo.config import SamplingOptions
 from cogvideo.errors import Cancelled, CapacityError, OutOfMemory, RequestError, WeightsError
 from cogvideo.events import (
     Done,
@@ -27,11 +27,12 @@ from cogvideo.events import (
     Progress,
     SuperResolved,
 )
-from cogvideo.jobs.eta import tokens_per_stage
 from cogvideo.models.superres_lm import SuperResLM
 from cogvideo.models.video_lm import VideoLM
 from cogvideo.pipeline import CogVideoPipeline
+from cogvideo.request import VideoRequest, tokens_per_stage
 from cogvideo.runtime.device import Place
+from cogvideo.runtime.memory_presets import MEMORY
 
 PROMPT = "一只熊猫在草地上向右跑"
 CPU = Place(torch.device("cpu"), torch.float32)

@@ -13,6 +13,7 @@ from PIL import Image
 from safetensors.numpy import load_file
 from toy_clips import MOTIONS, moving, write_clips, write_pictures
 
+from cogvideo.cli import prepare as cli_prepare
 from cogvideo.config import PRESETS, find_preset
 from cogvideo.data import prepare
 from cogvideo.data.dataset import PreparedClips, open_dataset, shrink
@@ -30,7 +31,7 @@ def clips(tmp_path: Path) -> Path:
 
 
 def run(*words: object) -> int:
-    return prepare.main([*map(str, words), "--workers", "1", "--device", "cpu"])
+    return cli_prepare.main([*map(str, words), "--workers", "1", "--device", "cpu"])
 
 
 def rejected(out: Path) -> dict[str, str]:

@@ -11,13 +11,15 @@ from torch import nn
 from toy_model import CONFIG as TOY
 from toy_model import toy_models
 
-from cogvideo.config import MEMORY, MemoryPreset, SamplingOptions, Weights
+from cogvideo.config import SamplingOptions, Weights
 from cogvideo.inference import decoding, super_resolution
 from cogvideo.inference.sampling import ClusterSampler
-from cogvideo.models.kv_cache import Arena, Int8Arena, Run, to_int8
+from cogvideo.models.kv_storage import Arena, Int8Arena, Run, to_int8
 from cogvideo.models.quantization import Nf4Linear, compress
-from cogvideo.runtime.device import Place, Settled, enlarging, pick_place, settle
+from cogvideo.runtime.device import Place, pick_place
 from cogvideo.runtime.memory_estimate import FULL, backbone_bytes, pack_bytes
+from cogvideo.runtime.memory_presets import MEMORY, MemoryPreset
+from cogvideo.runtime.placement import Settled, enlarging, settle
 from cogvideo.token_layout import Stretch
 from kernels.w8a16 import Int8Linear
 

@@ -19,8 +19,8 @@ import toy_published
 from flaky_server import FlakyServer, cut_after, flaky_server
 from moviepy import VideoFileClip
 
-from cogvideo.config import MEMORY
-from cogvideo.media.video import read_metadata
+from cogvideo.media.metadata import read_metadata
+from cogvideo.runtime.memory_presets import MEMORY
 
 ROOT = Path(__file__).resolve().parent.parent
 PROMPT = "一只熊猫在草地上向右跑"

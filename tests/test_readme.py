@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from cogvideo.__main__ import COMMANDS
+from cogvideo.cli.commands import COMMANDS
 
 ROOT = Path(__file__).resolve().parent.parent
 ENGLISH, CHINESE = "README.md", "README_zh.md"
@@ -53,8 +53,9 @@ def test_every_command_is_told_of() -> None:
 
 
 def test_example_prompts_are_within_minis_world() -> None:
-    from cogvideo.config import PRESETS, VideoRequest
+    from cogvideo.config import PRESETS
     from cogvideo.pipeline import CogVideoPipeline
+    from cogvideo.request import VideoRequest
 
     pipeline = CogVideoPipeline.from_pretrained("mini", device="cpu")
     lines = [line for line in text("examples/prompts.txt").splitlines() if line and not line.startswith("#")]

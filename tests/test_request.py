@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from cogvideo.config import PRESETS, SamplingOptions, TokenSampling, VideoRequest
+from cogvideo.config import PRESETS, SamplingOptions, TokenSampling
 from cogvideo.errors import RequestError
+from cogvideo.request import VideoRequest
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from urllib.request import urlopen
 import pytest
 import yaml
 
+from cogvideo.cli import serve
 from cogvideo.web import spaces
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -64,15 +65,15 @@ def test_the_port_comes_from_the_environment(
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert spaces.parser().parse_args([]).port == port
-    assert spaces.parser().parse_args(["--port", "1234"]).port == 1234
+    assert serve.parser().parse_args([]).port == port
+    assert serve.parser().parse_args(["--port", "1234"]).port == 1234
 
 
 def test_a_card_that_is_only_lent_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SPACES_ZERO_GPU", raising=False)
-    assert spaces.parser().parse_args([]).device is None
+    assert serve.parser().parse_args([]).device is None
     monkeypatch.setenv("SPACES_ZERO_GPU", "true")
-    assert spaces.parser().parse_args([]).device == "cpu"
+    assert serve.parser().parse_args([]).device == "cpu"
 
 
 def test_where_cards_are_lent_one_function_asks_for_one(monkeypatch: pytest.MonkeyPatch) -> None:

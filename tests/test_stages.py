@@ -14,8 +14,7 @@ from toy_model import CONFIG, IMAGE_TOKENS, ToyModels, toy_models
 from cogvideo.config import SamplingOptions
 from cogvideo.errors import Cancelled, WeightsError
 from cogvideo.inference import decoding, interpolation, keyframes, super_resolution
-from cogvideo.inference.sampling import ClusterSampler
-from cogvideo.stages import moments
+from cogvideo.inference.sampling import ClusterSampler, moments
 
 OPTIONS = SamplingOptions()
 N = CONFIG.tokens_per_frame

@@ -20,15 +20,16 @@ from small_lm import CONFIG, random_frames, superres_lm, video_lm
 from test_kernels import shared_memory
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from cogvideo.config import MEMORY, TokenSampling
+from cogvideo.config import STORAGES, TokenSampling
 from cogvideo.inference import decoding
 from cogvideo.inference.sampling import ClusterSampler, Dice, noise_keys
 from cogvideo.models import attention, cache_pool, cuda_graph
 from cogvideo.models.base import keep_heads
 from cogvideo.models.kv_cache import Cache, Place
 from cogvideo.models.video_lm import VideoLM
-from cogvideo.runtime import device
-from cogvideo.runtime.memory_estimate import STORAGES, storage_bytes
+from cogvideo.runtime import device, placement
+from cogvideo.runtime.memory_estimate import storage_bytes
+from cogvideo.runtime.memory_presets import MEMORY
 from kernels import decode_attention, sandwich_norm, w8a16
 from kernels import sandwich_norm as fused_steps
 
@@ -286,7 +287,7 @@ def storage_there() -> int:
 def test_storage_that_is_kept_takes_no_more_than_the_largest_batch(captures: list[object]) -> None:
     memory = replace(MEMORY["cpu"], rows=4)
     networks = SimpleNamespace(stage1=video_lm(1, TINY), stage2=video_lm(2, TINY), superres=superres_lm(TINY))
-    models = device.settle(networks, device.Place(torch.device("cpu"), torch.float32, memory))
+    models = placement.settle(networks, device.Place(torch.device("cpu"), torch.float32, memory))
     gc.collect()  # what other tests left
     taken, counts, others = [], [], storage_there()
     for rows in (1, 1, 2, 4, 2):
@@ -308,7 +309,7 @@ def test_storage_that_is_kept_takes_no_more_than_the_largest_batch(captures: lis
 def test_weights_that_take_turns_end_what_was_captured(captures: list[object], swap: bool) -> None:
     lm, other = video_lm(1, TINY), video_lm(2, TINY)
     place = device.Place(torch.device("cpu"), torch.float32, replace(MEMORY["cpu"], swap=swap))
-    device.settle(SimpleNamespace(stage1=lm, stage2=other, superres=superres_lm(TINY)), place)
+    placement.settle(SimpleNamespace(stage1=lm, stage2=other, superres=superres_lm(TINY)), place)
     for _ in range(2):
         drawn_frames(lm, TEXTS[:1])
     assert len(captures) == (4 if swap else 2)

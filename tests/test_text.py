@@ -13,15 +13,12 @@ from toy_text import MOTIONS, SCENES, SUBJECTS, train_text_model
 
 from cogvideo.config import PRESETS
 from cogvideo.errors import RequestError, WeightsError
+from cogvideo.tokenizers.prompt import CheckedPrompt, World, check_prompt, read_prompt
 from cogvideo.tokenizers.text import (
-    CheckedPrompt,
     TextTokenizer,
-    World,
     between_text,
-    check_prompt,
     duration_text,
     first_frame_text,
-    read_prompt,
     round_seconds,
     superres_text,
     unconditional_text,

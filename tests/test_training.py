@@ -18,22 +18,18 @@ from torch import Tensor, nn
 
 from cogvideo.config import ASSETS, PRESETS, Preset
 from cogvideo.data import synthetic_render
-from cogvideo.data.synthetic_world import MOTIONS, SCENES, Clip, State, draw_held_out, place_clip, sample_clip
+from cogvideo.data.synthetic_vocabulary import MOTIONS, SCENES
+from cogvideo.data.synthetic_world import Clip, State, draw_held_out, place_clip, sample_clip
 from cogvideo.errors import RequestError, WeightsError
 from cogvideo.models.loader import load_safetensors
 from cogvideo.tokenizers.text import TextTokenizer
 from cogvideo.training import export
 from cogvideo.training.initialization import start_small
-from cogvideo.training.joint_task import (
-    AloneTask,
-    ObjectiveOptions,
-    WorldModels,
-    WorldTask,
-    weighted_loss,
-    window_times,
-)
+from cogvideo.training.joint_models import WorldModels
+from cogvideo.training.joint_task import AloneTask, ObjectiveOptions, WorldTask, weighted_loss, window_times
 from cogvideo.training.muon import Muon, orthogonalise
-from cogvideo.training.recipe_runner import Workshop, options_from, read_recipe
+from cogvideo.training.recipe import options_from, read_recipe
+from cogvideo.training.recipe_runner import Workshop
 from cogvideo.training.trainer import RunOptions, Trainer, make_optimizers, schedule
 
 needs_font = pytest.mark.skipif(
@@ -496,7 +492,8 @@ def test_codes_that_look_alike_start_as_embeddings_that_lie_near() -> None:
 
 @needs_font
 def test_twins_of_the_codec_differ_in_the_ground_alone() -> None:
-    from cogvideo.training.vqvae_task import CodecOptions, sample_world
+    from cogvideo.training.vqvae_data import sample_world
+    from cogvideo.training.vqvae_task import CodecOptions
 
     pixels, masks = sample_world(draw_held_out())(np.random.default_rng(0), CodecOptions(small_frames=8, fine_crops=4))
     assert np.array_equal(masks[:4], masks[4:8])
@@ -510,7 +507,7 @@ def test_twins_of_the_codec_differ_in_the_ground_alone() -> None:
 @needs_font
 def test_the_codec_sees_motions_and_sizes_by_its_odds(monkeypatch: pytest.MonkeyPatch) -> None:
     from cogvideo.data import synthetic_world
-    from cogvideo.training import vqvae_task
+    from cogvideo.training import vqvae_data, vqvae_task
 
     seen: list[Clip] = []
 
@@ -523,7 +520,7 @@ def test_the_codec_sees_motions_and_sizes_by_its_odds(monkeypatch: pytest.Monkey
     options = vqvae_task.CodecOptions(
         small_frames=40, fine_crops=2, motion_odds=[0, 0, 0, 0, 0, 1, 0, 0], size_odds=[1, 0, 0]
     )
-    vqvae_task.sample_world(draw_held_out())(np.random.default_rng(0), options)
+    vqvae_data.sample_world(draw_held_out())(np.random.default_rng(0), options)
     assert {clip.motion for clip in seen} == {MOTIONS.index("旋转"), -1}  # and those without a name
     assert {clip.size for clip in seen if clip.motion >= 0} == {2.0}
 
@@ -531,7 +528,7 @@ def test_the_codec_sees_motions_and_sizes_by_its_odds(monkeypatch: pytest.Monkey
 @needs_font
 def test_the_codec_sees_those_who_turn_at_every_angle_alike(monkeypatch: pytest.MonkeyPatch) -> None:
     from cogvideo.data import synthetic_render
-    from cogvideo.training import vqvae_task
+    from cogvideo.training import vqvae_data, vqvae_task
 
     angles: list[float] = []
 
@@ -541,14 +538,15 @@ def test_the_codec_sees_those_who_turn_at_every_angle_alike(monkeypatch: pytest.
 
     monkeypatch.setattr(synthetic_render, "render_state", listen)
     options = vqvae_task.CodecOptions(small_frames=600, fine_crops=2, motion_odds=[0, 0, 0, 0, 0, 1, 0, 0])
-    vqvae_task.sample_world(draw_held_out())(np.random.default_rng(0), options)
+    vqvae_data.sample_world(draw_held_out())(np.random.default_rng(0), options)
     turned = np.array([angle for angle in angles if angle])
     quarters = np.bincount((turned // 90).astype(int), minlength=4) / len(turned)
     assert quarters.min() > 0.14  # who drifts half as fast comes to half of them
 
 
 def test_an_odd_number_of_frames_has_no_pairs() -> None:
-    from cogvideo.training.vqvae_task import CodecOptions, sample_world
+    from cogvideo.training.vqvae_data import sample_world
+    from cogvideo.training.vqvae_task import CodecOptions
 
     with pytest.raises(RequestError, match="small_frames"):
         sample_world(draw_held_out())(np.random.default_rng(0), CodecOptions(small_frames=3, fine_crops=2))

@@ -12,10 +12,11 @@ import pytest
 import torch
 from toy_clips import write_clips
 
-from cogvideo import __main__ as cli
+from cogvideo.cli import main as cli
+from cogvideo.cli.train import main
 from cogvideo.config import PRESETS, find_preset
 from cogvideo.data.dataset import open_dataset
-from cogvideo.media.video import read_metadata
+from cogvideo.media.metadata import read_metadata
 from cogvideo.models.loader import load_safetensors
 from cogvideo.tokenizers.image import FrameCodec
 from cogvideo.training.codebook_growth import CodesOptions
@@ -23,7 +24,8 @@ from cogvideo.training.decoder_task import DecoderOptions
 from cogvideo.training.frame_classifier import EyeOptions
 from cogvideo.training.joint_task import AloneOptions, ObjectiveOptions
 from cogvideo.training.network_task import PartOptions
-from cogvideo.training.recipe_runner import TRAINED, Workshop, main, options_from, read_recipe
+from cogvideo.training.recipe import TRAINED, options_from, read_recipe
+from cogvideo.training.recipe_runner import Workshop
 from cogvideo.training.trainer import RunOptions
 from cogvideo.training.vqvae_task import CodecOptions
 

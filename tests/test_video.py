@@ -13,7 +13,8 @@ from moviepy.video.io.ffmpeg_writer import FFMPEG_VideoWriter
 from PIL import Image
 
 from cogvideo.errors import CapacityError
-from cogvideo.media.video import Film, read_metadata, timeline, write_video
+from cogvideo.media.metadata import read_metadata
+from cogvideo.media.video import Film, timeline, write_video
 
 METADATA = {
     "prompt": '一只熊猫在草地上"向右"跑；a=b; #c \\ d',

@@ -18,7 +18,7 @@ from cogvideo.config import ModelConfig
 from cogvideo.errors import WeightsError
 from cogvideo.models import loader
 from cogvideo.models.convert import convert
-from cogvideo.weights import checkpoint
+from cogvideo.weights import published_format
 
 GOLDEN = Path(__file__).parent / "golden"
 STAGE1 = Path("cogvideo-stage1", "27000", "mp_rank_00_model_states.pt")
@@ -70,13 +70,13 @@ def test_only_the_parts_asked_for_are_read(shipped: Path) -> None:
 
 
 def test_sizes_of_published_checkpoints_come_from_their_files(published: Path) -> None:
-    config = checkpoint.published_config(published)
+    config = published_format.published_config(published)
     assert config == ModelConfig(
         layers=4, hidden=32, heads=2, vocab_size=20064, image_tokens=20000, start_of_image=20061
     )
     path = published / "cogvideo-stage1" / "model_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"vocab_size": 150010}))
-    assert checkpoint.published_config(published).start_of_image == 150000
+    assert published_format.published_config(published).start_of_image == 150000
 
 
 def test_equal_backbones_of_published_checkpoints_are_one(published: Path) -> None:
@@ -137,16 +137,16 @@ print((kilobytes("VmHWM") - before) * 1024, models.sizes.after)
     ("dtype", "form"), [("float32", "published"), ("float16", "published"), ("float32", "converted")]
 )
 def test_loading_takes_what_stays_and_little_more(published: Path, dtype: str, form: str) -> None:
-    for name in checkpoint.PUBLISHED.values():
+    for name in published_format.PUBLISHED.values():
         path = published / name / "model_config.json"
         sizes = {"num_layers": 24, "hidden_size": 256, "num_attention_heads": 4}
         path.write_text(json.dumps(json.loads(path.read_text()) | sizes))
-    config = checkpoint.published_config(published)
+    config = published_format.published_config(published)
     common: dict[str, torch.Tensor] = {}
     for part in loader.PARTS:
         for name, like in loader.expected(config, part).items():
             common[name] = torch.full(like.shape, 0.5, dtype=torch.float16)
-        path = checkpoint.checkpoint_file(published / checkpoint.PUBLISHED[part])
+        path = published_format.checkpoint_file(published / published_format.PUBLISHED[part])
         torch.save({"module": {name: common[name] for name in loader.expected(config, part)}}, path)
     if form == "converted":
         convert(published, published / "converted")
@@ -159,7 +159,7 @@ def test_loading_takes_what_stays_and_little_more(published: Path, dtype: str, f
 
 def test_without_latest_the_only_checkpoint_is_taken(published: Path) -> None:
     (published / "cogvideo-stage1" / "latest").unlink()
-    assert checkpoint.checkpoint_file(published / "cogvideo-stage1") == published / STAGE1
+    assert published_format.checkpoint_file(published / "cogvideo-stage1") == published / STAGE1
 
 
 @pytest.mark.parametrize("name", ["cogvideo-stage2/model_config.json", str(STAGE1)])
@@ -189,7 +189,7 @@ def test_damaged_published_files_are_named(published: Path, spoil: Callable[[Pat
 def test_damaged_sizes_are_named(published: Path, text: str) -> None:
     path = published / "cogvideo-stage1" / "model_config.json"
     path.write_text(text)
-    refused(lambda: checkpoint.published_config(published), str(path))
+    refused(lambda: published_format.published_config(published), str(path))
 
 
 def test_a_missing_tensor_is_named(published: Path) -> None:

@@ -15,16 +15,13 @@ from PIL import Image, ImageFilter
 
 from cogvideo.config import ASSETS
 from cogvideo.data import synthetic_render
+from cogvideo.data.synthetic_vocabulary import MOTIONS, SCENE_PHRASES, SCENES, SUBJECTS
 from cogvideo.data.synthetic_world import (
     BASE_SIZES,
     DURATIONS,
     FIELD,
     FINEST_TURN,
     GROWTH,
-    MOTIONS,
-    SCENE_PHRASES,
-    SCENES,
-    SUBJECTS,
     TURN,
     Clip,
     Drift,

@@ -46,7 +46,7 @@ if __name__ == "__main__":
         set_up(json.loads(Path(sys.argv[1]).read_text()))
     if "FILMS_LOG" in os.environ:
         watch_films()
-    from cogvideo.__main__ import main
+    from cogvideo.cli.main import main
 
     for command in " ".join(sys.argv[2:]).split(" then "):
         if status := main(command.split()):

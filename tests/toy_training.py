@@ -20,7 +20,8 @@ from cogvideo.tokenizers.text import TextTokenizer
 from cogvideo.training.decoder_task import DecoderOptions, DecoderTask
 from cogvideo.training.network_task import Part, PartOptions, PartTask
 from cogvideo.training.trainer import RunOptions, Trainer
-from cogvideo.training.vqvae_task import CodecOptions, CodecTask, PictureOptions
+from cogvideo.training.vqvae_data import PictureOptions
+from cogvideo.training.vqvae_task import CodecOptions, CodecTask
 
 CODEC_OPTIONS = CodecOptions(small_frames=3, fine_crops=1, warmup_steps=1, restart_every=2)
 

@@ -1,4 +1,4 @@
-// The first frame that somebody gave: props.value = {packed, seen, given} (see cogvideo/web/start_image.py), or nothing.
+// The first frame that somebody gave: props.value = {packed, seen, given} (see cogvideo/web/form.py), or nothing.
 const cv = window.cv;
 
 function picture(address, word) {

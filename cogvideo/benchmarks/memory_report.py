@@ -6,22 +6,18 @@ model's weights or random ones; on a GPU the allocator is held to the memory of 
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from cogvideo.benchmarks.hardware import Machine, measure_machine
 from cogvideo.benchmarks.memory_probe import Phase, rehearse
-from cogvideo.benchmarks.stages import Machine, measure_machine
-from cogvideo.cli import console
-from cogvideo.config import MEMORY, PRESETS, MemoryPreset, ModelConfig, find_preset
-from cogvideo.errors import CapacityError, OutOfMemory, RequestError
-from cogvideo.models.random_weights import random_models
-from cogvideo.runtime.device import Place, enough_memory, fit_place, pick_place, release
+from cogvideo.config import ModelConfig
+from cogvideo.errors import CapacityError, OutOfMemory
+from cogvideo.runtime.device import Place, fit_place
 from cogvideo.runtime.memory_estimate import (
     ALLOWANCE,
     PHASES,
@@ -30,47 +26,11 @@ from cogvideo.runtime.memory_estimate import (
     phase_bytes,
     superres_gigaflop,
 )
-from cogvideo.runtime.model_selection import default_model
+from cogvideo.runtime.memory_presets import MEMORY, MemoryPreset
+from cogvideo.runtime.oom import enough_memory
 
 USABLE = 0.94
 """Part of a card that programs can have."""
-
-
-def main(arguments: Sequence[str]) -> int:
-    """Prints the tables; 0, or 1 where a preset that was tried did not fit. Raises CogVideoError."""
-    options = _parser().parse_args(arguments)
-    name = options.model or default_model(options.device)
-    model = find_preset(name)[0].model
-    place = pick_place(options.device)
-    if not options.measure:
-        print(predicted(name, model, place, options.seconds))
-        return 0
-    tried = []
-    for row in _named(options.measure):
-        held = replace(place, memory=row)
-        models = _models(name, model, held, options.random)
-        tried.append(attempt(model, models, held, options.steps))
-        del models
-        release(held)
-        print(tried[-1].told(), flush=True)
-    if options.json:
-        told = [result.described(name, held.dtype) for result in tried]
-        options.json.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
-    return 0 if all(result.phases for result in tried) else 1
-
-
-def _parser() -> console.Parser:
-    parser = console.Parser("memory", description=__doc__)
-    parser.add_argument(
-        "--model", help=f"{', '.join(PRESETS)}, or the folder of a trained model (default: as the page)"
-    )
-    parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: the best there is)")
-    parser.add_argument("--measure", metavar="NAMES", help="try these presets, for example 24g,16g,8g, or all")
-    parser.add_argument("--random", action="store_true", help="with random weights: the model's files are not needed")
-    parser.add_argument("--steps", type=int, default=16, help="tokens of each phase that are drawn (default: 16)")
-    parser.add_argument("--seconds", type=float, default=0.2, help="for each speed of the machine (default: 0.2)")
-    parser.add_argument("--json", type=Path, metavar="FILE")
-    return parser
 
 
 def predicted(name: str, model: ModelConfig, place: Place, seconds: float) -> str:
@@ -170,25 +130,3 @@ def _cap(place: Place) -> None:
         total = torch.cuda.get_device_properties(place.device).total_memory
         allowed = place.memory.card * 2**30 * USABLE - ALLOWANCE
         torch.cuda.set_per_process_memory_fraction(min(1.0, allowed / total), place.device)
-
-
-def _models(name: str, model: ModelConfig, place: Place, random: bool) -> Any:
-    """The networks in host memory."""
-    if random:
-        return random_models(model, place.dtype, torch.device("cpu"))
-    from cogvideo.models import loader
-
-    if name in PRESETS:
-        return loader.load(name, place.read_as)
-    return loader.load_safetensors(find_preset(name)[1], model, place.read_as)
-
-
-def _named(names: str) -> list[MemoryPreset]:
-    words = list(MEMORY) if names == "all" else names.split(",")
-    if unknown := [word for word in words if word not in MEMORY]:
-        there = ", ".join(MEMORY)
-        raise RequestError(
-            f"没有名为 {unknown[0]} 的显存预设：可用的有 {there}。",
-            f"There is no memory preset {unknown[0]}: there are {there}.",
-        )
-    return [MEMORY[word] for word in words]

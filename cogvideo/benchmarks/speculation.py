@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cogvideo.config import VideoRequest
 from cogvideo.inference import decoding, keyframes
-from cogvideo.inference.sampling import Dice, StageKey, noise_keys
+from cogvideo.inference.sampling import Dice, StageKey, moments, noise_keys
 from cogvideo.pipeline import CogVideoPipeline, keyframe_texts
-from cogvideo.runtime.device import resident, threads
-from cogvideo.stages import moments
+from cogvideo.request import VideoRequest
+from cogvideo.runtime.device import threads
+from cogvideo.runtime.placement import resident
 from cogvideo.tokenizers.text import between_text
 
 

@@ -12,8 +12,8 @@ import math
 import resource
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -24,21 +24,22 @@ from torch._C._autograd import DeviceType
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from cogvideo.benchmarks.hardware import measure_machine
 from cogvideo.benchmarks.release_baseline import ReleaseStructure, sample
+from cogvideo.benchmarks.results import Line
 from cogvideo.config import ASSETS, CLIP_FRAMES, ModelConfig, Preset, SamplingOptions
 from cogvideo.inference import decoding, super_resolution
 from cogvideo.inference.sampling import ClusterSampler, Dice, StageKey, noise_keys
 from cogvideo.models.base import Guide, keep_heads
 from cogvideo.models.fused_decode import fusing_pays
 from cogvideo.models.kv_cache import Place as Slot
-from cogvideo.models.random_weights import RandomModels, random_models
+from cogvideo.models.loader import RandomModels, random_models
 from cogvideo.models.superres_lm import SuperResLM
 from cogvideo.models.video_lm import VideoLM
 from cogvideo.runtime.device import Place, threads, usable_cores
 from cogvideo.token_layout import Layout
 from cogvideo.tokenizers import image as codecs
 from kernels import cpu_decode
-from kernels.bench import milliseconds
 from kernels.cpu_decode import Precision
 
 STAGES: Final = ("first", "keyframes", "interpolate", "superres", "decode")
@@ -50,97 +51,6 @@ CLUSTERS: Final = 500
 
 FRAMES_PER_PASS: Final = 4
 """Frames that super-resolution and the codec take at once."""
-
-
-@dataclass(frozen=True)
-class Machine:
-    """What this machine does at best, measured with a number of threads (of a CPU)."""
-
-    name: str
-    threads: int
-    gigabytes_per_second: float
-    gigaflops: float
-
-    def floor(self, gigabytes: float, gigaflop: float) -> float:
-        """Seconds that moving and computing so much takes at least."""
-        return max(gigabytes / self.gigabytes_per_second, gigaflop / self.gigaflops)
-
-
-@dataclass(frozen=True)
-class Line:
-    """One stage, or one round of it, for a whole video."""
-
-    stage: str
-    rows: int
-    """Rows of a forward pass."""
-    steps: int
-    """Forward passes of the stage."""
-    measured_steps: int
-    """So many were timed, evenly spread over the stage; the seconds are theirs times steps / measured_steps."""
-    tokens: int
-    seconds: float
-    floor_seconds: float
-    peak_mebibytes: float
-    """On a GPU of the stage; on a CPU of the process so far."""
-    calls_per_step: int
-    """Calls of PyTorch's operators in one step, where C computes those around it; on a GPU kernel launches."""
-    syncs_per_step: int
-    """How often a step waits for a number to reach Python."""
-    cpu_seconds: float = 0.0
-    """What the process computed, on all its threads: on a busy machine more telling than the clock."""
-    release_seconds: float | None = None
-    release_cpu_seconds: float | None = None
-    release_measured_steps: int | None = None
-
-    @property
-    def milliseconds_per_step(self) -> float:
-        return self.seconds / self.steps * 1000
-
-    @property
-    def of_floor(self) -> float:
-        return self.floor_seconds / self.seconds
-
-    @property
-    def times_release(self) -> float | None:
-        return None if self.release_seconds is None else self.release_seconds / self.seconds
-
-    @property
-    def times_release_cpu(self) -> float | None:
-        return None if self.release_cpu_seconds is None else self.release_cpu_seconds / self.cpu_seconds
-
-    def described(self) -> dict[str, Any]:
-        return asdict(self) | {
-            "milliseconds_per_step": self.milliseconds_per_step,
-            "tokens_per_second": self.tokens / self.seconds,
-            "of_floor": self.of_floor,
-            "times_release": self.times_release,
-            "times_release_cpu": self.times_release_cpu,
-        }
-
-
-def measure_machine(
-    place: Place, cores: int, working_set: int, seconds: float, clock: Callable[[], float] = time.perf_counter
-) -> Machine:
-    """Bandwidth: the better of a large copy and of a matrix of `working_set` bytes times a vector, so that a model that
-    fits a cache is judged by the cache. Rate: a large product of matrices, PyTorch's or ours. Each takes `seconds`.
-    """
-    device, dtype, gpu = place.device, place.dtype, place.device.type == "cuda"
-    with threads(cores) if not gpu else nullcontext():
-        side = 8192 if gpu else 1024
-        a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
-        product = milliseconds(lambda: a @ b, device, seconds, clock)
-        if cpu_decode.why_not(a) is None:
-            ours = cpu_decode.Matrix(cpu_decode.Affine(b, a[0]))
-            product = min(product, milliseconds(lambda: ours(a, cores), device, seconds, clock))
-        source = torch.zeros((1024 if gpu else 128) * 2**20, dtype=torch.uint8, device=device)
-        target = torch.empty_like(source)
-        copied = 2 * source.numel() / milliseconds(lambda: target.copy_(source), device, seconds, clock)
-        width = 1024
-        matrix = torch.randn(max(1, working_set // (width * dtype.itemsize)), width, device=device, dtype=dtype)
-        vector = torch.randn(width, device=device, dtype=dtype)
-        streamed = matrix.numel() * dtype.itemsize / milliseconds(lambda: matrix @ vector, device, seconds, clock)
-    name = torch.cuda.get_device_name(device) if gpu else "CPU"
-    return Machine(name, cores, max(copied, streamed) / 1e6, 2 * side**3 / product / 1e6)
 
 
 class _Calls(TorchDispatchMode):

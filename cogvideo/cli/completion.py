@@ -29,7 +29,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def whole() -> argparse.ArgumentParser:
     """One parser with all commands in it. Takes seconds, since it loads all of them."""
-    from cogvideo.__main__ import COMMANDS
+    from cogvideo.cli.commands import COMMANDS
 
     parser = argparse.ArgumentParser(prog="cogvideo", description="中文文字变视频 / Chinese text becomes video")
     parser.add_argument("--version", action="store_true", help="print the version")

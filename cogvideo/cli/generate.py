@@ -6,25 +6,23 @@ import argparse
 import dataclasses
 import secrets
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from cogvideo.cli import console, ensure_weights, generate_batch, release_args
 from cogvideo.cli.generate_args import parser
-from cogvideo.config import MAX_SEED, SamplingOptions, VideoRequest, find_preset
+from cogvideo.cli.progress import encoded, watch
+from cogvideo.config import MAX_SEED, SamplingOptions, find_preset
 from cogvideo.errors import RequestError
-from cogvideo.events import Done, Event, Frames, KeyframeDone, LevelDone, Loading, Progress, SuperResolved
+from cogvideo.events import Frames
+from cogvideo.request import VideoRequest
 from cogvideo.runtime.memory_estimate import takes_long
 from cogvideo.runtime.model_selection import default_model, own_device
 
 if TYPE_CHECKING:
     from cogvideo.media.video import Film
     from cogvideo.pipeline import CogVideoPipeline
-
-Shown = TypeVar("Shown")
-
-STAGES = {"keyframes": "关键帧 keyframes", "interpolate": "插帧 in-betweens", "superres": "超分 super-resolution"}
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -144,66 +142,6 @@ def _outputs(options: argparse.Namespace, request: VideoRequest) -> list[Path]:
             f"The folder {out.parent} does not exist: make it first, or choose another place.",
         )
     return [out, out.with_suffix(".gif")] if options.gif and out.suffix.lower() != ".gif" else [out]
-
-
-def watch(events: Iterable[Event], quiet: bool) -> tuple[Frames | None, bool]:
-    """Follows a video to its end, or to Ctrl-C: the best frames there are, and whether they are the finished clip."""
-    best: Frames | None = None
-    try:
-        for event in shown(events, quiet):
-            if isinstance(event, LevelDone | Done):
-                best = event.frames
-    except KeyboardInterrupt:
-        return best, False
-    return best, True
-
-
-def shown(events: Iterable[Shown], quiet: bool) -> Iterator[Shown]:
-    """The same events; on the way they are shown to a person as a bar, and told to a program."""
-    from tqdm import tqdm
-
-    steps = console.Percent()
-    with tqdm(unit="token", disable=quiet, dynamic_ncols=True) as bar:
-        for event in events:
-            _show(bar, event)
-            _tell(steps, event)
-            yield event
-
-
-def encoded(events: Iterable[Event], film: Film) -> Iterator[Event]:
-    """The same events; frames of the finished clip are encoded while later ones are still being enlarged."""
-    enlarged = False
-    for event in events:
-        if isinstance(event, SuperResolved):
-            film.add(event.frame[None])
-            enlarged = True
-        elif isinstance(event, Done) and not enlarged:
-            film.add(event.frames)
-        yield event
-
-
-def _show(bar: Any, event: object) -> None:
-    if isinstance(event, Loading):
-        bar.set_description_str(f"载入 loading {event.part}")
-        if event.found and not bar.disable:
-            console.say(*event.found)
-    elif isinstance(event, Progress):
-        bar.total = event.total
-        bar.set_description_str(STAGES.get(event.stage, event.stage), refresh=False)
-        bar.update(event.done - bar.n)
-
-
-def _tell(steps: console.Percent, event: object) -> None:
-    """The same for a program."""
-    match event:
-        case Loading():
-            console.event("loading", part=event.part, done=event.done, total=event.total)
-        case Progress():
-            steps.progress(event.stage, event.done, event.total)
-        case KeyframeDone():
-            console.event("keyframe", index=event.index)
-        case LevelDone():
-            console.event("level", level=event.level, frames=len(event.frames))
 
 
 def metadata_of(pipeline: CogVideoPipeline, request: VideoRequest) -> dict[str, Any]:

@@ -15,10 +15,10 @@ from cogvideo.config import (
     MAX_GUIDANCE,
     MAX_SEED,
     MAX_TEMPERATURE,
-    MEMORY,
     MIN_TEMPERATURE,
     PRESETS,
 )
+from cogvideo.runtime.memory_presets import MEMORY
 
 DESCRIPTION = """\
 把一句中文变成一段视频。不需要显卡：小模型 mini 随仓库附带，在普通电脑上约十几秒完成。

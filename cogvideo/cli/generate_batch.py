@@ -20,15 +20,16 @@ from typing import TYPE_CHECKING, Any
 
 from cogvideo.cli import console
 from cogvideo.cli.release_args import INTERACTIVE, batches, keyframes_like
-from cogvideo.config import MAX_SEED, VideoRequest
+from cogvideo.config import MAX_SEED
 from cogvideo.errors import RequestError
+from cogvideo.request import VideoRequest
 
 if TYPE_CHECKING:
     from cogvideo.cli.output_dir import Films
     from cogvideo.pipeline import CogVideoPipeline
 
 SUFFIX = ".safetensors"
-"""Of keyframes (`cogvideo.cli.saved_keyframes`, which takes torch to import)."""
+"""Of keyframes (`cogvideo.cli.output_dir`, which takes torch to import)."""
 
 
 def run(pipeline: CogVideoPipeline, options: argparse.Namespace, base: VideoRequest) -> int:
@@ -144,7 +145,7 @@ class _Wishes:
 
     def _go_on(self, request: VideoRequest) -> VideoRequest:
         """`request` with the keyframes that --stage-1 drew for it. Raises RequestError."""
-        from cogvideo.cli.saved_keyframes import read_keyframes
+        from cogvideo.cli.output_dir import read_keyframes
 
         path = self._films.keyframes(keyframes_like(request))
         if not path.is_file():
@@ -157,7 +158,7 @@ class _Wishes:
 
     def _of_saved(self, source: Path) -> Iterator[VideoRequest]:
         """Films from the keyframes in a file or folder; copies differ in what lies between the keyframes."""
-        from cogvideo.cli.saved_keyframes import read_keyframes
+        from cogvideo.cli.output_dir import read_keyframes
 
         paths = sorted(source.glob(f"*{SUFFIX}")) if source.is_dir() else [source]
         if not paths:
@@ -229,7 +230,8 @@ class _Work:
         return others
 
     def _draw(self, requests: Sequence[VideoRequest]) -> None:
-        from cogvideo.cli.generate import metadata_of, shown
+        from cogvideo.cli.generate import metadata_of
+        from cogvideo.cli.progress import shown
         from cogvideo.inference import generation
 
         writing: deque[tuple[VideoRequest, Future[Path]]] = deque()

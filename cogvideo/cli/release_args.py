@@ -11,8 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-from cogvideo.config import CLIP_FRAMES, SamplingOptions, VideoRequest
+from cogvideo.config import CLIP_FRAMES, SamplingOptions
 from cogvideo.errors import RequestError
+from cogvideo.request import VideoRequest
 
 INTERACTIVE: Final = "interactive"
 

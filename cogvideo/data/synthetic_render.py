@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageColor, ImageDraw, ImageFont
 
-from cogvideo.data.synthetic_world import FIELD, SCENES, SUBJECTS, Clip, State
+from cogvideo.data.synthetic_vocabulary import SCENES, SUBJECTS
+from cogvideo.data.synthetic_world import FIELD, Clip, State
 from cogvideo.errors import WeightsError
 
 COARSE: Final = 8

@@ -17,6 +17,18 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from cogvideo.data.synthetic_vocabulary import (
+    _DIRECTIONS,
+    _VERBS,
+    FREE_VERB,
+    MOTIONS,
+    SCENE_PHRASES,
+    SCENES,
+    SIZE_WORDS,
+    SUBJECTS,
+    TEMPLATES,
+    Subject,
+)
 from cogvideo.errors import RequestError
 
 FIELD: Final = 8
@@ -24,61 +36,6 @@ FIELD: Final = 8
 
 DURATIONS: Final = (4.0, 2.0, 1.0, 0.5)
 """Seconds of a five-frame window that keyframes are trained on."""
-
-
-@dataclass(frozen=True)
-class Subject:
-    """Somebody or something that clips are about."""
-
-    name: str
-    emoji: str
-    measure: str
-    """Measure word with numeral, such as 一只."""
-    kind: str
-    """Decides which verbs are natural: animal, flyer, vehicle, ball, fruit, sky."""
-    aliases: tuple[str, ...] = ()
-    """Other names that a person would use."""
-
-
-SUBJECTS: Final = (
-    Subject("熊猫", "🐼", "一只", "animal", ("大熊猫",)),
-    Subject("小猫", "🐱", "一只", "animal", ("猫", "猫咪")),
-    Subject("小狗", "🐶", "一只", "animal", ("狗", "狗狗")),
-    Subject("兔子", "🐰", "一只", "animal", ("小兔子",)),
-    Subject("老虎", "🐯", "一只", "animal", ("小老虎",)),
-    Subject("青蛙", "🐸", "一只", "animal", ("小青蛙",)),
-    Subject("小猪", "🐷", "一只", "animal", ("猪",)),
-    Subject("企鹅", "🐧", "一只", "animal", ("小企鹅",)),
-    Subject("猫头鹰", "🦉", "一只", "flyer"),
-    Subject("章鱼", "🐙", "一只", "animal"),
-    Subject("蝴蝶", "🦋", "一只", "flyer"),
-    Subject("汽车", "🚘", "一辆", "vehicle", ("小汽车", "轿车")),
-    Subject("公交车", "🚍", "一辆", "vehicle", ("公共汽车", "巴士")),
-    Subject("火箭", "🚀", "一枚", "flyer"),
-    Subject("帆船", "⛵", "一艘", "vehicle", ("小船",)),
-    Subject("足球", "⚽", "一个", "ball"),
-    Subject("篮球", "🏀", "一个", "ball"),
-    Subject("苹果", "🍎", "一个", "fruit", ("红苹果",)),
-    Subject("西瓜", "🍉", "一块", "fruit"),
-    Subject("草莓", "🍓", "一颗", "fruit"),
-    Subject("香蕉", "🍌", "一根", "fruit"),
-    Subject("太阳", "🌞", "一轮", "sky", ("红太阳",)),
-    Subject("月亮", "🌙", "一弯", "sky"),
-    Subject("星星", "⭐", "一颗", "sky", ("小星星",)),
-)
-
-SCENES: Final = ("草地", "雪地", "大海", "夜空", "沙漠", "街道")
-
-SCENE_PHRASES: Final = {
-    "草地": ("草原上", "草地上", "草地里", "绿色的草地上"),
-    "雪地": ("雪里", "雪地上", "雪地里", "白色的雪地上"),
-    "大海": ("海上", "大海上", "海面上", "蓝色的大海上"),
-    "夜空": ("星空中", "夜空中", "夜空里", "黑色的夜空中"),
-    "沙漠": ("沙漠里", "沙漠中", "金色的沙漠里"),
-    "街道": ("马路上", "街道上", "街上", "城市的街道上"),
-}
-
-MOTIONS: Final = ("向左", "向右", "向上", "向下", "跳", "旋转", "变大", "变小")
 
 _TRAVEL: Final = {
     "animal": ("跑", "走", "移动"),
@@ -88,27 +45,6 @@ _TRAVEL: Final = {
     "fruit": ("滚", "移动"),
     "sky": ("移动", "飞"),
 }
-
-_DIRECTIONS: Final = {
-    "向左": ("向左", "往左"),
-    "向右": ("向右", "往右"),
-    "向上": ("向上", "往上"),
-    "向下": ("向下", "往下"),
-}
-
-DIRECTION_WORDS: Final = tuple(word for words in _DIRECTIONS.values() for word in words)
-
-_VERBS: Final = {
-    "跳": ("跳", "跳跃", "跳来跳去", "上下跳动"),
-    "旋转": ("旋转", "转圈", "转动", "不停地旋转"),
-    "变大": ("变大", "越来越大", "慢慢变大"),
-    "变小": ("变小", "越来越小", "慢慢变小"),
-}
-
-FREE_VERB: Final = "移动"
-"""What is said of a subject that moves in no way that has a name."""
-
-SIZE_WORDS: Final = {2: ("小小的", "很小的"), 3: ("可爱的", "漂亮的"), 4: ("巨大的", "很大的")}
 
 BASE_SIZES: Final = (2, 3, 4)
 """Sizes in cells of a subject that keeps its size."""
@@ -414,17 +350,6 @@ def verb_phrases(subject: Subject, motion: str) -> tuple[str, ...]:
             ways += ["下降", "落下来"]
         return tuple(ways)
     return _VERBS[motion]
-
-
-TEMPLATES: Final = (
-    "{q}{a}{n}在{s}{v}",
-    "{s}有{q}{a}{n}在{v}",
-    "{s}，{q}{a}{n}正在{v}",
-    "{q}{a}{n}正在{s}{v}",
-    "在{s}，{q}{a}{n}{v}",
-    "{a}{n}在{s}{v}",
-)
-"""Phrasings of a whole caption: q measure word, a adjective, n name, s scene, v verb."""
 
 
 def caption(rng: np.random.Generator, clip: Clip, partial: float = 0.06) -> str:

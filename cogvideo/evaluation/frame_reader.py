@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from cogvideo.data.synthetic_render import background, render_state
-from cogvideo.data.synthetic_world import FIELD, MOTIONS, Clip, State
+from cogvideo.data.synthetic_vocabulary import MOTIONS
+from cogvideo.data.synthetic_world import FIELD, Clip, State
 from cogvideo.training.frame_classifier import name_frames
 
 Pixels = npt.NDArray[np.uint8]

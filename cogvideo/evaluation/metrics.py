@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from cogvideo.data.synthetic_render import render_state
-from cogvideo.data.synthetic_world import FIELD, MOTIONS, Clip, State
+from cogvideo.data.synthetic_vocabulary import MOTIONS
+from cogvideo.data.synthetic_world import FIELD, Clip, State
 from cogvideo.evaluation.frame_reader import Pixels, Reading, is_exact, name_motion, read_frame, read_frames
 from cogvideo.training.frame_classifier import name_frames
 

@@ -17,12 +17,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cogvideo.cli import console
 from cogvideo.config import SamplingOptions
 from cogvideo.inference import decoding
 from cogvideo.inference.sampling import distribution
 from cogvideo.models.base import left_pad
-from cogvideo.models.loader import LoadedModels, load_published
+from cogvideo.models.loader import LoadedModels
 from cogvideo.models.video_lm import VideoLM
 from cogvideo.weights import checkpoint
 
@@ -43,29 +42,6 @@ NOT_FOLLOWED = {
 """Arrays of the release's known fault: we follow training, so `*_masked` and `stage2_plain` are the ones to equal."""
 
 Arrays = dict[str, npt.NDArray[Any]]
-
-
-def main(argv: Sequence[str]) -> int:
-    """Prints one line for each array; 0 where all are within the tolerance, 1 where one is not. Raises WeightsError."""
-    directory = _parser().parse_args(argv).directory
-    golden = read_golden(directory / "golden.npz")
-    parity = Parity(load_published(directory), golden)
-    equal = True
-    print(f"{'array':<24} {'largest difference':>18}")
-    for name, difference in parity.differences():
-        near = difference <= TOLERANCE  # not so for NaN
-        equal &= near
-        print(f"{name:<24} {difference:>18.2e}{'' if near else f'   over {TOLERANCE}'}", flush=True)
-    for name, reason in NOT_FOLLOWED.items():
-        if name in golden:
-            print(f"{name:<24} {'not followed':>18}   {reason}")
-    return console.DONE if equal else console.NO
-
-
-def _parser() -> console.Parser:
-    parser = console.Parser("parity", description=__doc__)
-    parser.add_argument("directory", metavar="DIR", type=Path, help="folder with three checkpoints and golden.npz")
-    return parser
 
 
 def read_golden(path: Path) -> Arrays:

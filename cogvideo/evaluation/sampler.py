@@ -16,23 +16,16 @@ import torch
 from torch import Tensor
 
 from cogvideo.config import CLIP_FRAMES, Preset, SamplingOptions
-from cogvideo.data.synthetic_world import (
-    MOTIONS,
-    SCENES,
-    Clip,
-    HeldOut,
-    caption,
-    draw_held_out,
-    place_clip,
-    sample_clip,
-)
+from cogvideo.data.synthetic_vocabulary import MOTIONS, SCENES
+from cogvideo.data.synthetic_world import Clip, HeldOut, caption, draw_held_out, place_clip, sample_clip
 from cogvideo.inference import interpolation, keyframes, super_resolution
 from cogvideo.inference.sampling import ClusterSampler
 from cogvideo.models.loader import load_safetensors
 from cogvideo.pipeline import keyframe_texts
 from cogvideo.tokenizers.image import FrameCodec
 from cogvideo.tokenizers.text import TextTokenizer, between_text, round_seconds, superres_text
-from cogvideo.training.joint_task import ObjectiveOptions, WorldModels, WorldTask
+from cogvideo.training.joint_models import WorldModels
+from cogvideo.training.joint_task import ObjectiveOptions, WorldTask
 
 Pixels = npt.NDArray[np.uint8]
 BATCH = 20

@@ -7,7 +7,6 @@ subject with a motion or a scene in a way that training never showed.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from itertools import product
@@ -18,10 +17,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from cogvideo.cli import console
-from cogvideo.config import ASSETS, PRESETS, SamplingOptions
+from cogvideo.config import SamplingOptions
 from cogvideo.data.synthetic_render import COARSE, FINE, render_clip, render_state
-from cogvideo.data.synthetic_world import MOTIONS, SCENES, SUBJECTS, Clip, caption, draw_held_out, place_clip
+from cogvideo.data.synthetic_vocabulary import MOTIONS, SCENES, SUBJECTS
+from cogvideo.data.synthetic_world import Clip, caption, draw_held_out, place_clip
 from cogvideo.evaluation import metrics
 from cogvideo.evaluation.metrics import FilmVerdict, Verdict
 
@@ -280,30 +279,6 @@ def write_grid(frames: Pixels, path: Path, zoom: int = 2) -> None:
     picture.resize((picture.width * zoom, picture.height * zoom), Image.Resampling.NEAREST).save(path)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Draw, judge, print tables; write a grid and the figures where asked."""
-    args = _parser().parse_args(arguments)
-    from cogvideo.evaluation.sampler import Studio
-
-    preset = PRESETS["mini"]
-    options = preset.sampling
-    video = replace(options.video, temperature=args.temperature) if args.temperature else options.video
-    options = replace(options, guidance=args.guidance or options.guidance, video=video)
-    evaluation = Evaluation(Studio(preset, args.folder), options, args)
-    figures: Figures = {}
-    with console.speaking(args.json):
-        for name in (name for name in PARTS if name in args.parts):
-            figures[name] = PARTS[name](evaluation)
-            console.event("figures", part=name, figures=figures[name])
-        console.event("done", parts=list(figures))
-    if args.out:
-        args.out.mkdir(parents=True, exist_ok=True)
-        content = {"prompts": args.count, "seed": args.seed, "sampling": asdict(options), **figures}
-        path = args.out / "figures.json"
-        path.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-    return console.DONE
-
-
 def _print_table(groups: Figures) -> None:
     print(f"{'':24}{'clips':>6}{'subject':>9}{'scene':>9}{'motion':>9}{'exact':>9}")
     for name, row in groups.items():
@@ -317,22 +292,3 @@ def _print_table(groups: Figures) -> None:
 def _describe(case: Case, verdict: Verdict) -> Figures:
     wanted = (SUBJECTS[case.clip.subject].name, SCENES[case.clip.scene], MOTIONS[case.clip.motion])
     return {"prompt": case.prompt, "seed": case.seed, "wanted": wanted, "held_out": case.held_out, **asdict(verdict)}
-
-
-def _parser() -> console.Parser:
-    parser = console.Parser(
-        "evaluate",
-        description="让评委检验 mini 画得对不对 / let the judge say how often mini draws what the prompt says",
-    )
-    parser.add_argument("--count", type=int, default=200, help="prompts whose keyframes are judged (default: 200)")
-    parser.add_argument("--clips", type=int, default=60, help="clips of each of the other parts (default: 60)")
-    parser.add_argument(
-        "--parts", nargs="+", choices=tuple(PARTS), default=tuple(PARTS), help="what to look at (default: all)"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="seed of the prompts and of the draws (default: 0)")
-    parser.add_argument("--guidance", type=float, help="guidance of stage 1 (default: the preset's)")
-    parser.add_argument("--temperature", type=float, help="temperature of keyframes 2 to 5 (default: the preset's)")
-    parser.add_argument("--folder", type=Path, default=ASSETS / "mini", help="the model (default: assets/mini)")
-    parser.add_argument("--out", type=Path, help="folder for grid.png and figures.json")
-    console.add_json(parser)
-    return parser

@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from cogvideo.config import CLIP_FRAMES, VideoRequest
+from cogvideo.config import CLIP_FRAMES
 from cogvideo.events import Frames, Loading, Progress, StageName
 from cogvideo.inference import interpolation, keyframes, super_resolution
-from cogvideo.jobs.eta import tokens_per_stage
 from cogvideo.pipeline import LOOK_AHEAD, between_texts, keyframe_texts
-from cogvideo.runtime.device import enlarging, resident, threads
+from cogvideo.request import VideoRequest, tokens_per_stage
+from cogvideo.runtime.device import threads
+from cogvideo.runtime.placement import enlarging, resident
 from cogvideo.tokenizers.text import superres_text
 
 if TYPE_CHECKING:

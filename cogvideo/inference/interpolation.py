@@ -15,9 +15,8 @@ from torch import Tensor
 from cogvideo.config import TokenSampling
 from cogvideo.inference import decoding
 from cogvideo.inference.decoding import Stop, Texts, Token
-from cogvideo.inference.sampling import ClusterSampler, Dice, StageKey, noise_keys
+from cogvideo.inference.sampling import ClusterSampler, Dice, StageKey, moments, noise_keys
 from cogvideo.models.video_lm import VideoLM
-from cogvideo.stages import moments
 
 MAX_ROWS = 32
 """Blocks in one batch; the eight blocks of the last round times four videos."""

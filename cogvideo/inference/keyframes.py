@@ -13,9 +13,8 @@ from torch import Tensor
 from cogvideo.config import SamplingOptions
 from cogvideo.inference import decoding
 from cogvideo.inference.decoding import Stop, Texts, Token
-from cogvideo.inference.sampling import ClusterSampler, Dice, StageKey, noise_keys
+from cogvideo.inference.sampling import FINEST, ClusterSampler, Dice, StageKey, moments, noise_keys
 from cogvideo.models.video_lm import VideoLM
-from cogvideo.stages import FINEST, moments
 
 MAX_ROWS: Final = 32
 """Sequences in one batch."""

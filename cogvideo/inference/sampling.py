@@ -12,11 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from enum import IntEnum
+from typing import Final
 
 import torch
 from torch import Tensor
 
-from cogvideo.config import TokenSampling
+from cogvideo.config import CLIP_FRAMES, TokenSampling
 from cogvideo.errors import WeightsError
 from kernels import cpu_sample
 
@@ -183,3 +184,14 @@ def _mix(word: Tensor) -> Tensor:
     word = (word ^ (word >> 16)) * 0x21F0AAAD & _WORD
     word = (word ^ (word >> 15)) * 0x735A2D97 & _WORD
     return word ^ (word >> 15)
+
+
+FINEST: Final = CLIP_FRAMES[-1] - 1
+"""Steps of the clock: keyframes stand at 0, 8, 16, 24, 32."""
+
+
+def moments(frames: int) -> list[int]:
+    """Where `frames` evenly spaced frames stand on the clock; one alone stands at its beginning."""
+    if frames == 1:
+        return [0]
+    return [i * FINEST // (frames - 1) for i in range(frames)]

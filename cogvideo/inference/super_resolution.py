@@ -11,10 +11,9 @@ from torch import Tensor
 from cogvideo.config import TokenSampling
 from cogvideo.errors import Cancelled
 from cogvideo.inference.decoding import Stop
-from cogvideo.inference.sampling import ClusterSampler, StageKey, noise_keys, not_finite
+from cogvideo.inference.sampling import ClusterSampler, StageKey, moments, noise_keys, not_finite
 from cogvideo.models.base import left_pad
 from cogvideo.models.superres_lm import SuperResLM
-from cogvideo.stages import moments
 
 DRAWS = 128
 """Tokens that are drawn at once on a CPU: few enough for their scores to stay in its cache. Elsewhere a frame's."""

@@ -18,11 +18,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from cogvideo.config import CLIP_FRAMES, VideoRequest
+from cogvideo.config import CLIP_FRAMES
 from cogvideo.errors import CapacityError
 from cogvideo.events import Frames, Tokens
-from cogvideo.jobs.state import request_from_dict
-from cogvideo.media.video import Film, Metadata, read_metadata
+from cogvideo.media.images import sprite, thumbnail
+from cogvideo.media.metadata import Metadata, read_metadata
+from cogvideo.media.video import Film
+from cogvideo.request import VideoRequest, request_from_dict
 from cogvideo.token_frames import TokenFrames
 
 OpenFilm = Callable[[Path, int, float, Metadata | None], Film]
@@ -34,31 +36,6 @@ FRAMES = "frames.npz"
 """The clip's frames as they were drawn, for the exports."""
 TOKENS = "tokens.npz"
 """What was drawn before super-resolution, so that a finished job can go on."""
-THUMB = 96
-"""Pixels of the longer side of a thumbnail."""
-
-
-def thumbnail(frame: Frames) -> bytes:
-    """A frame [H, W, 3] as WebP, at most THUMB pixels wide and high."""
-    image = Image.fromarray(frame)
-    image.thumbnail((THUMB, THUMB), Image.Resampling.BICUBIC)
-    buffer = io.BytesIO()
-    image.save(buffer, "WEBP", quality=82)
-    return buffer.getvalue()
-
-
-def sprite(frames: Frames) -> bytes:
-    """All frames [F, H, W, 3] side by side in one WebP, thumbnail size each."""
-    thumbs = [Image.fromarray(frame) for frame in frames]
-    for thumb in thumbs:
-        thumb.thumbnail((THUMB, THUMB), Image.Resampling.BICUBIC)
-    width, height = thumbs[0].size
-    strip = Image.new("RGB", (width * len(thumbs), height))
-    for place, thumb in enumerate(thumbs):
-        strip.paste(thumb, (place * width, 0))
-    buffer = io.BytesIO()
-    strip.save(buffer, "WEBP", quality=82)
-    return buffer.getvalue()
 
 
 @dataclass(frozen=True)

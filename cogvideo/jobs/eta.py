@@ -5,24 +5,15 @@ The tokens of a video follow from the geometry alone, so the only thing to measu
 
 from __future__ import annotations
 
-from cogvideo.config import CLIP_FRAMES, ModelConfig, VideoRequest
+from contextlib import suppress
+
+from cogvideo.config import Preset
+from cogvideo.errors import CapacityError
+from cogvideo.jobs.store import Store
+from cogvideo.request import VideoRequest, tokens_per_stage
 
 MEANINGFUL = 16
 """Tokens of a stage after which its measured speed counts."""
-
-
-def tokens_per_stage(model: ModelConfig, request: VideoRequest) -> dict[str, int]:
-    """Tokens that each stage draws for `request`, in the order in which the stages run; given ones are not drawn."""
-    frame, fine = model.tokens_per_frame, model.fine_grid[0] * model.fine_grid[1]
-    missing = CLIP_FRAMES[0] - (request.first_frame is not None)  # keyframes
-    if request.drafts > 1:
-        return {"drafts": request.drafts * missing * frame, "interpolate": 0, "superres": 0}
-    between = request.frames - (request.clip.frames if request.clip else CLIP_FRAMES[0])
-    return {
-        "keyframes": 0 if request.clip else missing * frame,
-        "interpolate": between * frame,
-        "superres": request.frames * fine if request.superres else 0,
-    }
 
 
 class Pace:
@@ -62,3 +53,30 @@ class Pace:
                 return None
             seconds += missing / speeds[stage] if missing else 0.0
         return seconds
+
+
+class Speeds:
+    """Tokens a second per stage, in the store's settings."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def pace(self, model: str, how: str) -> Pace:
+        """What is known of a model that computes in one way (`Pipeline.how`)."""
+        prefix = f"speed:{model}:{how}:"
+        kept = self._store.settings(prefix)
+        return Pace({name.removeprefix(prefix): float(value) for name, value in kept.items()})
+
+    def keep(self, model: str, how: str, pace: Pace) -> None:
+        """What a run has measured. A full disk takes nothing: it is measured again next time."""
+        with suppress(CapacityError):
+            self._store.keep(f"how:{model}", how)
+            for stage, speed in pace.speeds().items():
+                self._store.keep(f"speed:{model}:{how}:{stage}", repr(speed))
+
+    def estimate(self, preset: Preset, request: VideoRequest, memory: str | None) -> float | None:
+        """Seconds that `request` would take, as far as speeds were measured. `memory`: as in `Jobs.submit`."""
+        how = self._store.settings("how:").get(f"how:{preset.name}", "")
+        if memory is not None:
+            how = f"{how.partition('-')[0]}-{memory}"  # the same device, held in another way
+        return self.pace(preset.name, how).seconds_left(tokens_per_stage(preset.model, request), 0)

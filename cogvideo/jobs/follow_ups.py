@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
-from cogvideo.config import CLIP_FRAMES, MAX_SEED, VideoRequest
+from cogvideo.config import CLIP_FRAMES, MAX_SEED
 from cogvideo.errors import RequestError
-from cogvideo.jobs.keys import new_seed
 from cogvideo.jobs.service import Jobs
 from cogvideo.jobs.state import View
+from cogvideo.request import VideoRequest, new_seed
 from cogvideo.token_frames import TokenFrames
 
 CHANGES: Final = ("again", "next", "finer", "resume", "between", "enlarge")

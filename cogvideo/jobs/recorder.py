@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from cogvideo.config import VideoRequest
 from cogvideo.events import (
     Done,
     Event,
@@ -24,11 +23,12 @@ from cogvideo.events import (
     Progress,
     SuperResolved,
 )
-from cogvideo.jobs.artifacts import Folder, thumbnail
+from cogvideo.jobs.artifacts import Folder
 from cogvideo.jobs.eta import Pace
 from cogvideo.jobs.state import View
-from cogvideo.media.images import side_by_side
+from cogvideo.media.images import side_by_side, thumbnail
 from cogvideo.media.video import Film
+from cogvideo.request import VideoRequest
 
 Clip = dict[str, Any]
 """A clip's files and number of frames, as the log keeps them (`Folder.clip`)."""

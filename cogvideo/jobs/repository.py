@@ -14,10 +14,10 @@ from typing import Any
 
 from cogvideo.errors import CapacityError, RequestError
 from cogvideo.jobs.artifacts import EXPORTS, Folder, OpenFilm
-from cogvideo.jobs.eta import tokens_per_stage
 from cogvideo.jobs.model_registry import Registry
-from cogvideo.jobs.state import ACTIVE, FINAL, View, fold, request_from_dict, request_to_dict
+from cogvideo.jobs.state import ACTIVE, FINAL, View, fold
 from cogvideo.jobs.store import Entry, Record, Store
+from cogvideo.request import request_from_dict, request_to_dict, tokens_per_stage
 from cogvideo.token_frames import TokenFrames
 
 CLOCK_TRUST = 3600.0

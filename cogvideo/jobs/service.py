@@ -7,6 +7,7 @@ the key may stop and delete. Nothing here imports torch: the pipeline is made by
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import secrets
 import threading
 import time
@@ -16,31 +17,27 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from cogvideo.config import Preset, VideoRequest
+from cogvideo.config import Preset
 from cogvideo.errors import RequestError
 from cogvideo.events import Frames
 from cogvideo.jobs.artifacts import OpenFilm
 from cogvideo.jobs.artifacts import read_settings as read_settings
-from cogvideo.jobs.available_models import Offer, Pipeline, offers
-from cogvideo.jobs.eta import tokens_per_stage
-from cogvideo.jobs.keys import new_key as new_key
-from cogvideo.jobs.keys import new_seed as new_seed
-from cogvideo.jobs.keys import owner_of
-from cogvideo.jobs.model_registry import Registry
+from cogvideo.jobs.eta import Speeds
+from cogvideo.jobs.model_registry import Offer, Pipeline, Registry, offers
 from cogvideo.jobs.queue import Limits as Limits
 from cogvideo.jobs.queue import Queue
 from cogvideo.jobs.repository import Archive
 from cogvideo.jobs.state import View
 from cogvideo.jobs.store import Entry, Store, lock_folder
-from cogvideo.jobs.throughput import Speeds
-from cogvideo.jobs.worker import Worker
-from cogvideo.jobs.worker_calls import Errands
+from cogvideo.jobs.worker import Errands, Worker
 from cogvideo.media.video import Film
+from cogvideo.request import VideoRequest, tokens_per_stage
+from cogvideo.request import new_seed as new_seed
 from cogvideo.runtime.model_selection import default_model
 from cogvideo.token_frames import TokenFrames
 
 if TYPE_CHECKING:
-    from cogvideo.tokenizers.text import Reading
+    from cogvideo.tokenizers.prompt import Reading
 
 Result = TypeVar("Result")
 
@@ -282,3 +279,15 @@ def open_jobs(
     """Jobs for the model called `model` (None: the best there is), with the real pipeline, imported when needed."""
     first, *others = offers(model or default_model(device), device, eight_bit, offload, memory)
     return Jobs(data, first.preset, lambda: first.make(None), limits=limits, others=[first, *others])
+
+
+def new_key() -> str:
+    """A key for one browser or one program: whoever has it may stop and delete what was asked for with it."""
+    return secrets.token_urlsafe(24)
+
+
+def owner_of(key: str) -> str:
+    """What is stored of a key. Raises RequestError where the key is too short to be a secret."""
+    if len(key) < 16:
+        raise RequestError("缺少密钥：请重新载入页面。", "The key is missing: reload the page.")
+    return hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()

@@ -5,19 +5,15 @@ A page never replays events. It shows the newest `View`, so a slow or late clien
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
-from cogvideo.config import SamplingOptions, TokenSampling, VideoRequest
-from cogvideo.errors import CogVideoError
-from cogvideo.token_frames import TokenFrames
+from cogvideo.errors import Sentence
+from cogvideo.request import VideoRequest
 
 ACTIVE = ("queued", "running")
 """Statuses of jobs that still want the accelerator; all others are final."""
 FINAL = ("done", "stopped", "failed", "interrupted")
-
-Sentence = tuple[str, str]
-"""The same sentence in Chinese and in English."""
 
 
 @dataclass(frozen=True)
@@ -85,36 +81,3 @@ def fold(view: View, kind: str, data: dict[str, Any]) -> View:
 
 def _clip(data: dict[str, Any]) -> dict[str, Any]:
     return {name: data[name] for name in ("video", "strip", "poster", "frames") if name in data}
-
-
-def request_to_dict(request: VideoRequest) -> dict[str, Any]:
-    return asdict(request)
-
-
-def request_from_dict(data: dict[str, Any]) -> VideoRequest:
-    """The inverse of `request_to_dict`. Raises RequestError where the values are out of range."""
-    sampling = data.get("sampling")
-    given = {name: TokenFrames(**data[name]) for name in ("first_frame", "clip") if data.get(name)}
-    return VideoRequest(**{**data, **given, "sampling": _sampling(sampling) if sampling else None})
-
-
-def _sampling(data: dict[str, Any]) -> SamplingOptions:
-    nested = {name: TokenSampling(**value) for name, value in data.items() if isinstance(value, dict)}
-    return SamplingOptions(**{**data, **nested})
-
-
-def sentence(error: BaseException) -> Sentence:
-    """What a person is told of an error; nothing of what a library wrote into it."""
-    if isinstance(error, CogVideoError):
-        return error.zh, error.en
-    if isinstance(error, MemoryError):
-        return (
-            "内存不足：请关闭其他程序，减少帧数，或关闭超分后再试。",
-            "Out of memory: close other programs, ask for fewer frames, or switch super-resolution off, and try again.",
-        )
-    kind = type(error).__name__
-    return (
-        f"生成时出现意外错误（{kind}），详情见服务器日志：可以用同样的设置再试一次。",
-        f"Something unexpected went wrong ({kind}); the server's log has the details: "
-        "you can try the same settings again.",
-    )

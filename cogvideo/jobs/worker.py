@@ -7,22 +7,22 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Generator
+from collections import deque
+from collections.abc import Callable, Generator
+from concurrent.futures import Future
 from contextlib import closing
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
-from cogvideo.errors import Cancelled, CapacityError, CogVideoError, OutOfMemory
+from cogvideo.errors import Cancelled, CapacityError, CogVideoError, OutOfMemory, sentence
 from cogvideo.events import Done, Event, LevelDone
-from cogvideo.jobs.available_models import Pipeline
-from cogvideo.jobs.eta import tokens_per_stage
-from cogvideo.jobs.model_registry import Registry
+from cogvideo.jobs.eta import Speeds
+from cogvideo.jobs.model_registry import Pipeline, Registry
 from cogvideo.jobs.queue import Limits, Queue, Stop
 from cogvideo.jobs.recorder import Meter, Take
 from cogvideo.jobs.repository import Archive, comment
-from cogvideo.jobs.state import View, sentence
-from cogvideo.jobs.throughput import Speeds
-from cogvideo.jobs.worker_calls import Errands
+from cogvideo.jobs.state import View
+from cogvideo.request import tokens_per_stage
 
 LOG = logging.getLogger(__name__)
 
@@ -121,3 +121,44 @@ class Worker:
         """A worker that cannot write down what it does does nothing."""
         LOG.error("Nothing goes on before the disk takes it: %s", error)
         self._queue.changed.wait(self._limits.full_seconds)
+
+
+Result = TypeVar("Result")
+
+
+class Errands:
+    """What waits for the worker. `wake` is called when something new does."""
+
+    def __init__(self, wake: Callable[[], None]) -> None:
+        self._wake = wake
+        self._waiting: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
+
+    def __bool__(self) -> bool:
+        """Whether anything waits."""
+        return bool(self._waiting)
+
+    def ask(self, work: Callable[[], Result], seconds: float) -> Result:
+        """What `work` returns once the worker has done it. Raises what it raises, CapacityError after `seconds`."""
+        future: Future[Result] = Future()
+        self._waiting.append((future, work))
+        self._wake()
+        try:
+            return future.result(seconds)
+        except TimeoutError:
+            if not future.cancel() and future.done():
+                return future.result()  # it came at the last moment
+            raise CapacityError(
+                "服务器正忙，暂时无法处理这张图片：请过一会儿再试。",
+                "The server is busy and cannot look at the picture now: try again in a while.",
+            ) from None
+
+    def run(self) -> None:
+        """Does all that waits. Called by the worker."""
+        while self._waiting:
+            future, work = self._waiting.popleft()
+            if not future.set_running_or_notify_cancel():
+                continue
+            try:
+                future.set_result(work())
+            except BaseException as error:  # belongs to whoever asked
+                future.set_exception(error)

@@ -11,19 +11,19 @@ import itertools
 import json
 import os
 import secrets
-import subprocess
 import threading
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 
 from cogvideo.config import CLIP_FRAMES
 from cogvideo.errors import CapacityError
 from cogvideo.events import Frames
+from cogvideo.media.metadata import Metadata
 
 STEPS: Final = CLIP_FRAMES[-1] - 1
 """Steps from the first to the last picture of a file: at 4 seconds this makes 8 pictures a second."""
@@ -33,11 +33,6 @@ KEY_EVERY: Final = 8
 
 GIF_STEP: Final = 0.04
 """Shortest time of a gif's picture in seconds; browsers slow shorter ones down to a tenth of a second."""
-
-LONGEST_COMMENT: Final = 2**16
-"""Characters of a comment that are read; ours are far shorter."""
-
-Metadata = Mapping[str, Any]
 
 
 def write_video(path: Path, frames: Frames, seconds: float, metadata: Metadata | None = None) -> Path:
@@ -117,18 +112,6 @@ class Film:
             yield frame
 
 
-def read_metadata(path: Path) -> dict[str, Any] | None:
-    """The JSON object in the comment of an mp4 or gif, or None where there is none. `path` need not be trustworthy."""
-    comment = _gif_comment(path) if path.suffix.lower() == ".gif" else _mp4_comment(path)
-    if len(comment) > LONGEST_COMMENT:
-        return None
-    try:
-        values = json.loads(comment)
-    except (ValueError, RecursionError):
-        return None
-    return values if isinstance(values, dict) else None
-
-
 def timeline(count: int, steps: int) -> list[int]:
     """Which of `count` frames shows at each of the steps 0..steps: the one that is nearest in time."""
     return [(2 * step * (count - 1) + steps) // (2 * steps) for step in range(steps + 1)]
@@ -186,47 +169,6 @@ def _write_gif(path: Path, every: Iterator[Frames], count: int, seconds: float, 
         loop=0,
         comment=comment.encode() if comment else b"",
     )
-
-
-def _gif_comment(path: Path) -> str:
-    from PIL import Image
-
-    try:
-        with Image.open(path, formats=["GIF"]) as picture:
-            comment = picture.info.get("comment", b"")
-    except Exception:  # a stranger's file: Pillow raises whatever comes up
-        return ""
-    return comment.decode("utf-8", "replace") if isinstance(comment, bytes) else str(comment)
-
-
-def _mp4_comment(path: Path) -> str:
-    from moviepy.config import FFMPEG_BINARY
-
-    source = ["-f", "mp4", "-protocol_whitelist", "file", "-i", f"file:{path.absolute()}"]
-    command = [FFMPEG_BINARY, "-nostdin", "-v", "quiet", *source, "-f", "ffmetadata", "-"]
-    try:
-        text = subprocess.run(command, capture_output=True, timeout=20, check=True).stdout.decode("utf-8", "replace")
-    except (OSError, subprocess.SubprocessError):
-        return ""
-    return _ffmetadata(text).get("comment", "")
-
-
-def _ffmetadata(text: str) -> dict[str, str]:
-    r"""ffmpeg's text format: `key=value` lines, where \ protects = ; # \ and line breaks."""
-    values: dict[str, str] = {}
-    key, current, characters = None, "", iter(text)
-    for character in characters:
-        if character == "\\":
-            current += next(characters, "")
-        elif character == "=" and key is None:
-            key, current = current, ""
-        elif character == "\n":
-            if key is not None:
-                values[key] = current
-            key, current = None, ""
-        else:
-            current += character
-    return values
 
 
 def _reason(error: OSError) -> str:

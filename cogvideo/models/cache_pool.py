@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from cogvideo.config import STORAGES
 from cogvideo.models.kv_cache import Cache
-from cogvideo.runtime.memory_estimate import STORAGES
 from cogvideo.token_layout import Stage
 
 TEXT_STEP = 16

@@ -7,56 +7,20 @@ preset.json, layer after layer, all at once or not at all. Tensors go from the m
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 
-from cogvideo.cli import console
 from cogvideo.config import PRESET_FILE, ModelConfig, describe_preset
 from cogvideo.errors import CapacityError, RequestError
 from cogvideo.models.loader import BACKBONE, PARTS, Part, Sizes, expected, gigabytes
-from cogvideo.weights import checkpoint
-from cogvideo.weights.catalog import CONVERTED, checkpoint_folder, published_home
-
-
-def main(arguments: Sequence[str]) -> int:
-    """Converts, says what became smaller, and returns 0. Raises CogVideoError."""
-    options = _parser().parse_args(arguments)
-    out = options.out or options.directory / CONVERTED
-    with console.speaking(options.json):
-        converted = convert(options.directory, out)
-        print("\n".join(converted.sentences()))
-        print(out)
-        console.event("done", folder=out, **asdict(converted))
-    return console.DONE
-
-
-def _parser() -> console.Parser:
-    parser = console.Parser(
-        "convert",
-        description="把已发布的检查点转换为 safetensors，相同的主干只存一份。\n"
-        "Published checkpoints become safetensors files, the common backbone once: faster to load, half the disk.\n"
-        f"A copy at $SAT_HOME/{CONVERTED} is what the model cogvideo is then read from.",
-    )
-    parser.add_argument(
-        "directory",
-        nargs="?",
-        type=Path,
-        default=published_home(),
-        metavar="DIR",
-        help="where cogvideo-stage1, cogvideo-stage2 and cogview2-dsr are (default: $SAT_HOME) / 检查点所在文件夹",
-    )
-    parser.add_argument(
-        "out", nargs="?", type=Path, metavar="OUT", help=f"a new folder (default: DIR/{CONVERTED}) / 输出文件夹"
-    )
-    console.add_json(parser)
-    return parser
+from cogvideo.weights import checkpoint, published_format
+from cogvideo.weights.catalog import checkpoint_folder
 
 
 def convert(directory: Path, out: Path) -> Sizes:
     """Writes `out`, a new folder. Raises RequestError, WeightsError, CapacityError; then nothing is there."""
-    config = checkpoint.published_config(directory)
+    config = published_format.published_config(directory)
     networks = {part: _read(directory, config, part) for part in PARTS}
     files, own = _share(networks)
     before = sum(_bytes(tensors) for tensors in networks.values())
@@ -71,8 +35,8 @@ def convert(directory: Path, out: Path) -> Sizes:
 
 def _read(directory: Path, config: ModelConfig, part: Part) -> checkpoint.Tensors:
     """The tensors that the network has, mapped from its file. Raises WeightsError."""
-    folder = checkpoint_folder(directory, checkpoint.PUBLISHED[part])
-    path, tensors = checkpoint.checkpoint_file(folder), checkpoint.read_published(folder)
+    folder = checkpoint_folder(directory, published_format.PUBLISHED[part])
+    path, tensors = published_format.checkpoint_file(folder), published_format.read_published(folder)
     wanted = expected(config, part)
     checkpoint.check(path, tensors, wanted)
     return type(tensors)({name: tensors[name] for name in wanted})

@@ -13,13 +13,15 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from torch import nn
 
 from cogvideo.config import ASSETS, PRESETS, ModelConfig
+from cogvideo.models.attention import INIT_STD
 from cogvideo.models.base import TokenModel
 from cogvideo.models.sat_adapter import Transformer, build_transformer
 from cogvideo.models.superres_lm import SuperResLM
 from cogvideo.models.video_lm import VideoLM
-from cogvideo.weights import checkpoint
+from cogvideo.weights import checkpoint, published_format
 from cogvideo.weights.catalog import CONVERTED, checkpoint_folder, published_home
 
 Part = Literal["stage1", "stage2", "superres"]
@@ -153,12 +155,12 @@ def load_published(
 
     Each file has a backbone of its own. Tensor by tensor, what equals the first one's is shared with it.
     """
-    config = checkpoint.published_config(directory) if config is None else config
+    config = published_format.published_config(directory) if config is None else config
     networks: dict[Part, TokenModel] = {}
     first: tuple[checkpoint.Tensors, Transformer] | None = None
     for part in parts:
-        folder = checkpoint_folder(directory, checkpoint.PUBLISHED[part])
-        path, tensors = checkpoint.checkpoint_file(folder), checkpoint.read_published(folder)
+        folder = checkpoint_folder(directory, published_format.PUBLISHED[part])
+        path, tensors = published_format.checkpoint_file(folder), published_format.read_published(folder)
         if first is None:
             backbone = fill_backbone(config, path, tensors, dtype, device)
             first = (tensors, backbone)
@@ -231,3 +233,35 @@ def _empty(config: ModelConfig, part: Part, backbone: Transformer) -> TokenModel
     if part == "superres":
         return SuperResLM(config, backbone, "meta")
     return VideoLM(config, 1 if part == "stage1" else 2, backbone, "meta")
+
+
+@dataclass(frozen=True)
+class RandomModels:
+    """As a loader gives them."""
+
+    stage1: VideoLM
+    stage2: VideoLM
+    superres: SuperResLM
+
+
+def random_models(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> RandomModels:
+    """Storage is made on `device` and filled there: the published size never passes through host memory."""
+    backbone = build_transformer(config, "meta")
+    stage1, stage2 = VideoLM(config, 1, backbone, "meta"), VideoLM(config, 2, backbone, "meta")
+    superres = SuperResLM(config, backbone, "meta")
+    for part in (backbone, stage1.mixins, stage2.mixins, superres.mixins):
+        _fill(part, dtype, device)
+    for network in (stage1, stage2, superres):
+        network.eval().requires_grad_(False)
+    return RandomModels(stage1, stage2, superres)
+
+
+@torch.no_grad()
+def _fill(part: nn.Module, dtype: torch.dtype, device: torch.device) -> None:
+    """Numbers of fp16, as those of a published checkpoint are, whatever the type that they are computed in."""
+    part.to(dtype).to_empty(device=device)
+    for name, weight in part.named_parameters():
+        if weight.dim() > 1:
+            weight.copy_(weight.normal_(std=INIT_STD).half())
+        else:
+            weight.fill_(float("layernorm.weight" in name))

@@ -9,8 +9,9 @@ from __future__ import annotations
 import os
 from typing import Final
 
-from cogvideo.config import CLIP_FRAMES, MEMORY, MemoryPreset, ModelConfig
+from cogvideo.config import CLIP_FRAMES, STORAGES, ModelConfig
 from cogvideo.errors import CapacityError, RequestError
+from cogvideo.runtime.memory_presets import MEMORY, MemoryPreset
 from cogvideo.token_layout import Layout, Stage
 
 HALF: Final = 2
@@ -22,9 +23,6 @@ GUIDED_ROWS: Final = 2
 
 LANES: Final = 2
 """Frames that interpolation draws at the same time."""
-
-STORAGES: Final = 6
-"""Caches that are kept for the next videos: of the first frame, of the keyframes, of three rounds, and one more."""
 
 CAPTURED: Final = 5 * 10**7
 """Bytes that a captured step has for itself: the allocator's blocks of 2 and 20 MiB (an estimate, not yet measured)."""

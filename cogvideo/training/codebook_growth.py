@@ -15,7 +15,8 @@ from torch import Tensor
 
 from cogvideo.config import ModelConfig
 from cogvideo.errors import RequestError
-from cogvideo.training.vqvae_task import SHOWN, PictureOptions, PictureTask, encode, nearest
+from cogvideo.training.vqvae_data import SHOWN, PictureOptions
+from cogvideo.training.vqvae_task import PictureTask, encode, nearest
 
 SEEDINGS = 6
 """Parts in which new codes are chosen; each part sees what those before it left far away."""

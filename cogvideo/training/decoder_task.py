@@ -16,16 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cogvideo.training.vqvae_task import (
-    SHOWN,
-    PictureOptions,
-    PictureTask,
-    Sample,
-    denormalise,
-    encode,
-    nearest,
-    picture_error,
-)
+from cogvideo.training.vqvae_data import SHOWN, PictureOptions, Sample, denormalise
+from cogvideo.training.vqvae_task import PictureTask, encode, nearest, picture_error
 
 
 @dataclass(frozen=True)

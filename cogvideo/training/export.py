@@ -19,7 +19,7 @@ from torch import Tensor
 
 from cogvideo.config import ModelConfig
 from cogvideo.training.vqvae_task import nearest
-from cogvideo.weights import checkpoint
+from cogvideo.weights import checkpoint, published_format
 
 PARTS = ("stage1", "stage2", "superres")
 BACKBONE = "transformer."
@@ -76,7 +76,7 @@ def to_published(folder: Path, config: ModelConfig, out: Path) -> None:
     backbone = checkpoint.read_safetensors(folder / "backbone.safetensors")
     for part in PARTS:
         own = checkpoint.read_safetensors(folder / f"{part}.safetensors")
-        target = out / checkpoint.PUBLISHED[part]
+        target = out / published_format.PUBLISHED[part]
         (target / ITERATION).mkdir(parents=True, exist_ok=True)
         path = target / ITERATION / "mp_rank_00_model_states.pt"
         temporary = path.with_suffix(".tmp")

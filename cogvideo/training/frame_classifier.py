@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from cogvideo.config import ASSETS
 from cogvideo.data.synthetic_render import COARSE, Pixels, render_state
-from cogvideo.data.synthetic_world import FIELD, FINEST_TURN, SCENES, SUBJECTS, State
+from cogvideo.data.synthetic_vocabulary import SCENES, SUBJECTS
+from cogvideo.data.synthetic_world import FIELD, FINEST_TURN, State
 from cogvideo.errors import WeightsError
 
 NOTHING: Final = len(SUBJECTS)

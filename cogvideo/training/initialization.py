@@ -24,7 +24,8 @@ from cogvideo.config import Preset
 from cogvideo.data.synthetic_world import draw_held_out
 from cogvideo.token_layout import Layout
 from cogvideo.tokenizers.text import TextTokenizer
-from cogvideo.training.joint_task import ObjectiveOptions, WorldModels, WorldTask
+from cogvideo.training.joint_models import WorldModels
+from cogvideo.training.joint_task import ObjectiveOptions, WorldTask
 from cogvideo.training.vqvae_task import tokenise
 
 _PART = 12  # numbers of a row or column code

@@ -8,9 +8,8 @@ learns on alone then may have layers of its own: stage 2 of what ships has.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +23,7 @@ from cogvideo.data.dataset import KEYFRAMES
 from cogvideo.data.synthetic_render import COARSE, FINE, PLAIN, background, render_state
 from cogvideo.data.synthetic_world import Clip, HeldOut, State, caption, sample_clip, to_shares
 from cogvideo.models.base import left_pad
-from cogvideo.models.superres_lm import PAD, SuperResLM
+from cogvideo.models.superres_lm import PAD
 from cogvideo.models.video_lm import VideoLM
 from cogvideo.tokenizers.text import (
     TextTokenizer,
@@ -34,20 +33,14 @@ from cogvideo.tokenizers.text import (
     unconditional_text,
     video_text,
 )
-from cogvideo.training.export import BACKBONE, PARTS, under
-from cogvideo.training.vqvae_task import SHOWN
+from cogvideo.training.joint_models import OWN, AlonePart, WorldModels
+from cogvideo.training.vqvae_data import SHOWN
 
 DATA = "training data"
 """Name of the ranges in a profile where clips are drawn and turned into tokens."""
 
 Tokenise = Callable[[npt.NDArray[np.uint8]], Tensor]
 """Frames uint8 [B, H, W, 3] -> tokens int64 [B, N]."""
-
-AlonePart = Literal["stage2", "superres"]
-ALONE: tuple[AlonePart, ...] = ("stage2", "superres")
-"""Networks that may learn on alone when all have learnt together."""
-OWN = ("layers", "final_layernorm")
-"""What a network has of the backbone for itself where that is not frozen: words and places stay everybody's."""
 
 
 @dataclass(frozen=True)
@@ -93,48 +86,6 @@ class AloneOptions(ObjectiveOptions):
 
     freeze_backbone: bool = True
     """False: it gets a backbone of its own, whose layers learn as well; its words keep their embeddings."""
-
-
-class WorldModels(nn.Module):
-    """The three networks on one backbone; stage 2 and super-resolution may come to have one of their own."""
-
-    def __init__(self, preset: Preset) -> None:
-        super().__init__()
-        self.config = preset.model
-        self.stage1 = VideoLM(preset.model, 1)
-        self.stage2 = VideoLM(preset.model, 2, transformer=self.stage1.transformer)
-        self.superres = SuperResLM(preset.model, transformer=self.stage1.transformer)
-
-    def give_own_backbone(self, part: AlonePart, modules: Collection[str] = OWN) -> None:
-        """What this network learns of these modules of the backbone stays its own from now on; the others are shared.
-
-        A network that has its own already keeps it.
-        """
-        network = getattr(self, part)
-        shared = self.stage1.transformer
-        if network.transformer is not shared:
-            return
-        own = SuperResLM(self.config) if part == "superres" else VideoLM(self.config, 2)
-        own.load_state_dict(network.state_dict())
-        for name, module in shared.named_children():
-            if name not in modules:
-                setattr(own.transformer, name, module)
-        setattr(self, part, own)
-
-    def load_weights(self, tensors: Mapping[str, Tensor]) -> None:
-        """Tensors `stage1.transformer.*` and so on; who has other numbers in its backbone than stage 1 gets its own.
-
-        A network may lack what it shares with stage 1. Raises RuntimeError where something else is missing.
-        """
-        networks = {name: under(tensors, f"{name}.") for name in PARTS}
-        common = {n: t for n, t in networks["stage1"].items() if n.startswith(BACKBONE)}
-        for part in ALONE:
-            read = {n: t for n, t in networks[part].items() if n.startswith(BACKBONE)}
-            different = {n.split(".")[1] for n, t in read.items() if not torch.equal(t, common[n])}
-            if different:
-                self.give_own_backbone(part, different.union(OWN))
-        for name, own in networks.items():
-            getattr(self, name).load_state_dict({**common, **own})
 
 
 def subject_cells(mask: npt.NDArray[np.float32], patch: int) -> npt.NDArray[np.bool_]:

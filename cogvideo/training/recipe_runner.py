@@ -10,14 +10,11 @@ from __future__ import annotations
 
 import json
 import shutil
-import tomllib
-from collections.abc import Callable, Sequence
-from dataclasses import fields
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
-from cogvideo.cli import console
 from cogvideo.config import (
     ASSETS,
     PRESET_FILE,
@@ -28,6 +25,7 @@ from cogvideo.config import (
     resize,
 )
 from cogvideo.errors import RequestError, WeightsError
+from cogvideo.training.recipe import NETWORKS, TRAINED, options_from
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,93 +34,16 @@ if TYPE_CHECKING:
     from cogvideo.models.base import TokenModel
     from cogvideo.tokenizers.image import FrameCodec
     from cogvideo.training.codebook_growth import CodesOptions
-    from cogvideo.training.joint_task import AlonePart, WorldTask
+    from cogvideo.training.joint_models import AlonePart
+    from cogvideo.training.joint_task import WorldTask
     from cogvideo.training.network_task import Part
     from cogvideo.training.trainer import Task
-    from cogvideo.training.vqvae_task import Sample
+    from cogvideo.training.vqvae_data import Sample
 
     Tensors = dict[str, Tensor]
-
-TRAINED = ("tokenizer", "codec", "codes", "decoder", "judge", "models", "backbone", "stage1", "stage2", "superres")
-PARTS = (*TRAINED, "export", "published")
-NETWORKS = ("backbone", "stage1", "stage2", "superres")
 SMALL_FILES = ("text.model", "codec.json", "codec.safetensors", "cluster_labels.npy")
 """What a model's folder has beside its networks; taken over from the starting point until trained anew."""
 EMBEDDINGS = "transformer.word_embeddings.weight"
-
-Options = TypeVar("Options")
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the chosen parts of a recipe. Raises RequestError for a recipe that cannot be read."""
-    args = _parser().parse_args(arguments)
-    recipe = read_recipe(args.config)
-    import torch
-
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    workshop = Workshop(recipe, args.out or Path("runs", args.config.stem.removeprefix("train_")))
-    for part in workshop.plan if args.part == "all" else (args.part,):
-        torch.manual_seed(int(recipe["seed"]))
-        workshop.make(part)
-    workshop.processes.destroy_process_group()  # whose threads may abort a process that ends with them
-    return 0
-
-
-def _parser() -> console.Parser:
-    parser = console.Parser(
-        "train",
-        description="训练模型，可随时中断并继续 / train a model; may be stopped and resumed",
-        epilog="several processes: accelerate launch --num_processes 4 -m cogvideo train CONFIG",
-    )
-    parser.add_argument("config", type=Path, help="recipe, such as examples/train_own.toml")
-    parser.add_argument("--part", choices=("all", *PARTS), default="all", help="what to make (default: all it has)")
-    parser.add_argument("--out", type=Path, help="folder of checkpoints and logs (train_NAME.toml: runs/NAME)")
-    parser.add_argument("--threads", type=int, default=0, help="processor threads (default: torch's choice)")
-    return parser
-
-
-def read_recipe(path: Path) -> dict[str, Any]:
-    """Read and check a recipe: a TOML table with `preset`, `seed` and a table for each part to make."""
-    try:
-        recipe = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, tomllib.TOMLDecodeError) as error:
-        raise RequestError(f"无法读取训练配置 {path}：{error}。", f"Cannot read the recipe {path}: {error}.") from error
-    missing = [name for name in ("preset", "seed", *_wanted(recipe)) if name not in recipe]
-    if missing or not any(part in recipe for part in TRAINED):
-        missing = missing or [f"[{part}]" for part in TRAINED]
-        raise RequestError(
-            f"训练配置 {path} 缺少：{'、'.join(missing)}。请参考 examples/train_own.toml。",
-            f"The recipe {path} lacks: {', '.join(missing)}. See examples/train_own.toml.",
-        )
-    if recipe["preset"] not in PRESETS:
-        raise RequestError(
-            f"没有名为 {recipe['preset']} 的模型：可用 {'、'.join(PRESETS)}。",
-            f"There is no preset {recipe['preset']}: choose from {', '.join(PRESETS)}.",
-        )
-    return recipe
-
-
-def _wanted(recipe: dict[str, Any]) -> tuple[str, ...]:
-    """What a recipe must say: of one's own clips, of the world that goes on with a model, of the world from nothing."""
-    if any(name in recipe for name in ("data", "backbone", "stage1")):
-        return ("data", "start")
-    return () if "start" in recipe else ("assets", "clusters")
-
-
-def options_from(kind: Callable[..., Options], table: dict[str, Any]) -> Options:
-    """A table of the recipe as a dataclass. Raises RequestError for a name it does not have, or lacks."""
-    known = {field.name for field in fields(kind)}  # type: ignore[arg-type]
-    unknown = sorted(set(table) - known)
-    if unknown:
-        raise RequestError(
-            f"训练配置中有未知的选项 {'、'.join(unknown)}：可用 {'、'.join(sorted(known))}。",
-            f"The recipe has unknown options {', '.join(unknown)}: known are {', '.join(sorted(known))}.",
-        )
-    try:
-        return kind(**table)
-    except TypeError as error:
-        raise RequestError(f"训练配置不完整：{error}。", f"The recipe is incomplete: {error}.") from error
 
 
 class Workshop:
@@ -304,7 +225,7 @@ class Workshop:
         """What codec and decoder are shown."""
         from cogvideo.data.dataset import PreparedClips
         from cogvideo.data.synthetic_world import draw_held_out
-        from cogvideo.training.vqvae_task import sample_clips, sample_world
+        from cogvideo.training.vqvae_data import sample_clips, sample_world
 
         if self.own:
             return sample_clips(PreparedClips(Path(self.recipe["data"]), self.preset), self.sizes.upscale)
@@ -313,7 +234,7 @@ class Workshop:
     def _export(self) -> None:
         """The last checkpoints -> the files that are used."""
         from cogvideo.training.export import export_models, export_parts
-        from cogvideo.training.joint_task import ALONE
+        from cogvideo.training.joint_models import ALONE
 
         if self.own:
             export_parts({part: self._weights(part) for part in NETWORKS}, self.assets)
@@ -349,7 +270,8 @@ class Workshop:
 
     def _world_task(self, part: str) -> WorldTask:
         from cogvideo.training.initialization import make_world_task
-        from cogvideo.training.joint_task import ALONE, AloneOptions, ObjectiveOptions
+        from cogvideo.training.joint_models import ALONE
+        from cogvideo.training.joint_task import AloneOptions, ObjectiveOptions
 
         kind = AloneOptions if part in ALONE else ObjectiveOptions
         options = options_from(kind, {"seed": self.seed, **self.recipe[part].get("data", {})})
@@ -424,7 +346,7 @@ class Workshop:
 
     @staticmethod
     def _is_published(folder: Path) -> bool:
-        from cogvideo.weights.checkpoint import PUBLISHED
+        from cogvideo.weights.published_format import PUBLISHED
 
         return any((folder / name).is_dir() for name in PUBLISHED.values())
 
@@ -492,7 +414,7 @@ class Workshop:
 
     def _start(self, part: str) -> Tensors | None:
         """The starting point's weights of a network: `transformer.*` of the backbone, `mixins.*` of the others."""
-        from cogvideo.weights import checkpoint
+        from cogvideo.weights import checkpoint, published_format
 
         if self.recipe["start"] == "small":
             return self._small_start[part]
@@ -500,9 +422,11 @@ class Workshop:
             return None
         prefix = "transformer." if part == "backbone" else "mixins."
         if self._is_published(self._start_folder):
-            folders = [self._start_folder / name for p, name in checkpoint.PUBLISHED.items() if part in (p, "backbone")]
+            folders = [
+                self._start_folder / name for p, name in published_format.PUBLISHED.items() if part in (p, "backbone")
+            ]
             found = next((folder for folder in folders if folder.is_dir()), None)
-            tensors = {} if found is None else checkpoint.read_published(found)
+            tensors = {} if found is None else published_format.read_published(found)
             return {n: t for n, t in tensors.items() if n.startswith(prefix)} or None
         path = self._start_folder / f"{part}.safetensors"
         if not path.is_file():
@@ -514,7 +438,7 @@ class Workshop:
     def _small_start(self) -> dict[str, Tensors]:
         """Starting values that let a small model learn in minutes, by network."""
         from cogvideo.training.initialization import start_small
-        from cogvideo.training.joint_task import WorldModels
+        from cogvideo.training.joint_models import WorldModels
 
         models = WorldModels(self.preset)
         start_small(models)

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import sentencepiece
 
-from cogvideo.data.synthetic_world import DIRECTION_WORDS, MOTIONS, SCENE_PHRASES, SIZE_WORDS, SUBJECTS, verb_phrases
+from cogvideo.data.synthetic_vocabulary import DIRECTION_WORDS, MOTIONS, SCENE_PHRASES, SIZE_WORDS, SUBJECTS
+from cogvideo.data.synthetic_world import verb_phrases
 from cogvideo.errors import RequestError
 
 SPECIAL_PIECES = ("<pad>", "<n>")

@@ -10,14 +10,14 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, get_type_hints
 
-from cogvideo.config import MAX_DRAFTS, VideoRequest, demand
+from cogvideo.config import MAX_DRAFTS, demand
 from cogvideo.errors import RequestError
 from cogvideo.jobs.follow_ups import go_on, kept_tokens
-from cogvideo.jobs.keys import new_key, new_seed
-from cogvideo.jobs.service import Jobs
+from cogvideo.jobs.service import Jobs, new_key
 from cogvideo.jobs.state import View
+from cogvideo.request import VideoRequest, new_seed
+from cogvideo.token_frames import last_frame
 from cogvideo.web.form import Form
-from cogvideo.web.start_image import last_frame
 
 Endpoint = Callable[..., dict[str, Any]]
 

@@ -13,13 +13,15 @@ from typing import Any
 
 import gradio as gr
 
-from cogvideo.config import MAX_GUIDANCE, MEMORY, Preset
-from cogvideo.jobs.available_models import Offer
-from cogvideo.jobs.keys import new_seed
-from cogvideo.web import form as web_form
-from cogvideo.web.form import FOLDER, Form, Words
+from cogvideo.config import MAX_GUIDANCE, Preset
+from cogvideo.jobs.model_registry import Offer
+from cogvideo.request import new_seed
+from cogvideo.runtime.memory_presets import MEMORY
+from cogvideo.web import strings as web_form
+from cogvideo.web.form import Form
 from cogvideo.web.model_options import Held, memory_choices, model_choices, model_note
 from cogvideo.web.spaces import duplicate_link, share_base
+from cogvideo.web.strings import FOLDER, Words
 
 PARTS = {"screen": ("screen_film", "screen_words", "screen_watch")}
 """Scripts that are several files, in their order."""

@@ -15,7 +15,7 @@ from typing import Any
 
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from cogvideo.errors import CogVideoError, RequestError
@@ -64,3 +64,25 @@ def _values(endpoint: Endpoint, body: bytes) -> tuple[Any, ...]:
 def _json(value: object, status: int) -> Response:
     """In ASCII: what a stranger sent may hold characters that cannot be encoded."""
     return Response(json.dumps(value), status, media_type="application/json")
+
+
+GRADIOS_OWN = ("/call/", "/run/", "/queue/", "/upload")
+"""Parts of the addresses that Gradio answers; a fault anywhere else is one of ours, and stays one."""
+
+log = logging.getLogger(__name__)
+
+
+async def malformed(request: Request, error: Exception) -> Response:
+    """The answer to a request in whose reading `error` was raised; raises it again where the fault is ours."""
+    if not any(part in request.url.path for part in GRADIOS_OWN):
+        raise error
+    log.warning("refused %s %s: %s: %s", request.method, request.url.path, type(error).__name__, error)
+    sentence = (
+        "请求无法识别：请对照 /gradio_api/openapi.json 检查地址和参数。"
+        " / This request cannot be understood: compare its address and its parameters with /gradio_api/openapi.json."
+    )
+    return JSONResponse({"detail": sentence, "reason": str(error)}, 422)
+
+
+TRIPS = (TypeError, ValueError, LookupError, AttributeError)
+"""What Gradio raises while it reads such a request."""

@@ -5,91 +5,14 @@
 
 from __future__ import annotations
 
-import html
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from cogvideo.config import ASSETS, CLIP_FRAMES, CLIP_SECONDS, Preset, SamplingOptions, VideoRequest
+from cogvideo.config import Preset, SamplingOptions
 from cogvideo.errors import RequestError
-from cogvideo.jobs.eta import tokens_per_stage
-from cogvideo.jobs.state import View
+from cogvideo.request import VideoRequest
 from cogvideo.token_frames import TokenFrames
-
-FOLDER = ASSETS / "page"
-
-LANGUAGES = ("zh", "en")
-
-
-class Words:
-    """The page's sentences: key -> Chinese and English, with {names} to fill in."""
-
-    def __init__(self, pairs: Mapping[str, list[str]]) -> None:
-        self.pairs = dict(pairs)
-
-    @classmethod
-    def load(cls) -> Words:
-        return cls(json.loads((FOLDER / "strings.json").read_text("utf-8")))
-
-    def say(self, language: str, key: str, **values: object) -> str:
-        """The sentence of `key`. Raises KeyError where there is none."""
-        return self.pairs[key][language != "zh"].format(**values)
-
-
-def preferred_language(accepted: str | None) -> str:
-    """The page's language for a browser's Accept-Language header: "zh" for any kind of Chinese, else "en"."""
-    first = (accepted or "zh").split(",")[0].strip().lower()
-    return "zh" if first.startswith("zh") else "en"
-
-
-def duration_words(words: Words, language: str, seconds: float) -> str:
-    if seconds < 90:
-        return words.say(language, "time_seconds", count=max(1, round(seconds)))
-    return words.say(language, "time_minutes", count=round(seconds / 60))
-
-
-def outcome(words: Words, language: str, frames: int, seconds: float, estimate: float | None) -> str:
-    """What comes of the chosen frame rate and length, in one or two sentences."""
-    rounds = CLIP_FRAMES.index(frames)
-    key = ("outcome_keyframes", "outcome_one", "outcome_many")[min(rounds, 2)]
-    said = [words.say(language, key, rounds=rounds, frames=frames, seconds=f"{seconds:g}")]
-    if estimate is not None:
-        said.append(words.say(language, "outcome_time", time=duration_words(words, language, estimate)))
-    return ("" if language == "zh" else " ").join(said)
-
-
-def reading_html(words: Words, language: str, pieces: Sequence[tuple[str, bool]], limit: int) -> str:
-    """The pieces in which a prompt is read: unknown ones and those over the limit stand out."""
-    marked = []
-    for index, (piece, known) in enumerate(pieces):
-        kind = "cut" if index >= limit else "" if known else "unknown"
-        said = words.say(language, f"{kind}_piece") if kind else ""
-        title = f' title="{html.escape(said)}"' if said else ""
-        marked.append(f'<span data-kind="{kind}"{title}>{html.escape(piece.strip())}</span>')
-    label = html.escape(words.say(language, "reading"))
-    count = html.escape(words.say(language, "reading_hint", used=len(pieces), limit=limit))
-    text = f'<span lang="zh-CN">{"".join(marked)}</span>'
-    return f'<p class="cv-reading" tabindex="0"><b>{label}</b> <i>{count}</i> {text}</p>'
-
-
-def unwritten_html(words: Words, language: str) -> str:
-    """What helps before anything is written."""
-    return f'<p class="cv-hint">{html.escape(words.say(language, "prompt_empty"))}</p>'
-
-
-def unread_html(reason: str) -> str:
-    """Why the model can read nothing of a prompt."""
-    return f'<p class="cv-reading cv-unread">{html.escape(reason)}</p>'
-
-
-def rate_choices(words: Words, language: str, seconds: float) -> list[tuple[str, int]]:
-    """Frame rates that a clip of `seconds` can have, each with its number of frames."""
-    return [(words.say(language, "rate_choice", rate=f"{(f - 1) / seconds:g}"), f) for f in CLIP_FRAMES]
-
-
-def seconds_choices(words: Words, language: str) -> list[tuple[str, float]]:
-    return [(words.say(language, "seconds_choice", seconds=f"{s:g}"), s) for s in CLIP_SECONDS]
 
 
 @dataclass(frozen=True)
@@ -197,58 +120,40 @@ class Form:
             ) from None
 
 
-def screen_value(view: View, preset: Preset, own: str) -> dict[str, Any]:
-    """What the screen draws of a job, the same for everybody who looks. `own`: the model that links need not name."""
-    request = view.request
-    extra = Form.of(request, preset.sampling).query(Form.usual(preset))
-    extra |= {"m": view.model} if view.model not in ("", own) else {}
-    extra |= {"ff": "1"} if request.first_frame else {}
-    return {
-        "id": view.id,
-        "status": view.status,
-        "prompt": request.prompt,
-        "seed": request.seed,
-        "frames": request.frames,
-        "seconds": request.seconds,
-        "superres": request.superres,
-        "rounds": request.rounds,
-        "extra": extra,
-        "model": view.model,
-        "seeds": request.seeds,
-        "drafts": request.drafts,
-        "started": request.clip is not None,
-        "parts": view.parts,
-        "smaller": view.smaller,
-        "keyframes": view.keyframes,
-        "painting": view.painting,
-        "level": view.level,
-        "video": view.video,
-        "strip": view.strip,
-        "count": view.frames,
-        "poster": view.poster,
-        "stage": view.stage,
-        "done": view.done,
-        "total": view.total,
-        "plan": tokens_per_stage(preset.model, request),
-        "left": view.seconds_left,
-        "place": view.place,
-        "stopping": view.stopping,
-        "error": view.error,
-        "notes": view.notes,
-    }
+def _form(values: Sequence[Any], seed: int | None) -> Form:
+    """The form from the components' values; `seed` replaces the one on the page. Raises RequestError."""
+    prompt, typed, frames, seconds, guidance, temperature, top_k, superres, between, start = values
+    return Form(
+        str(prompt or ""),
+        seed if seed is not None else None if typed is None else int(typed),
+        int(frames or 0),
+        float(seconds or 0),
+        float(guidance),
+        float(temperature),
+        int(top_k),
+        bool(superres),
+        _whole(between),
+        start_of(start),
+    )
 
 
-def card_value(view: View) -> dict[str, Any]:
-    """What a card of the history draws of a job."""
-    request = view.request
-    return {
-        "id": view.id,
-        "status": view.status,
-        "prompt": request.prompt,
-        "seed": request.seed,
-        "frames": request.frames,
-        "seconds": request.seconds,
-        "drafts": request.drafts,
-        "poster": view.poster,
-        "keyframes": view.keyframes[:1],
-    }
+def _whole(text: str | None) -> int | None:
+    """A whole number that somebody typed, None for nothing. Raises RequestError."""
+    try:
+        return int(text) if text and text.strip() else None
+    except ValueError:
+        raise RequestError(
+            f"中间帧的种子 {text} 不是整数：请输入 0 到 4294967295，或留空。",
+            f"The seed of the in-betweens, {text}, is no whole number: give 0 to 4294967295, or leave it empty.",
+        ) from None
+
+
+def start_value(first: TokenFrames, seen: str, given: str | None = None) -> dict[str, Any]:
+    """What the page keeps of a first frame. `seen`: address of what the model sees, `given`: of the picture itself."""
+    return {"packed": first.packed, "seen": seen, "given": given}
+
+
+def start_of(value: Any) -> TokenFrames | None:
+    """The inverse of `start_value`, None where the page has no first frame. The model checks the tokens themselves."""
+    packed = value.get("packed") if isinstance(value, dict) else None
+    return TokenFrames(1, packed) if isinstance(packed, str) else None

@@ -14,19 +14,19 @@ from typing import Any
 
 import gradio as gr
 
-from cogvideo.config import MAX_DRAFTS, VideoRequest
+from cogvideo.config import MAX_DRAFTS
 from cogvideo.errors import CogVideoError, RequestError
 from cogvideo.jobs.artifacts import read_settings
 from cogvideo.jobs.follow_ups import go_on, kept_tokens
-from cogvideo.jobs.keys import new_key, new_seed
-from cogvideo.jobs.service import Jobs
+from cogvideo.jobs.service import Jobs, new_key
 from cogvideo.jobs.state import View
-from cogvideo.token_frames import TokenFrames
-from cogvideo.web import form as web_form
+from cogvideo.media.images import data_uri, read_picture
+from cogvideo.request import VideoRequest, new_seed
+from cogvideo.token_frames import TokenFrames, last_frame
+from cogvideo.web import job_json, strings
 from cogvideo.web.components import Chosen, Parts, Updates, merged, notice_html
-from cogvideo.web.form import Form
+from cogvideo.web.form import Form, _form, start_value
 from cogvideo.web.model_options import Held, large
-from cogvideo.web.start_image import data_uri, last_frame, read_picture, start_of, start_value
 
 LOG = logging.getLogger(__name__)
 
@@ -174,7 +174,7 @@ class Actions:
         return {self.parts.shelf: self.history(me), self.parts.outcome: rates[self.parts.outcome]}
 
     def history(self, me: Any) -> list[dict[str, Any]]:
-        return [web_form.card_value(view) for view in self.jobs.history(known(me)["key"])]
+        return [job_json.card_value(view) for view in self.jobs.history(known(me)["key"])]
 
     # Filling in the form.
 
@@ -253,12 +253,12 @@ class Actions:
         """What the model reads of the prompt, or why it cannot; while there is none, what helps to write one."""
         language = known(me)["language"]
         if not prompt.strip():
-            return web_form.unwritten_html(self.parts.words, language)
+            return strings.unwritten_html(self.parts.words, language)
         try:
             reading = self.jobs.read(VideoRequest(prompt, superres=superres), model)
         except CogVideoError as error:
-            return web_form.unread_html(error.message(language))
-        return web_form.reading_html(self.parts.words, language, reading.pieces, reading.limit)
+            return strings.unread_html(error.message(language))
+        return strings.reading_html(self.parts.words, language, reading.pieces, reading.limit)
 
     def reckon(self, me: Any, frames: int | None, seconds: float, superres: bool, model: str, memory: str) -> Updates:
         """What comes of the chosen frame rate, length and memory preset."""
@@ -280,7 +280,7 @@ class Actions:
     def _screen(self, job: str, key: str) -> dict[str, Any]:
         """A job as it is now; while it is active the screen then watches it (`/watch`) by itself."""
         view = self.jobs.view(job)
-        value = web_form.screen_value(view, self.jobs.preset_of(view), self.own)
+        value = job_json.screen_value(view, self.jobs.preset_of(view), self.own)
         return {**value, "mine": self.jobs.holds(job, key)}
 
     def _form_of(self, view: View) -> Form:
@@ -321,36 +321,8 @@ def known(me: Any, accepted: str | None = None) -> dict[str, str]:
     key, language = me.get("key"), me.get("language")
     return {
         "key": key if isinstance(key, str) and len(key) >= 16 else new_key(),
-        "language": language if language in web_form.LANGUAGES else web_form.preferred_language(accepted),
+        "language": language if language in strings.LANGUAGES else strings.preferred_language(accepted),
     }
-
-
-def _form(values: Sequence[Any], seed: int | None) -> Form:
-    """The form from the components' values; `seed` replaces the one on the page. Raises RequestError."""
-    prompt, typed, frames, seconds, guidance, temperature, top_k, superres, between, start = values
-    return Form(
-        str(prompt or ""),
-        seed if seed is not None else None if typed is None else int(typed),
-        int(frames or 0),
-        float(seconds or 0),
-        float(guidance),
-        float(temperature),
-        int(top_k),
-        bool(superres),
-        _whole(between),
-        start_of(start),
-    )
-
-
-def _whole(text: str | None) -> int | None:
-    """A whole number that somebody typed, None for nothing. Raises RequestError."""
-    try:
-        return int(text) if text and text.strip() else None
-    except ValueError:
-        raise RequestError(
-            f"中间帧的种子 {text} 不是整数：请输入 0 到 4294967295，或留空。",
-            f"The seed of the in-betweens, {text}, is no whole number: give 0 to 4294967295, or leave it empty.",
-        ) from None
 
 
 def _start_of_job(view: View) -> dict[str, Any] | None:

@@ -8,10 +8,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
-from cogvideo.config import MEMORY, ModelConfig
-from cogvideo.jobs.available_models import Offer
+from cogvideo.config import ModelConfig
+from cogvideo.jobs.model_registry import Offer
 from cogvideo.runtime.memory_estimate import peak_bytes
-from cogvideo.web.form import Words
+from cogvideo.runtime.memory_presets import MEMORY
+from cogvideo.web.strings import Words
 
 WORTH_A_CHOICE: Final = 4 * 10**9
 """Bytes that a model takes at most before a visitor is asked how to hold it: any machine has so much."""

@@ -17,9 +17,9 @@ from cogvideo.errors import CogVideoError
 from cogvideo.jobs.service import Jobs
 from cogvideo.web.api import endpoints
 from cogvideo.web.components import Parts
-from cogvideo.web.form import Words
 from cogvideo.web.handlers import Actions
 from cogvideo.web.routes import load_gallery
+from cogvideo.web.strings import Words
 
 QUIET: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 SPEAK = "(me, language, ...rest) => { window.cv.setLanguage(language); return [me, language, ...rest]; }"

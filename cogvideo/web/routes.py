@@ -18,7 +18,7 @@ from cogvideo.config import ASSETS
 from cogvideo.errors import RequestError
 from cogvideo.jobs.service import Jobs
 from cogvideo.jobs.watch import Live
-from cogvideo.web import form
+from cogvideo.web import job_json
 
 GALLERY = ASSETS.parent / "examples" / "gallery"
 BEAT = 2.0
@@ -41,7 +41,7 @@ class _StoredFile(FileResponse):
 
 def routes(jobs: Jobs) -> list[Route]:
     """A job as it grows and its files, for whoever knows its id; the gallery; QR codes; a sign of life."""
-    live = Live(jobs, lambda view: form.screen_value(view, jobs.preset_of(view), jobs.preset.name), BEAT)
+    live = Live(jobs, lambda view: job_json.screen_value(view, jobs.preset_of(view), jobs.preset.name), BEAT)
 
     async def watch(request: Request) -> Response:
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # no proxy may hold anything back

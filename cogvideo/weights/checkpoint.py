@@ -12,7 +12,6 @@ import json
 import mmap
 import os
 import sys
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,26 +20,13 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from cogvideo.config import ModelConfig
 from cogvideo.errors import WeightsError
-from cogvideo.weights.catalog import checkpoint_folder
 
 Tensors = dict[str, Tensor]
-
-PUBLISHED = {"stage1": "cogvideo-stage1", "stage2": "cogvideo-stage2", "superres": "cogview2-dsr"}
-"""Folder of each network in the published format."""
-
-PUBLISHED_IMAGE_TOKENS = 20000
-PUBLISHED_IMAGE_START = 512
-PUBLISHED_VOCABULARY = 150010
-PUBLISHED_START_OF_IMAGE = 150000
 SAFETENSORS_TYPES = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32"}
 
 PIECE = 2**22
 """Numbers that are compared at a time."""
-
-SPECIAL_TOKENS = 3
-"""A checkpoint with another vocabulary (a toy) ends with the special tokens, `<start_of_image>` first."""
 
 
 class Mapped(dict[str, Tensor]):
@@ -137,72 +123,6 @@ def _layer(name: str) -> int:
     return next((int(word) for word in name.split(".") if word.isdigit()), -1)
 
 
-def read_published(folder: Path) -> Tensors:
-    """Tensors of one network in the published format, mapped from the file. Raises WeightsError."""
-    path = checkpoint_file(folder)
-    try:
-        mapped = zipfile.is_zipfile(path)  # files of torch before 1.6 are not, and cannot be mapped
-        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-    except MemoryError:
-        raise
-    except Exception as error:  # damaged pickles bring up whatever they can
-        raise damaged(path, error) from error
-    tensors = loaded.get("module") if isinstance(loaded, dict) else None
-    if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
-        raise damaged(path, "no tensors under the key 'module'")
-    return Mapped(tensors) if mapped else tensors
-
-
-def checkpoint_file(folder: Path) -> Path:
-    """The file that `latest` names, or the only one there. Raises WeightsError where there is none."""
-    latest = folder / "latest"
-    name = "mp_rank_00_model_states.pt"
-    if latest.is_file():
-        path = folder / latest.read_text(encoding="utf-8", errors="replace").strip() / name
-        require(path)
-        return path
-    found = sorted(folder.glob(f"*/{name}"))
-    if len(found) != 1:
-        require(latest)
-    return found[0]
-
-
-def published_config(directory: Path) -> ModelConfig:
-    """Sizes of the three networks in `directory`, from their `model_config.json`. Raises WeightsError."""
-    stage1, stage2, superres = (
-        _read_json(checkpoint_folder(directory, name) / "model_config.json") for name in PUBLISHED.values()
-    )
-    try:
-        text, first, end = _numbers(stage1["layout"])
-        superres_text, coarse_end, fine_end = _numbers(superres["layout"])
-        tokens = first - text
-        side, upscale = round(tokens**0.5), round(((fine_end - coarse_end) / tokens) ** 0.5)
-        vocabulary = stage1["vocab_size"]
-        return ModelConfig(
-            layers=stage1["num_layers"],
-            hidden=stage1["hidden_size"],
-            heads=stage1["num_attention_heads"],
-            vocab_size=vocabulary,
-            image_tokens=PUBLISHED_IMAGE_TOKENS,
-            start_of_image=(
-                PUBLISHED_START_OF_IMAGE if vocabulary == PUBLISHED_VOCABULARY else vocabulary - SPECIAL_TOKENS
-            ),
-            grid=(side, side),
-            keyframes=(end - text) // tokens,
-            text_length=text,
-            image_start=PUBLISHED_IMAGE_START,
-            base_positions=stage1["max_sequence_length"],
-            extra_positions=stage1["additional_seqlen"],
-            window=stage2["window_size"],
-            upscale=upscale,
-            superres_text_length=superres_text,
-            fine_window=(2 * superres["kernel_size"] - 1, superres["kernel_size"]),
-            coarse_window=(superres["kernel_size2"], superres["kernel_size2"]),
-        )
-    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
-        raise damaged(directory / PUBLISHED["stage1"] / "model_config.json", f"{error!r}") from error
-
-
 def check(path: Path, tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
     """All of `wanted` (names and shapes count) are in `tensors`. Raises WeightsError naming the first that is not."""
     for name, like in wanted.items():
@@ -239,20 +159,3 @@ def damaged(path: Path, reason: object) -> WeightsError:
         f"权重文件 {path} 已损坏或下载不完整（{reason}）。请删除后重新获取。",
         f"The weights file {path} is damaged or incomplete ({reason}). Delete it and fetch it again.",
     )
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    require(path)
-    try:
-        read = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise damaged(path, error) from error
-    if not isinstance(read, dict):
-        raise damaged(path, "not a JSON object")
-    return read
-
-
-def _numbers(layout: str) -> tuple[int, int, int]:
-    """From "64, 464, 2064" to (64, 464, 2064): where text, first frame and sequence end."""
-    text, first, end = (int(part) for part in layout.split(","))
-    return text, first, end

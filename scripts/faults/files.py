@@ -80,7 +80,7 @@ def attempt(read: Callable[[], object], allowed: type[Exception], what: str, cou
 def pictures(folder: Path, times: int) -> Counts:
     """A first frame from an upload: every format damaged, and what is no picture at all."""
     from cogvideo.errors import RequestError
-    from cogvideo.web.start_image import read_picture
+    from cogvideo.media.images import read_picture
 
     counts, dice, path = Counts(), random.Random(1), folder / "upload"
     sound = [_picture(kind) for kind in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")]
@@ -166,7 +166,8 @@ def tensors(folder: Path, times: int) -> Counts:
 
     from cogvideo.errors import WeightsError
     from cogvideo.pipeline import _read_labels
-    from cogvideo.weights.checkpoint import checkpoint_file, read_published, read_safetensors
+    from cogvideo.weights.checkpoint import read_safetensors
+    from cogvideo.weights.published_format import checkpoint_file, read_published
 
     counts, dice = Counts(), random.Random(4)
     ours, labels, theirs = folder / "x.safetensors", folder / "labels.npy", folder / "1" / "mp_rank_00_model_states.pt"

@@ -135,7 +135,7 @@ def _refused(data: Path, words: str) -> int:
 def ports(folder: Path, times: int) -> Counts:
     """A port that is taken, ports that do not exist."""
     from cogvideo.errors import CapacityError, RequestError
-    from cogvideo.web.spaces import free_port as choose
+    from cogvideo.web.server import free_port as choose
 
     counts = Counts()
     for _ in range(times):

@@ -37,9 +37,9 @@ def out_of_memory(folder: Path, times: int) -> Counts:
     from toy_model import TOY, toy_pipeline
 
     from cogvideo import pipeline as module
-    from cogvideo.config import VideoRequest
     from cogvideo.jobs import artifacts
     from cogvideo.jobs.service import Jobs
+    from cogvideo.request import VideoRequest
     from cogvideo.tokenizers.image import FrameCodec
 
     counts, dice = Counts(), random.Random(5)
@@ -103,9 +103,9 @@ def no_numbers(folder: Path, times: int) -> Counts:
     from fakes import PlainFilm
     from toy_model import TOY, toy_models, write_toy
 
-    from cogvideo.config import VideoRequest
     from cogvideo.jobs.service import Jobs
     from cogvideo.pipeline import CogVideoPipeline
+    from cogvideo.request import VideoRequest
     from cogvideo.runtime.device import Place
 
     counts, dice = Counts(), random.Random(6)
@@ -134,8 +134,8 @@ def clock_jumps(folder: Path, times: int) -> Counts:
     """The clock on the wall is set to any year before each video; order, clips and log stay as they are."""
     from fakes import PRESET, FakePipeline, PlainFilm
 
-    from cogvideo.config import VideoRequest
     from cogvideo.jobs import service as module
+    from cogvideo.request import VideoRequest
 
     dice, real, jump = random.Random(7), time.time, [0.0]
     asked: list[str] = []

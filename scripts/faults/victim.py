@@ -18,12 +18,12 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from fakes import PRESET, FakePipeline, PlainFilm  # noqa: E402
 
-from cogvideo.config import VideoRequest  # noqa: E402
 from cogvideo.errors import CapacityError  # noqa: E402
 from cogvideo.events import Event  # noqa: E402
 from cogvideo.jobs.queue import Limits  # noqa: E402
 from cogvideo.jobs.service import Jobs  # noqa: E402
 from cogvideo.media.video import Film  # noqa: E402
+from cogvideo.request import VideoRequest  # noqa: E402
 
 KEY = "the victim's own key"
 STARTED = "started.txt"

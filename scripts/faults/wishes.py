@@ -21,9 +21,9 @@ from scripts.faults.victim import KEY, MANY
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from cogvideo.config import VideoRequest
     from cogvideo.events import Done
     from cogvideo.pipeline import CogVideoPipeline
+    from cogvideo.request import VideoRequest
 
 NASTY = (
     "<n>", "＜n＞", "<|endoftext|>", "<start_of_image>", "<<n>n>", "&lt;script&gt;", "<script>alert(1)</script>",
@@ -111,8 +111,8 @@ def _mini_without_drawing() -> CogVideoPipeline:
 
 def _typed(words: list[str], pipeline: CogVideoPipeline, film: Path) -> str | None:
     """The prompt that stands in the film which `cogvideo generate` made; None where it refused with a sentence."""
-    from cogvideo.__main__ import main
-    from cogvideo.media.video import read_metadata
+    from cogvideo.cli.main import main
+    from cogvideo.media.metadata import read_metadata
     from cogvideo.pipeline import CogVideoPipeline
 
     film.unlink(missing_ok=True)
@@ -197,7 +197,7 @@ def programs(folder: Path, times: int) -> Counts:
 
 
 def _request(seed: int) -> Any:
-    from cogvideo.config import VideoRequest
+    from cogvideo.request import VideoRequest
 
     return VideoRequest("熊猫", seed=seed, frames=5, superres=False)
 

@@ -1,0 +1,58 @@
+"""The stages of a video, run with random weights and timed, counted, and compared with what the machine can do.
+
+In: a preset's sizes and a place. Out: a `Line` for each stage. The floor of a step is the time that reading its
+weights, keys and values once takes at this machine's bandwidth, or its arithmetic at this machine's rate, whichever is
+longer; both are measured first, with as many threads as the stage uses.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+
+from cogvideo.runtime.device import Place, threads
+from kernels import cpu_decode
+from kernels.bench import milliseconds
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What this machine does at best, measured with a number of threads (of a CPU)."""
+
+    name: str
+    threads: int
+    gigabytes_per_second: float
+    gigaflops: float
+
+    def floor(self, gigabytes: float, gigaflop: float) -> float:
+        """Seconds that moving and computing so much takes at least."""
+        return max(gigabytes / self.gigabytes_per_second, gigaflop / self.gigaflops)
+
+
+def measure_machine(
+    place: Place, cores: int, working_set: int, seconds: float, clock: Callable[[], float] = time.perf_counter
+) -> Machine:
+    """Bandwidth: the better of a large copy and of a matrix of `working_set` bytes times a vector, so that a model that
+    fits a cache is judged by the cache. Rate: a large product of matrices, PyTorch's or ours. Each takes `seconds`.
+    """
+    device, dtype, gpu = place.device, place.dtype, place.device.type == "cuda"
+    with threads(cores) if not gpu else nullcontext():
+        side = 8192 if gpu else 1024
+        a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+        product = milliseconds(lambda: a @ b, device, seconds, clock)
+        if cpu_decode.why_not(a) is None:
+            ours = cpu_decode.Matrix(cpu_decode.Affine(b, a[0]))
+            product = min(product, milliseconds(lambda: ours(a, cores), device, seconds, clock))
+        source = torch.zeros((1024 if gpu else 128) * 2**20, dtype=torch.uint8, device=device)
+        target = torch.empty_like(source)
+        copied = 2 * source.numel() / milliseconds(lambda: target.copy_(source), device, seconds, clock)
+        width = 1024
+        matrix = torch.randn(max(1, working_set // (width * dtype.itemsize)), width, device=device, dtype=dtype)
+        vector = torch.randn(width, device=device, dtype=dtype)
+        streamed = matrix.numel() * dtype.itemsize / milliseconds(lambda: matrix @ vector, device, seconds, clock)
+    name = torch.cuda.get_device_name(device) if gpu else "CPU"
+    return Machine(name, cores, max(copied, streamed) / 1e6, 2 * side**3 / product / 1e6)

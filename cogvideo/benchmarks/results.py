@@ -1,0 +1,63 @@
+"""The stages of a video, run with random weights and timed, counted, and compared with what the machine can do.
+
+In: a preset's sizes and a place. Out: a `Line` for each stage. The floor of a step is the time that reading its
+weights, keys and values once takes at this machine's bandwidth, or its arithmetic at this machine's rate, whichever is
+longer; both are measured first, with as many threads as the stage uses.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Line:
+    """One stage, or one round of it, for a whole video."""
+
+    stage: str
+    rows: int
+    """Rows of a forward pass."""
+    steps: int
+    """Forward passes of the stage."""
+    measured_steps: int
+    """So many were timed, evenly spread over the stage; the seconds are theirs times steps / measured_steps."""
+    tokens: int
+    seconds: float
+    floor_seconds: float
+    peak_mebibytes: float
+    """On a GPU of the stage; on a CPU of the process so far."""
+    calls_per_step: int
+    """Calls of PyTorch's operators in one step, where C computes those around it; on a GPU kernel launches."""
+    syncs_per_step: int
+    """How often a step waits for a number to reach Python."""
+    cpu_seconds: float = 0.0
+    """What the process computed, on all its threads: on a busy machine more telling than the clock."""
+    release_seconds: float | None = None
+    release_cpu_seconds: float | None = None
+    release_measured_steps: int | None = None
+
+    @property
+    def milliseconds_per_step(self) -> float:
+        return self.seconds / self.steps * 1000
+
+    @property
+    def of_floor(self) -> float:
+        return self.floor_seconds / self.seconds
+
+    @property
+    def times_release(self) -> float | None:
+        return None if self.release_seconds is None else self.release_seconds / self.seconds
+
+    @property
+    def times_release_cpu(self) -> float | None:
+        return None if self.release_cpu_seconds is None else self.release_cpu_seconds / self.cpu_seconds
+
+    def described(self) -> dict[str, Any]:
+        return asdict(self) | {
+            "milliseconds_per_step": self.milliseconds_per_step,
+            "tokens_per_second": self.tokens / self.seconds,
+            "of_floor": self.of_floor,
+            "times_release": self.times_release,
+            "times_release_cpu": self.times_release_cpu,
+        }

@@ -1,0 +1,86 @@
+"""`python -m cogvideo COMMAND ...`, or `cogvideo COMMAND ...` where it is installed: the command line.
+
+In: the words after it. Out: an exit status, which `console` names. Each command is imported when it is called: a module
+with `main(words) -> int | None`; the shell's completion is made from the commands' parsers.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from cogvideo.cli import console
+
+if TYPE_CHECKING:
+    import argparse
+
+
+@dataclass(frozen=True)
+class Command:
+    """A word of the command line, and the module that does it."""
+
+    module: str
+    zh: str
+    en: str
+    words: str = ""
+    """Where its parser is made, as module:function; empty: by the module's `_parser`."""
+
+    def main(self, words: Sequence[str]) -> int:
+        return importlib.import_module(self.module).main(words) or console.DONE
+
+    def parser(self) -> argparse.ArgumentParser:
+        module, _, function = (self.words or f"{self.module}:_parser").partition(":")
+        parser: argparse.ArgumentParser = getattr(importlib.import_module(module), function)()
+        return parser
+
+
+COMMANDS = {
+    "generate": Command(
+        "cogvideo.cli.generate",
+        "把一句中文变成视频文件",
+        "turn a Chinese sentence into a video file",
+        words="cogvideo.cli.generate_args:parser",
+    ),
+    "serve": Command("app", "在浏览器里打开网页", "open the page in a browser", words="cogvideo.web.spaces:parser"),
+    "doctor": Command(
+        "cogvideo.cli.doctor",
+        "检查这台机器：装了什么、能跑什么、缺什么",
+        "tell what is here, what fits, what is missing",
+    ),
+    "download": Command(
+        "cogvideo.weights.download", "下载已发布的 94 亿参数模型", "fetch the published model of 9.4 billion parameters"
+    ),
+    "convert": Command(
+        "cogvideo.models.convert",
+        "把已下载的模型转成加载更快的格式",
+        "make a copy of the published model that loads faster",
+    ),
+    "memory": Command(
+        "cogvideo.benchmarks.memory_report",
+        "各显存预设的预计峰值与时间，也可实测",
+        "what each memory preset takes, predicted or measured",
+    ),
+    "parity": Command(
+        "cogvideo.evaluation.parity", "与原版的数值逐项比较", "compare every number with the original release"
+    ),
+    "prepare": Command(
+        "cogvideo.data.prepare", "把视频和说明变成训练数据", "turn videos with captions into rows to train on"
+    ),
+    "train": Command(
+        "cogvideo.training.recipe_runner",
+        "按配方训练模型，可中断并继续",
+        "train a model from a recipe; may be stopped and resumed",
+    ),
+    "evaluate": Command("cogvideo.evaluation.suite", "检验训练的结果", "judge what was trained"),
+    "bench": Command(
+        "cogvideo.benchmarks.report",
+        "测量每一步的速度，与机器的极限比较",
+        "time each stage, beside the limits of the machine",
+    ),
+    "kernels": Command("kernels.bench", "测量快速内核，与普通写法比较", "time the fast kernels beside plain ones"),
+    "completion": Command(
+        "cogvideo.cli.completion", "输出 shell 的命令补全脚本", "print a script that completes commands in a shell"
+    ),
+}

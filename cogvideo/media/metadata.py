@@ -1,0 +1,72 @@
+"""Frames uint8 [F, H, W, 3] -> an mp4 or gif file, written whole under a temporary name and then renamed; no shell.
+
+A `Film` is encoded while its later frames are still being made; `write_video` has them all and gives the same file.
+Every level of a clip plays for the same time: a file has at least 32 steps, so frames of the lower levels repeat.
+Settings travel inside the file as JSON in its comment, Chinese included; `read_metadata` gets them back.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+LONGEST_COMMENT: Final = 2**16
+"""Characters of a comment that are read; ours are far shorter."""
+
+Metadata = Mapping[str, Any]
+
+
+def read_metadata(path: Path) -> dict[str, Any] | None:
+    """The JSON object in the comment of an mp4 or gif, or None where there is none. `path` need not be trustworthy."""
+    comment = _gif_comment(path) if path.suffix.lower() == ".gif" else _mp4_comment(path)
+    if len(comment) > LONGEST_COMMENT:
+        return None
+    try:
+        values = json.loads(comment)
+    except (ValueError, RecursionError):
+        return None
+    return values if isinstance(values, dict) else None
+
+
+def _gif_comment(path: Path) -> str:
+    from PIL import Image
+
+    try:
+        with Image.open(path, formats=["GIF"]) as picture:
+            comment = picture.info.get("comment", b"")
+    except Exception:  # a stranger's file: Pillow raises whatever comes up
+        return ""
+    return comment.decode("utf-8", "replace") if isinstance(comment, bytes) else str(comment)
+
+
+def _mp4_comment(path: Path) -> str:
+    from moviepy.config import FFMPEG_BINARY
+
+    source = ["-f", "mp4", "-protocol_whitelist", "file", "-i", f"file:{path.absolute()}"]
+    command = [FFMPEG_BINARY, "-nostdin", "-v", "quiet", *source, "-f", "ffmetadata", "-"]
+    try:
+        text = subprocess.run(command, capture_output=True, timeout=20, check=True).stdout.decode("utf-8", "replace")
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return _ffmetadata(text).get("comment", "")
+
+
+def _ffmetadata(text: str) -> dict[str, str]:
+    r"""ffmpeg's text format: `key=value` lines, where \ protects = ; # \ and line breaks."""
+    values: dict[str, str] = {}
+    key, current, characters = None, "", iter(text)
+    for character in characters:
+        if character == "\\":
+            current += next(characters, "")
+        elif character == "=" and key is None:
+            key, current = current, ""
+        elif character == "\n":
+            if key is not None:
+                values[key] = current
+            key, current = None, ""
+        else:
+            current += character
+    return values

@@ -1,0 +1,221 @@
+"""Prompt -> token ids [L] through icetk's text tokenizer, and the check of a prompt at the door.
+
+Ids count image tokens first: text piece i has id i + image_tokens. A tokenizer is an instance, never a global.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import unicodedata
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Final
+
+from cogvideo.config import CLIP_FRAMES, CLIP_SECONDS, Preset
+from cogvideo.errors import RequestError
+from cogvideo.tokenizers.text import (
+    TextTokenizer,
+    between_text,
+    first_frame_text,
+    round_seconds,
+    superres_text,
+    video_text,
+)
+
+MAX_CHARACTERS: Final = 1000
+"""A prompt longer than this is refused before anything is computed; no model's text length comes near it."""
+
+EXAMPLE: Final = "一只熊猫在草地上向右跑"
+
+_CHINESE = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
+# HTML, and the names of control tokens such as <n>: the vocabulary reads wide and small brackets as the usual ones.
+_MARKUP = re.compile("[<＜﹤][^<＜﹤>＞﹥]{0,100}[>＞﹥]")
+_SPACES = re.compile(r"\s+")
+
+
+@dataclass(frozen=True)
+class Note:
+    """Something worth knowing about a prompt that is drawn all the same."""
+
+    zh: str
+    en: str
+
+    def message(self, language: str) -> str:
+        """The sentence in `language`: "zh" or "en"."""
+        return self.zh if language == "zh" else self.en
+
+
+@dataclass(frozen=True)
+class World:
+    """What a small model has seen, in Chinese words; empty lists: no such limit is known."""
+
+    subjects: tuple[str, ...] = ()
+    scenes: tuple[str, ...] = ()
+    motions: tuple[str, ...] = ()
+
+    @classmethod
+    def load(cls, path: Path) -> World:
+        """Read a `world.json`: lists of words under "subjects", "scenes", "motions". No file: nothing is known."""
+        if not path.is_file():
+            return cls()
+        lists = json.loads(path.read_text(encoding="utf-8"))
+        return cls(*(tuple(lists.get(name, ())) for name in ("subjects", "scenes", "motions")))
+
+    def sentence_zh(self) -> str:
+        parts = (("事物", self.subjects), ("场景", self.scenes), ("动作", self.motions))
+        return "；".join(f"{name}：{'、'.join(words)}" for name, words in parts if words)
+
+    def sentence_en(self) -> str:
+        parts = (("subjects", self.subjects), ("scenes", self.scenes), ("motions", self.motions))
+        return "; ".join(f"{name}: {', '.join(words)}" for name, words in parts if words)
+
+
+@dataclass(frozen=True)
+class CheckedPrompt:
+    """`text` is what the model will read; `notes` say what was changed and what to expect."""
+
+    text: str
+    notes: tuple[Note, ...] = ()
+
+
+def check_prompt(
+    prompt: str, tokenizer: TextTokenizer, preset: Preset, world: World | None = None, superres: bool = True
+) -> CheckedPrompt:
+    """A prompt as somebody typed it -> what the model reads. Raises RequestError, with value, limit and remedy."""
+    text, notes = clean_prompt(prompt)
+    _check_length(text, tokenizer, preset, superres)
+    notes += _unknown_notes(text, tokenizer, world or World())
+    return CheckedPrompt(text, tuple(notes))
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How the model reads a prompt: its pieces, whether it knows each, and how many there may be."""
+
+    pieces: tuple[tuple[str, bool], ...]
+    limit: int
+
+
+def read_prompt(prompt: str, tokenizer: TextTokenizer, preset: Preset, superres: bool = True) -> Reading:
+    """The reading of a prompt of any length. Raises RequestError where nothing is left to be read."""
+    text, _ = clean_prompt(prompt)
+    pieces = tokenizer.pieces(text)
+    return Reading(tuple(pieces), len(pieces) - _surplus(text, tokenizer, preset, superres))
+
+
+def clean_prompt(prompt: str) -> tuple[str, list[Note]]:
+    """The part of the check that needs no tokenizer: -> simplified Chinese on one line, and what was changed."""
+    if len(prompt) > MAX_CHARACTERS:
+        raise RequestError(
+            f"提示词有 {len(prompt)} 个字符，最多 {MAX_CHARACTERS} 个：请用一句话描述画面。",
+            f"The prompt has {len(prompt)} characters, {MAX_CHARACTERS} at most: describe the scene in one sentence.",
+        )
+    _refuse_control_characters(prompt)
+    notes: list[Note] = []
+    text = _drop_invisible(unicodedata.normalize("NFC", prompt), notes)
+    text = _drop_markup(text, notes)
+    text = _SPACES.sub(" ", text).strip()
+    _refuse_without_chinese(text)
+    return _simplify(text, notes), notes
+
+
+def _refuse_control_characters(text: str) -> None:
+    for position, character in enumerate(text, start=1):
+        # Line breaks and tabs are control characters too, but they come with every paste and count as spaces.
+        if unicodedata.category(character) in ("Cc", "Cs") and not character.isspace():
+            code = f"U+{ord(character):04X}"
+            raise RequestError(
+                f"提示词第 {position} 个字符是控制字符 {code}，不允许出现控制字符：请删除它，或重新输入这句话。",
+                f"Character {position} of the prompt is the control character {code}; none are allowed: "
+                "delete it, or type the sentence again.",
+            )
+
+
+def _drop_invisible(text: str, notes: list[Note]) -> str:
+    """Zero-width characters, marks of writing direction and the like do not show, so they only leave a note."""
+    found = [c for c in text if unicodedata.category(c) == "Cf"]
+    if found:
+        codes = ", ".join(dict.fromkeys(f"U+{ord(c):04X}" for c in found))
+        notes.append(Note(f"已去掉不可见字符（{codes}）。", f"Invisible characters were removed ({codes})."))
+    return "".join(c for c in text if unicodedata.category(c) != "Cf")
+
+
+def _drop_markup(text: str, notes: list[Note]) -> str:
+    plain = text
+    while (shorter := _MARKUP.sub(" ", plain)) != plain:  # what stood around a removed mark may be one itself
+        plain = shorter
+    if plain != text:
+        notes.append(Note("已去掉尖括号中的标记。", "Markup in angle brackets was removed."))
+    return plain
+
+
+def _refuse_without_chinese(text: str) -> None:
+    if not text:
+        raise RequestError(
+            f"提示词是空的：请用中文描述一个画面，例如“{EXAMPLE}”。",
+            f"The prompt is empty: describe a scene in Chinese, such as “{EXAMPLE}” (a panda runs right on grass).",
+        )
+    if not _CHINESE.search(text):
+        raise RequestError(
+            f"提示词中没有汉字，而模型只懂中文：请用中文描述，例如“{EXAMPLE}”。",
+            "The prompt has no Chinese character, and the model reads Chinese only: "
+            f"write it in Chinese, such as “{EXAMPLE}” (a panda runs right on grass).",
+        )
+
+
+def _simplify(text: str, notes: list[Note]) -> str:
+    simplified = _converter().convert(text)
+    if simplified != text:
+        notes.append(
+            Note(
+                f"已把繁体字转换为简体：“{simplified}”。",
+                f"Traditional characters were converted to simplified ones: “{simplified}”.",
+            )
+        )
+    return simplified
+
+
+@cache
+def _converter() -> Any:
+    import opencc
+
+    return opencc.OpenCC("t2s")
+
+
+def _surplus(text: str, tokenizer: TextTokenizer, preset: Preset, superres: bool) -> int:
+    """Tokens too many (negative: still free): room is left for duration and suffix, whatever duration is asked for."""
+    texts = [first_frame_text(tokenizer, preset, text)]
+    for seconds in CLIP_SECONDS:
+        texts.append(video_text(tokenizer, preset, text, seconds))
+        texts.extend(between_text(tokenizer, text, span) for span in round_seconds(seconds, len(CLIP_FRAMES) - 1))
+    surplus = max(map(len, texts)) - preset.model.text_length
+    if superres:
+        surplus = max(surplus, len(superres_text(tokenizer, text)) - preset.model.superres_text_length)
+    return surplus
+
+
+def _check_length(text: str, tokenizer: TextTokenizer, preset: Preset, superres: bool) -> None:
+    surplus = _surplus(text, tokenizer, preset, superres)
+    if surplus > 0:
+        used = len(tokenizer.encode(text))
+        raise RequestError(
+            f"提示词有 {used} 个词元（token），最多 {used - surplus} 个，超出 {surplus} 个：请缩短这句话。",
+            f"The prompt has {used} tokens, {used - surplus} at most, so {surplus} too many: shorten the sentence.",
+        )
+
+
+def _unknown_notes(text: str, tokenizer: TextTokenizer, world: World) -> list[Note]:
+    unknown = tokenizer.unknown_words(text)
+    if not unknown:
+        return []
+    known_zh, known_en = world.sentence_zh(), world.sentence_en()
+    return [
+        Note(
+            f"模型没有见过：{'、'.join(unknown)}。仍会生成，但画面可能与描述不符。"
+            + (f"它认识的词——{known_zh}。" if known_zh else ""),
+            f"The model has never seen: {', '.join(unknown)}. It is drawn anyway, but may not show what you mean."
+            + (f" It knows {known_en}." if known_en else ""),
+        )
+    ]

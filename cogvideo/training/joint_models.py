@@ -1,0 +1,68 @@
+"""What the three networks learn, as one loss: clips of the world -> cross-entropy of each network's tokens.
+
+For a model as small as `mini` the backbone, stage 1, stage 2 and super-resolution learn together (the paper freezes a
+large pretrained backbone and trains each `attention_plus` beside it): every step holds single frames (text to image),
+stage-1 clips, stage-2 windows and frames at both sizes, so the three share one backbone that suits them all. One that
+learns on alone then may have layers of its own: stage 2 of what ships has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from cogvideo.config import Preset
+from cogvideo.models.superres_lm import SuperResLM
+from cogvideo.models.video_lm import VideoLM
+from cogvideo.training.export import BACKBONE, PARTS, under
+
+AlonePart = Literal["stage2", "superres"]
+ALONE: tuple[AlonePart, ...] = ("stage2", "superres")
+"""Networks that may learn on alone when all have learnt together."""
+OWN = ("layers", "final_layernorm")
+"""What a network has of the backbone for itself where that is not frozen: words and places stay everybody's."""
+
+
+class WorldModels(nn.Module):
+    """The three networks on one backbone; stage 2 and super-resolution may come to have one of their own."""
+
+    def __init__(self, preset: Preset) -> None:
+        super().__init__()
+        self.config = preset.model
+        self.stage1 = VideoLM(preset.model, 1)
+        self.stage2 = VideoLM(preset.model, 2, transformer=self.stage1.transformer)
+        self.superres = SuperResLM(preset.model, transformer=self.stage1.transformer)
+
+    def give_own_backbone(self, part: AlonePart, modules: Collection[str] = OWN) -> None:
+        """What this network learns of these modules of the backbone stays its own from now on; the others are shared.
+
+        A network that has its own already keeps it.
+        """
+        network = getattr(self, part)
+        shared = self.stage1.transformer
+        if network.transformer is not shared:
+            return
+        own = SuperResLM(self.config) if part == "superres" else VideoLM(self.config, 2)
+        own.load_state_dict(network.state_dict())
+        for name, module in shared.named_children():
+            if name not in modules:
+                setattr(own.transformer, name, module)
+        setattr(self, part, own)
+
+    def load_weights(self, tensors: Mapping[str, Tensor]) -> None:
+        """Tensors `stage1.transformer.*` and so on; who has other numbers in its backbone than stage 1 gets its own.
+
+        A network may lack what it shares with stage 1. Raises RuntimeError where something else is missing.
+        """
+        networks = {name: under(tensors, f"{name}.") for name in PARTS}
+        common = {n: t for n, t in networks["stage1"].items() if n.startswith(BACKBONE)}
+        for part in ALONE:
+            read = {n: t for n, t in networks[part].items() if n.startswith(BACKBONE)}
+            different = {n.split(".")[1] for n, t in read.items() if not torch.equal(t, common[n])}
+            if different:
+                self.give_own_backbone(part, different.union(OWN))
+        for name, own in networks.items():
+            getattr(self, name).load_state_dict({**common, **own})

@@ -1,0 +1,70 @@
+"""What the page shows, as plain data: words in two languages, a job as JSON, settings as a form or a link. No Gradio.
+
+`app.py` hangs these on Gradio components; `assets/page/*.js` draws them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cogvideo.config import Preset
+from cogvideo.jobs.state import View
+from cogvideo.request import tokens_per_stage
+from cogvideo.web.form import Form
+
+
+def screen_value(view: View, preset: Preset, own: str) -> dict[str, Any]:
+    """What the screen draws of a job, the same for everybody who looks. `own`: the model that links need not name."""
+    request = view.request
+    extra = Form.of(request, preset.sampling).query(Form.usual(preset))
+    extra |= {"m": view.model} if view.model not in ("", own) else {}
+    extra |= {"ff": "1"} if request.first_frame else {}
+    return {
+        "id": view.id,
+        "status": view.status,
+        "prompt": request.prompt,
+        "seed": request.seed,
+        "frames": request.frames,
+        "seconds": request.seconds,
+        "superres": request.superres,
+        "rounds": request.rounds,
+        "extra": extra,
+        "model": view.model,
+        "seeds": request.seeds,
+        "drafts": request.drafts,
+        "started": request.clip is not None,
+        "parts": view.parts,
+        "smaller": view.smaller,
+        "keyframes": view.keyframes,
+        "painting": view.painting,
+        "level": view.level,
+        "video": view.video,
+        "strip": view.strip,
+        "count": view.frames,
+        "poster": view.poster,
+        "stage": view.stage,
+        "done": view.done,
+        "total": view.total,
+        "plan": tokens_per_stage(preset.model, request),
+        "left": view.seconds_left,
+        "place": view.place,
+        "stopping": view.stopping,
+        "error": view.error,
+        "notes": view.notes,
+    }
+
+
+def card_value(view: View) -> dict[str, Any]:
+    """What a card of the history draws of a job."""
+    request = view.request
+    return {
+        "id": view.id,
+        "status": view.status,
+        "prompt": request.prompt,
+        "seed": request.seed,
+        "frames": request.frames,
+        "seconds": request.seconds,
+        "drafts": request.drafts,
+        "poster": view.poster,
+        "keyframes": view.keyframes[:1],
+    }
