@@ -51,16 +51,16 @@ faults: $(VENV)/.installed-health
 	$(BIN)/python -m scripts.faults $(ARGS)
 
 mutation: $(VENV)/.installed-health
-	$(BIN)/python scripts/mutation.py $(ARGS)
+	$(BIN)/python scripts/checks/mutation.py $(ARGS)
 
 audit: $(VENV)/.installed-health
-	$(BIN)/python scripts/audit.py $(ARGS)
+	$(BIN)/python scripts/checks/audit.py $(ARGS)
 
 docs: $(VENV)/.installed-docs
-	$(BIN)/python scripts/build_site.py $(ARGS)
+	$(BIN)/python scripts/docs/build_site.py $(ARGS)
 
 drawings: $(VENV)/.installed
-	for script in scripts/draw_*.py; do $(BIN)/python $$script || exit 1; done
+	for script in scripts/docs/draw_*.py; do $(BIN)/python $$script || exit 1; done
 
 clean:
 	rm -rf $(VENV)

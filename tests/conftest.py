@@ -15,11 +15,11 @@ import pytest
 from hypothesis import settings
 
 if TYPE_CHECKING:
-    from browsing import Site, Visitor
-    from fakes import FakePipeline
     from playwright.sync_api import Browser
 
     from cogvideo.jobs.service import Jobs
+    from tests.support.browsing import Site, Visitor
+    from tests.support.fakes import FakePipeline
 
 # Tests side by side share the cores, as do the programs that they start: more threads than cores only wait.
 _SIDE_BY_SIDE = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
@@ -33,7 +33,7 @@ settings.load_profile("project")
 @pytest.fixture
 def fake() -> FakePipeline:
     """A pipeline that draws squares, each step when the test says so."""
-    from fakes import FakePipeline
+    from tests.support.fakes import FakePipeline
 
     return FakePipeline()
 
@@ -41,10 +41,9 @@ def fake() -> FakePipeline:
 @pytest.fixture
 def jobs(tmp_path: Path, fake: FakePipeline) -> Iterator[Jobs]:
     """A queue whose worker draws with `fake`, in an empty folder."""
-    from fakes import PRESET, PlainFilm
-
     from cogvideo.jobs.queue import Limits
     from cogvideo.jobs.service import Jobs
+    from tests.support.fakes import PRESET, PlainFilm
 
     jobs = Jobs(tmp_path, PRESET, lambda: fake, PlainFilm, Limits(preview_seconds=0))
     jobs.start()
@@ -60,13 +59,12 @@ def published(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    from browsing import Site, free_port
-    from fakes import PRESET, FakePipeline
-
     from cogvideo.jobs.queue import Limits
     from cogvideo.jobs.service import Jobs
     from cogvideo.media.video import Film
     from cogvideo.web import server
+    from tests.support.browsing import Site, free_port
+    from tests.support.fakes import PRESET, FakePipeline
 
     fake = FakePipeline()
     jobs = Jobs(tmp_path_factory.mktemp("data"), PRESET, lambda: fake, Film, Limits(preview_seconds=0))
@@ -81,7 +79,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 @pytest.fixture
 def site(served: Site) -> Iterator[Site]:
     """The same server for all tests; each starts with an idle worker that waits for steps."""
-    from browsing import PATIENCE
+    from tests.support.browsing import PATIENCE
 
     served.fake.reset()
     yield served
@@ -94,8 +92,9 @@ def site(served: Site) -> Iterator[Site]:
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     """Not for the whole session: while it lives, no test may run an event loop of its own."""
-    from browsing import CHROMIUM, FLAGS
     from playwright.sync_api import sync_playwright
+
+    from tests.support.browsing import CHROMIUM, FLAGS
 
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
@@ -106,7 +105,7 @@ def browser() -> Iterator[Browser]:
 @pytest.fixture
 def visit(browser: Browser) -> Iterator[Callable[..., Visitor]]:
     """Makes visitors; at the end none of them may have met an error or another host."""
-    from browsing import DESKTOP, PATIENCE, Visitor
+    from tests.support.browsing import DESKTOP, PATIENCE, Visitor
 
     visitors: list[Visitor] = []
 

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from toy_model import TOY, ToyModels, toy_models, write_toy
 
 from cogvideo import pipeline
 from cogvideo.config import SamplingOptions
@@ -33,6 +32,7 @@ from cogvideo.pipeline import CogVideoPipeline
 from cogvideo.request import VideoRequest, tokens_per_stage
 from cogvideo.runtime.device import Place
 from cogvideo.runtime.memory_presets import MEMORY
+from tests.support.toy_model import TOY, ToyModels, toy_models, write_toy
 
 PROMPT = "一只熊猫在草地上向右跑"
 CPU = Place(torch.device("cpu"), torch.float32)

@@ -17,7 +17,7 @@ from unittest.mock import patch
 from scripts.faults.report import Counts, Fault, expect
 from scripts.faults.victim import KEY, MANY, ROOT
 
-sys.path[:0] = [str(ROOT / "tests")]
+sys.path[:0] = [str(ROOT)]
 
 PROMPT = "一只熊猫在草地上向右跑"
 
@@ -33,14 +33,14 @@ def final(jobs: Any, request: Any) -> Any:
 def out_of_memory(folder: Path, times: int) -> Counts:
     """Memory runs out while the networks are read, in each stage, in the codec and while a film is written."""
     import torch
-    from fakes import PlainFilm
-    from toy_model import TOY, toy_pipeline
 
     from cogvideo import pipeline as module
     from cogvideo.jobs import artifacts
     from cogvideo.jobs.service import Jobs
     from cogvideo.request import VideoRequest
     from cogvideo.tokenizers.image import FrameCodec
+    from tests.support.fakes import PlainFilm
+    from tests.support.toy_model import TOY, toy_pipeline
 
     counts, dice = Counts(), random.Random(5)
     errors: tuple[Callable[[], BaseException], ...] = (
@@ -100,13 +100,13 @@ def _failing(original: Callable[..., Any], at: int, error: Callable[[], BaseExce
 def no_numbers(folder: Path, times: int) -> Counts:
     """One tensor of one network becomes NaN or infinite."""
     import torch
-    from fakes import PlainFilm
-    from toy_model import TOY, toy_models, write_toy
 
     from cogvideo.jobs.service import Jobs
     from cogvideo.pipeline import CogVideoPipeline
     from cogvideo.request import VideoRequest
     from cogvideo.runtime.device import Place
+    from tests.support.fakes import PlainFilm
+    from tests.support.toy_model import TOY, toy_models, write_toy
 
     counts, dice = Counts(), random.Random(6)
     write_toy(folder)
@@ -132,10 +132,9 @@ def no_numbers(folder: Path, times: int) -> Counts:
 
 def clock_jumps(folder: Path, times: int) -> Counts:
     """The clock on the wall is set to any year before each video; order, clips and log stay as they are."""
-    from fakes import PRESET, FakePipeline, PlainFilm
-
     from cogvideo.jobs import service as module
     from cogvideo.request import VideoRequest
+    from tests.support.fakes import PRESET, FakePipeline, PlainFilm
 
     dice, real, jump = random.Random(7), time.time, [0.0]
     asked: list[str] = []

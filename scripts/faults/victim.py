@@ -14,9 +14,7 @@ from collections.abc import Callable, Generator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-
-from fakes import PRESET, FakePipeline, PlainFilm  # noqa: E402
+sys.path[:0] = [str(ROOT)]
 
 from cogvideo.errors import CapacityError  # noqa: E402
 from cogvideo.events import Event  # noqa: E402
@@ -24,6 +22,7 @@ from cogvideo.jobs.queue import Limits  # noqa: E402
 from cogvideo.jobs.service import Jobs  # noqa: E402
 from cogvideo.media.video import Film  # noqa: E402
 from cogvideo.request import VideoRequest  # noqa: E402
+from tests.support.fakes import PRESET, FakePipeline, PlainFilm  # noqa: E402
 
 KEY = "the victim's own key"
 STARTED = "started.txt"

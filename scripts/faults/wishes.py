@@ -55,13 +55,13 @@ def prompts(folder: Path, times: int) -> Counts:
 
     The command line runs whole, with mini's real vocabulary, to the file and what it holds; only drawing is left out.
     """
-    from fakes import PlainFilm
     from hypothesis import HealthCheck, given, settings
     from hypothesis import strategies as st
 
     from cogvideo.jobs.service import Jobs
     from cogvideo.web import page
     from cogvideo.web.api import endpoints
+    from tests.support.fakes import PlainFilm
 
     counts, pipeline = Counts(), _mini_without_drawing()
     anything = st.text(st.characters(), max_size=60)  # surrogates and control characters too
@@ -158,11 +158,11 @@ def _asked(make_video: Any, prompt: str, seed: int) -> bool:
 def programs(folder: Path, times: int) -> Counts:
     """Random arguments to every endpoint of the API: any type in any place, in any order of calls."""
     import gradio as gr
-    from fakes import PRESET, FakePipeline, PlainFilm
 
     from cogvideo.jobs.service import Jobs
     from cogvideo.web import page
     from cogvideo.web.api import endpoints
+    from tests.support.fakes import PRESET, FakePipeline, PlainFilm
 
     counts, dice = Counts(), random.Random(8)
     with closing(Jobs(folder, PRESET, lambda: FakePipeline(free=True), PlainFilm, MANY)) as jobs:
@@ -204,9 +204,8 @@ def _request(seed: int) -> Any:
 
 def names(folder: Path, times: int) -> Counts:
     """Random ids and file names to where clips are served: only what is a job's file is found."""
-    from fakes import PRESET, FakePipeline, PlainFilm
-
     from cogvideo.jobs.service import Jobs
+    from tests.support.fakes import PRESET, FakePipeline, PlainFilm
 
     counts, dice = Counts(), random.Random(9)
     pieces = [

@@ -1,0 +1,172 @@
+"""The queue when the disk is full, the clock is set, a library ends the process, or a killed server left its traces."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from cogvideo.errors import CapacityError
+from cogvideo.jobs import service as module
+from cogvideo.jobs.queue import Limits
+from cogvideo.jobs.service import Jobs
+from tests.jobs.test_service import KEY, WISH, _open, finished, kinds, until
+from tests.support.fakes import FakePipeline, killed
+
+QUICK = Limits(preview_seconds=0, full_seconds=0.01)
+DAY = 86400.0
+
+
+@contextmanager
+def unwritable(jobs: Jobs) -> Iterator[None]:
+    """Inside the block the file of the queue can be read alone, as on a full disk or after a remount."""
+
+    def only_reading(yes: bool) -> None:
+        with jobs._store._lock:
+            jobs._store._base.execute(f"PRAGMA query_only = {int(yes)}")
+
+    only_reading(True)
+    try:
+        yield
+    finally:
+        only_reading(False)
+
+
+def wait_for(log: pytest.LogCaptureFixture, words: str) -> None:
+    deadline = time.monotonic() + 20
+    while words not in log.text:
+        assert time.monotonic() < deadline, log.text
+
+
+@pytest.fixture
+def jobs(tmp_path: Path, fake: FakePipeline) -> Iterator[Jobs]:
+    jobs = _open(tmp_path, fake, QUICK)
+    yield jobs
+    jobs.close()
+
+
+def test_no_job_starts_before_the_disk_takes_it_and_none_is_lost(
+    jobs: Jobs, fake: FakePipeline, caplog: pytest.LogCaptureFixture
+) -> None:
+    fake.open()
+    waiting = [jobs.submit(WISH, KEY).id for _ in range(2)]
+    with unwritable(jobs):
+        jobs.start()
+        wait_for(caplog, "Nothing goes on")
+        with pytest.raises(CapacityError, match="cannot be written"):
+            jobs.submit(WISH, KEY)
+        assert fake.started == [] and jobs.queue_length() == 2
+    assert [until(jobs, job, finished).status for job in waiting] == ["done", "done"]
+    assert len(fake.started) == 2
+
+
+def test_a_disk_that_fills_while_a_job_runs_fails_it_with_a_sentence_and_the_next_one_runs(
+    jobs: Jobs, fake: FakePipeline, caplog: pytest.LogCaptureFixture
+) -> None:
+    jobs.start()
+    job, following = jobs.submit(WISH, KEY).id, jobs.submit(WISH, KEY).id
+    fake.step(10)
+    until(jobs, job, lambda view: view.level == 0)
+    with unwritable(jobs):
+        fake.step()
+        wait_for(caplog, "Nothing goes on")
+        assert jobs.view(job).status == "running"  # its end is not written down yet, so nothing else begins
+    view = until(jobs, job, finished)
+    assert view.status == "failed" and view.error and "disk space" in view.error[1]
+    assert (view.video, view.frames) == ("kept.mp4", 9)  # the files were there before the note
+    fake.open()
+    assert until(jobs, following, finished).status == "done"
+
+
+def test_files_that_do_not_fit_fail_the_job_with_a_sentence(jobs: Jobs, fake: FakePipeline) -> None:
+    jobs.start()
+    job, following = jobs.submit(WISH, KEY).id, jobs.submit(WISH, KEY).id
+    folder = jobs.results / job
+    (folder / ".key-0.webp").mkdir(parents=True)  # nothing can be written there, whoever asks
+    fake.open()
+    view = until(jobs, job, finished)
+    assert view.status == "failed" and view.error and "disk space" in view.error[1]
+    assert until(jobs, following, finished).status == "done"
+
+
+def test_a_full_disk_can_be_emptied_by_deleting(jobs: Jobs, fake: FakePipeline) -> None:
+    fake.open()
+    jobs.start()
+    job = jobs.submit(WISH, KEY).id
+    until(jobs, job, finished)
+    with unwritable(jobs), pytest.raises(CapacityError):
+        jobs.delete(job, KEY)
+    assert not (jobs.results / job).exists()
+    jobs.delete(job, KEY)
+    assert jobs.history(KEY) == []
+
+
+def test_several_jobs_at_once_are_stored_together_or_not_at_all(jobs: Jobs) -> None:
+    with unwritable(jobs), pytest.raises(CapacityError):
+        jobs.submit_all([WISH, WISH], KEY)
+    assert jobs.queue_length() == 0 and jobs.history(KEY) == []
+    taken = jobs.submit_all([WISH, WISH], KEY)
+    assert [view.id for view in jobs.history(KEY)] == [view.id for view in taken[::-1]]
+
+
+def test_a_library_that_ends_the_process_ends_one_job(jobs: Jobs, fake: FakePipeline) -> None:
+    fake.open()
+    fake.fail = SystemExit("I have had enough")  # type: ignore[assignment]
+    jobs.start()
+    view = until(jobs, jobs.submit(WISH, KEY).id, finished)
+    assert view.status == "failed" and view.error and "SystemExit" in view.error[1]
+    fake.fail = None
+    assert until(jobs, jobs.submit(WISH, KEY).id, finished).status == "done"
+
+
+@pytest.mark.parametrize("days", [40, -40])
+def test_setting_the_clock_loses_no_clip_and_keeps_the_order(
+    tmp_path: Path, fake: FakePipeline, monkeypatch: pytest.MonkeyPatch, days: int
+) -> None:
+    fake.open()
+    jobs = _open(tmp_path, fake, QUICK)
+    jobs.start()
+    before = jobs.submit(WISH, KEY).id
+    until(jobs, before, finished)
+    now = time.time
+    monkeypatch.setattr(module.time, "time", lambda: now() + days * DAY)
+    after = jobs.submit(WISH, KEY).id
+    assert until(jobs, after, finished).status == "done"
+    assert [view.id for view in jobs.history(KEY)] == [after, before]
+    jobs.close()
+    jobs = _open(tmp_path, fake, QUICK)  # a start believes the clock
+    assert [view.id for view in jobs.history(KEY)] == ([after] if days > 0 else [after, before])
+    jobs.close()
+
+
+def test_what_a_killed_server_left_half_written_goes_at_the_next_start(tmp_path: Path) -> None:
+    hung = FakePipeline()
+    jobs = _open(tmp_path, hung, QUICK)
+    jobs.start()
+    job = jobs.submit(WISH, KEY).id
+    hung.step(10)
+    until(jobs, job, lambda view: view.level == 0)
+    with killed(jobs):
+        (jobs.results / job / ".0123456789abcdef.part.mp4").write_bytes(b"half")
+        following = _open(tmp_path, FakePipeline())
+    assert kinds(following, job)[-1] == "interrupted"
+    assert not list((following.results / job).glob(".*"))
+    assert following.file(job, "level-0.mp4") is not None
+    following.close()
+
+
+def test_a_data_folder_that_cannot_be_made_is_a_sentence(tmp_path: Path, fake: FakePipeline) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(CapacityError, match=r"cannot be used .*--data"):
+        _open(tmp_path / "file", fake)
+
+
+def test_running_out_of_memory_outside_the_model_is_said_too(jobs: Jobs, fake: FakePipeline) -> None:
+    fake.open()
+    fake.fail = MemoryError()
+    jobs.start()
+    view = until(jobs, jobs.submit(WISH, KEY).id, finished)
+    assert view.status == "failed" and view.error and "Out of memory" in view.error[1]

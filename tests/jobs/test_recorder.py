@@ -1,0 +1,99 @@
+"""The films of a job: encoded while what comes next is drawn, none of them twice, and none of their troubles lost."""
+
+from __future__ import annotations
+
+import errno
+import threading
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cogvideo.events import Frames
+from cogvideo.jobs.artifacts import OpenFilm
+from cogvideo.jobs.queue import Limits
+from cogvideo.jobs.service import Jobs
+from tests.jobs.test_service import KEY, WISH, finished, kinds, until
+from tests.support.fakes import PRESET, FakePipeline, PlainFilm
+
+
+def begun(tmp_path: Path, fake: FakePipeline, film: OpenFilm) -> Jobs:
+    jobs = Jobs(tmp_path, PRESET, lambda: fake, film, Limits(preview_seconds=0))
+    jobs.start()
+    return jobs
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_the_next_level_is_drawn_while_the_last_one_is_encoded(tmp_path: Path, fake: FakePipeline, full: bool) -> None:
+    encode = threading.Event()
+
+    class Slow(PlainFilm):
+        def _encode(self) -> None:
+            assert encode.wait(20)
+            super()._encode()
+            if full and self.path.name == "level-0.mp4":
+                self._error = OSError(errno.ENOSPC, "No space left on device")
+
+    jobs = begun(tmp_path, fake, Slow)
+    job = jobs.submit(replace(WISH, frames=17), KEY).id
+    fake.step(11)
+    view = until(jobs, job, lambda view: view.done == 9 * 64)  # the second level is drawn
+    assert (view.level, view.video) == (-1, None)  # and the first one not encoded
+    encode.set()
+    fake.open()
+    view = until(jobs, job, finished)
+    if full:
+        assert view.status == "failed" and view.error and "No space left" in view.error[1]
+    else:
+        assert (view.status, view.video, view.frames) == ("done", "final.mp4", 17)
+        assert [entry.data["level"] for entry in jobs.log(job) if entry.kind == "level"] == [0, 1, 2]
+        assert kinds(jobs, job)[-1] == "done"
+    jobs.close()
+
+
+@pytest.mark.parametrize("superres", [False, True])
+def test_each_film_is_encoded_once_and_enlarged_frames_as_they_come(
+    tmp_path: Path, fake: FakePipeline, superres: bool
+) -> None:
+    added: dict[str, list[int]] = {}
+
+    class Noted(PlainFilm):
+        def add(self, frames: Frames) -> None:
+            added.setdefault(self.path.name, []).append(len(frames))
+            super().add(frames)
+
+    fake.open()
+    jobs = begun(tmp_path, fake, Noted)
+    view = until(jobs, jobs.submit(replace(WISH, superres=superres), KEY).id, finished)
+    assert (view.status, view.video, view.strip, view.frames) == ("done", "final.mp4", "final-strip.webp", 9)
+    levels = {"level-0.mp4": [5], "level-1.mp4": [9]} if superres else {"level-0.mp4": [5]}
+    assert added == {**levels, "final.mp4": [1] * 9 if superres else [9]}
+    jobs.close()
+
+
+@pytest.mark.parametrize("name", ["level-0.mp4", "level-1.mp4", "final.mp4"])
+def test_a_film_that_does_not_fit_fails_the_job_whenever_that_is_found(
+    tmp_path: Path, fake: FakePipeline, name: str
+) -> None:
+    class Full(PlainFilm):
+        def __init__(self, path: Path, *about: Any) -> None:
+            super().__init__(path, *about)
+            self._full = path.name == name
+
+        def _encode(self) -> None:
+            if self._full:
+                self._error = OSError(errno.ENOSPC, "No space left on device")
+            else:
+                super()._encode()
+
+    fake.open()
+    jobs = begun(tmp_path, fake, Full)
+    job = jobs.submit(replace(WISH, superres=True), KEY).id
+    view = until(jobs, job, finished)
+    assert view.status == "failed" and view.error and "No space left" in view.error[1]
+    assert str(tmp_path) not in "".join(view.error)
+    assert view.video == "kept.mp4"
+    assert not list((jobs.results / job).glob(".*"))
+    assert not (jobs.results / job / name).exists()
+    jobs.close()

@@ -1,0 +1,416 @@
+from __future__ import annotations
+
+import asyncio
+import gc
+import threading
+import time
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cogvideo.config import SamplingOptions, TokenSampling
+from cogvideo.errors import CapacityError, RequestError, WeightsError
+from cogvideo.jobs.eta import Pace
+from cogvideo.jobs.model_registry import Pipeline
+from cogvideo.jobs.queue import Limits
+from cogvideo.jobs.service import Jobs, new_key
+from cogvideo.jobs.state import View
+from cogvideo.media.metadata import read_metadata
+from cogvideo.request import VideoRequest, request_from_dict, request_to_dict, tokens_per_stage
+from tests.support.fakes import PRESET, FakePipeline, PlainFilm, killed, moving_square
+
+KEY, OTHER = "k" * 20, "o" * 20
+WISH = VideoRequest("一只熊猫在草地上向右跑", seed=7, frames=9, superres=False)
+
+
+def _open(
+    data: Path, fake: Pipeline, limits: Limits | None = None, factory: Callable[[], Pipeline] | None = None
+) -> Jobs:
+    return Jobs(data, PRESET, factory or (lambda: fake), PlainFilm, limits or Limits(preview_seconds=0))
+
+
+def until(jobs: Jobs, job: str, true: Callable[[View], bool]) -> View:
+    """The first view of the job for which `true` holds."""
+
+    async def wait() -> View:
+        while True:
+            async for view in jobs.follow(job, tick=0.002):
+                if true(view):
+                    return view
+            raise AssertionError(f"it never came: {view}")
+
+    return asyncio.run(asyncio.wait_for(wait(), timeout=20))
+
+
+def finished(view: View) -> bool:
+    return not view.active
+
+
+def kinds(jobs: Jobs, job: str) -> list[str]:
+    return [entry.kind for entry in jobs.log(job)]
+
+
+def test_a_job_grows_keyframe_by_keyframe_and_level_by_level(jobs: Jobs, fake: FakePipeline) -> None:
+    job = jobs.submit(WISH, KEY).id
+    for count in range(1, 6):
+        fake.step()
+        painted = until(jobs, job, lambda view: view.painting is not None)
+        assert painted.painting is not None and painted.painting[0] == count - 1
+        assert painted.painting[1].startswith("data:image/webp;base64,")
+        fake.step()
+        view = until(jobs, job, lambda view, count=count: len(view.keyframes) == count)
+        assert view.done == count * 64
+    view = until(jobs, job, lambda view: view.level == 0)
+    assert (view.video, view.frames, view.stage) == ("level-0.mp4", 5, "keyframes")
+    fake.step()
+    view = until(jobs, job, finished)
+    assert (view.status, view.video, view.frames, view.done, view.total) == ("done", "final.mp4", 9, 9 * 64, 9 * 64)
+    assert kinds(jobs, job) == ["queued", "running", *["keyframe"] * 5, "level", "level", "done"]
+    names = {path.name for path in (jobs.results / job).iterdir()}
+    assert {"key-0.webp", "key-4.webp", "level-0.mp4", "final.mp4", "final-strip.webp", "final-poster.webp"} <= names
+    assert not [name for name in names if name.startswith(".")]
+
+
+def test_the_log_alone_gives_the_finished_view(jobs: Jobs, fake: FakePipeline, tmp_path: Path) -> None:
+    fake.open()
+    sampling = SamplingOptions(guidance=5.0, video=TokenSampling(0.9, 3, 0.5))
+    job = jobs.submit(VideoRequest("熊貓", 3, 5, 2.0, True, sampling), KEY, comment=False).id
+    before = until(jobs, job, finished)
+    jobs.close()
+    again = _open(tmp_path, fake)
+    after = again.view(job)
+    again.close()
+    assert after.request == before.request and after.request.sampling == sampling
+    assert "熊猫" in after.request.prompt and "converted" in after.notes[0][1] and not after.comment
+    assert (after.status, after.video, after.keyframes) == ("done", "final.mp4", before.keyframes)
+
+
+def test_settings_are_written_into_the_video_unless_the_person_opts_out(jobs: Jobs, fake: FakePipeline) -> None:
+    fake.open()
+    open_job, closed_job = jobs.submit(WISH, KEY).id, jobs.submit(WISH, KEY, comment=False).id
+    until(jobs, open_job, finished)
+    until(jobs, closed_job, finished)
+    assert "熊猫" in (jobs.results / open_job / "final.mp4").read_text()
+    assert "熊猫" not in (jobs.results / closed_job / "final.mp4").read_text()
+
+
+def test_jobs_never_overlap_and_owners_take_turns(jobs: Jobs, fake: FakePipeline) -> None:
+    first = jobs.submit(VideoRequest("一", seed=1, frames=5), KEY)
+    until(jobs, first.id, lambda view: view.status == "running")
+    rest = [
+        jobs.submit(VideoRequest("一", seed=2, frames=5), KEY),
+        jobs.submit(VideoRequest("一", seed=3, frames=5), KEY),
+        jobs.submit(VideoRequest("二", seed=4, frames=5), OTHER),
+    ]
+    assert [jobs.view(job.id).place for job in rest] == [2, 3, 1]
+    fake.open()
+    for job in rest:
+        until(jobs, job.id, finished)
+    assert [request.seed for request in fake.started] == [1, 4, 2, 3]
+    assert fake.most_busy == 1
+
+
+def test_stop_acts_at_the_next_token_and_keeps_what_exists(jobs: Jobs, fake: FakePipeline) -> None:
+    job = jobs.submit(WISH, KEY).id
+    fake.step(4)
+    until(jobs, job, lambda view: len(view.keyframes) == 2)
+    jobs.stop(job, KEY)
+    view = until(jobs, job, finished)
+    assert (view.status, view.video, view.frames, view.error) == ("stopped", "kept.mp4", 2, None)
+    following = jobs.submit(WISH, KEY).id
+    until(jobs, following, lambda view: view.status == "running")
+    assert fake.most_busy == 1
+
+
+def test_stop_after_the_level_waits_for_it(jobs: Jobs, fake: FakePipeline) -> None:
+    job = jobs.submit(WISH, KEY).id
+    fake.step(2)
+    until(jobs, job, lambda view: len(view.keyframes) == 1)
+    jobs.stop(job, KEY, after_level=True)
+    assert jobs.view(job).stopping == "level"
+    fake.open()
+    view = until(jobs, job, finished)
+    assert (view.status, view.level, view.frames, view.video) == ("stopped", 0, 5, "kept.mp4")
+
+
+def test_a_waiting_job_stops_at_once_and_never_starts(jobs: Jobs, fake: FakePipeline) -> None:
+    running = jobs.submit(WISH, KEY).id
+    waiting = jobs.submit(VideoRequest("二", seed=99), KEY).id
+    jobs.stop(waiting, KEY)
+    assert jobs.view(waiting).status == "stopped"
+    fake.open()
+    until(jobs, running, finished)
+    assert [request.seed for request in fake.started] == [7]
+
+
+def test_only_the_holder_may_stop_or_delete(jobs: Jobs, fake: FakePipeline) -> None:
+    job = jobs.submit(WISH, KEY).id
+    for act in (jobs.stop, jobs.delete):
+        with pytest.raises(RequestError, match="Only the person"):
+            act(job, OTHER)
+        with pytest.raises(RequestError):
+            act(job, "")
+        with pytest.raises(RequestError):
+            act(job, job)
+    assert jobs.view(job).active and jobs.holds(job, KEY) and not jobs.holds(job, OTHER)
+    fake.open()
+    until(jobs, job, finished)
+    jobs.delete(job, KEY)
+    assert not (jobs.results / job).exists()
+    with pytest.raises(RequestError, match="no such video"):
+        jobs.view(job)
+
+
+def test_a_running_job_cannot_be_deleted(jobs: Jobs) -> None:
+    job = jobs.submit(WISH, KEY).id
+    until(jobs, job, lambda view: view.status == "running")
+    with pytest.raises(RequestError, match="stop it first"):
+        jobs.delete(job, KEY)
+
+
+def test_ids_cannot_be_guessed_and_keys_are_not_stored(jobs: Jobs, tmp_path: Path) -> None:
+    first, second = jobs.submit(WISH, KEY).id, jobs.submit(WISH, KEY).id
+    assert len({first[:4], second[:4]}) == 2 and len(first) >= 22
+    kept = b"".join(path.read_bytes() for path in tmp_path.glob("jobs.sqlite*"))
+    assert first.encode() in kept and KEY.encode() not in kept
+
+
+def test_history_shows_ones_own_jobs_newest_first(jobs: Jobs) -> None:
+    mine = [jobs.submit(WISH, KEY).id, jobs.submit(WISH, KEY).id]
+    jobs.submit(WISH, OTHER)
+    assert [view.id for view in jobs.history(KEY)] == mine[::-1]
+    assert jobs.history(new_key()) == []
+
+
+def test_a_person_and_the_queue_have_limits_and_refusals_store_nothing(tmp_path: Path, fake: FakePipeline) -> None:
+    jobs = _open(tmp_path, fake, Limits(waiting=4, per_owner=3))  # no worker: all of them wait
+    for _ in range(3):
+        jobs.submit(WISH, KEY)
+    with pytest.raises(CapacityError, match="You have 3 videos"):
+        jobs.submit(WISH, KEY)
+    jobs.submit(WISH, OTHER)
+    with pytest.raises(CapacityError, match="queue is full"):
+        jobs.submit(WISH, new_key())
+    with pytest.raises(RequestError, match="empty"):
+        jobs.submit(VideoRequest("  "), new_key())
+    assert jobs.queue_length() == 4
+    jobs.close()
+
+
+def test_after_a_restart_waiting_jobs_run_and_a_running_one_is_interrupted(tmp_path: Path) -> None:
+    hung = FakePipeline()
+    jobs = _open(tmp_path, hung)
+    jobs.start()
+    running = jobs.submit(WISH, KEY).id
+    hung.step(10)
+    until(jobs, running, lambda view: view.level == 0)
+    waiting = [jobs.submit(VideoRequest("二", seed=seed, frames=5), KEY).id for seed in (1, 2)]
+    jobs.close()
+
+    fresh = FakePipeline(free=True)
+    jobs = _open(tmp_path, fresh)
+    view = jobs.view(running)
+    assert (view.status, view.level, view.frames) == ("interrupted", 0, 5) and view.video
+    jobs.start()
+    for job in waiting:
+        assert until(jobs, job, finished).status == "done"
+    repeated = jobs.again(running, KEY)
+    assert until(jobs, repeated.id, finished).status == "done"
+    assert [request.seed for request in fresh.started] == [1, 2, 7]
+    jobs.close()
+
+
+def test_a_killed_server_leaves_a_running_job_that_is_marked_at_the_next_start(tmp_path: Path) -> None:
+    hung = FakePipeline()
+    jobs = _open(tmp_path, hung)
+    jobs.start()
+    job = jobs.submit(WISH, KEY).id
+    hung.step(10)
+    until(jobs, job, lambda view: view.level == 0)
+    with killed(jobs):
+        following = _open(tmp_path, FakePipeline())
+    view = following.view(job)
+    assert (view.status, view.video, kinds(following, job)[-1]) == ("interrupted", "level-0.mp4", "interrupted")
+    following.close()
+
+
+def test_a_folder_serves_one_server_at_a_time(jobs: Jobs, tmp_path: Path, fake: FakePipeline) -> None:
+    with pytest.raises(CapacityError, match="Another server uses"):
+        _open(tmp_path, fake)
+
+
+def test_errors_reach_the_person_and_the_next_job_runs(jobs: Jobs, fake: FakePipeline) -> None:
+    fake.open()
+    fake.fail = WeightsError("缺少权重。", "Weights are missing.")
+    view = until(jobs, jobs.submit(WISH, KEY).id, finished)
+    assert (view.status, view.error) == ("failed", ("缺少权重。", "Weights are missing."))
+    fake.fail = ZeroDivisionError("secret detail")
+    view = until(jobs, jobs.submit(WISH, KEY).id, finished)
+    assert view.status == "failed" and view.error and "ZeroDivisionError" in view.error[1]
+    assert "secret detail" not in view.error[0] + view.error[1]
+    fake.fail = None
+    assert until(jobs, jobs.submit(WISH, KEY).id, finished).status == "done"
+
+
+def test_a_model_that_cannot_be_made_refuses_at_the_door_and_the_server_lives(tmp_path: Path) -> None:
+    broken = [True]
+
+    def make() -> Pipeline:
+        if broken:
+            raise WeightsError("缺少权重。", "Weights are missing.")
+        return FakePipeline(free=True)
+
+    jobs = _open(tmp_path, FakePipeline(), factory=make)
+    jobs.start(preload=True)
+    with pytest.raises(WeightsError):
+        jobs.submit(WISH, KEY)
+    assert jobs.history(KEY) == []
+    broken.clear()
+    assert until(jobs, jobs.submit(WISH, KEY).id, finished).status == "done"
+    jobs.close()
+
+
+def test_the_pipeline_is_made_once_and_when_needed(tmp_path: Path) -> None:
+    made: list[FakePipeline] = []
+
+    def make() -> Pipeline:
+        made.append(FakePipeline(free=True))
+        return made[-1]
+
+    jobs = _open(tmp_path, FakePipeline(), factory=make)
+    assert made == []
+    jobs.start()
+    for _ in range(2):
+        until(jobs, jobs.submit(WISH, KEY).id, finished)
+    assert len(made) == 1 and made[0].loaded == 0
+    jobs.close()
+
+
+def test_preloading_reads_the_weights_before_the_first_job(tmp_path: Path, fake: FakePipeline) -> None:
+    fake.open()
+    jobs = _open(tmp_path, fake)
+    jobs.start(preload=True)
+    until(jobs, jobs.submit(WISH, KEY).id, finished)
+    assert fake.loaded == 1
+    assert gc.get_freeze_count() > 0  # nobody waits while it is looked through for garbage
+    gc.unfreeze()
+    jobs.close()
+
+
+def test_old_clips_go_when_the_folder_is_full(tmp_path: Path) -> None:
+    jobs = _open(tmp_path, FakePipeline(free=True), Limits(keep_bytes=1))
+    jobs.start()
+    job = jobs.submit(WISH, KEY).id
+    deadline = time.monotonic() + 20
+    while jobs.history(KEY) or (jobs.results / job).exists():
+        assert time.monotonic() < deadline
+    jobs.close()
+
+
+def test_old_clips_go_with_age_and_stray_folders_at_the_start(tmp_path: Path) -> None:
+    jobs = _open(tmp_path, FakePipeline(free=True))
+    jobs.start()
+    job = jobs.submit(WISH, KEY).id
+    until(jobs, job, finished)
+    (jobs.results / "stray").mkdir()
+    jobs.close()
+    jobs = _open(tmp_path, FakePipeline(), Limits(keep_seconds=-1))
+    assert list(jobs.results.iterdir()) == [] and jobs.history(KEY) == []
+    jobs.close()
+
+
+def test_a_waiting_job_that_nobody_looks_at_leaves_the_queue(tmp_path: Path, fake: FakePipeline) -> None:
+    jobs = _open(tmp_path, fake, Limits(abandoned_seconds=0.0))
+    job = jobs.submit(WISH, KEY).id
+    jobs.start()
+    deadline = time.monotonic() + 20
+    while jobs._store.job(job).status != "stopped":  # type: ignore[union-attr]
+        assert time.monotonic() < deadline
+    view = jobs.view(job)
+    assert view.error and "left the queue" in view.error[1] and fake.started == []
+    jobs.close()
+
+
+def test_files_are_found_by_exact_name_alone(jobs: Jobs, fake: FakePipeline) -> None:
+    fake.open()
+    job = jobs.submit(WISH, KEY).id
+    until(jobs, job, finished)
+    assert jobs.file(job, "final.mp4") is not None
+    for folder, name in ((job, "../../jobs.sqlite"), (job, ""), ("..", "jobs.sqlite"), ("", job), (job, ".")):
+        assert jobs.file(folder, name) is None
+
+
+def test_gif_and_frames_are_made_when_asked_for(tmp_path: Path) -> None:
+    jobs = Jobs(tmp_path, PRESET, lambda: FakePipeline(free=True))
+    jobs.start()
+    job = jobs.submit(WISH, KEY).id
+    assert jobs.file(job, "clip.gif") is None
+    until(jobs, job, finished)
+    gif, archive = jobs.file(job, "clip.gif"), jobs.file(job, "frames.zip")
+    assert gif and archive and jobs.file(job, "clip.gif") == gif
+    with Image.open(gif) as picture:
+        assert (picture.n_frames, picture.size) == (9, (64, 64))  # type: ignore[attr-defined]
+    assert (read_metadata(gif) or {})["seed"] == 7
+    with zipfile.ZipFile(archive) as pictures:
+        assert len(pictures.namelist()) == 9
+        with Image.open(pictures.open("frame-09.png")) as last:
+            assert np.array_equal(np.asarray(last), moving_square(33, 7)[-1])
+    jobs.close()
+
+
+def test_followers_of_one_job_see_the_end_and_cost_no_thread(jobs: Jobs, fake: FakePipeline) -> None:
+    job = jobs.submit(WISH, KEY).id
+    threads = threading.active_count()
+
+    async def one() -> list[View]:
+        return [view async for view in jobs.follow(job, tick=0.002)]
+
+    async def all_of_them() -> list[list[View]]:
+        tails = [asyncio.create_task(one()) for _ in range(50)]
+        await asyncio.sleep(0)
+        assert threading.active_count() == threads
+        fake.open()
+        return await asyncio.wait_for(asyncio.gather(*tails), timeout=20)
+
+    for views in asyncio.run(all_of_them()):
+        assert views[-1].status == "done"
+        assert [view.done for view in views] == sorted(view.done for view in views)
+
+
+def test_speeds_are_kept_for_the_next_estimate(jobs: Jobs, fake: FakePipeline) -> None:
+    assert jobs.estimate(WISH) is None
+    fake.open()
+    until(jobs, jobs.submit(VideoRequest("一", frames=33), KEY).id, finished)
+    second = jobs.submit(WISH, KEY).id
+    until(jobs, second, finished)
+    estimate = jobs.estimate(WISH)
+    assert estimate is not None and 0 < estimate < 60
+
+
+def test_time_left_adds_up_the_stages() -> None:
+    plan = tokens_per_stage(PRESET.model, VideoRequest("一", frames=9, superres=True))
+    assert plan == {"keyframes": 5 * 64, "interpolate": 4 * 64, "superres": 9 * 576}
+    pace = Pace({"keyframes": 64.0, "interpolate": 32.0, "superres": 576.0})
+    assert pace.seconds_left(plan, 0) == pytest.approx(5 + 8 + 9)
+    assert pace.seconds_left(plan, 5 * 64 + 32) == pytest.approx(7 + 9)
+    assert pace.seconds_left(plan, sum(plan.values())) == 0
+    pace.advance("keyframes", 0, 10.0)
+    pace.advance("keyframes", 128, 11.0)
+    assert pace.seconds_left(plan, 128) == pytest.approx(1.5 + 8 + 9)
+    assert Pace({}).seconds_left(plan, 0) is None
+
+
+def test_requests_survive_json() -> None:
+    for request in (WISH, VideoRequest("一", sampling=SamplingOptions(guidance=1.5))):
+        assert request_from_dict(_through_json(request_to_dict(request))) == request
+
+
+def _through_json(data: dict[str, Any]) -> dict[str, Any]:
+    import json
+
+    return json.loads(json.dumps(data))  # type: ignore[no-any-return]

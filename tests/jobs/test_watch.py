@@ -1,0 +1,159 @@
+"""Many people watch one job: one reader serves them all, and each hears only what is new to them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Coroutine
+from itertools import pairwise
+from typing import Any
+
+from cogvideo.jobs.service import Jobs
+from cogvideo.jobs.state import View
+from cogvideo.jobs.watch import Live
+from cogvideo.request import VideoRequest
+from tests.support.fakes import FakePipeline
+
+KEY = "k" * 20
+WISH = VideoRequest("一只熊猫", seed=7, frames=9, superres=False)
+
+
+class Shown:
+    """Counts how often a view was made ready for watchers."""
+
+    def __init__(self) -> None:
+        self.times = 0
+
+    def __call__(self, view: View) -> dict[str, Any]:
+        self.times += 1
+        return {"id": view.id, "status": view.status, "done": view.done, "keyframes": list(view.keyframes)}
+
+
+def run(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    async def limited() -> None:
+        async with asyncio.timeout(60):
+            await work()
+
+    asyncio.run(limited())
+
+
+async def hear(live: Live, job: str) -> list[dict[str, Any]]:
+    """The whole picture that a watcher had after each message."""
+    seen: list[dict[str, Any]] = []
+    async for text in live.watch(job):
+        if text:
+            seen.append({**(seen[-1] if seen else {}), **json.loads(text)})
+    return seen
+
+
+def test_fifty_watchers_cost_one_reader_and_miss_nothing(jobs: Jobs, fake: FakePipeline) -> None:
+    show = Shown()
+    live = Live(jobs, show, beat=60)
+    job = jobs.submit(WISH, KEY).id
+
+    async def work() -> None:
+        watchers = [asyncio.create_task(hear(live, job)) for _ in range(50)]
+        witness = live.watch(job)
+        for count in range(1, 6):
+            fake.step(2)
+            async for text in witness:
+                if len(json.loads(text).get("keyframes", [])) == count:
+                    break
+        fake.open()
+        async for _ in witness:
+            pass
+        told = await asyncio.gather(*watchers)
+        for seen in told:
+            assert seen[-1]["status"] == "done" and len(seen[-1]["keyframes"]) == 5
+            assert [value["done"] for value in seen] == sorted(value["done"] for value in seen)
+            assert all(before != after for before, after in pairwise(seen))
+            assert {len(value["keyframes"]) for value in seen} >= {1, 2, 3, 4, 5}
+        assert show.times <= max(len(seen) for seen in told) + 5  # not fifty times as often
+
+    run(work)
+
+
+def test_a_message_holds_what_changed_and_the_first_one_everything(jobs: Jobs, fake: FakePipeline) -> None:
+    live = Live(jobs, Shown(), beat=60)
+    job = jobs.submit(WISH, KEY).id
+
+    async def work() -> None:
+        early = live.watch(job)
+        assert set(json.loads(await anext(early))) == {"id", "status", "done", "keyframes"}
+        fake.step(2)
+        async for text in early:
+            if "keyframes" in json.loads(text):
+                break
+        assert set(json.loads(text)) <= {"status", "done", "keyframes"}  # the id stays what it was
+        late = live.watch(job)
+        whole = json.loads(await anext(late))
+        assert whole["id"] == job and len(whole["keyframes"]) == 1
+        await early.aclose()
+        await late.aclose()
+
+    run(work)
+
+
+def test_a_slow_watcher_gets_the_newest_state_and_holds_nobody_up(jobs: Jobs, fake: FakePipeline) -> None:
+    live = Live(jobs, Shown(), beat=60)
+    job = jobs.submit(WISH, KEY).id
+
+    async def work() -> None:
+        slow = live.watch(job)
+        await anext(slow)
+        fake.open()
+        assert (await hear(live, job))[-1]["status"] == "done"
+        rest = [json.loads(text) async for text in slow]
+        assert len(rest) == 1 and rest[0]["status"] == "done" and len(rest[0]["keyframes"]) == 5
+
+    run(work)
+
+
+def test_a_job_that_is_not_there_or_goes_is_said_once(jobs: Jobs) -> None:
+    live = Live(jobs, Shown(), beat=60)
+    running, waiting = jobs.submit(WISH, KEY).id, jobs.submit(WISH, KEY).id
+
+    async def work() -> None:
+        assert await hear(live, "nothing") == [{"gone": "nothing"}]
+        assert await hear(live, "../jobs.sqlite") == [{"gone": "../jobs.sqlite"}]
+        watcher = asyncio.create_task(hear(live, waiting))
+        witness = live.watch(waiting)
+        await anext(witness)
+        jobs.delete(waiting, KEY)
+        assert (await watcher)[-1]["gone"] == waiting
+        assert jobs.view(running).active
+        await witness.aclose()
+
+    run(work)
+
+
+def test_an_unchanged_job_gives_signs_of_life(jobs: Jobs) -> None:
+    live = Live(jobs, Shown(), beat=0.01)
+    first, second = jobs.submit(WISH, KEY).id, jobs.submit(WISH, KEY).id
+
+    async def work() -> None:
+        watcher = live.watch(second)
+        assert json.loads(await anext(watcher))["status"] == "queued"
+        assert [await anext(watcher) for _ in range(3)] == ["", "", ""]
+        await watcher.aclose()
+
+    run(work)
+    assert jobs.view(first).active
+
+
+def test_nothing_is_left_when_everybody_has_gone(jobs: Jobs) -> None:
+    live = Live(jobs, Shown(), beat=60)
+    job = jobs.submit(WISH, KEY).id
+
+    async def work() -> None:
+        for _ in range(3):  # come, look, go; the job goes on
+            watchers = [live.watch(job) for _ in range(4)]
+            for watcher in watchers:
+                await anext(watcher)
+            for watcher in watchers:
+                await watcher.aclose()
+            await asyncio.sleep(0)  # what was cancelled ends at its next turn
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    run(work)
+    assert jobs.view(job).active

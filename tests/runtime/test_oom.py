@@ -1,0 +1,140 @@
+"""Memory that ends at any stage: the server says so, frees everything, offers less, and draws the next video.
+
+The real pipeline at toy size behind a real queue; what runs out is a function of each stage.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from cogvideo.errors import OutOfMemory
+from cogvideo.jobs.follow_ups import go_on
+from cogvideo.jobs.model_registry import Offer
+from cogvideo.jobs.queue import Limits
+from cogvideo.jobs.service import Jobs
+from cogvideo.jobs.state import View
+from cogvideo.media.video import Film
+from cogvideo.pipeline import CogVideoPipeline
+from cogvideo.request import VideoRequest
+from cogvideo.runtime.device import Place
+from cogvideo.runtime.memory_presets import MEMORY
+from tests.jobs.test_service import KEY
+from tests.support.toy_model import TOY, ToyModels, toy_models, write_toy
+
+WISH = VideoRequest("小猫", seed=3, frames=9, seconds=2.0)
+
+STAGES = {
+    "reading files": "toy.read",
+    "loading": "cogvideo.pipeline.settle",
+    "codec": "cogvideo.tokenizers.image.FrameCodec.load",
+    "first frame": "cogvideo.inference.keyframes.decode.first_frame",
+    "preview": "cogvideo.tokenizers.image.FrameCodec.decode_partial",
+    "keyframes": "cogvideo.inference.keyframes.decode.keyframes",
+    "interpolation": "cogvideo.inference.interpolation.decode.interpolate",
+    "super-resolution": "cogvideo.models.superres_lm.SuperResLM.layer",
+    "scores": "cogvideo.models.superres_lm.SuperResLM.scores",
+    "decoding": "cogvideo.tokenizers.image.FrameCodec.decode",
+}
+
+
+def full(*_: object, **__: object) -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+class Server:
+    """A queue whose model reports which networks are still held."""
+
+    def __init__(self, folder: Path) -> None:
+        write_toy(folder)
+        self.folder = folder
+        self.networks: list[weakref.ref[torch.nn.Module]] = []
+        self.asked: list[str | None] = []
+        self.read_fails = False
+        offer = Offer(TOY, self.make, lambda: None)
+        self.jobs = Jobs(folder / "data", TOY, lambda: self.make(None), Film, Limits(), [offer])
+
+    def make(self, memory: str | None) -> CogVideoPipeline:
+        self.asked.append(memory)
+        place = Place(torch.device("cpu"), torch.float32, MEMORY[memory or "cpu"])
+        return CogVideoPipeline(TOY, place, self.folder, self.read)
+
+    def read(self, *_: object) -> ToyModels:
+        if self.read_fails:
+            full()
+        models = toy_models()
+        self.networks.extend(weakref.ref(network) for network in models)
+        return models
+
+    def held(self) -> int:
+        gc.collect()
+        return sum(network() is not None for network in self.networks)
+
+
+def ended(jobs: Jobs, job: str) -> View:
+    """The job's last view."""
+
+    async def wait() -> View:
+        return [view async for view in jobs.follow(job, tick=0.01)][-1]
+
+    return asyncio.run(wait())
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    running = Server(tmp_path_factory.mktemp("server"))
+    running.jobs.start()
+    yield running
+    running.jobs.close()
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_server_lives_and_offers_the_same_seed_with_less(
+    server: Server, stage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = server.jobs
+    with monkeypatch.context() as broken:
+        if stage == "reading files":
+            server.read_fails = True
+        else:
+            broken.setattr(STAGES[stage], full)
+        view = ended(jobs, jobs.submit(WISH, KEY).id)
+        server.read_fails = False
+    assert view.status == "failed" and view.error is not None
+    assert view.smaller in MEMORY
+    for sentence in view.error:
+        assert f"--memory {view.smaller}" in sentence
+    assert server.held() == 0
+    (again,) = go_on(jobs, view.id, "smaller", KEY)
+    view = ended(jobs, again.id)
+    assert (view.status, view.memory, view.request) == ("done", again.memory, WISH)
+
+
+def test_what_only_looks_at_a_picture_frees_everything_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_toy(tmp_path)
+    networks: list[weakref.ref[torch.nn.Module]] = []
+
+    def read(*_: object) -> ToyModels:
+        models = toy_models()
+        networks.extend(weakref.ref(network) for network in models)
+        return models
+
+    pipe = CogVideoPipeline(TOY, Place(torch.device("cpu"), torch.float32), tmp_path, read)
+    picture = np.zeros((32, 32, 3), np.uint8)
+    tokens = pipe.encode(picture)
+    for name, look in (("encode", lambda: pipe.encode(picture)), ("decode", lambda: pipe.decode(tokens))):
+        pipe.load()
+        with monkeypatch.context() as broken:
+            broken.setattr(f"cogvideo.tokenizers.image.FrameCodec.{name}", full)
+            with pytest.raises(OutOfMemory, match="the same seed"):
+                look()
+        gc.collect()
+        assert not any(network() for network in networks)
+    assert pipe.decode(tokens).shape == (1, 32, 32, 3)

@@ -1,0 +1,1 @@
+"""Fakes, toy models and servers that several tests use."""
