@@ -103,7 +103,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Wrong words end in one sentence in two languages, as in `cogvideo.cli.console`, which this package may not know."""
+    """Wrong words end in one sentence in two languages, as in `cogvideo.cli.console`, which this package may not
+    know.
+    """
 
     def error(self, message: str) -> NoReturn:
         said = (

@@ -1,4 +1,4 @@
-"""Compiles the C of this folder for the processor at hand, once, and loads it. Nothing is compiled at import.
+"""Compiles the C of `csrc` for the processor at hand, once, and loads it. Nothing is compiled at import.
 
 In: the name of a C file. Out: the library, or why there is none. What was compiled is kept in the user's cache folder,
 under a name that depends on the source, the compiler's flags and the processor.
@@ -45,7 +45,7 @@ def _load(source: str) -> tuple[ctypes.CDLL | None, str | None]:
     compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     if compiler is None:
         return None, "there is no C compiler (apt install gcc)"
-    path = Path(__file__).with_name(source)
+    path = Path(__file__).parent / "csrc" / source
     try:
         return ctypes.CDLL(str(_compiled(compiler, path))), None
     except (OSError, subprocess.SubprocessError) as error:

@@ -1,4 +1,6 @@
-"""The door to the compiled draw of a token from its scores; the plain form is `cogvideo.inference.sampling`, its caller."""
+"""The door to the compiled draw of a token from its scores; the plain form is `cogvideo.inference.sampling`, its
+caller.
+"""
 
 from __future__ import annotations
 

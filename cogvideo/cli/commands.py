@@ -43,39 +43,39 @@ COMMANDS = {
         "turn a Chinese sentence into a video file",
         words="cogvideo.cli.generate_args:parser",
     ),
-    "serve": Command("app", "在浏览器里打开网页", "open the page in a browser", words="cogvideo.web.spaces:parser"),
+    "serve": Command(
+        "cogvideo.cli.serve", "在浏览器里打开网页", "open the page in a browser", words="cogvideo.cli.serve:parser"
+    ),
     "doctor": Command(
         "cogvideo.cli.doctor",
         "检查这台机器：装了什么、能跑什么、缺什么",
         "tell what is here, what fits, what is missing",
     ),
     "download": Command(
-        "cogvideo.weights.download", "下载已发布的 94 亿参数模型", "fetch the published model of 9.4 billion parameters"
+        "cogvideo.cli.download", "下载已发布的 94 亿参数模型", "fetch the published model of 9.4 billion parameters"
     ),
     "convert": Command(
-        "cogvideo.models.convert",
+        "cogvideo.cli.convert",
         "把已下载的模型转成加载更快的格式",
         "make a copy of the published model that loads faster",
     ),
     "memory": Command(
-        "cogvideo.benchmarks.memory_report",
+        "cogvideo.cli.memory",
         "各显存预设的预计峰值与时间，也可实测",
         "what each memory preset takes, predicted or measured",
     ),
-    "parity": Command(
-        "cogvideo.evaluation.parity", "与原版的数值逐项比较", "compare every number with the original release"
-    ),
+    "parity": Command("cogvideo.cli.parity", "与原版的数值逐项比较", "compare every number with the original release"),
     "prepare": Command(
-        "cogvideo.data.prepare", "把视频和说明变成训练数据", "turn videos with captions into rows to train on"
+        "cogvideo.cli.prepare", "把视频和说明变成训练数据", "turn videos with captions into rows to train on"
     ),
     "train": Command(
-        "cogvideo.training.recipe_runner",
+        "cogvideo.cli.train",
         "按配方训练模型，可中断并继续",
         "train a model from a recipe; may be stopped and resumed",
     ),
-    "evaluate": Command("cogvideo.evaluation.suite", "检验训练的结果", "judge what was trained"),
+    "evaluate": Command("cogvideo.cli.evaluate", "检验训练的结果", "judge what was trained"),
     "bench": Command(
-        "cogvideo.benchmarks.report",
+        "cogvideo.cli.bench",
         "测量每一步的速度，与机器的极限比较",
         "time each stage, beside the limits of the machine",
     ),

@@ -25,7 +25,7 @@ from cogvideo.weights.catalog import CONVERTED, Places
 State = Literal["ok", "note", "bad"]
 
 DISTRIBUTION: Final = "cogvideo-for-everyone"
-REQUIREMENTS: Final = Path(__file__).resolve().parent.parent / "requirements.txt"
+REQUIREMENTS: Final = Path(__file__).resolve().parents[2] / "requirements.txt"
 OLDEST, NEWEST = (3, 11), (3, 14)
 
 WEIGHTS: Final = ("backbone", "stage1", "stage2", "superres", "codec")

@@ -31,7 +31,7 @@ def main(arguments: Sequence[str]) -> int:
             console.say("mini 随仓库附带，无需下载。", "mini comes with the repository: there is nothing to download.")
         else:
             places, report = Places.usual(), _Told() if options.json else None
-            Download(places, COGVIDEO, options.source, options.keep_archives, report=report).run()
+            Download(places, COGVIDEO, options.source, options.keep_archives, report=report, notify=console.say).run()
             print(f"模型已就绪：{places.sat}\nThe model is there: {places.sat}")
         console.event("done", model=options.model)
     return console.DONE

@@ -31,13 +31,13 @@ def obtain(model: str, agreed: bool = False) -> None:
     if model != PUBLISHED or places.complete():
         return
     if agreed or os.environ.get(ENVIRONMENT) == "1":
-        Download(places, COGVIDEO).run()
+        Download(places, COGVIDEO, notify=console.say).run()
         return
     answer = _ask(places) if _somebody_there() else ""
     if answer.lower() in ("y", "yes", "是"):
-        Download(places, COGVIDEO).run()
+        Download(places, COGVIDEO, notify=console.say).run()
     elif answer and Path(answer).expanduser().is_dir():
-        Download(places, COGVIDEO, Path(answer).expanduser()).run()
+        Download(places, COGVIDEO, Path(answer).expanduser(), notify=console.say).run()
     else:
         names = ", ".join(file.installed for file in places.missing())
         raise WeightsError(

@@ -11,15 +11,11 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from cogvideo import __version__
 from cogvideo.cli import console
 from cogvideo.cli.commands import COMMANDS, Command
 from cogvideo.errors import Cancelled, CogVideoError
-
-if TYPE_CHECKING:
-    pass
 
 
 def usage() -> str:

@@ -28,7 +28,8 @@ from cogvideo.request import VideoRequest, request_from_dict
 from cogvideo.token_frames import TokenFrames
 
 OpenFilm = Callable[[Path, int, float, Metadata | None], Film]
-"""(path, number of frames, seconds from first to last, metadata) -> a video on its way (`cogvideo.media.video.Film`)."""
+"""(path, number of frames, seconds from first to last, metadata) -> a video on its way
+(`cogvideo.media.video.Film`)."""
 
 EXPORTS = ("clip.gif", "frames.zip")
 """Files made of a finished clip when somebody first asks for them."""

@@ -30,6 +30,10 @@ STD: Final = (0.30379, 0.32279, 0.32800)
 LEVEL: Final = 1
 """Level of the VQ-VAE: 0 has 4 pixels a token, 1 has 8, 2 has 16."""
 
+CLASS_MODULE: Final = "cogvideo.models.vqvae."
+OLD_CLASS_MODULE: Final = "cogvideo.models.codec."
+"""Module of the same classes before version 0.2; model folders name it in codec.json."""
+
 Pixels = npt.NDArray[np.uint8]
 
 
@@ -140,7 +144,18 @@ def build_codec(config: Path, device: torch.device | str = "cpu") -> Any:
     except (OSError, ValueError) as error:
         raise _damaged(config, str(error)) from error
     with torch.device(device):
-        return HVQVAE(**arguments)
+        return HVQVAE(**_current_class_paths(arguments))
+
+
+def _current_class_paths(value: Any) -> Any:
+    """Replace the class paths in codec.json files of older versions; the files themselves stay as they are."""
+    if isinstance(value, dict):
+        return {name: _current_class_paths(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_current_class_paths(item) for item in value]
+    if isinstance(value, str) and value.startswith(OLD_CLASS_MODULE):
+        return CLASS_MODULE + value.removeprefix(OLD_CLASS_MODULE)
+    return value
 
 
 def _published_codec() -> Any:

@@ -274,7 +274,7 @@ def merged(first: Updates, second: Updates) -> Updates:
 
 
 def drawn_html(name: str, value: Any, elem_id: str | None, **props: Any) -> gr.HTML:
-    """A component that assets/page/NAME.js draws, with its PARTS, within NAME.html where there is one."""
+    """A component that assets/web/NAME.js draws, with its PARTS, within NAME.html where there is one."""
     template = FOLDER / f"{name}.html"
     return gr.HTML(
         value,

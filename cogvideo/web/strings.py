@@ -1,6 +1,6 @@
 """What the page shows, as plain data: words in two languages, a job as JSON, settings as a form or a link. No Gradio.
 
-`app.py` hangs these on Gradio components; `assets/page/*.js` draws them.
+`app.py` hangs these on Gradio components; `assets/web/*.js` draws them.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 from cogvideo.config import ASSETS, CLIP_FRAMES, CLIP_SECONDS
 
-FOLDER = ASSETS / "page"
+FOLDER = ASSETS / "web"
 
 LANGUAGES = ("zh", "en")
 

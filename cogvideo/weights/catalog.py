@@ -1,6 +1,7 @@
 """The published model's files as rows: what they are called, how large they are, where they were put, where they go.
 
-No torch, no network. Every address may be dead by now or answer with something else; `cogvideo.weights.download` checks.
+No torch, no network. Every address may be dead by now or answer with something else; `cogvideo.weights.download`
+checks.
 """
 
 from __future__ import annotations

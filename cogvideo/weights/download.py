@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from cogvideo.cli import console
 from cogvideo.errors import CapacityError, RequestError, WeightsError
 from cogvideo.weights.byte_ranges import Missing
 from cogvideo.weights.catalog import LICENCE, Places, PublishedFile, checkpoint_folder
@@ -25,6 +24,10 @@ from cogvideo.weights.verify import copy_folder, unpack, verify
 
 SPARE: Final = 2 * 10**9
 """Bytes of disk that stay free, for the files whose size nobody wrote down among others."""
+
+
+def _silent(zh: str, en: str) -> None:
+    """Discard a message."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,8 @@ class Download:
     keep: bool = False
     patience: Patience = field(default_factory=Patience)
     report: Report | None = None
+    notify: Callable[[str, str], None] = _silent
+    """Receives a message in Chinese and in English."""
 
     def run(self) -> None:
         """Returns when all files are there. Raises RequestError, CapacityError, WeightsError."""
@@ -64,7 +69,7 @@ class Download:
         try:
             held = lock.acquire(timeout=0)
         except Timeout:
-            console.say(
+            self.notify(
                 f"另一个进程正在下载 {file.name}，请稍候。", f"Another process fetches {file.name}: waiting for it."
             )
             held = lock.acquire()
@@ -89,7 +94,7 @@ class Download:
                 return
             except Unsuitable as refusal:
                 reasons.append(f"{address}: {refusal}")
-                console.say(f"无法从 {address} 获取：{refusal}", f"Not from {address}: {refusal}")
+                self.notify(f"无法从 {address} 获取：{refusal}", f"Not from {address}: {refusal}")
         target = self.places.target(file)
         raise WeightsError(
             f"无法获取 {file.name}（{'；'.join(reasons)}）。请稍后重试，或从别处取得后用 --from 指定其文件夹，"
@@ -124,7 +129,7 @@ class Download:
         from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import HfHubHTTPError
 
-        console.say(
+        self.notify(
             f"从 Hugging Face {repository} 下载 {file.name}", f"Fetching {file.name} from Hugging Face {repository}"
         )
         endpoint = os.environ.get("HF_ENDPOINT")
@@ -177,7 +182,7 @@ class Download:
     def _show_licence(self) -> None:
         shown = self.places.work / "licence-shown"
         if not shown.exists():
-            console.say(*LICENCE)
+            self.notify(*LICENCE)
             shown.touch()
 
     def _require_space(self, missing: Sequence[PublishedFile]) -> None:

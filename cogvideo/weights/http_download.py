@@ -1,9 +1,9 @@
 """One file over HTTP into a `.part` file, which a later call goes on with; wrong answers are told from lost ones.
 
 In: an address and the row that says what should be there. Out: a part file with all bytes, not yet verified.
-Where the server serves ranges, several connections bring a block each (`cogvideo.weights.byte_ranges` says what is missing); where
-it does not, one connection brings all. A lost connection is taken up again; an address that gives something else raises
-`Unsuitable`.
+Where the server serves ranges, several connections bring a block each (`cogvideo.weights.byte_ranges` says what is
+missing); where it does not, one connection brings all. A lost connection is taken up again; an address that gives
+something else raises `Unsuitable`.
 """
 
 from __future__ import annotations

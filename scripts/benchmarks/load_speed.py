@@ -1,6 +1,7 @@
 """How fast the converted copy becomes networks, beside plain reading of the same files. Prints a table.
 
-python scripts/benchmarks/load_speed.py [--layers 8 --hidden 1536] [--folder DIR] [--model NAME] [--runs 3] [--json FILE]
+python scripts/benchmarks/load_speed.py [--layers 8 --hidden 1536] [--folder DIR] [--model NAME] [--runs 3] [--json
+FILE]
 
 Without DIR a copy with random numbers is written as `convert` writes it, with the published model's vocabulary. Each
 run begins with files that are not in memory: on Linux their pages are dropped, elsewhere the figures say they are not.

@@ -1,7 +1,7 @@
 """How long things take to start: the command line's help, and the page until it answers. Prints medians of some runs.
 
-python scripts/benchmarks/start_times.py [--runs 5] [--json FILE]. Beside the seconds on the clock stand those of the processor,
-which a machine takes that does nothing else. Each page has a data folder of its own, which is empty.
+python scripts/benchmarks/start_times.py [--runs 5] [--json FILE]. Beside the seconds on the clock stand those of the
+processor, which a machine takes that does nothing else. Each page has a data folder of its own, which is empty.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Known vulnerabilities of what is installed, by pip-audit; honest where no database of them could be asked.
 
-python scripts/checks/audit.py [--service pypi|osv] [--advisories FOLDER]. Exit status 0: all packages were looked up and none
-is known to be vulnerable; 1: some are; 2: some or all could not be looked up, which proves nothing. FOLDER: a clone of
-https://github.com/pypa/advisory-database, for machines that reach no service; it knows what was known when it was made.
+python scripts/checks/audit.py [--service pypi|osv] [--advisories FOLDER]. Exit status 0: all packages were looked up
+and none is known to be vulnerable; 1: some are; 2: some or all could not be looked up, which proves nothing. FOLDER: a
+clone of https://github.com/pypa/advisory-database, for machines that reach no service; it knows what was known when it
+was made.
 """
 
 from __future__ import annotations

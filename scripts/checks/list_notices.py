@@ -1,7 +1,7 @@
 """Lists the packages that an installation brings along and their licences, for THIRD_PARTY.md.
 
-python scripts/checks/list_notices.py rewrites the table between the two marks of that file, from requirements.txt and what is
-installed where it runs: requirements with the versions that they are held to, and everything that they need.
+python scripts/checks/list_notices.py rewrites the table between the two marks of that file, from requirements.txt and
+what is installed where it runs: requirements with the versions that they are held to, and everything that they need.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Are the tests awake? Small changes that cosmic-ray makes are tried on a module, one at a time, and its tests run.
 
-python scripts/checks/mutation.py [--all] [--json FILE] [--only cogvideo/token_layout.py] [--again FILE]. Nothing is written to the
-sources: each mutant lives in a process of its own, forked from one that has the heavy packages loaded, and dies with
-it. A mutant is killed where a test fails, hangs or cannot be collected. Those that survive are printed as a diff.
+python scripts/checks/mutation.py [--all] [--json FILE] [--only cogvideo/token_layout.py] [--again FILE]. Nothing is
+written to the sources: each mutant lives in a process of its own, forked from one that has the heavy packages loaded,
+and dies with it. A mutant is killed where a test fails, hangs or cannot be collected. Those that survive are printed
+as a diff.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """What `make coverage` found, into CONTRIBUTING.md and its Chinese twin: lines and branches, for each part of the code.
 
-python scripts/checks/tell_coverage.py [--json FILE]. Reads `.coverage`, or the JSON report of `coverage json` that is named.
+python scripts/checks/tell_coverage.py [--json FILE]. Reads `.coverage`, or the JSON report of `coverage json` that is
+named.
 """
 
 from __future__ import annotations

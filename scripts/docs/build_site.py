@@ -1,7 +1,7 @@
 """Builds the site: the documents of the repository and a reference of its code. Needs requirements-docs.txt only.
 
-python scripts/docs/build_site.py [--out site] gathers the documents where mkdocs.yml looks for them, writes a page for every
-module, and calls MkDocs, which must not have a single warning.
+python scripts/docs/build_site.py [--out site] gathers the documents where mkdocs.yml looks for them, writes a page for
+every module, and calls MkDocs, which must not have a single warning.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ DOCUMENTS = (
     "scripts/*.sh",
     "assets/readme/*",
     "assets/bench/*",
-    "assets/page/favicon.svg",
+    "assets/web/favicon.svg",
     "assets/mini/README.md",
 )
 """What the site shows or links to, as globs from the root."""

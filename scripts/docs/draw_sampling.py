@@ -1,4 +1,5 @@
-"""Draws how a token is drawn: scores, clusters, the distribution in closed form, the race. From `cogvideo.inference.sampling`.
+"""Draws how a token is drawn: scores, clusters, the distribution in closed form, the race. From
+`cogvideo.inference.sampling`.
 
 python scripts/docs/draw_sampling.py writes docs/drawings/sampling_{en,zh}.svg.
 """

@@ -8,14 +8,9 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT)]
+from scripts.checks import audit, mutation, tell_coverage
 
-from scripts.checks import (
-    audit,  # noqa: E402
-    mutation,  # noqa: E402
-    tell_coverage,  # noqa: E402
-)
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def package(name: str, **said: object) -> dict[str, object]:

@@ -61,7 +61,7 @@ def test_every_package_is_named() -> None:
 
 def test_the_wheel_has_what_runs_and_nothing_else(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
-    for folder in ("assets/mini", "assets/page", "examples/gallery"):
+    for folder in ("assets/mini", "assets/web", "examples/gallery"):
         for path in (ROOT / folder).iterdir():
             assert f"cogvideo/{path.relative_to(ROOT)}" in names
     assert {f"kernels/{path.name}" for path in (ROOT / "kernels").glob("*.[ch]")} <= names

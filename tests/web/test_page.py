@@ -6,13 +6,13 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-import cogvideo.page
 import pytest
 from playwright.sync_api import Route
 
 from cogvideo.jobs.service import new_key
 from cogvideo.media.video import write_video
 from cogvideo.request import VideoRequest
+from cogvideo.web import job_json
 from tests.support.browsing import PANDA, PHONE, Site, Visitor, expect
 from tests.support.fakes import moving_square
 
@@ -67,8 +67,8 @@ def test_stop_keeps_what_was_drawn(site: Site, visit: Callable[..., Visitor]) ->
 def test_a_stop_that_acts_before_anybody_is_told_of_it_is_shown_as_done(
     site: Site, visit: Callable[..., Visitor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shown = cogvideo.web.job_json.screen_value
-    monkeypatch.setattr(cogvideo.web.form, "screen_value", lambda *args: {**shown(*args), "stopping": None})
+    shown = job_json.screen_value
+    monkeypatch.setattr(job_json, "screen_value", lambda *args: {**shown(*args), "stopping": None})
     visitor = visit(locale="en-US").open(site.url).ask()
     site.fake.step(6)
     visitor.has_cells(5, 3)

@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 import torch
 
+from cogvideo.cli import console
 from cogvideo.cli.main import main
 from cogvideo.config import find_preset
 from cogvideo.errors import CapacityError, RequestError, WeightsError
@@ -100,7 +101,7 @@ def starts(server: FlakyServer, path: str) -> list[int]:
 
 
 def get(places: Places, *files: PublishedFile, **options: object) -> None:
-    Download(places, files, **({"patience": HASTE} | options)).run()  # type: ignore[arg-type]
+    Download(places, files, **({"patience": HASTE, "notify": console.say} | options)).run()  # type: ignore[arg-type]
 
 
 def assert_whole(places: Places) -> None:
@@ -498,7 +499,8 @@ import sys
 from pathlib import Path
 from cogvideo.download import Download
 from cogvideo.published import Places, PublishedFile
-Download(Places(Path(sys.argv[1]), Path(sys.argv[1])), (PublishedFile(sys.argv[2], "zip", urls=(sys.argv[3],)),)).run()
+file = PublishedFile(sys.argv[2], "zip", urls=(sys.argv[3],))
+Download(Places(Path(sys.argv[1]), Path(sys.argv[1])), (file,), notify=print).run()
 """
     words = [sys.executable, "-c", code, str(places.sat), f"{NAME}.zip", server.url + "/good.zip"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
