@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 
-from cogvideo.cli.console import REFUSED
+from cogvideo.cli.console import REQUEST_ERROR
 from cogvideo.cli.serve import main
 from cogvideo.errors import CogVideoError
 
@@ -18,4 +18,4 @@ if __name__ == "__main__":
         sys.exit(main())
     except CogVideoError as error:
         print(f"{error.zh}\n{error.en}", file=sys.stderr)
-        sys.exit(REFUSED)
+        sys.exit(REQUEST_ERROR)

@@ -13,10 +13,10 @@ from typing import Any, Final, Literal
 
 from cogvideo.errors import RequestError
 
-CLIP_FRAMES = (5, 9, 17, 33)
+FRAME_COUNTS = (5, 9, 17, 33)
 """Frames of a clip after 0, 1, 2 and 3 rounds of interpolation."""
 
-CLIP_SECONDS = (4.0, 2.0, 1.0, 0.5)
+DURATIONS = (4.0, 2.0, 1.0, 0.5)
 """Durations of a whole clip that a user may ask for, in seconds."""
 
 MAX_SEED = 2**32 - 1
@@ -24,7 +24,7 @@ MAX_SEED = 2**32 - 1
 MAX_DRAFTS = 4
 """Strips of keyframes that are drawn side by side, for people to choose from."""
 
-MAX_CANDIDATES = 16
+MAX_BEST_OF = 16
 """First frames that are drawn side by side, for the model to choose from."""
 
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.05, 5.0
@@ -81,7 +81,7 @@ class ModelConfig:
         return self.hidden // self.heads
 
 
-def demand(name: str, value: object, *kinds: type) -> None:
+def check_type(name: str, value: object, *kinds: type) -> None:
     """Raises RequestError unless `value` is one of `kinds`; True is no number, and 1 is a fine float."""
     fits = type(value) in kinds or (float in kinds and type(value) is int)
     if not fits:
@@ -99,7 +99,7 @@ class TokenSampling:
     temperature: float
     top_k: int
     """Clusters kept, most probable first."""
-    inner_temperature: float
+    within_cluster_temperature: float
     """Temperature of the draw within the cluster."""
     plausibility: float = 0.0
     """With guidance, tokens that the prompt alone finds less probable than this share of its best one are never drawn;
@@ -107,16 +107,16 @@ class TokenSampling:
     3.3, where it is called alpha.)"""
 
     def __post_init__(self) -> None:
-        demand("top_k", self.top_k, int)
-        for temperature in (self.temperature, self.inner_temperature):
-            demand("temperature", temperature, float)
+        check_type("top_k", self.top_k, int)
+        for temperature in (self.temperature, self.within_cluster_temperature):
+            check_type("temperature", temperature, float)
             if not MIN_TEMPERATURE <= temperature <= MAX_TEMPERATURE:
                 raise RequestError(
                     f"温度 {temperature} 超出范围：请输入 {MIN_TEMPERATURE} 到 {MAX_TEMPERATURE} 之间的数。",
                     f"Temperature {temperature} is out of range: give a number from {MIN_TEMPERATURE} to "
                     f"{MAX_TEMPERATURE}.",
                 )
-        demand("plausibility", self.plausibility, float)
+        check_type("plausibility", self.plausibility, float)
         if not 0 <= self.plausibility <= 1:
             raise RequestError(
                 f"plausibility {self.plausibility} 超出范围：请输入 0 到 1 之间的数。",
@@ -136,38 +136,37 @@ class SamplingOptions:
     first_frame: TokenSampling = TokenSampling(1.0, 16, 0.89)
     video: TokenSampling = TokenSampling(1.05, 12, 0.89)
     superres: TokenSampling = TokenSampling(1.0, 6, 0.6)
-    guidance: float = 3.0
+    guidance_scale: float = 3.0
     """Weight of the conditional logits in stage 1: u + guidance * (c - u). 1.0 switches guidance off."""
-    between_guidance: float = 1.0
+    interpolation_guidance_scale: float = 1.0
     """The same in stage 2, where nobody published a film that used it."""
-    text_boost: float = 1.4
+    text_attention_bias: float = 1.4
     """Added to frame-to-text attention scores where no guidance is used (first frame, stage 2)."""
-    candidates: int = 1
+    best_of: int = 1
     """First frames that are drawn side by side; the video goes on from the one that the model finds likeliest. (Sample
     and rank, Adiwardana et al. 2020, arXiv:2001.09977: high temperature for variety, likelihood for sense.)"""
 
     def __post_init__(self) -> None:
         for name in ("first_frame", "video", "superres"):
-            demand(name, getattr(self, name), TokenSampling)
-        for guidance in (self.guidance, self.between_guidance):
-            demand("guidance", guidance, float)
+            check_type(name, getattr(self, name), TokenSampling)
+        for guidance in (self.guidance_scale, self.interpolation_guidance_scale):
+            check_type("guidance_scale", guidance, float)
             if not 1.0 <= guidance <= MAX_GUIDANCE:
                 raise RequestError(
                     f"引导强度 {guidance} 超出范围：请输入 1 到 {MAX_GUIDANCE:g} 之间的数。",
                     f"Guidance {guidance} is out of range: give a number from 1 to {MAX_GUIDANCE:g}.",
                 )
-        demand("text_boost", self.text_boost, float)
-        if not abs(self.text_boost) <= MAX_GUIDANCE:
+        check_type("text_attention_bias", self.text_attention_bias, float)
+        if not abs(self.text_attention_bias) <= MAX_GUIDANCE:
             raise RequestError(
-                f"text_boost {self.text_boost} 超出范围：绝对值最大为 {MAX_GUIDANCE:g}。",
-                f"text_boost {self.text_boost} is out of range: {MAX_GUIDANCE:g} either way at most.",
+                f"text_attention_bias {self.text_attention_bias} 超出范围：绝对值最大为 {MAX_GUIDANCE:g}。",
+                f"text_attention_bias {self.text_attention_bias} is out of range: {MAX_GUIDANCE:g} either way at most.",
             )
-        demand("candidates", self.candidates, int)
-        if not 1 <= self.candidates <= MAX_CANDIDATES:
+        check_type("best_of", self.best_of, int)
+        if not 1 <= self.best_of <= MAX_BEST_OF:
             raise RequestError(
-                f"首帧候选数 {self.candidates} 超出范围：请输入 1 到 {MAX_CANDIDATES}。",
-                f"{self.candidates} first frames to choose from are out of range: give a number from 1 to "
-                f"{MAX_CANDIDATES}.",
+                f"首帧候选数 {self.best_of} 超出范围：请输入 1 到 {MAX_BEST_OF}。",
+                f"{self.best_of} first frames to choose from are out of range: give a number from 1 to {MAX_BEST_OF}.",
             )
 
 
@@ -178,12 +177,12 @@ class Preset:
     name: str
     model: ModelConfig
     sampling: SamplingOptions
-    cell: int
+    patch_size: int
     """Pixels along one side of a token's patch (compress rate of the VQ-VAE)."""
     first_frame_suffix: str = " 高清摄影"
     video_suffix: str = " 视频"
     unconditional: str = "视频"
-    enlarge: bool = True
+    upscale_by_default: bool = True
     """Whether super-resolution is on unless somebody says otherwise."""
     back_projection: float = 0.0
     """Share, 0 to 1, of what enlarged frames lack of their small ones that is given back (`frames.project_back`)."""
@@ -191,12 +190,12 @@ class Preset:
     @property
     def frame_size(self) -> tuple[int, int]:
         """Pixels of a frame before super-resolution (height, width)."""
-        return (self.model.grid[0] * self.cell, self.model.grid[1] * self.cell)
+        return (self.model.grid[0] * self.patch_size, self.model.grid[1] * self.patch_size)
 
     @property
     def final_size(self) -> tuple[int, int]:
         """Pixels of a frame after super-resolution (height, width)."""
-        return (self.model.fine_grid[0] * self.cell, self.model.fine_grid[1] * self.cell)
+        return (self.model.fine_grid[0] * self.patch_size, self.model.fine_grid[1] * self.patch_size)
 
 
 PRESETS: dict[str, Preset] = {
@@ -224,11 +223,11 @@ PRESETS: dict[str, Preset] = {
             first_frame=TokenSampling(1.0, 16, 0.5),
             video=TokenSampling(0.3, 12, 0.5, plausibility=0.6),
             superres=TokenSampling(0.1, 1, 0.1),
-            text_boost=0.0,
-            candidates=4,
+            text_attention_bias=0.0,
+            best_of=4,
         ),
-        cell=8,
-        enlarge=False,  # keyframes gain by it, but the faces of in-betweens break
+        patch_size=8,
+        upscale_by_default=False,  # keyframes gain by it, but the faces of in-betweens break
         back_projection=0.7,
     ),
     "cogvideo": Preset(
@@ -242,12 +241,12 @@ PRESETS: dict[str, Preset] = {
             start_of_image=150000,
         ),
         sampling=SamplingOptions(),
-        cell=8,
+        patch_size=8,
     ),
 }
 
 
-Weights = Literal["exact", "int8", "bnb8", "nf4"]
+WeightFormat = Literal["exact", "int8", "bnb8", "nf4"]
 """How the layers' matrices are kept: as they are; 8 bits and one scale a row, computed in the model's precision
 (W8A16); bitsandbytes' LLM.int8, activations in 8 bits too; bitsandbytes' NF4, 4 bits with a scale for 64 numbers."""
 
@@ -259,7 +258,7 @@ PRESET_FILE = "preset.json"
 """In the folder of a trained model: the preset that it was made from, and its sizes."""
 
 
-def find_preset(name: str) -> tuple[Preset, Path]:
+def load_preset(name: str) -> tuple[Preset, Path]:
     """A preset's name, or the folder of a trained model -> its row and the folder of its files. Raises RequestError."""
     if name in PRESETS:
         return PRESETS[name], ASSETS / name
@@ -267,7 +266,7 @@ def find_preset(name: str) -> tuple[Preset, Path]:
     try:
         about = json.loads((folder / PRESET_FILE).read_text(encoding="utf-8"))
         base = PRESETS[about["preset"]]
-        return replace(base, name=folder.name, model=resize(base.model, about["model"])), folder
+        return replace(base, name=folder.name, model=resize_model(base.model, about["model"])), folder
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RequestError(
             f"没有名为 {name} 的模型：可用的有 {'、'.join(PRESETS)}，或训练得到的模型文件夹（含 {PRESET_FILE}）。",
@@ -281,7 +280,7 @@ def describe_preset(base: str, model: ModelConfig) -> str:
     return json.dumps({"preset": base, "model": asdict(model)}, indent=1) + "\n"
 
 
-def resize(model: ModelConfig, sizes: dict[str, Any]) -> ModelConfig:
+def resize_model(model: ModelConfig, sizes: dict[str, Any]) -> ModelConfig:
     """`model` with some of its sizes replaced. Raises RequestError for a name that no size has."""
     known = {field.name for field in fields(ModelConfig)}
     if unknown := sorted(set(sizes) - known):
@@ -294,5 +293,5 @@ def resize(model: ModelConfig, sizes: dict[str, Any]) -> ModelConfig:
     return replace(model, **pairs)
 
 
-STORAGES: Final = 6
+MAX_IDLE_CACHES: Final = 6
 """Caches that are kept for the next videos: of the first frame, of the keyframes, of three rounds, and one more."""

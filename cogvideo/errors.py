@@ -28,7 +28,7 @@ class CapacityError(CogVideoError):
     """The machine is too small or too busy: memory, queue, disk."""
 
 
-class OutOfMemory(CapacityError):
+class OutOfMemoryError(CapacityError):
     """Memory ended while a video was being made; everything was freed, and the same seed gives the same video again.
 
     `next_preset`: the memory preset that takes less (a name of `config.MEMORY`); None where there is none.
@@ -43,11 +43,11 @@ class Cancelled(Exception):
     """Somebody asked for the work to stop. Not an error: no message is shown."""
 
 
-Sentence = tuple[str, str]
+BilingualText = tuple[str, str]
 """The same sentence in Chinese and in English."""
 
 
-def sentence(error: BaseException) -> Sentence:
+def user_message(error: BaseException) -> BilingualText:
     """What a person is told of an error; nothing of what a library wrote into it."""
     if isinstance(error, CogVideoError):
         return error.zh, error.en

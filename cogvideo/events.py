@@ -24,7 +24,7 @@ class Loading:
     part: str
     done: int
     total: int
-    found: tuple[str, str] | None = None
+    message: tuple[str, str] | None = None
     """What there is to tell of the files, zh and en, once they are read."""
 
 
@@ -42,7 +42,7 @@ class Progress:
 
 
 @dataclass(frozen=True)
-class KeyframePainted:
+class KeyframePreview:
     """A keyframe while it is being drawn: rows not yet drawn repeat the mean colour. For previews only."""
 
     index: int
@@ -53,7 +53,7 @@ class KeyframePainted:
 
 
 @dataclass(frozen=True)
-class KeyframeDone:
+class KeyframeCompleted:
     """Keyframe `index` (0..4) of video `draft` is final."""
 
     index: int
@@ -62,19 +62,19 @@ class KeyframeDone:
 
 
 @dataclass(frozen=True)
-class LevelDone:
+class RoundCompleted:
     """Interpolation level `level` is complete: 0 = the keyframes alone, 1..3 = 9, 17, 33 frames.
 
     Of drafts the frames show all videos at once, two by two.
     """
 
-    level: int
+    round: int
     frames: Frames  # [F, H, W, 3]
     tokens: Tokens | None = None  # [B, F, N], of B videos; what a later run can go on from
 
 
 @dataclass(frozen=True)
-class SuperResolved:
+class FrameUpscaled:
     """Frame `index` of the final clip at its final size, in the order in which they are ready."""
 
     index: int
@@ -83,7 +83,7 @@ class SuperResolved:
 
 
 @dataclass(frozen=True)
-class Done:
+class VideoCompleted:
     """The whole clip. Always the last event."""
 
     frames: Frames  # [F, H', W', 3]
@@ -91,4 +91,4 @@ class Done:
     seed: int
 
 
-Event = Loading | Progress | KeyframePainted | KeyframeDone | LevelDone | SuperResolved | Done
+Event = Loading | Progress | KeyframePreview | KeyframeCompleted | RoundCompleted | FrameUpscaled | VideoCompleted

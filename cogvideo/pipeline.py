@@ -17,39 +17,39 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cogvideo.config import ASSETS, PRESETS, ModelConfig, Preset, find_preset
-from cogvideo.errors import OutOfMemory, RequestError, WeightsError
+from cogvideo.config import ASSETS, PRESETS, ModelConfig, Preset, load_preset
+from cogvideo.errors import OutOfMemoryError, RequestError, WeightsError
 from cogvideo.events import (
-    Done,
     Event,
     Frames,
-    KeyframeDone,
-    KeyframePainted,
-    LevelDone,
+    FrameUpscaled,
+    KeyframeCompleted,
+    KeyframePreview,
     Loading,
     Progress,
+    RoundCompleted,
     StageName,
-    SuperResolved,
+    VideoCompleted,
 )
 from cogvideo.inference import interpolation, keyframes, super_resolution
 from cogvideo.inference.keyframes import KeyframeStep, KeyframeTexts
 from cogvideo.inference.sampling import ClusterSampler
 from cogvideo.media.images import side_by_side
-from cogvideo.models.fused_decode import fusing_pays
+from cogvideo.models.fused_decode import should_fuse
 from cogvideo.models.superres_lm import SuperResLM
 from cogvideo.models.video_lm import VideoLM
 from cogvideo.request import VideoRequest, tokens_per_stage
-from cogvideo.runtime.device import Place, fit_place, pick_place, threads, usable_cores
+from cogvideo.runtime.device import DevicePlacement, default_placement, placement_for, torch_threads, usable_cores
 from cogvideo.runtime.memory_estimate import peak_bytes
-from cogvideo.runtime.oom import enough_memory, release
-from cogvideo.runtime.placement import enlarging, resident, settle
+from cogvideo.runtime.oom import free_memory, translate_oom
+from cogvideo.runtime.placement import on_device, place_models, upscaler_on_device
 from cogvideo.token_frames import TokenFrames
-from cogvideo.tokenizers.image import FrameCodec, project_back
-from cogvideo.tokenizers.prompt import CheckedPrompt, Reading, World, check_prompt, read_prompt
+from cogvideo.tokenizers.image import ImageTokenizer, back_project
+from cogvideo.tokenizers.prompt import CheckedPrompt, KnownConcepts, TokenizedPrompt, check_prompt, tokenize_prompt
 from cogvideo.tokenizers.text import (
     TextTokenizer,
-    between_text,
     first_frame_text,
+    interpolation_text,
     round_seconds,
     superres_text,
     unconditional_text,
@@ -60,7 +60,7 @@ from cogvideo.weights.catalog import ICETK_FOLDER, published_home
 PREVIEWS: Final = 4
 """Pictures of a keyframe while it is painted, the finished one included."""
 
-LOOK_AHEAD: Final = 4
+LOOKAHEAD_TOKENS: Final = 4
 """Slots of a keyframe that one step reads on a CPU. With `mini` and real prompts: 2.6 to 3.4 tokens a step (figures in
 assets/bench/ahead.json), keyframes in 82 % of the time on one core and in 65 % on two; eight slots gain no more. Off
 for frames between, where the wavefront is as fast and all rows would have to agree, and on a GPU, where each step would
@@ -88,15 +88,15 @@ class Text:
     """What reads prompts."""
 
     tokenizer: TextTokenizer
-    world: World
+    world: KnownConcepts
 
 
-class Parts(NamedTuple):
+class PipelineComponents(NamedTuple):
     """What draws videos, ready for work."""
 
     tokenizer: TextTokenizer
     sampler: ClusterSampler
-    codec: FrameCodec
+    codec: ImageTokenizer
     models: Models
 
 
@@ -111,7 +111,7 @@ class CogVideoPipeline:
     def __init__(
         self,
         preset: Preset,
-        place: Place,
+        place: DevicePlacement,
         folder: Path | None = None,
         load_models: Callable[[str, torch.dtype | None, torch.device], Models] | None = None,
         previews: bool = True,
@@ -139,9 +139,11 @@ class CogVideoPipeline:
         In place of a preset: `eight_bit` keeps the layers' matrices in 8 bits (bitsandbytes), `offload` brings each of
         them to the device for its product alone.
         """
-        preset, folder = find_preset(name)
+        preset, folder = load_preset(name)
         by_hand = eight_bit or offload
-        place = pick_place(device, eight_bit, offload) if by_hand else fit_place(preset.model, device, memory)
+        place = (
+            default_placement(device, eight_bit, offload) if by_hand else placement_for(preset.model, device, memory)
+        )
         if name in PRESETS:
             return cls(preset, place, previews=previews)
         return cls(preset, place, folder, partial(_load_folder, folder, preset.model), previews)
@@ -149,7 +151,7 @@ class CogVideoPipeline:
     def __call__(self, request: VideoRequest) -> Frames:
         """The frames uint8 [F, H, W, 3] of the video. Raises CogVideoError."""
         *_, done = self.stream(request)
-        assert isinstance(done, Done)
+        assert isinstance(done, VideoCompleted)
         return done.frames
 
     def stream(self, request: VideoRequest, stop: Stop | None = None) -> Generator[Event, None, None]:
@@ -158,28 +160,28 @@ class CogVideoPipeline:
         Raises RequestError at once, before anything is started; later Cancelled, within a token of `stop` saying True,
         WeightsError and CapacityError.
         """
-        checked = self.check(request)
+        checked = self.check_inputs(request)
         return self._stream(replace(request, prompt=checked.text), stop or (lambda: False))
 
-    def check(self, request: VideoRequest) -> CheckedPrompt:
+    def check_inputs(self, request: VideoRequest) -> CheckedPrompt:
         """What the model will read, and notes about it. Raises RequestError. Reads the vocabulary, not the networks."""
-        for given in (request.first_frame, request.clip):
+        for given in (request.first_frame, request.initial_tokens):
             if given is not None:
-                check_given(self.preset.model, given)
+                check_initial_tokens(self.preset.model, given)
         text: Text = self._part("text")
         return check_prompt(request.prompt, text.tokenizer, self.preset, text.world, request.superres)
 
-    def read(self, request: VideoRequest) -> Reading:
+    def tokenize_prompt(self, request: VideoRequest) -> TokenizedPrompt:
         """The prompt as the model reads it, piece by piece. Raises RequestError."""
         text: Text = self._part("text")
-        return read_prompt(request.prompt, text.tokenizer, self.preset, request.superres)
+        return tokenize_prompt(request.prompt, text.tokenizer, self.preset, request.superres)
 
     def encode(self, picture: Frames) -> TokenFrames:
         """A picture uint8 [H, W, 3] of the preset's `frame_size` -> the tokens of a first frame.
 
         Raises WeightsError, CapacityError.
         """
-        with self.freed_where_memory_ends():
+        with self.unload_on_oom():
             tokens = self._part("codec").encode(picture[None])  # [1, N]
             return TokenFrames.of(tokens.tolist())
 
@@ -188,14 +190,14 @@ class CogVideoPipeline:
 
         Raises RequestError, WeightsError, CapacityError.
         """
-        check_given(self.preset.model, tokens)
-        with self.freed_where_memory_ends():
+        check_initial_tokens(self.preset.model, tokens)
+        with self.unload_on_oom():
             frames: Frames = self._part("codec").decode(torch.tensor(tokens.rows()), self.preset.model.grid)
             return frames
 
     def load(self) -> None:
         """Read all files now. Raises WeightsError, CapacityError."""
-        with self.freed_where_memory_ends():
+        with self.unload_on_oom():
             for _ in self.loading():
                 pass
 
@@ -204,10 +206,10 @@ class CogVideoPipeline:
         with self._lock:
             for name in ("clusters", "codec", "models"):
                 self._parts.pop(name, None)
-        release(self.place)
+        free_memory(self.place)
 
     @property
-    def kind(self) -> str:
+    def device_type(self) -> str:
         """Of device that it computes on: "cuda" or "cpu"."""
         return self.place.kind
 
@@ -217,12 +219,12 @@ class CogVideoPipeline:
         return self.place.memory.name
 
     @property
-    def how(self) -> str:
+    def profile_key(self) -> str:
         """In a word, on what and under which memory preset it computes: speeds are kept for each."""
-        return f"{self.kind}-{self.memory}"
+        return f"{self.device_type}-{self.memory}"
 
     @property
-    def held(self) -> str:
+    def memory_summary(self) -> str:
         """The memory preset, and the most memory that a video is expected to take, in both languages."""
         memory = self.place.memory
         peak = peak_bytes(self.preset.model, memory, self.place.kind) / 1e9
@@ -230,10 +232,10 @@ class CogVideoPipeline:
 
     # The parts, each made once.
 
-    def parts(self) -> Parts:
+    def components(self) -> PipelineComponents:
         """Whatever is needed to draw, read where it was not yet. Raises WeightsError, CapacityError."""
         names = "clusters", "codec", "models"
-        return Parts(self._part("text").tokenizer, *(self._part(name) for name in names))
+        return PipelineComponents(self._part("text").tokenizer, *(self._part(name) for name in names))
 
     def loading(self) -> Iterator[Loading]:
         """Read what was not read yet, part by part. Raises WeightsError, CapacityError."""
@@ -245,9 +247,9 @@ class CogVideoPipeline:
             yield Loading(missing[-1], len(missing), len(missing), self._found)
 
     def _stream(self, request: VideoRequest, stop: Stop) -> Generator[Event, None, None]:
-        with self.freed_where_memory_ends():
+        with self.unload_on_oom():
             frames = yield from self._draw(request, stop)
-        yield Done(frames, request.frames_per_second, request.seed)
+        yield VideoCompleted(frames, request.frames_per_second, request.seed)
 
     def _draw(self, request: VideoRequest, stop: Stop) -> Generator[Event, None, Frames]:
         yield from self.loading()
@@ -257,12 +259,12 @@ class CogVideoPipeline:
         return (yield from run.enlarge(clip))
 
     @contextmanager
-    def freed_where_memory_ends(self) -> Iterator[None]:
+    def unload_on_oom(self) -> Iterator[None]:
         """Raises OutOfMemory once nothing is held any more, neither by the pipeline nor by the video."""
         try:
-            with enough_memory(self.preset.model, self.place):
+            with translate_oom(self.preset.model, self.place):
                 yield
-        except OutOfMemory:
+        except OutOfMemoryError:
             self.unload()
             raise
 
@@ -275,15 +277,15 @@ class CogVideoPipeline:
     def _make_text(self) -> Text:
         path = self._first(self._folder / "text.model", ICETK_FOLDER.expanduser() / "ice_text.model")
         tokenizer = TextTokenizer(path, self.preset.model.image_tokens)
-        return Text(tokenizer, World.load(self._folder / "world.json"))
+        return Text(tokenizer, KnownConcepts.load(self._folder / "world.json"))
 
     def _make_clusters(self) -> ClusterSampler:
         path = self._first(self._folder / "cluster_labels.npy", published_home() / "cluster_label2.npy")
         labels = _read_labels(path, self.preset.model.image_tokens)
         return ClusterSampler(labels, usable_cores()).to(self.place.device)
 
-    def _make_codec(self) -> FrameCodec:
-        codec = FrameCodec.load(self.preset, self.place.device, self.place.dtype, self._folder)
+    def _make_codec(self) -> ImageTokenizer:
+        codec = ImageTokenizer.load(self.preset, self.place.device, self.place.dtype, self._folder)
         height, width = self.preset.model.fine_grid
         codec.tokens_per_pass = min(codec.tokens_per_pass, self.place.memory.frames_per_pass * height * width)
         return codec
@@ -291,12 +293,12 @@ class CogVideoPipeline:
     def _make_models(self) -> Models:
         # Read into host memory, mapped where nothing has to be changed: whole, it might not fit on the device.
         loaded = self._load_models(self.preset.name, self.place.read_as, torch.device("cpu"))
-        self._found = getattr(loaded, "found", None)
-        models = settle(loaded, self.place)
+        self._found = getattr(loaded, "message", None)
+        models = place_models(loaded, self.place)
         memory = self.place.memory
-        plain = memory.weights == "exact" and not (memory.offload or memory.swap or memory.int8_cache)
+        plain = memory.weights == "exact" and not (memory.offload or memory.swap_networks or memory.int8_cache)
         plain = plain and (memory.fused or self.place.kind == "cpu")
-        if plain and fusing_pays(self.preset.model, self.place.device):
+        if plain and should_fuse(self.preset.model, self.place.device):
             models.stage1.fuse(threads=usable_cores())
             models.stage2.fuse(threads=usable_cores())
         return models
@@ -320,7 +322,7 @@ class _Run:
 
     def __init__(self, pipeline: CogVideoPipeline, request: VideoRequest, stop: Stop) -> None:
         self.preset, self.place, self.previews = pipeline.preset, pipeline.place, pipeline.previews
-        self.tokenizer, self.sampler, self.codec, self.models = pipeline.parts()
+        self.tokenizer, self.sampler, self.codec, self.models = pipeline.components()
         self.request, self.stop = request, stop
         self.options = request.sampling or self.preset.sampling
         self.done, self.total = 0, sum(tokens_per_stage(self.preset.model, request).values())
@@ -328,40 +330,46 @@ class _Run:
 
     def begin(self) -> Generator[Event, None, Tensor]:
         """-> tokens [B, 5, N] of keyframes, or those [1, F, N] that were drawn before, shown at once."""
-        given = self.request.clip
+        given = self.request.initial_tokens
         if given is None:
             return (yield from self.keyframes())
         clip = self._tensor(given)[None]  # [1, F, N]
-        yield self._level(self.request.started_rounds, clip)
+        yield self._level(self.request.completed_rounds, clip)
         return clip
 
     def keyframes(self) -> Generator[Event, None, Tensor]:
         """-> tokens [B, 5, N]; shows every keyframe, and the five as a first video. B: the number of drafts, or 1."""
         request, first = self.request, self.request.first_frame
-        given = None if first is None else self._tensor(first).repeat(request.drafts, 1)  # [B, N]
-        with resident(self.models.stage1, self.place) as lm, threads(1):
-            texts = keyframe_texts(self.tokenizer, self.preset, [request.wish] * request.drafts, self.options.guidance)
-            ahead = LOOK_AHEAD if self.place.device.type == "cpu" else 1
-            wish = request.seeds, self.stop, ahead, given, self.place.memory.rows
-            for step in keyframes.draw(lm, texts, self.sampler, self.options, *wish):
+        given = None if first is None else self._tensor(first).repeat(request.num_drafts, 1)  # [B, N]
+        with on_device(self.models.stage1, self.place) as lm, torch_threads(1):
+            texts = keyframe_texts(
+                self.tokenizer, self.preset, [request.wish] * request.num_drafts, self.options.guidance_scale
+            )
+            ahead = LOOKAHEAD_TOKENS if self.place.device.type == "cpu" else 1
+            wish = request.seeds, self.stop, ahead, given, self.place.memory.max_batch_rows
+            for step in keyframes.generate_keyframes(lm, texts, self.sampler, self.options, *wish):
                 if step.tokens:
-                    yield self._progress("drafts" if request.drafts > 1 else "keyframes", step.tokens)
-                if step.all_there:
+                    yield self._progress("drafts" if request.num_drafts > 1 else "keyframes", step.tokens)
+                if step.is_complete:
                     yield from self._show(step)
-        yield self._level(0, step.clip)
-        return step.clip
+        yield self._level(0, step.video_tokens)
+        return step.video_tokens
 
     def interpolate(self, clip: Tensor) -> Generator[Event, None, Tensor]:
         """Tokens [1, 5 or more, N] -> [1, F, N]; shows every level. Drafts stay as they are."""
         request = self.request
-        begun, wanted = request.started_rounds, request.rounds
-        if request.drafts > 1 or begun == wanted:
+        begun, wanted = request.completed_rounds, request.rounds
+        if request.num_drafts > 1 or begun == wanted:
             return clip
-        texts, away = between_texts(self.tokenizer, self.preset, [request], self.options.between_guidance)
-        seeds = [request.seed if request.between_seed is None else request.between_seed]
-        wish = self.sampler, self.options.video, self.options.text_boost, seeds, self.stop
-        with resident(self.models.stage2, self.place) as lm, threads(1):
-            for step in interpolation.draw(lm, clip, texts, *wish, self.place.memory.rows, begun + 1, away):
+        texts, away = interpolation_texts(
+            self.tokenizer, self.preset, [request], self.options.interpolation_guidance_scale
+        )
+        seeds = [request.seed if request.interpolation_seed is None else request.interpolation_seed]
+        wish = self.sampler, self.options.video, self.options.text_attention_bias, seeds, self.stop
+        with on_device(self.models.stage2, self.place) as lm, torch_threads(1):
+            for step in interpolation.interpolate(
+                lm, clip, texts, *wish, self.place.memory.max_batch_rows, begun + 1, away
+            ):
                 if step.tokens:
                     yield self._progress("interpolate", step.tokens)
                 if step.clip is not None:
@@ -372,21 +380,21 @@ class _Run:
     def enlarge(self, clip: Tensor) -> Generator[Event, None, Frames]:
         """Tokens [B, F, N] -> the final frames uint8 [F, H, W, 3]; shows each of them. Drafts stay small."""
         model, request = self.preset.model, self.request
-        if request.drafts > 1 or not request.superres:
+        if request.num_drafts > 1 or not request.superres:
             return self.shown
         frames: list[Frames] = []
         text = superres_text(self.tokenizer, request.prompt)
         options, seed = self.options.superres, request.seed
         at_once = self.place.memory.frames_per_pass
         lm = self.models.superres
-        with enlarging(lm, self.place) as layers, threads():
-            for part in super_resolution.draw(
+        with upscaler_on_device(lm, self.place) as layers, torch_threads():
+            for part in super_resolution.upscale(
                 lm, clip[0], text, self.sampler, options, seed, at_once, self.stop, layers
             ):
                 small = self.shown[len(frames) : len(frames) + len(part.tokens)]
                 large = self.codec.decode(part.tokens, model.fine_grid)
-                for frame in project_back(large, small, self.preset.back_projection):
-                    yield SuperResolved(len(frames), request.frames, frame)
+                for frame in back_project(large, small, self.preset.back_projection):
+                    yield FrameUpscaled(len(frames), request.num_frames, frame)
                     frames.append(frame)
                 yield self._progress("superres", part.tokens.numel())
         return np.stack(frames)
@@ -395,15 +403,15 @@ class _Run:
         """A finished keyframe, or a growing one at the end of some of its rows; of every draft."""
         height, width = grid = self.preset.model.grid
         size, rows = height * width, width * max(1, height // PREVIEWS)
-        for draft, tokens in enumerate(step.clip[:, step.frame, : step.drawn]):
-            if step.drawn == size:
-                yield KeyframeDone(step.frame, self.codec.decode(tokens[None], grid)[0], draft)
-            elif self.previews and step.drawn % rows == 0:
-                yield KeyframePainted(step.frame, step.drawn, self.codec.decode_partial(tokens, grid), draft)
+        for draft, tokens in enumerate(step.video_tokens[:, step.frame, : step.num_tokens]):
+            if step.num_tokens == size:
+                yield KeyframeCompleted(step.frame, self.codec.decode(tokens[None], grid)[0], draft)
+            elif self.previews and step.num_tokens % rows == 0:
+                yield KeyframePreview(step.frame, step.num_tokens, self.codec.decode_partial(tokens, grid), draft)
 
-    def _level(self, level: int, clip: Tensor) -> LevelDone:
+    def _level(self, level: int, clip: Tensor) -> RoundCompleted:
         self.shown = self._pictures(clip)
-        return LevelDone(level, self.shown, clip.cpu().numpy())
+        return RoundCompleted(level, self.shown, clip.cpu().numpy())
 
     def _pictures(self, clip: Tensor) -> Frames:
         """Tokens [B, F, N] -> uint8 [F, H, W, 3]; several videos side by side."""
@@ -423,7 +431,7 @@ def keyframe_texts(
     """What keyframes of `wishes` (prompt, seconds) read. Without guidance all but the first read the bare prompt."""
     first = [first_frame_text(tokenizer, preset, prompt) for prompt, _ in wishes]
     if guidance == 1.0:
-        return KeyframeTexts(first, [between_text(tokenizer, *wish) for wish in wishes], None)
+        return KeyframeTexts(first, [interpolation_text(tokenizer, *wish) for wish in wishes], None)
     return KeyframeTexts(
         first,
         [video_text(tokenizer, preset, *wish) for wish in wishes],
@@ -431,19 +439,21 @@ def keyframe_texts(
     )
 
 
-def between_texts(
+def interpolation_texts(
     tokenizer: TextTokenizer, preset: Preset, requests: Sequence[VideoRequest], guidance: float
-) -> tuple[list[list[list[int]]], interpolation.Guidance | None]:
+) -> tuple[list[list[list[int]]], interpolation.InterpolationGuidance | None]:
     """What stage 2 reads in each round that is left, for each of `requests`, which are equally long; and without."""
     like = requests[0]
-    spans = round_seconds(like.seconds, like.rounds)[like.started_rounds :]
-    texts = [[between_text(tokenizer, request.prompt, span) for request in requests] for span in spans]
+    spans = round_seconds(like.duration, like.rounds)[like.completed_rounds :]
+    texts = [[interpolation_text(tokenizer, request.prompt, span) for request in requests] for span in spans]
     if guidance == 1.0:
         return texts, None
-    return texts, interpolation.Guidance([unconditional_text(tokenizer, preset, span) for span in spans], guidance)
+    return texts, interpolation.InterpolationGuidance(
+        [unconditional_text(tokenizer, preset, span) for span in spans], guidance
+    )
 
 
-def check_given(model: ModelConfig, given: TokenFrames) -> None:
+def check_initial_tokens(model: ModelConfig, given: TokenFrames) -> None:
     """Raises RequestError where the tokens are no frames of this model."""
     rows = given.rows()
     if len(rows[0]) != model.tokens_per_frame or max(map(max, rows)) >= model.image_tokens:

@@ -20,12 +20,12 @@ from cogvideo.errors import RequestError
 class TokenFrames:
     """`frames` frames of equally many tokens each."""
 
-    frames: int
+    num_frames: int
     packed: str
     """base64 of the deflated tokens, two bytes each, the lower first."""
 
     def __post_init__(self) -> None:
-        if type(self.frames) is not int or not isinstance(self.packed, str):
+        if type(self.num_frames) is not int or not isinstance(self.packed, str):
             raise _damaged()
 
     @classmethod
@@ -43,9 +43,9 @@ class TokenFrames:
             raise _damaged() from error
         if sys.byteorder == "big":
             words.byteswap()
-        if self.frames < 1 or not words or len(words) % self.frames:
+        if self.num_frames < 1 or not words or len(words) % self.num_frames:
             raise _damaged()
-        size = len(words) // self.frames
+        size = len(words) // self.num_frames
         return [words[at : at + size].tolist() for at in range(0, len(words), size)]
 
 

@@ -24,7 +24,7 @@ Mask = npt.NDArray[np.bool_]
 Stage = Literal[1, 2]
 
 
-class Sight(Enum):
+class Visibility(Enum):
     """What a slot of one frame may attend to in a frame (its own or another)."""
 
     NONE = auto()
@@ -33,14 +33,14 @@ class Sight(Enum):
     ALL = auto()
 
 
-class Stretch(NamedTuple):
+class KeyRange(NamedTuple):
     """A range of places in a cache: keys start..end - 1 are seen, and the slot's own key is the last of them."""
 
     start: int
     end: int
 
 
-class Shelf:
+class TemporalKeyLayout:
     """Places of temporal keys, so arranged that everything a slot being drawn sees lies side by side.
 
     One compartment for each region (stage 1: a single one); in it a copy of the text, then the cells of the region
@@ -61,25 +61,25 @@ class Shelf:
             self._rank[self._region == region] = np.arange(sizes[region])
         self.capacity = int(widths.sum())
 
-    def frame_places(self, frame: int) -> Indices:
+    def frame_slots(self, frame: int) -> Indices:
         """Place of the key of each cell of `frame`, [tokens_per_frame]."""
         before = self.text + self.order.index(frame) * self._sizes  # [regions]
         return np.asarray((self._starts + before)[self._region] + self._rank)
 
-    def text_places(self) -> Indices:
+    def text_slots(self) -> Indices:
         """Places of the copies of the text, [regions, text]."""
         return np.asarray(self._starts[:, None] + np.arange(self.text))
 
-    def stretches(self, frame: int) -> list[Stretch]:
+    def key_ranges(self, frame: int) -> list[KeyRange]:
         """What each slot of a drawn `frame` sees; the text is the first `text` places of it."""
         return [
-            Stretch(int(start), int(place) + 1)
-            for start, place in zip(self._starts[self._region], self.frame_places(frame), strict=True)
+            KeyRange(int(start), int(place) + 1)
+            for start, place in zip(self._starts[self._region], self.frame_slots(frame), strict=True)
         ]
 
 
 @dataclass(frozen=True)
-class Layout:
+class TokenLayout:
     """Geometry of one `ModelConfig`. Hashable; derived arrays are computed once and must not be written to."""
 
     config: ModelConfig
@@ -93,9 +93,9 @@ class Layout:
                 f"{self.config.base_positions} base positions cannot hold text ({self.image_start}) and a frame "
                 f"({self.tokens_per_frame})"
             )
-        if self.later_positions > self.config.extra_positions:
+        if self.num_later_positions > self.config.extra_positions:
             raise ValueError(
-                f"{self.config.extra_positions} extra positions cannot hold the {self.later_positions} slots of "
+                f"{self.config.extra_positions} extra positions cannot hold the {self.num_later_positions} slots of "
                 "the frames after the first"
             )
 
@@ -121,7 +121,7 @@ class Layout:
         return self.config.image_start
 
     @property
-    def later_positions(self) -> int:
+    def num_later_positions(self) -> int:
         """Slots of all frames after the first."""
         return (self.frames - 1) * self.tokens_per_frame
 
@@ -163,17 +163,17 @@ class Layout:
 
     # -- who sees whom -----------------------------------------------------------------------------------------
 
-    def spatial_sight(self, stage: Stage, frame: int) -> Sight:
+    def spatial_visibility(self, stage: Stage, frame: int) -> Visibility:
         """What slots of `frame` see of it in the backbone's own channel; there they see text and no other frame."""
-        return Sight.ALL if stage == 2 and frame in self.given else Sight.CAUSAL
+        return Visibility.ALL if stage == 2 and frame in self.given else Visibility.CAUSAL
 
-    def temporal_sight(self, stage: Stage, frame: int, seen: int) -> Sight:
+    def temporal_visibility(self, stage: Stage, frame: int, seen: int) -> Visibility:
         """What slots of `frame` see of frame `seen` in `attention_plus`, in stage 2 within their own region."""
         if stage == 2 and seen in self.given:
-            return Sight.ALL
+            return Visibility.ALL
         if seen > frame or (stage == 2 and frame in self.given):
-            return Sight.NONE
-        return Sight.CAUSAL if seen == frame else Sight.ALL
+            return Visibility.NONE
+        return Visibility.CAUSAL if seen == frame else Visibility.ALL
 
     def shift(self, layer: int) -> int:
         """By how many cells the windows of stage 2 are shifted in `layer`, down and to the right."""
@@ -220,16 +220,17 @@ class Layout:
         region = self.regions(shift)[cells]
         near = region[:, :, None] == region[:, None, :]
         causal = near & (cells[:, :, None] >= cells[:, None, :])
-        blocks = {Sight.NONE: np.zeros_like(near), Sight.CAUSAL: causal, Sight.ALL: near}
+        blocks = {Visibility.NONE: np.zeros_like(near), Visibility.CAUSAL: causal, Visibility.ALL: near}
         rows = [
-            np.concatenate([blocks[self.temporal_sight(2, frame, seen)] for seen in frames], axis=2) for frame in frames
+            np.concatenate([blocks[self.temporal_visibility(2, frame, seen)] for seen in frames], axis=2)
+            for frame in frames
         ]
         return np.concatenate(rows, axis=1)
 
     def spatial_mask(self, stage: Stage, frame: int) -> Mask:
         """Spatial channel within `frame`: [slot, seen slot]."""
         full = np.ones((self.tokens_per_frame, self.tokens_per_frame), dtype=np.bool_)
-        return full if self.spatial_sight(stage, frame) is Sight.ALL else np.tril(full)
+        return full if self.spatial_visibility(stage, frame) is Visibility.ALL else np.tril(full)
 
     def region_mask(self, layer: int) -> Mask:
         """Stage 2: cells that share a region in `layer`, [cell, seen cell]."""
@@ -239,12 +240,12 @@ class Layout:
     # -- the cache of the temporal channel: what a slot sees is one stretch of it --------------------------------
 
     @lru_cache  # noqa: B019
-    def shelf(self, stage: Stage, layer: int, text: int) -> Shelf:
+    def temporal_keys(self, stage: Stage, layer: int, text: int) -> TemporalKeyLayout:
         """How `layer` (by its parity) keeps temporal keys while frames are drawn, with `text` text slots."""
         size = self.tokens_per_frame
         if stage == 1:
-            return Shelf(text, tuple(range(self.frames)), np.zeros(size, dtype=np.int64))
-        return Shelf(text, self.stage2_order, self.regions(self.shift(layer)))
+            return TemporalKeyLayout(text, tuple(range(self.frames)), np.zeros(size, dtype=np.int64))
+        return TemporalKeyLayout(text, self.stage2_order, self.regions(self.shift(layer)))
 
     # -- private -----------------------------------------------------------------------------------------------
 

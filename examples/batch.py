@@ -27,8 +27,8 @@ def requests(table: Path) -> list[tuple[str, VideoRequest]]:
                 VideoRequest(
                     row["prompt"],
                     seed=int(row.get("seed") or number),
-                    frames=int(row.get("frames") or 33),
-                    seconds=float(row.get("seconds") or 4),
+                    num_frames=int(row.get("frames") or 33),
+                    duration=float(row.get("seconds") or 4),
                     superres=False,
                 ),
             )
@@ -51,7 +51,7 @@ def main(table: Path, folder: Path, model: str = "mini") -> int:
             refused += 1
             print(f"{name}: {error.zh}\n{name}: {error.en}", file=sys.stderr)
             continue
-        print(write_video(path, frames, request.seconds), request.prompt)
+        print(write_video(path, frames, request.duration), request.prompt)
     return 2 if refused else 0
 
 

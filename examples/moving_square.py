@@ -9,7 +9,7 @@ import numpy as np
 
 from cogvideo.config import Preset
 from cogvideo.data.dataset import Pixels, TokenClip, to_tokens
-from cogvideo.tokenizers.image import FrameCodec
+from cogvideo.tokenizers.image import ImageTokenizer
 
 COLOURS = {"红色": (220, 50, 47), "绿色": (60, 160, 60), "蓝色": (38, 100, 210)}
 DIRECTIONS = {"向左": (0, -1), "向右": (0, 1), "向上": (-1, 0), "向下": (1, 0)}
@@ -19,7 +19,7 @@ FRAMES = 9
 class MovingSquares:
     """Every colour in every direction. A class is called with the preset and the codec that training uses."""
 
-    def __init__(self, preset: Preset, codec: FrameCodec) -> None:
+    def __init__(self, preset: Preset, codec: ImageTokenizer) -> None:
         self.preset, self.codec = preset, codec
         self.cases = [(colour, direction) for colour in COLOURS for direction in DIRECTIONS]
         self.clips: dict[int, TokenClip] = {}

@@ -29,7 +29,7 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
-class Shape:
+class KernelShape:
     """Sizes of one layer: those of the published model, of mini, or small ones."""
 
     samples: int
@@ -49,14 +49,14 @@ class Shape:
 
 
 SHAPES = {
-    "published": Shape(samples=4, heads=48, coarse=(20, 20), upscale=3, head=64, places=(220, 1820)),
-    "mini": Shape(samples=4, heads=6, coarse=(8, 8), upscale=3, head=32, places=(48, 304)),
-    "toy": Shape(samples=1, heads=2, coarse=(4, 4), upscale=3, head=16, places=(12, 76)),
+    "published": KernelShape(samples=4, heads=48, coarse=(20, 20), upscale=3, head=64, places=(220, 1820)),
+    "mini": KernelShape(samples=4, heads=6, coarse=(8, 8), upscale=3, head=32, places=(48, 304)),
+    "toy": KernelShape(samples=1, heads=2, coarse=(4, 4), upscale=3, head=16, places=(12, 76)),
 }
 
 
 @dataclass(frozen=True)
-class Machine:
+class HardwareLimits:
     """What this machine does at best, measured."""
 
     name: str
@@ -65,7 +65,7 @@ class Machine:
 
 
 @dataclass(frozen=True)
-class Row:
+class KernelResult:
     """One line of the table."""
 
     operation: str
@@ -76,7 +76,7 @@ class Row:
     note: str = ""
 
     @property
-    def of_floor(self) -> float | None:
+    def fraction_of_floor(self) -> float | None:
         return self.floor_milliseconds / self.milliseconds if self.milliseconds else None
 
 
@@ -94,7 +94,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         *sandwich_rows(shape, device, dtype, machine, options.seconds),
     ]
     if options.json:
-        lines = [asdict(row) | {"of_floor": row.of_floor} for row in rows]
+        lines = [
+            asdict(row) | {"fraction_of_floor": row.fraction_of_floor, "of_floor": row.fraction_of_floor}
+            for row in rows
+        ]
         described = {"shape": asdict(shape), "dtype": str(dtype), "machine": asdict(machine), "rows": lines}
         print(json.dumps(described, ensure_ascii=False, indent=1))
     else:
@@ -127,7 +130,7 @@ def _parser() -> argparse.ArgumentParser:
 # --- measuring ------------------------------------------------------------------------------------------------------
 
 
-def measure_machine(device: torch.device, dtype: torch.dtype, seconds: float) -> Machine:
+def measure_machine(device: torch.device, dtype: torch.dtype, seconds: float) -> HardwareLimits:
     """Bandwidth of a large copy and rate of a large matrix product in `dtype`."""
     side = 8192 if device.type == "cuda" else 768
     a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
@@ -136,7 +139,7 @@ def measure_machine(device: torch.device, dtype: torch.dtype, seconds: float) ->
     copy = milliseconds(lambda: target.copy_(source), device, seconds)
     product = milliseconds(lambda: a @ b, device, seconds)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-    return Machine(name, 2 * source.numel() / copy / 1e6, 2 * side**3 / product / 1e6)
+    return HardwareLimits(name, 2 * source.numel() / copy / 1e6, 2 * side**3 / product / 1e6)
 
 
 def milliseconds(
@@ -192,8 +195,8 @@ def mebibytes(call: Callable[[], object], device: torch.device) -> float:
 
 
 def local_attention_rows(
-    shape: Shape, device: torch.device, dtype: torch.dtype, machine: Machine, seconds: float
-) -> Iterator[Row]:
+    shape: KernelShape, device: torch.device, dtype: torch.dtype, machine: HardwareLimits, seconds: float
+) -> Iterator[KernelResult]:
     """Forward, and forward with backward, of each form that can run here."""
     tensors = _tensors(shape, device, dtype)
     sizes = (shape.fine, shape.coarse, shape.fine_window, shape.coarse_window)
@@ -201,9 +204,9 @@ def local_attention_rows(
     for operation, backward in (("local attention", False), ("local attention, with gradients", True)):
         floor = local_attention_floor(shape, dtype, machine, backward)
         for form, function in forms.items():
-            why = door.why_not(tensors[0]) if form == "fast" else None
+            why = door.unsupported_reason(tensors[0]) if form == "fast" else None
             if why is not None:
-                yield Row(operation, form, None, None, floor, why)
+                yield KernelResult(operation, form, None, None, floor, why)
                 continue
 
             def call(function: Callable[..., torch.Tensor] = function, backward: bool = backward) -> None:
@@ -212,10 +215,10 @@ def local_attention_rows(
                 if backward:
                     torch.autograd.grad(out, tensors, torch.ones_like(out))
 
-            yield Row(operation, form, milliseconds(call, device, seconds), mebibytes(call, device), floor)
+            yield KernelResult(operation, form, milliseconds(call, device, seconds), mebibytes(call, device), floor)
 
 
-def _tensors(shape: Shape, device: torch.device, dtype: torch.dtype) -> list[torch.Tensor]:
+def _tensors(shape: KernelShape, device: torch.device, dtype: torch.dtype) -> list[torch.Tensor]:
     fine, coarse = shape.fine[0] * shape.fine[1], shape.coarse[0] * shape.coarse[1]
     return [
         torch.randn(shape.samples, shape.heads, cells, shape.head, device=device, dtype=dtype, requires_grad=True)
@@ -223,7 +226,7 @@ def _tensors(shape: Shape, device: torch.device, dtype: torch.dtype) -> list[tor
     ]
 
 
-def local_attention_floor(shape: Shape, dtype: torch.dtype, machine: Machine, backward: bool) -> float:
+def local_attention_floor(shape: KernelShape, dtype: torch.dtype, machine: HardwareLimits, backward: bool) -> float:
     """Milliseconds. Forward: two products with every key in a window, all tensors moved once; backward: five products
     more, all tensors and gradients moved once more.
     """
@@ -240,8 +243,8 @@ def local_attention_floor(shape: Shape, dtype: torch.dtype, machine: Machine, ba
 
 
 def decode_attention_rows(
-    shape: Shape, device: torch.device, dtype: torch.dtype, machine: Machine, seconds: float
-) -> Iterator[Row]:
+    shape: KernelShape, device: torch.device, dtype: torch.dtype, machine: HardwareLimits, seconds: float
+) -> Iterator[KernelResult]:
     """One slot of every row in both channels. The floor: each key and value is read once."""
     rows, heads, head = shape.samples, shape.heads, shape.head
     channels = [
@@ -259,31 +262,31 @@ def decode_attention_rows(
         "fast": lambda: decoding.decode_attention(channels, spans),
         "plain": lambda: reference.decode_attention(channels, spans),
     }
-    yield from _rows("decode attention", calls, decoding.why_not(channels), floor, device, seconds)
+    yield from _rows("decode attention", calls, decoding.unsupported_reason(channels), floor, device, seconds)
 
 
 def int8_rows(
-    shape: Shape, device: torch.device, dtype: torch.dtype, machine: Machine, seconds: float
-) -> Iterator[Row]:
+    shape: KernelShape, device: torch.device, dtype: torch.dtype, machine: HardwareLimits, seconds: float
+) -> Iterator[KernelResult]:
     """The first product of the MLP for the rows that decoding advances at once: 8-bit weights by the kernel, unpacked
     first, and weights of full size. The floor: the 8-bit weights are read once.
     """
     hidden = shape.heads * shape.head
     x = torch.randn(shape.samples, hidden, device=device, dtype=dtype)
     whole = torch.randn(4 * hidden, hidden, device=device, dtype=dtype)
-    small, scale = w8a16.quantise(whole)
+    small, scale = w8a16.quantize_rows(whole)
     floor = small.numel() / (machine.gigabytes_per_second * 1e6)
     calls: dict[str, Callable[[], object]] = {
         "fast": lambda: w8a16.linear(x, small, scale),
         "plain": lambda: w8a16.plain(x, small, scale),
         "16 bits" if dtype.itemsize == 2 else "32 bits": lambda: torch.nn.functional.linear(x, whole),
     }
-    yield from _rows("8-bit product", calls, w8a16.why_not(x, small), floor, device, seconds)
+    yield from _rows("8-bit product", calls, w8a16.unsupported_reason(x, small), floor, device, seconds)
 
 
 def sandwich_rows(
-    shape: Shape, device: torch.device, dtype: torch.dtype, machine: Machine, seconds: float
-) -> Iterator[Row]:
+    shape: KernelShape, device: torch.device, dtype: torch.dtype, machine: HardwareLimits, seconds: float
+) -> Iterator[KernelResult]:
     """LayerNorm, residual sum and LayerNorm of a layer of super-resolution, which has many rows. The floor: two tensors
     are read and two written.
     """
@@ -295,7 +298,7 @@ def sandwich_rows(
         "fast": lambda: sandwich_norm.sandwich_norm(x, out, norm, norm),
         "plain": lambda: kernels_reference.plain(x, out, norm, norm),
     }
-    yield from _rows("sandwiched norms", calls, sandwich_norm.why_not(x), floor, device, seconds)
+    yield from _rows("sandwiched norms", calls, sandwich_norm.unsupported_reason(x), floor, device, seconds)
 
 
 def _rows(
@@ -305,16 +308,16 @@ def _rows(
     floor: float,
     device: torch.device,
     seconds: float,
-) -> Iterator[Row]:
+) -> Iterator[KernelResult]:
     """A row for each form; `why` the fast one cannot run."""
     for form, call in calls.items():
         if form == "fast" and why is not None:
-            yield Row(operation, form, None, None, floor, why)
+            yield KernelResult(operation, form, None, None, floor, why)
         else:
-            yield Row(operation, form, milliseconds(call, device, seconds), mebibytes(call, device), floor)
+            yield KernelResult(operation, form, milliseconds(call, device, seconds), mebibytes(call, device), floor)
 
 
-def table(shape: Shape, dtype: torch.dtype, machine: Machine, rows: Sequence[Row]) -> str:
+def table(shape: KernelShape, dtype: torch.dtype, machine: HardwareLimits, rows: Sequence[KernelResult]) -> str:
     """The rows for a person to read."""
     lines = [
         f"{machine.name}: {machine.gigabytes_per_second:.0f} GB/s, {machine.gigaflops:.0f} GFLOP/s in {dtype}",
@@ -324,11 +327,11 @@ def table(shape: Shape, dtype: torch.dtype, machine: Machine, rows: Sequence[Row
     ]
     for row in rows:
         line = f"{row.operation:<34}{row.form:<8}"
-        if row.milliseconds is None or row.mebibytes is None or row.of_floor is None:
+        if row.milliseconds is None or row.mebibytes is None or row.fraction_of_floor is None:
             lines.append(f"{line}not run: {row.note}")
         else:
             lines.append(
-                f"{line}{row.milliseconds:>10.3f}{row.mebibytes:>10.1f}{row.floor_milliseconds:>10.4f}{row.of_floor:>9.1%}"
+                f"{line}{row.milliseconds:>10.3f}{row.mebibytes:>10.1f}{row.floor_milliseconds:>10.4f}{row.fraction_of_floor:>9.1%}"
             )
     return "\n".join(lines)
 

@@ -25,7 +25,7 @@ SECONDS: Final = 120
 """After which a compiler is given up."""
 
 
-def why_not(source: str) -> str | None:
+def unsupported_reason(source: str) -> str | None:
     """Why the library of `source` cannot be used, in words; None where it can. The first call compiles it (2 s)."""
     if os.environ.get(SWITCH) == "0":
         return f"{SWITCH}=0 is set"

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernels import cpu_build
-from kernels.thread_pool import team
+from kernels.thread_pool import thread_pool
 
 SOURCE: Final = "decode_cpu.c"
 PANEL: Final = 32
@@ -30,13 +30,13 @@ _STORED: Final = (*KINDS, "fp16")
 """By their numbers in C."""
 
 
-def why_not(like: Tensor) -> str | None:
+def unsupported_reason(like: Tensor) -> str | None:
     """Why no compiled step can take networks with tensors like this one, in words; None where it can."""
     if like.device.type != "cpu":
         return f"the step is compiled for the CPU, and the tensors are on {like.device.type}"
     if like.dtype != torch.float32:
         return f"the step computes in float32, not in {like.dtype}"
-    return cpu_build.why_not(SOURCE)
+    return cpu_build.unsupported_reason(SOURCE)
 
 
 class Affine(NamedTuple):
@@ -53,11 +53,11 @@ class LayerWeights(NamedTuple):
     after: Affine
     before_mlp: Affine
     after_mlp: Affine
-    inward: Affine  # [channels * 3h, h]: queries, keys and values of the first channel, then of the second
-    outward: Sequence[Affine]  # of each channel, [h, h]
-    widen: Affine
-    narrow: Affine
-    share: Tensor | None = None  # [h], of the first channel where there are two; the other's is the rest
+    qkv_proj: Affine  # [channels * 3h, h]: queries, keys and values of the first channel, then of the second
+    out_proj: Sequence[Affine]  # of each channel, [h, h]
+    up_proj: Affine
+    down_proj: Affine
+    gate: Tensor | None = None  # [h], of the first channel where there are two; the other's is the rest
 
 
 class _Norm(ctypes.Structure):
@@ -92,7 +92,7 @@ class _Arena(ctypes.Structure):
     _fields_ = (("data", ctypes.c_void_p), ("capacity", ctypes.c_int64))
 
 
-class Matrix:
+class PackedMatrix:
     """A linear layer packed for few rows. `precision`: of the weights; int8 has one scale for each output.
 
     fp32 means the numbers as they are: in 16 bits where these hold them all.
@@ -124,7 +124,7 @@ class Matrix:
         """x [R, inputs] fp32 -> [R, outputs]."""
         x = x.contiguous()
         out = torch.empty(len(x), len(self.weight) * PANEL)
-        ours, helpers = (ctypes.byref(self.described), *_pointers(x, out)), team(threads)
+        ours, helpers = (ctypes.byref(self.described), *_pointers(x, out)), thread_pool(threads)
         product = cpu_build.library(SOURCE).product
         helpers.run(
             [
@@ -135,7 +135,7 @@ class Matrix:
         return out[:, : self.outputs]
 
 
-class Arenas:
+class KVBuffers:
     """Where keys and values of a batch are kept: for each layer one tensor [2, B, heads, capacity, d] a channel."""
 
     def __init__(self, layers: Sequence[Sequence[Tensor]]) -> None:
@@ -147,7 +147,7 @@ class Arenas:
         self.described = (_Arena * len(flat))(*(_Arena(arena.data_ptr(), arena.shape[3]) for arena in flat))
 
 
-class Steps:
+class NativeNetwork:
     """All layers of a network, packed. `words` [vocabulary, h]: its word embeddings."""
 
     def __init__(
@@ -164,7 +164,9 @@ class Steps:
         packed = (_Layer * len(layers))(*(self._layer(layer, precision) for layer in layers))
         words = words.detach().contiguous()
         self._kept += [packed, words]
-        self._multiplications = sum(kept.weight.numel() for kept in self._kept if isinstance(kept, Matrix))  # a slot's
+        self._multiplications = sum(
+            kept.weight.numel() for kept in self._kept if isinstance(kept, PackedMatrix)
+        )  # a slot's
         sizes = (len(layers), self.hidden, heads, channels)
         pointer = ctypes.cast(packed, ctypes.POINTER(_Layer))
         self._net = _Net(*sizes, pointer, self._norm(final), words.data_ptr())
@@ -174,13 +176,13 @@ class Steps:
     @property
     def nbytes(self) -> int:
         """Of the matrices."""
-        return sum(kept.nbytes for kept in self._kept if isinstance(kept, Matrix))
+        return sum(kept.nbytes for kept in self._kept if isinstance(kept, PackedMatrix))
 
     def run(
         self,
         ids: Tensor,
         positions: Tensor,
-        arenas: Arenas,
+        arenas: KVBuffers,
         spans: Sequence[int],
         text: Tensor | None = None,
         threads: int = 1,
@@ -196,7 +198,7 @@ class Steps:
         if len(spans) != 6 * slots or max(spans) > arenas.widest:
             raise ValueError(f"{len(spans)} numbers of spans for {slots} slots and {arenas.widest} places")
         out = torch.empty(batch, slots, self.hidden)
-        library, helpers = cpu_build.library(SOURCE), team(threads)
+        library, helpers = cpu_build.library(SOURCE), thread_pool(threads)
         words = None if text is None else text.contiguous()
         where = (
             (ctypes.c_int64 * len(spans))(*spans),
@@ -216,11 +218,11 @@ class Steps:
 
     def _layer(self, layer: LayerWeights, precision: Precision) -> _Layer:
         norms = (layer.before, layer.after, layer.before_mlp, layer.after_mlp)
-        linears = (layer.inward, layer.widen, layer.narrow, *layer.outward)
-        matrices = [Matrix(affine, precision) for affine in linears]
-        share = None if layer.share is None else layer.share.detach().float().contiguous()
+        linears = (layer.qkv_proj, layer.up_proj, layer.down_proj, *layer.out_proj)
+        matrices = [PackedMatrix(affine, precision) for affine in linears]
+        share = None if layer.gate is None else layer.gate.detach().float().contiguous()
         self._kept += [*matrices, share]
-        described = [matrix.described for matrix in matrices] + [_Matrix()] * (2 - len(layer.outward))
+        described = [matrix.described for matrix in matrices] + [_Matrix()] * (2 - len(layer.out_proj))
         return _Layer(*map(self._norm, norms), *described, None if share is None else share.data_ptr())
 
     def _norm(self, affine: Affine) -> _Norm:

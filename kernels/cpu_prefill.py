@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from kernels import cpu_build
-from kernels.cpu_decode import SOURCE, Arenas, Steps
-from kernels.thread_pool import team
+from kernels.cpu_decode import SOURCE, KVBuffers, NativeNetwork
+from kernels.thread_pool import thread_pool
 
 
-class Group(NamedTuple):
+class QueryGroup(NamedTuple):
     """Tokens that attend to the same ones."""
 
     queries: Tensor  # numbers of tokens, int
@@ -30,10 +30,10 @@ class Group(NamedTuple):
     """Added to the scores of the text."""
 
 
-class Sight(NamedTuple):
+class LayerPattern(NamedTuple):
     """One channel."""
 
-    groups: Sequence[Group]
+    groups: Sequence[QueryGroup]
     kept: Tensor  # [2, K] int: numbers of tokens, and the place of each in its arena
 
 
@@ -53,20 +53,20 @@ class _Sight(ctypes.Structure):
     )
 
 
-class Plan:
+class PrefillPlan:
     """Three sights, packed: of the frame's own channel, of the one across frames on even layers and on odd ones.
 
     `text`: how many of the tokens are the text's; they come first, and have no part in the second channel.
     """
 
-    def __init__(self, sights: Sequence[Sight], text: int) -> None:
+    def __init__(self, sights: Sequence[LayerPattern], text: int) -> None:
         self.text, self._kept = text, list[object]()
         self.described = (_Sight * 3)(*(self._sight(sight) for sight in sights))
         self.widest = max((len(group.keys) for sight in sights for group in sight.groups), default=0)
         self.tokens = 1 + max(int(group.queries.max()) for sight in sights for group in sight.groups)
         self.furthest = max((int(sight.kept[1].max()) for sight in sights if sight.kept.numel()), default=-1)
 
-    def _sight(self, sight: Sight) -> _Sight:
+    def _sight(self, sight: LayerPattern) -> _Sight:
         packed = (_Group * len(sight.groups))(*(self._group(group) for group in sight.groups))
         self._kept.append(packed)
         kept = self._numbers(sight.kept)
@@ -74,7 +74,7 @@ class Plan:
         pointers = token.data_ptr(), place.data_ptr()
         return _Sight(ctypes.cast(packed, ctypes.POINTER(_Group)), *pointers, len(packed), kept.shape[1])
 
-    def _group(self, group: Group) -> _Group:
+    def _group(self, group: QueryGroup) -> _Group:
         queries, keys = self._numbers(group.queries), self._numbers(group.keys)
         before = -1 if group.before is None else group.before
         return _Group(queries.data_ptr(), keys.data_ptr(), len(queries), len(keys), before, group.boost)
@@ -85,7 +85,9 @@ class Plan:
         return numbers
 
 
-def read(steps: Steps, x: Tensor, padding: Sequence[int], plan: Plan, arenas: Arenas, threads: int = 1) -> None:
+def prefill(
+    steps: NativeNetwork, x: Tensor, padding: Sequence[int], plan: PrefillPlan, arenas: KVBuffers, threads: int = 1
+) -> None:
     """x [B, S, h]: embedded tokens of each row, which are overwritten. Keys and values go into `arenas`.
 
     padding: how many of the first text tokens of each row nobody sees. Rows are divided among `threads`; a row's
@@ -110,4 +112,4 @@ def read(steps: Steps, x: Tensor, padding: Sequence[int], plan: Plan, arenas: Ar
             ctypes.c_void_p(scratch.data_ptr()),
         )
 
-    team(threads).run([partial(one, row) for row in range(batch)])
+    thread_pool(threads).run([partial(one, row) for row in range(batch)])

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from kernels import cpu_build
 from kernels.cpu_decode import SOURCE
-from kernels.thread_pool import team
+from kernels.thread_pool import thread_pool
 
 LANES: Final = 16
 """At most so many numbers are computed at once: room behind the last."""
@@ -22,16 +22,16 @@ PER_SCORE: Final = 32
 """Multiplications that take as long as one score does in a draw, about."""
 
 
-def why_not(logits: Tensor) -> str | None:
+def unsupported_reason(logits: Tensor) -> str | None:
     """Why scores like these cannot be drawn from by the compiled form, in words; None where they can."""
     if logits.device.type != "cpu":
         return f"the draw is compiled for the CPU, and the scores are on {logits.device.type}"
     if logits.dtype != torch.float32 or logits.stride(-1) != 1:
         return f"the draw reads scores of float32 that lie side by side, not {logits.dtype} {logits.stride(-1)} apart"
-    return cpu_build.why_not(SOURCE)
+    return cpu_build.unsupported_reason(SOURCE)
 
 
-class Clusters:
+class NativeClusterSampler:
     """labels int [V]: the cluster of each token; members int64 [C, M]: its tokens, but for `padding` bool [C, M]."""
 
     def __init__(self, labels: Tensor, members: Tensor, padding: Tensor) -> None:
@@ -40,7 +40,7 @@ class Clusters:
         self._sizes = (~padding).sum(1)
         self._clusters, self._widest = members.shape
 
-    def draw(
+    def sample(
         self,
         logits: Tensor,
         keys: Tensor,
@@ -69,6 +69,6 @@ class Clusters:
                 *(ctypes.c_void_p(tensor.data_ptr()) for tensor in (keys[first], out[first], shares, mass)),
             )
 
-        helpers = team(threads)
+        helpers = thread_pool(threads)
         helpers.run([partial(some, *part) for part in helpers.split(rows, rows * vocabulary * PER_SCORE)])
         return out

@@ -11,20 +11,20 @@ import torch
 
 from kernels import reference
 from kernels.reference import Channel
-from kernels.triton_support import why_no_triton
+from kernels.triton_support import triton_unsupported_reason
 
 LARGEST_HEAD = 256
 """Numbers of one head's vector; a block of keys as wide fits the registers of a program."""
 
 
-def why_not(channels: Sequence[Channel]) -> str | None:
+def unsupported_reason(channels: Sequence[Channel]) -> str | None:
     """Why the fast kernel cannot take these channels, in words; None where it can."""
     q = channels[0].q
     if len(channels) > 2:
         return f"the kernel serves one or two channels, not {len(channels)}"
     if q.shape[-1] > LARGEST_HEAD:
         return f"heads of {q.shape[-1]} are wider than {LARGEST_HEAD}"
-    return why_no_triton(q)
+    return triton_unsupported_reason(q)
 
 
 def decode_attention(
@@ -34,7 +34,7 @@ def decode_attention(
 
     `spans`, int32 [channels, Q, 2], is read on the device, so that a captured graph can be replayed for every slot.
     """
-    if why_not(channels) is not None:
+    if unsupported_reason(channels) is not None:
         return reference.decode_attention(channels, spans, text)
     from kernels.decode_attention_triton import decode_attention as fast
 

@@ -6,17 +6,17 @@ import torch
 
 from kernels import reference
 from kernels.reference import Size
-from kernels.triton_support import why_no_triton
+from kernels.triton_support import triton_unsupported_reason
 
 LARGEST_HEAD = 256
 """Bytes of one head's vector; what a tile of wider ones takes does not fit into a small card's shared memory."""
 
 
-def why_not(q: torch.Tensor) -> str | None:
+def unsupported_reason(q: torch.Tensor) -> str | None:
     """Why the fast kernel cannot take queries like `q`, in words; None where it can."""
     if q.shape[-1] * q.element_size() > LARGEST_HEAD:
         return f"heads of {q.shape[-1]} are wider than the {LARGEST_HEAD // q.element_size()} that fit on the chip"
-    return why_no_triton(q)
+    return triton_unsupported_reason(q)
 
 
 def local_attention(
@@ -34,7 +34,7 @@ def local_attention(
     [B, heads, Hc*Wc, d] -> [B, heads, Hf*Wf, d]; windows and grids are (height, width). ValueError where they disagree.
     """
     shapes = (fine_grid, coarse_grid, fine_window, coarse_window)
-    if why_not(q) is not None:
+    if unsupported_reason(q) is not None:
         return reference.local_attention(q, k_fine, v_fine, k_coarse, v_coarse, *shapes)
     from kernels.local_attention_triton import LocalAttention
 

@@ -11,24 +11,24 @@ import torch
 from torch import Tensor
 
 from kernels.reference import Norm, plain
-from kernels.triton_support import why_no_triton
+from kernels.triton_support import triton_unsupported_reason
 
 LARGEST: Final = 16384
 """Numbers of a hidden state: a program holds a whole row in its registers."""
 
 
-def why_not(x: Tensor) -> str | None:
+def unsupported_reason(x: Tensor) -> str | None:
     """Why the fast kernel cannot take hidden states like `x`, in words; None where it can."""
     if x.shape[-1] > LARGEST:
         return f"hidden states of {x.shape[-1]} are wider than {LARGEST}"
     if torch.is_grad_enabled() and x.requires_grad:
         return "the kernel computes no gradients"
-    return why_no_triton(x)
+    return triton_unsupported_reason(x)
 
 
 def sandwich_norm(x: Tensor, out: Tensor, after: Norm, before: Norm) -> tuple[Tensor, Tensor]:
     """x, out [.., h] -> hidden [.., h], normed [.., h]; both are new."""
-    if why_not(x) is not None:
+    if unsupported_reason(x) is not None:
         return plain(x, out, after, before)
     from kernels.sandwich_norm_triton import sandwich_norm as fast
 

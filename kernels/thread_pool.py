@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
-Piece = Callable[[], object]
+Task = Callable[[], object]
 
 WORTH: Final = 2_000_000
 """Multiplications that take about as long as it takes to wake a thread, some hundredths of a millisecond."""
@@ -26,7 +26,7 @@ ALONE: Final = (16, 1024)
 """Runs without the others after the first long wait, and at most."""
 
 
-class Team:
+class ThreadPool:
     """`threads`: with the caller. Pieces must be independent of each other and of who computes them."""
 
     def __init__(self, threads: int, clock: Callable[[], float] = time.perf_counter) -> None:
@@ -34,7 +34,7 @@ class Team:
         self._alone, self._next_alone = 0, ALONE[0]  # runs that are left without the others; those after a long wait
         self._others = ThreadPoolExecutor(threads - 1, "cogvideo-team") if threads > 1 else None
 
-    def run(self, pieces: Sequence[Piece]) -> None:
+    def run(self, pieces: Sequence[Task]) -> None:
         """Computes all pieces. Raises what a piece raises."""
         left = deque(pieces)
         others = min(self.threads, len(left)) - 1
@@ -71,12 +71,12 @@ class Team:
 
 
 @functools.cache
-def team(threads: int) -> Team:
+def thread_pool(threads: int) -> ThreadPool:
     """One for each number of threads; its threads begin with its first work."""
-    return Team(threads)
+    return ThreadPool(threads)
 
 
-def _work(left: deque[Piece]) -> None:
+def _work(left: deque[Task]) -> None:
     while True:
         try:
             piece = left.popleft()

@@ -12,7 +12,7 @@ import torch
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
-def why_no_triton(tensor: torch.Tensor) -> str | None:
+def triton_unsupported_reason(tensor: torch.Tensor) -> str | None:
     """Why no Triton kernel can take tensors like this one; None where nothing stands against it."""
     if not _has_triton():
         return "triton is not installed (it exists for Linux only)"

@@ -12,13 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kernels.triton_support import why_no_triton
+from kernels.triton_support import triton_unsupported_reason
 
 MOST_ROWS: Final = 64
 """Above, reading weights is no longer what takes the time, and a large product of unpacked weights is faster."""
 
 
-def why_not(x: Tensor, weight: Tensor) -> str | None:
+def unsupported_reason(x: Tensor, weight: Tensor) -> str | None:
     """Why the fast kernel cannot multiply x [.., K] with weight int8 [N, K], in words; None where it can."""
     rows = x.numel() // max(1, x.shape[-1])
     if not 1 <= rows <= MOST_ROWS:
@@ -27,10 +27,10 @@ def why_not(x: Tensor, weight: Tensor) -> str | None:
         return "the kernel reads weights whose rows lie side by side"
     if torch.is_grad_enabled() and x.requires_grad:
         return "the kernel computes no gradients"
-    return why_no_triton(x)
+    return triton_unsupported_reason(x)
 
 
-def quantise(weight: Tensor) -> tuple[Tensor, Tensor]:
+def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
     """weight [N, K] -> int8 [N, K] and scale fp32 [N], weight nearly int8 * scale; a row of zeros has scale 1."""
     largest = weight.detach().float().abs().amax(1)
     scale = torch.where(largest > 0, largest / 127, torch.ones_like(largest))
@@ -39,7 +39,7 @@ def quantise(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 def linear(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor:
     """x [.., K] times (weight int8 [N, K] * scale [N]), plus bias [N] -> [.., N] in the type of x."""
-    if why_not(x, weight) is not None:
+    if unsupported_reason(x, weight) is not None:
         return plain(x, weight, scale, bias)
     from kernels.w8a16_triton import linear as fast
 
@@ -61,7 +61,7 @@ class Int8Linear(nn.Module):
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         super().__init__()
-        small, scale = quantise(weight)
+        small, scale = quantize_rows(weight)
         self.register_buffer("weight", small)
         self.register_buffer("scale", scale)
         self.register_buffer("bias", None if bias is None else bias.detach())

@@ -17,7 +17,7 @@ from hypothesis import settings
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
-    from cogvideo.jobs.service import Jobs
+    from cogvideo.jobs.service import JobService
     from tests.support.browsing import Site, Visitor
     from tests.support.fakes import FakePipeline
 
@@ -39,13 +39,13 @@ def fake() -> FakePipeline:
 
 
 @pytest.fixture
-def jobs(tmp_path: Path, fake: FakePipeline) -> Iterator[Jobs]:
+def jobs(tmp_path: Path, fake: FakePipeline) -> Iterator[JobService]:
     """A queue whose worker draws with `fake`, in an empty folder."""
     from cogvideo.jobs.queue import Limits
-    from cogvideo.jobs.service import Jobs
+    from cogvideo.jobs.service import JobService
     from tests.support.fakes import PRESET, PlainFilm
 
-    jobs = Jobs(tmp_path, PRESET, lambda: fake, PlainFilm, Limits(preview_seconds=0))
+    jobs = JobService(tmp_path, PRESET, lambda: fake, PlainFilm, Limits(preview_seconds=0))
     jobs.start()
     yield jobs
     jobs.close()
@@ -60,14 +60,14 @@ def published(tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     from cogvideo.jobs.queue import Limits
-    from cogvideo.jobs.service import Jobs
-    from cogvideo.media.video import Film
+    from cogvideo.jobs.service import JobService
+    from cogvideo.media.video import VideoWriter
     from cogvideo.web import server
     from tests.support.browsing import Site, free_port
     from tests.support.fakes import PRESET, FakePipeline
 
     fake = FakePipeline()
-    jobs = Jobs(tmp_path_factory.mktemp("data"), PRESET, lambda: fake, Film, Limits(preview_seconds=0))
+    jobs = JobService(tmp_path_factory.mktemp("data"), PRESET, lambda: fake, VideoWriter, Limits(preview_seconds=0))
     port = free_port()
     ui = server.serve(jobs, "127.0.0.1", port)
     jobs.start()

@@ -15,28 +15,28 @@ import torch
 
 from cogvideo import pipeline
 from cogvideo.config import SamplingOptions
-from cogvideo.errors import Cancelled, CapacityError, OutOfMemory, RequestError, WeightsError
+from cogvideo.errors import Cancelled, CapacityError, OutOfMemoryError, RequestError, WeightsError
 from cogvideo.events import (
-    Done,
     Event,
-    KeyframeDone,
-    KeyframePainted,
-    LevelDone,
+    FrameUpscaled,
+    KeyframeCompleted,
+    KeyframePreview,
     Loading,
     Progress,
-    SuperResolved,
+    RoundCompleted,
+    VideoCompleted,
 )
 from cogvideo.models.superres_lm import SuperResLM
 from cogvideo.models.video_lm import VideoLM
 from cogvideo.pipeline import CogVideoPipeline
 from cogvideo.request import VideoRequest, tokens_per_stage
-from cogvideo.runtime.device import Place
-from cogvideo.runtime.memory_presets import MEMORY
+from cogvideo.runtime.device import DevicePlacement
+from cogvideo.runtime.memory_presets import MEMORY_PRESETS
 from tests.support.toy_model import TOY, ToyModels, toy_models, write_toy
 
 PROMPT = "一只熊猫在草地上向右跑"
-CPU = Place(torch.device("cpu"), torch.float32)
-REQUEST = VideoRequest(PROMPT, seed=7, frames=9)
+CPU = DevicePlacement(torch.device("cpu"), torch.float32)
+REQUEST = VideoRequest(PROMPT, seed=7, num_frames=9)
 
 
 @pytest.fixture(scope="module")
@@ -67,12 +67,12 @@ def of_type(events: list[Event], kind: type) -> list:
 
 
 def test_events_come_in_order_and_done_is_last(events: list[Event]) -> None:
-    milestones = [e for e in events if not isinstance(e, Progress | KeyframePainted)]
+    milestones = [e for e in events if not isinstance(e, Progress | KeyframePreview)]
     names = [type(e).__name__ for e in milestones]
     assert names == ["KeyframeDone"] * 5 + ["LevelDone"] * 2 + ["SuperResolved"] * 9 + ["Done"]
-    assert [e.index for e in of_type(events, KeyframeDone)] == list(range(5))
-    assert [e.level for e in of_type(events, LevelDone)] == [0, 1]
-    assert [(e.index, e.total) for e in of_type(events, SuperResolved)] == [(i, 9) for i in range(9)]
+    assert [e.index for e in of_type(events, KeyframeCompleted)] == list(range(5))
+    assert [e.level for e in of_type(events, RoundCompleted)] == [0, 1]
+    assert [(e.index, e.total) for e in of_type(events, FrameUpscaled)] == [(i, 9) for i in range(9)]
 
 
 def test_progress_is_exact(events: list[Event]) -> None:
@@ -90,22 +90,22 @@ def test_progress_is_exact(events: list[Event]) -> None:
 
 
 def test_pictures_fit_together(events: list[Event]) -> None:
-    keyframes = np.stack([e.frame for e in of_type(events, KeyframeDone)])
-    level0, level1 = (e.frames for e in of_type(events, LevelDone))
+    keyframes = np.stack([e.frame for e in of_type(events, KeyframeCompleted)])
+    level0, level1 = (e.frames for e in of_type(events, RoundCompleted))
     assert keyframes.shape == (5, 32, 32, 3)
     np.testing.assert_array_equal(level0, keyframes)
     np.testing.assert_allclose(level1[::2].astype(int), level0, atol=1)
-    (done,) = of_type(events, Done)
+    (done,) = of_type(events, VideoCompleted)
     assert done.frames.dtype == np.uint8
-    np.testing.assert_array_equal(done.frames, np.stack([e.frame for e in of_type(events, SuperResolved)]))
+    np.testing.assert_array_equal(done.frames, np.stack([e.frame for e in of_type(events, FrameUpscaled)]))
     assert done.frames.shape == (9, 96, 96, 3)
     assert (done.frames_per_second, done.seed) == (2.0, 7)
 
 
 def test_keyframes_are_shown_while_they_are_painted(events: list[Event]) -> None:
-    painted = of_type(events, KeyframePainted)
+    painted = of_type(events, KeyframePreview)
     assert [(e.index, e.tokens) for e in painted] == [(i, k) for i in range(5) for k in (4, 8, 12)]
-    finished = of_type(events, KeyframeDone)[0].frame
+    finished = of_type(events, KeyframeCompleted)[0].frame
     np.testing.assert_allclose(painted[2].frame[:16].astype(int), finished[:16], atol=8)
     assert (painted[0].frame[8:] == painted[0].frame[8, 0]).all()
 
@@ -114,7 +114,7 @@ def test_previews_can_be_switched_off(folder: Path, models: ToyModels, events: l
     quiet = CogVideoPipeline(TOY, CPU, folder, lambda *_: models, previews=False)
     quiet.load()
     heard = list(quiet.stream(REQUEST))
-    assert len(heard) == len([e for e in events if not isinstance(e, KeyframePainted)])
+    assert len(heard) == len([e for e in events if not isinstance(e, KeyframePreview)])
     np.testing.assert_array_equal(heard[-1].frames, events[-1].frames)
 
 
@@ -125,7 +125,7 @@ def test_the_same_request_gives_the_same_frames(pipe: CogVideoPipeline, events: 
 
 
 def test_two_videos_at_once_do_not_disturb_each_other(pipe: CogVideoPipeline, events: list[Event]) -> None:
-    other = VideoRequest("小猫旋转", seed=1, frames=9)
+    other = VideoRequest("小猫旋转", seed=1, num_frames=9)
     alone = pipe(other)
     ours, theirs = pipe.stream(REQUEST), pipe.stream(other)
     last: list[Event] = []
@@ -138,12 +138,15 @@ def test_two_videos_at_once_do_not_disturb_each_other(pipe: CogVideoPipeline, ev
 def test_drafts_that_do_not_fit_into_one_batch_are_the_same_and_come_side_by_side(
     folder: Path, models: ToyModels, pipe: CogVideoPipeline
 ) -> None:
-    wish = VideoRequest(PROMPT, seed=7, frames=5, drafts=3)
+    wish = VideoRequest(PROMPT, seed=7, num_frames=5, num_drafts=3)
     small = CogVideoPipeline(
-        TOY, dataclasses.replace(CPU, memory=dataclasses.replace(MEMORY["cpu"], rows=2)), folder, lambda *_: models
+        TOY,
+        dataclasses.replace(CPU, memory=dataclasses.replace(MEMORY_PRESETS["cpu"], max_batch_rows=2)),
+        folder,
+        lambda *_: models,
     )
     expected, found = ([e for e in p.stream(wish) if not isinstance(e, Loading)] for p in (pipe, small))
-    for kind in (KeyframeDone, KeyframePainted, LevelDone):
+    for kind in (KeyframeCompleted, KeyframePreview, RoundCompleted):
         for one, other in zip(of_type(expected, kind), of_type(found, kind), strict=True):
             for name, value in vars(one).items():
                 np.testing.assert_array_equal(getattr(other, name), value)
@@ -164,15 +167,15 @@ def test_forwards_of_a_whole_video(folder: Path, models: ToyModels, monkeypatch:
 
         monkeypatch.setattr(network, name, counted)
     pipe = CogVideoPipeline(TOY, CPU, folder, lambda *_: models)
-    pipe(dataclasses.replace(REQUEST, frames=33, superres=True))
+    pipe(dataclasses.replace(REQUEST, num_frames=33, superres=True))
     frame, round_ = 16, 16 + models.stage2.layout.wavefront_lag
     assert calls == {"prefill": 2 + 3, "decode_one": 5 * frame + 3 * round_, "begin": 9}
 
 
 def test_a_longer_clip_has_the_same_keyframes(pipe: CogVideoPipeline, events: list[Event]) -> None:
-    longer = list(pipe.stream(dataclasses.replace(REQUEST, frames=17)))
-    short = {e.level: e.frames for e in of_type(events, LevelDone)}
-    for level in of_type(longer, LevelDone)[:2]:
+    longer = list(pipe.stream(dataclasses.replace(REQUEST, num_frames=17)))
+    short = {e.level: e.frames for e in of_type(events, RoundCompleted)}
+    for level in of_type(longer, RoundCompleted)[:2]:
         np.testing.assert_array_equal(level.frames, short[level.level])
 
 
@@ -180,8 +183,8 @@ def test_each_enlarged_frame_is_brought_back_to_its_own_small_one(folder: Path, 
     """Whole, so that what its pixels average to is the small frame, up to rounding and what is cut off at 0 and 255."""
     preset = dataclasses.replace(TOY, back_projection=1.0)
     heard = list(CogVideoPipeline(preset, CPU, folder, lambda *_: models).stream(REQUEST))
-    small = of_type(heard, LevelDone)[-1].frames
-    large = np.stack([event.frame for event in of_type(heard, SuperResolved)])  # [F, 3h, 3w, 3]
+    small = of_type(heard, RoundCompleted)[-1].frames
+    large = np.stack([event.frame for event in of_type(heard, FrameUpscaled)])  # [F, 3h, 3w, 3]
     count, height, width, _ = small.shape
     averages = large.reshape(count, height, 3, width, 3, 3).mean((2, 4))
     apart = np.abs(averages[:, None] - small[None]).mean((2, 3, 4))  # [large, small]
@@ -205,15 +208,15 @@ def test_the_codec_decodes_no_more_at_once_than_the_memory_preset_allows(
 
 def test_without_superres_the_small_frames_are_the_video(pipe: CogVideoPipeline, events: list[Event]) -> None:
     heard = list(pipe.stream(dataclasses.replace(REQUEST, superres=False)))
-    np.testing.assert_array_equal(heard[-1].frames, of_type(events, LevelDone)[-1].frames)
-    assert of_type(heard, SuperResolved) == []
+    np.testing.assert_array_equal(heard[-1].frames, of_type(events, RoundCompleted)[-1].frames)
+    assert of_type(heard, FrameUpscaled) == []
     progress = of_type(heard, Progress)
     assert progress[-1].done == progress[-1].total == 9 * 16
 
 
 def test_five_frames_need_no_interpolation(pipe: CogVideoPipeline) -> None:
-    heard = list(pipe.stream(dataclasses.replace(REQUEST, frames=5)))
-    assert [e.level for e in of_type(heard, LevelDone)] == [0]
+    heard = list(pipe.stream(dataclasses.replace(REQUEST, num_frames=5)))
+    assert [e.level for e in of_type(heard, RoundCompleted)] == [0]
     assert len(heard[-1].frames) == 5
     assert {e.stage for e in of_type(heard, Progress)} == {"keyframes", "superres"}
 
@@ -221,8 +224,8 @@ def test_five_frames_need_no_interpolation(pipe: CogVideoPipeline) -> None:
 @pytest.mark.parametrize(
     "options",
     [
-        SamplingOptions(guidance=1.0),
-        SamplingOptions(guidance=6.0),
+        SamplingOptions(guidance_scale=1.0),
+        SamplingOptions(guidance_scale=6.0),
         SamplingOptions(video=dataclasses.replace(SamplingOptions().video, top_k=1)),
         SamplingOptions(video=dataclasses.replace(SamplingOptions().video, temperature=3.0)),
     ],
@@ -230,15 +233,15 @@ def test_five_frames_need_no_interpolation(pipe: CogVideoPipeline) -> None:
 def test_sampling_options_reach_the_later_keyframes(
     pipe: CogVideoPipeline, events: list[Event], options: SamplingOptions
 ) -> None:
-    frames = pipe(dataclasses.replace(REQUEST, frames=5, superres=False, sampling=options))
-    keyframes = of_type(events, LevelDone)[0].frames
+    frames = pipe(dataclasses.replace(REQUEST, num_frames=5, superres=False, sampling=options))
+    keyframes = of_type(events, RoundCompleted)[0].frames
     np.testing.assert_array_equal(frames[0], keyframes[0])
     assert (frames[1:] != keyframes[1:]).any()
 
 
 def test_the_duration_reaches_the_later_keyframes(pipe: CogVideoPipeline, events: list[Event]) -> None:
-    frames = pipe(dataclasses.replace(REQUEST, frames=5, superres=False, seconds=0.5))
-    keyframes = of_type(events, LevelDone)[0].frames
+    frames = pipe(dataclasses.replace(REQUEST, num_frames=5, superres=False, duration=0.5))
+    keyframes = of_type(events, RoundCompleted)[0].frames
     np.testing.assert_array_equal(frames[0], keyframes[0])
     assert (frames[1:] != keyframes[1:]).any()
 
@@ -251,7 +254,7 @@ def test_bad_requests_are_refused_before_anything_starts(folder: Path) -> None:
     for prompt in ("", "   ", "a panda", "熊猫\x00", "熊" * 10000, PROMPT * 9):
         with pytest.raises(RequestError):
             pipe.stream(VideoRequest(prompt))
-    assert pipe.check(VideoRequest("一隻熊貓")).text == "一只熊猫"
+    assert pipe.check_inputs(VideoRequest("一隻熊貓")).text == "一只熊猫"
 
 
 def test_the_checked_prompt_is_drawn(pipe: CogVideoPipeline, events: list[Event]) -> None:
@@ -266,7 +269,7 @@ def test_stop_acts_before_the_next_step_and_everything_shown_stays(
 ) -> None:
     """Somebody stops in the middle of a stage, when so many keyframes, levels and frames have been shown."""
     heard: list[Event] = []
-    shown = (KeyframeDone, LevelDone, SuperResolved)
+    shown = (KeyframeCompleted, RoundCompleted, FrameUpscaled)
 
     def stop() -> bool:
         done = [e for e in heard if isinstance(e, shown)]
@@ -315,12 +318,12 @@ def test_parts_are_loaded_once_when_first_needed_by_any_thread(folder: Path, mod
     for user in users:
         user.join()
     assert loads == ["toy"]
-    assert of_type(list(pipe.stream(dataclasses.replace(REQUEST, frames=5))), Loading) == []
+    assert of_type(list(pipe.stream(dataclasses.replace(REQUEST, num_frames=5))), Loading) == []
 
 
 def test_loading_is_told_part_by_part(folder: Path, models: ToyModels) -> None:
     pipe = CogVideoPipeline(TOY, CPU, folder, lambda *_: models)
-    loading = of_type(list(pipe.stream(dataclasses.replace(REQUEST, frames=5, superres=False))), Loading)
+    loading = of_type(list(pipe.stream(dataclasses.replace(REQUEST, num_frames=5, superres=False))), Loading)
     assert [(e.done, e.total) for e in loading] == [(i, 3) for i in range(4)]  # the text came with the check
     assert [e.part for e in loading][:3] == ["clusters", "codec", "models"]
 
@@ -341,11 +344,11 @@ def test_the_published_model_reads_the_text_model_of_icetk(monkeypatch: pytest.M
     monkeypatch.setattr("cogvideo.pipeline.ICETK_FOLDER", tmp_path / "icetk")
     pipe = CogVideoPipeline.from_pretrained("cogvideo", device="cpu")
     with pytest.raises(WeightsError, match=r"icetk/ice_text\.model"):
-        pipe.check(REQUEST)
+        pipe.check_inputs(REQUEST)
     write_toy(tmp_path)
     (tmp_path / "icetk").mkdir()
     (tmp_path / "text.model").rename(tmp_path / "icetk" / "ice_text.model")
-    assert pipe.check(REQUEST).text == PROMPT
+    assert pipe.check_inputs(REQUEST).text == PROMPT
 
 
 @pytest.mark.parametrize("content", [None, b"junk", b"\x93NUMPY\x01\x00"])
@@ -374,7 +377,7 @@ def test_networks_that_compute_no_numbers_end_in_a_clear_error(folder: Path) -> 
     with pytest.raises(WeightsError, match="NaN"):
         for event in pipe.stream(REQUEST):
             heard.append(event)
-    assert [e.level for e in of_type(heard, LevelDone)] == [0]  # what was fine is kept
+    assert [e.level for e in of_type(heard, RoundCompleted)] == [0]  # what was fine is kept
 
 
 def test_too_little_memory_is_said(folder: Path, models: ToyModels) -> None:
@@ -385,13 +388,13 @@ def test_too_little_memory_is_said(folder: Path, models: ToyModels) -> None:
         CogVideoPipeline(TOY, CPU, folder, load)(REQUEST)
 
 
-@pytest.mark.parametrize("name", MEMORY)
+@pytest.mark.parametrize("name", MEMORY_PRESETS)
 def test_every_preset_makes_the_whole_video(folder: Path, events: list[Event], name: str) -> None:
-    pipe = CogVideoPipeline(TOY, dataclasses.replace(CPU, memory=MEMORY[name]), folder, lambda *_: toy_models())
+    pipe = CogVideoPipeline(TOY, dataclasses.replace(CPU, memory=MEMORY_PRESETS[name]), folder, lambda *_: toy_models())
     heard = list(pipe.stream(REQUEST))
     assert heard[-1].frames.shape == events[-1].frames.shape
     assert of_type(heard, Progress)[-1].done == of_type(heard, Progress)[-1].total
-    if MEMORY[name].weights == "exact":
+    if MEMORY_PRESETS[name].weights == "exact":
         np.testing.assert_array_equal(heard[-1].frames, events[-1].frames)
     np.testing.assert_array_equal(pipe(REQUEST), heard[-1].frames)  # also the second time
 
@@ -402,7 +405,7 @@ STAGES_THAT_FAIL = {
     "keyframes": "cogvideo.inference.keyframes.decode.keyframes",
     "interpolate": "cogvideo.inference.interpolation.decode.interpolate",
     "superres": "cogvideo.inference.super_resolution._states",
-    "pixels": "cogvideo.tokenizers.image.FrameCodec.decode",
+    "pixels": "cogvideo.tokenizers.image.ImageTokenizer.decode",
 }
 
 
@@ -423,8 +426,8 @@ def test_out_of_memory_frees_everything_and_the_next_try_is_the_same_video(
     pipe = CogVideoPipeline(TOY, CPU, folder, load)
     with monkeypatch.context() as broken:
         broken.setattr(STAGES_THAT_FAIL[stage], full)
-        with pytest.raises(OutOfMemory, match="same seed") as refusal:
+        with pytest.raises(OutOfMemoryError, match="same seed") as refusal:
             list(pipe.stream(REQUEST))
-    assert refusal.value.next_preset in MEMORY
+    assert refusal.value.next_preset in MEMORY_PRESETS
     assert len(networks) == 3 and not any(network() for network in networks)
     np.testing.assert_array_equal(pipe(REQUEST), events[-1].frames)

@@ -47,7 +47,7 @@ def test_guidance_out_of_range(name: str, guidance: float) -> None:
 @pytest.mark.parametrize("candidates", [0, 17, 2.0, True])
 def test_first_frames_to_choose_from_out_of_range(candidates: Any) -> None:
     with pytest.raises(RequestError, match=r"16|where int is wanted"):
-        SamplingOptions(candidates=candidates)
+        SamplingOptions(best_of=candidates)
 
 
 @pytest.mark.parametrize("plausibility", [-0.1, 1.1, float("nan")])
@@ -57,9 +57,9 @@ def test_plausibility_out_of_range(plausibility: float) -> None:
 
 
 def test_rounds_and_rate_follow_from_frames_and_seconds() -> None:
-    assert [VideoRequest("一", frames=f).rounds for f in (5, 9, 17, 33)] == [0, 1, 2, 3]
-    assert VideoRequest("一", frames=33, seconds=4.0).frames_per_second == 8
-    assert VideoRequest("一", frames=5, seconds=0.5).frames_per_second == 8
+    assert [VideoRequest("一", num_frames=f).rounds for f in (5, 9, 17, 33)] == [0, 1, 2, 3]
+    assert VideoRequest("一", num_frames=33, duration=4.0).frames_per_second == 8
+    assert VideoRequest("一", num_frames=5, duration=0.5).frames_per_second == 8
 
 
 def test_presets_know_their_pixels() -> None:

@@ -14,13 +14,13 @@ from dataclasses import dataclass
 
 import torch
 
-from cogvideo.runtime.device import Place, threads
+from cogvideo.runtime.device import DevicePlacement, torch_threads
 from kernels import cpu_decode
 from kernels.bench import milliseconds
 
 
 @dataclass(frozen=True)
-class Machine:
+class HardwareLimits:
     """What this machine does at best, measured with a number of threads (of a CPU)."""
 
     name: str
@@ -34,18 +34,18 @@ class Machine:
 
 
 def measure_machine(
-    place: Place, cores: int, working_set: int, seconds: float, clock: Callable[[], float] = time.perf_counter
-) -> Machine:
+    place: DevicePlacement, cores: int, working_set: int, seconds: float, clock: Callable[[], float] = time.perf_counter
+) -> HardwareLimits:
     """Bandwidth: the better of a large copy and of a matrix of `working_set` bytes times a vector, so that a model that
     fits a cache is judged by the cache. Rate: a large product of matrices, PyTorch's or ours. Each takes `seconds`.
     """
     device, dtype, gpu = place.device, place.dtype, place.device.type == "cuda"
-    with threads(cores) if not gpu else nullcontext():
+    with torch_threads(cores) if not gpu else nullcontext():
         side = 8192 if gpu else 1024
         a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
         product = milliseconds(lambda: a @ b, device, seconds, clock)
-        if cpu_decode.why_not(a) is None:
-            ours = cpu_decode.Matrix(cpu_decode.Affine(b, a[0]))
+        if cpu_decode.unsupported_reason(a) is None:
+            ours = cpu_decode.PackedMatrix(cpu_decode.Affine(b, a[0]))
             product = min(product, milliseconds(lambda: ours(a, cores), device, seconds, clock))
         source = torch.zeros((1024 if gpu else 128) * 2**20, dtype=torch.uint8, device=device)
         target = torch.empty_like(source)
@@ -55,4 +55,4 @@ def measure_machine(
         vector = torch.randn(width, device=device, dtype=dtype)
         streamed = matrix.numel() * dtype.itemsize / milliseconds(lambda: matrix @ vector, device, seconds, clock)
     name = torch.cuda.get_device_name(device) if gpu else "CPU"
-    return Machine(name, cores, max(copied, streamed) / 1e6, 2 * side**3 / product / 1e6)
+    return HardwareLimits(name, cores, max(copied, streamed) / 1e6, 2 * side**3 / product / 1e6)

@@ -18,17 +18,17 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from cogvideo.config import CLIP_FRAMES, SamplingOptions
+from cogvideo.config import FRAME_COUNTS, SamplingOptions
 from cogvideo.inference import decoding, super_resolution
 from cogvideo.inference.sampling import ClusterSampler
-from cogvideo.runtime.device import Place, threads
-from cogvideo.runtime.placement import Settled, enlarging, resident, settle
+from cogvideo.runtime.device import DevicePlacement, torch_threads
+from cogvideo.runtime.placement import PlacedModels, on_device, place_models, upscaler_on_device
 
 CLUSTERS = 500
 
 
 @dataclass(frozen=True)
-class Phase:
+class PhaseMemory:
     """What a phase takes on the device, for a prompt as long as the model reads."""
 
     bytes: int
@@ -36,18 +36,18 @@ class Phase:
     """Of a whole video of 33 frames, from those of the steps that were made."""
 
 
-def rehearse(
+def probe_memory(
     models: Any,
-    place: Place,
+    place: DevicePlacement,
     steps: int,
     clock: Callable[[], float] = time.perf_counter,
-    streamed_frames: int = CLIP_FRAMES[-1],
-) -> dict[str, Phase]:
+    streamed_frames: int = FRAME_COUNTS[-1],
+) -> dict[str, PhaseMemory]:
     """`steps` tokens of keyframes and of the frames between, and one pass of super-resolution.
 
     `streamed_frames`: frames of that pass where layers are streamed, whose cost then is shared by all of them.
     """
-    rehearsal = _Rehearsal(settle(models, place), place, steps, clock, streamed_frames)
+    rehearsal = _MemoryProbe(place_models(models, place), place, steps, clock, streamed_frames)
     return {
         "keyframes": rehearsal.measure("stage1", rehearsal.keyframes, 1),
         "interpolate": rehearsal.measure("stage2", rehearsal.interpolate, 1),
@@ -55,11 +55,11 @@ def rehearse(
     }
 
 
-class _Rehearsal:
+class _MemoryProbe:
     """Runs the phases. Their methods return which part of the phase they were."""
 
     def __init__(
-        self, models: Settled, place: Place, steps: int, clock: Callable[[], float], streamed_frames: int
+        self, models: PlacedModels, place: DevicePlacement, steps: int, clock: Callable[[], float], streamed_frames: int
     ) -> None:
         self.models, self.place, self.steps, self.clock = models, place, steps, clock
         self.streamed_frames = streamed_frames
@@ -70,48 +70,48 @@ class _Rehearsal:
         labels = torch.arange(config.image_tokens) % min(CLUSTERS, config.image_tokens)
         self.sampler = ClusterSampler(labels).to(place.device)
 
-    def measure(self, name: str, run: Callable[[], float], cores: int | None) -> Phase:
+    def measure(self, name: str, run: Callable[[], float], cores: int | None) -> PhaseMemory:
         network: nn.Module = getattr(self.models, name)
-        streams = self.place.memory.stream and name == "superres"
-        ready = nullcontext() if streams else resident(network, self.place)
-        with threads(cores), ready, peak(self.place.device) as found:
+        streams = self.place.memory.stream_layers and name == "superres"
+        ready = nullcontext() if streams else on_device(network, self.place)
+        with torch_threads(cores), ready, peak(self.place.device) as found:
             held = self._held(None if streams else network)
             start = self.clock()
             share = run()
             if self.place.kind == "cuda":
                 torch.cuda.synchronize(self.place.device)
             seconds = (self.clock() - start) / share
-        return Phase(held + found.bytes, seconds)
+        return PhaseMemory(held + found.bytes, seconds)
 
     def keyframes(self) -> float:
         first = self._tokens(1, 1)[:, 0]
         drawn = decoding.keyframes(self.models.stage1, [self.text], first, self._draw, unconditional=[self.text])
-        total = CLIP_FRAMES[0] * self.layout.tokens_per_frame  # the first frame takes no longer than the others
+        total = FRAME_COUNTS[0] * self.layout.tokens_per_frame  # the first frame takes no longer than the others
         return self._some(drawn) / total
 
     def interpolate(self) -> float:
-        rows = self.place.memory.rows
+        rows = self.place.memory.max_batch_rows
         drawn = decoding.interpolate(self.models.stage2, [self.text] * rows, self._tokens(rows, 3), self._draw)
-        passes = sum(-(-(2**level) // rows) for level in range(1, len(CLIP_FRAMES)))
+        passes = sum(-(-(2**level) // rows) for level in range(1, len(FRAME_COUNTS)))
         return self._some(drawn) / (passes * len(self.layout.generated) * self.layout.tokens_per_frame)
 
     def superres(self) -> float:
         memory = self.place.memory
-        frames = self.streamed_frames if memory.stream else memory.frames_per_pass
+        frames = self.streamed_frames if memory.stream_layers else memory.frames_per_pass
         options = SamplingOptions().superres
         clip = self._tokens(1, frames)[0]
-        with enlarging(self.models.superres, self.place) as layers:
+        with upscaler_on_device(self.models.superres, self.place) as layers:
             wish = self.text, self.sampler, options, 0, memory.frames_per_pass, None, layers
-            for _ in super_resolution.draw(self.models.superres, clip, *wish):
+            for _ in super_resolution.upscale(self.models.superres, clip, *wish):
                 pass
-        return min(1.0, frames / CLIP_FRAMES[-1])
+        return min(1.0, frames / FRAME_COUNTS[-1])
 
     def _some(self, tokens: Iterator[object]) -> int:
         return sum(1 for _ in islice(tokens, self.steps))
 
     def _draw(self, logits: Tensor, frame: int, slot: int) -> Tensor:
         keys = torch.zeros(len(logits), 2, dtype=torch.long, device=logits.device)
-        return self.sampler.draw(logits, keys, SamplingOptions().video)
+        return self.sampler.sample(logits, keys, SamplingOptions().video)
 
     def _tokens(self, rows: int, frames: int) -> Tensor:
         shape = rows, frames, self.layout.tokens_per_frame
@@ -122,7 +122,7 @@ class _Rehearsal:
         if self.place.kind == "cuda":
             return torch.cuda.memory_allocated(self.place.device)
         models = self.models
-        if not self.place.memory.swap:
+        if not self.place.memory.swap_networks:
             return held_bytes((models.stage1, models.stage2, models.superres))
         return held_bytes([models.stage1.transformer] + ([network] if network is not None else []))
 

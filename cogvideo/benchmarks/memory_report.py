@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 
-from cogvideo.benchmarks.hardware import Machine, measure_machine
-from cogvideo.benchmarks.memory_probe import Phase, rehearse
+from cogvideo.benchmarks.hardware import HardwareLimits, measure_machine
+from cogvideo.benchmarks.memory_probe import PhaseMemory, probe_memory
 from cogvideo.config import ModelConfig
-from cogvideo.errors import CapacityError, OutOfMemory
-from cogvideo.runtime.device import Place, fit_place
+from cogvideo.errors import CapacityError, OutOfMemoryError
+from cogvideo.runtime.device import DevicePlacement, placement_for
 from cogvideo.runtime.memory_estimate import (
     ALLOWANCE,
     PHASES,
@@ -26,18 +26,18 @@ from cogvideo.runtime.memory_estimate import (
     phase_bytes,
     superres_gigaflop,
 )
-from cogvideo.runtime.memory_presets import MEMORY, MemoryPreset
-from cogvideo.runtime.oom import enough_memory
+from cogvideo.runtime.memory_presets import MEMORY_PRESETS, MemoryPreset
+from cogvideo.runtime.oom import translate_oom
 
 USABLE = 0.94
 """Part of a card that programs can have."""
 
 
-def predicted(name: str, model: ModelConfig, place: Place, seconds: float) -> str:
+def predicted(name: str, model: ModelConfig, place: DevicePlacement, seconds: float) -> str:
     """The table, with the preset that would be taken marked by an arrow."""
     machine = measure_machine(place, 1, 2**28, seconds)
     try:
-        chosen = fit_place(model, str(place.device)).memory.name
+        chosen = placement_for(model, str(place.device)).memory.name
     except CapacityError as error:
         chosen = ""
         print(f"{error.zh}\n{error.en}", file=sys.stderr)
@@ -46,7 +46,7 @@ def predicted(name: str, model: ModelConfig, place: Place, seconds: float) -> st
         f"{_free(place) / 1e9:.1f} GB free",
         f"  {'preset':<8}{'peak':>9}{'at least':>11}  how",
     ]
-    for row in MEMORY.values():
+    for row in MEMORY_PRESETS.values():
         if row.device == "cpu" and place.kind != "cpu":
             continue
         peak, least = peak_bytes(model, row, place.kind) / 1e9, least_seconds(model, row, machine, place.kind)
@@ -59,12 +59,12 @@ def predicted(name: str, model: ModelConfig, place: Place, seconds: float) -> st
     return "\n".join(rows)
 
 
-def least_seconds(model: ModelConfig, memory: MemoryPreset, machine: Machine, device: str) -> float:
+def least_seconds(model: ModelConfig, memory: MemoryPreset, machine: HardwareLimits, device: str) -> float:
     """For a video of 33 frames, super-resolution included."""
     return machine.floor(gigabytes_read(model, memory, device), 0) + machine.floor(0, superres_gigaflop(model))
 
 
-def expectation(model: ModelConfig, place: Place, seconds: float = 0.05) -> tuple[str, str]:
+def expectation(model: ModelConfig, place: DevicePlacement, seconds: float = 0.05) -> tuple[str, str]:
     """How long a video takes at least on this machine, zh and en."""
     machine = measure_machine(place, 1, 2**28, seconds)
     minutes = least_seconds(model, place.memory, machine, place.kind) / 60
@@ -74,7 +74,7 @@ def expectation(model: ModelConfig, place: Place, seconds: float = 0.05) -> tupl
     )
 
 
-def _free(place: Place) -> int:
+def _free(place: DevicePlacement) -> int:
     if place.kind == "cuda":
         return torch.cuda.mem_get_info(place.device)[0]
     try:
@@ -85,14 +85,14 @@ def _free(place: Place) -> int:
 
 
 @dataclass(frozen=True)
-class Result:
+class MemoryResult:
     """One preset that was tried; no phases: memory did not do."""
 
     memory: MemoryPreset
     predicted: dict[str, int]
-    phases: dict[str, Phase]
+    phases: dict[str, PhaseMemory]
 
-    def told(self) -> str:
+    def as_text(self) -> str:
         if not self.phases:
             return f"{self.memory.name}: 内存不足 / out of memory"
         parts = (
@@ -103,7 +103,7 @@ class Result:
         seconds = sum(phase.seconds for phase in self.phases.values())
         return f"{self.memory.name}: {peak / 1e9:.3g} GB, {seconds:.1f} s · " + " · ".join(parts)
 
-    def described(self, model: str, dtype: torch.dtype) -> dict[str, Any]:
+    def as_dict(self, model: str, dtype: torch.dtype) -> dict[str, Any]:
         return {
             "model": model,
             "preset": self.memory.name,
@@ -114,19 +114,19 @@ class Result:
         }
 
 
-def attempt(model: ModelConfig, models: Any, place: Place, steps: int) -> Result:
+def attempt(model: ModelConfig, models: Any, place: DevicePlacement, steps: int) -> MemoryResult:
     """`models` under the preset of `place`, which on a GPU has no more memory than the card it is made for."""
     expected = {phase: most for phase, most in phase_bytes(model, place.memory, place.kind).items() if phase in PHASES}
     _cap(place)
     try:
-        with enough_memory(model, place):
-            return Result(place.memory, expected, rehearse(models, place, steps))
-    except OutOfMemory:
-        return Result(place.memory, expected, {})
+        with translate_oom(model, place):
+            return MemoryResult(place.memory, expected, probe_memory(models, place, steps))
+    except OutOfMemoryError:
+        return MemoryResult(place.memory, expected, {})
 
 
-def _cap(place: Place) -> None:
-    if place.kind == "cuda" and place.memory.card:
+def _cap(place: DevicePlacement) -> None:
+    if place.kind == "cuda" and place.memory.vram_gb:
         total = torch.cuda.get_device_properties(place.device).total_memory
-        allowed = place.memory.card * 2**30 * USABLE - ALLOWANCE
+        allowed = place.memory.vram_gb * 2**30 * USABLE - ALLOWANCE
         torch.cuda.set_per_process_memory_fraction(min(1.0, allowed / total), place.device)

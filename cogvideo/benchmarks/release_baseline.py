@@ -19,11 +19,11 @@ from torch import Tensor
 from cogvideo.config import TokenSampling
 from cogvideo.inference.sampling import exponential_noise
 from cogvideo.models.base import left_pad
-from cogvideo.models.kv_cache import Cache
+from cogvideo.models.kv_cache import KVCache
 from cogvideo.models.video_lm import VideoLM
 
 
-class _Memory(Cache):
+class _Memory(KVCache):
     """Keys and values side by side, [B, slots, 2h], of text and given frames in each layer."""
 
     spatial_text: list[Tensor]
@@ -33,10 +33,10 @@ class _Memory(Cache):
         super().__init__(lm.layout, lm.stage, rows, text, given, both, boost, lm.transformer.word_embeddings.weight)
         self.spatial_text, self.temporal_all = [], []
 
-    def keep_spatial(self, layer: int, k: Tensor, v: Tensor) -> None:
+    def write_spatial(self, layer: int, k: Tensor, v: Tensor) -> None:
         self.spatial_text.append(_side_by_side(k, v)[:, : self.text])
 
-    def keep_temporal(self, layer: int, k: Tensor, v: Tensor) -> None:
+    def write_temporal(self, layer: int, k: Tensor, v: Tensor) -> None:
         self.temporal_all.append(_side_by_side(k, v))
 
 
@@ -62,7 +62,7 @@ class ReleaseStructure:
         weight = lm.transformer.word_embeddings.weight
         memory = _Memory(lm, rows, len(text), given, both, boost)
         ids, length = left_pad([text] * rows, device=weight.device)
-        lm.read(memory, ids, length, ids[:, :0] if tokens is None else lm.slots(tokens).flatten(1))
+        lm.prefill_fused(memory, ids, length, ids[:, :0] if tokens is None else lm.slots(tokens).flatten(1))
         nothing = weight.new_zeros(rows, len(given) * lm.layout.tokens_per_frame, 2 * lm.config.hidden)
         own = nothing if lm.stage == 1 else nothing[:, :0]
         self.spatial = [torch.cat((text_part, own), dim=1) for text_part in memory.spatial_text]
@@ -152,7 +152,7 @@ def sample(logits: Tensor, labels: Tensor, keys: Tensor, options: TokenSampling)
         scores = torch.zeros_like(row)
         for share, cluster in zip(mass, kept):
             inside = everything[labels == cluster]
-            scores[inside] = share * (row[inside] / options.inner_temperature).softmax(-1)
+            scores[inside] = share * (row[inside] / options.within_cluster_temperature).softmax(-1)
         drawn.append(int((scores / exponential_noise(key[None], everything[None])[0]).argmax().item()))
     return torch.tensor(drawn, device=logits.device)
 

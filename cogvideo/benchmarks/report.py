@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
-from cogvideo.benchmarks.results import Line
-from cogvideo.benchmarks.stages import Bench
+from cogvideo.benchmarks.results import StageResult
+from cogvideo.benchmarks.stages import StageBenchmark
 from cogvideo.benchmarks.svg_chart import stage_bars
 from cogvideo.runtime.device import usable_cores
 
@@ -43,7 +43,7 @@ def processor() -> str:
     return f"{name}, {usable_cores()} cores"
 
 
-def heading(bench: Bench) -> str:
+def heading(bench: StageBenchmark) -> str:
     """Sizes and place in one line."""
     c = bench.config
     return (
@@ -52,7 +52,7 @@ def heading(bench: Bench) -> str:
     )
 
 
-def table(bench: Bench, lines: Sequence[Line]) -> str:
+def table(bench: StageBenchmark, lines: Sequence[StageResult]) -> str:
     """For a person to read; `~` marks what was extrapolated."""
     rows = [f"{heading(bench)}; a step: {bench.form}"]
     for machine in bench.machines.values():
@@ -67,7 +67,8 @@ def table(bench: Bench, lines: Sequence[Line]) -> str:
         mark = "~" if line.measured_steps < line.steps else ""
         row = f"{line.stage:<14}{line.rows:>5}{line.steps:>7}{mark + f'{line.seconds:.2f}':>10}"
         row += f"{line.milliseconds_per_step:>9.2f}{line.tokens / line.seconds:>10.0f}{line.floor_seconds:>9.2f}"
-        row += f"{line.of_floor:>8.0%} {line.calls_per_step:>7}{line.syncs_per_step:>6}{line.peak_mebibytes:>8.0f}"
+        row += f"{line.fraction_of_floor:>8.0%} {line.calls_per_step:>7}{line.syncs_per_step:>6}"
+        row += f"{line.peak_mebibytes:>8.0f}"
         if line.release_seconds is not None and line.times_release is not None:
             row += f"{'~' + f'{line.release_seconds:.1f}':>11}{line.times_release:>6.1f}x"
         rows.append(row)
@@ -79,7 +80,7 @@ def table(bench: Bench, lines: Sequence[Line]) -> str:
     return "\n".join(rows)
 
 
-def compared(lines: Sequence[Line]) -> str:
+def compared(lines: Sequence[StageResult]) -> str:
     """The ratio over the stages that the release's structure was measured in."""
     both = [line for line in lines if line.release_seconds is not None]
     theirs, ours = sum(line.release_seconds or 0.0 for line in both), sum(line.seconds for line in both)
@@ -93,7 +94,7 @@ def compared(lines: Sequence[Line]) -> str:
     )
 
 
-def described(bench: Bench, lines: Sequence[Line], arguments: Sequence[str]) -> dict[str, Any]:
+def described(bench: StageBenchmark, lines: Sequence[StageResult], arguments: Sequence[str]) -> dict[str, Any]:
     """Everything, for a program to read."""
     both = [line for line in lines if line.release_seconds is not None]
     ratio = sum(line.release_seconds or 0 for line in both) / sum(line.seconds for line in both) if both else None
@@ -106,7 +107,7 @@ def described(bench: Bench, lines: Sequence[Line], arguments: Sequence[str]) -> 
         "device": str(bench.place.device),
         "dtype": str(bench.place.dtype).removeprefix("torch."),
         "machines": [asdict(machine) for machine in bench.machines.values()],
-        "stages": [line.described() for line in lines],
+        "stages": [line.as_dict() for line in lines],
         "seconds": sum(line.seconds for line in lines),
         "floor_seconds": sum(line.floor_seconds for line in lines),
         "cpu_seconds": sum(line.cpu_seconds for line in lines),
@@ -115,7 +116,7 @@ def described(bench: Bench, lines: Sequence[Line], arguments: Sequence[str]) -> 
     }
 
 
-def plot(bench: Bench, lines: Sequence[Line]) -> str:
+def plot(bench: StageBenchmark, lines: Sequence[StageResult]) -> str:
     """An SVG: a bar for each stage, filled as far as its floor."""
     bars = [(line.stage, line.seconds, line.floor_seconds, line.release_seconds) for line in lines]
     machine = bench.machines[max(bench.machines)]

@@ -12,7 +12,7 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Line:
+class StageResult:
     """One stage, or one round of it, for a whole video."""
 
     stage: str
@@ -42,7 +42,7 @@ class Line:
         return self.seconds / self.steps * 1000
 
     @property
-    def of_floor(self) -> float:
+    def fraction_of_floor(self) -> float:
         return self.floor_seconds / self.seconds
 
     @property
@@ -53,11 +53,12 @@ class Line:
     def times_release_cpu(self) -> float | None:
         return None if self.release_cpu_seconds is None else self.release_cpu_seconds / self.cpu_seconds
 
-    def described(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, Any]:
         return asdict(self) | {
             "milliseconds_per_step": self.milliseconds_per_step,
             "tokens_per_second": self.tokens / self.seconds,
-            "of_floor": self.of_floor,
+            "fraction_of_floor": self.fraction_of_floor,
+            "of_floor": self.fraction_of_floor,  # its name in version 0.1
             "times_release": self.times_release,
             "times_release_cpu": self.times_release_cpu,
         }

@@ -14,21 +14,21 @@ import torch
 from torch import Tensor
 
 from cogvideo.inference import decoding, keyframes
-from cogvideo.inference.sampling import Dice, StageKey, moments, noise_keys
+from cogvideo.inference.sampling import StageKey, TokenSampler, noise_frame_indices, noise_keys
 from cogvideo.pipeline import CogVideoPipeline, keyframe_texts
 from cogvideo.request import VideoRequest
-from cogvideo.runtime.device import threads
-from cogvideo.runtime.placement import resident
-from cogvideo.tokenizers.text import between_text
+from cogvideo.runtime.device import torch_threads
+from cogvideo.runtime.placement import on_device
+from cogvideo.tokenizers.text import interpolation_text
 
 
 @dataclass(frozen=True)
-class Kept:
+class SpeculationResult:
     """One stage of one prompt, drawn with `ahead` slots a step (frames between with 1: the wavefront)."""
 
     stage: str
     prompt: str
-    ahead: int
+    lookahead: int
     slots: int
     """Tokens of the stage, for each row of its batch."""
     steps: int
@@ -41,7 +41,7 @@ class Kept:
     def tokens_per_step(self) -> float:
         return self.slots / self.steps
 
-    def described(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, Any]:
         return asdict(self) | {"tokens_per_step": self.tokens_per_step}
 
 
@@ -61,60 +61,66 @@ class _Steps:
         return time.thread_time() - self.start
 
 
-def measure(pipeline: CogVideoPipeline, prompts: Sequence[str], aheads: Sequence[int]) -> Iterator[Kept]:
+def measure_speculation(
+    pipeline: CogVideoPipeline, prompts: Sequence[str], aheads: Sequence[int]
+) -> Iterator[SpeculationResult]:
     """`aheads` should begin with 1, which the others' tokens are compared with. Raises RequestError, WeightsError."""
     pipeline.load()
-    with threads(1):
+    with torch_threads(1):
         for prompt in prompts:
-            request = VideoRequest(pipeline.check(VideoRequest(prompt, superres=False)).text, superres=False)
+            request = VideoRequest(pipeline.check_inputs(VideoRequest(prompt, superres=False)).text, superres=False)
             clips: list[Tensor] = []
             for ahead in aheads:
                 clip, steps = _keyframes(pipeline, request, ahead)
                 clips.append(clip)
                 same = torch.equal(clip, clips[0])
-                yield Kept("keyframes", prompt, ahead, clip[0].numel(), steps.count, steps.seconds, same)
+                yield SpeculationResult("keyframes", prompt, ahead, clip[0].numel(), steps.count, steps.seconds, same)
             between: list[Tensor] = []
             for ahead in aheads:
                 tokens, steps = _between(pipeline, request, clips[0], ahead)
                 between.append(tokens)
                 same = torch.equal(tokens, between[0])
-                yield Kept("in-betweens 1", prompt, ahead, tokens[0].numel(), steps.count, steps.seconds, same)
+                yield SpeculationResult(
+                    "in-betweens 1", prompt, ahead, tokens[0].numel(), steps.count, steps.seconds, same
+                )
 
 
 def _keyframes(pipeline: CogVideoPipeline, request: VideoRequest, ahead: int) -> tuple[Tensor, _Steps]:
     """-> tokens [1, 5, N]."""
-    tokenizer, sampler, _, models = pipeline.parts()
+    tokenizer, sampler, _, models = pipeline.components()
     options = pipeline.preset.sampling
-    texts = keyframe_texts(tokenizer, pipeline.preset, [request.wish], options.guidance)
-    with resident(models.stage1, pipeline.place) as lm:
+    texts = keyframe_texts(tokenizer, pipeline.preset, [request.wish], options.guidance_scale)
+    with on_device(models.stage1, pipeline.place) as lm:
         steps = _Steps()
-        for step in keyframes.draw(lm, texts, sampler, options, [request.seed], steps, ahead):
-            clip = step.clip
+        for step in keyframes.generate_keyframes(lm, texts, sampler, options, [request.seed], steps, ahead):
+            clip = step.video_tokens
     return clip, steps
 
 
 def _between(pipeline: CogVideoPipeline, request: VideoRequest, clip: Tensor, ahead: int) -> tuple[Tensor, _Steps]:
     """The first round, between keyframes [1, 5, N] -> tokens [2, 2, N]."""
-    tokenizer, sampler, _, models = pipeline.parts()
-    options, clock = pipeline.preset.sampling, moments(9)
-    texts = [between_text(tokenizer, request.prompt, request.seconds / 2)] * 2
+    tokenizer, sampler, _, models = pipeline.components()
+    options, clock = pipeline.preset.sampling, noise_frame_indices(9)
+    texts = [interpolation_text(tokenizer, request.prompt, request.duration / 2)] * 2
     given = torch.cat((clip[:, :3], clip[:, 2:]))  # [2, 3, N]
-    with resident(models.stage2, pipeline.place) as lm:
+    with on_device(models.stage2, pipeline.place) as lm:
         size = lm.layout.tokens_per_frame
         keys = {
             frame: noise_keys([request.seed] * 2, StageKey.INTERPOLATE, [clock[frame], clock[4 + frame]], size)
             for frame in lm.layout.generated
         }
-        dice, steps = Dice(sampler, options.video, keys), _Steps()
-        drawn = decoding.interpolate(lm, texts, given, dice, text_boost=options.text_boost, stop=steps, ahead=ahead)
+        dice, steps = TokenSampler(sampler, options.video, keys), _Steps()
+        drawn = decoding.interpolate(
+            lm, texts, given, dice, text_boost=options.text_attention_bias, stop=steps, ahead=ahead
+        )
         return decoding.collect(drawn), steps
 
 
-def table(lines: Sequence[Kept]) -> str:
+def table(lines: Sequence[SpeculationResult]) -> str:
     """For a person to read: each stage and number over all prompts, the smallest and largest count of one prompt."""
     rows = [f"{'stage':<14}{'ahead':>6}{'steps':>7}{'tokens/step':>13}{'least':>7}{'most':>7}{'CPU s':>8}{'same':>6}"]
-    for stage, ahead in dict.fromkeys((line.stage, line.ahead) for line in lines):
-        these = [line for line in lines if (line.stage, line.ahead) == (stage, ahead)]
+    for stage, ahead in dict.fromkeys((line.stage, line.lookahead) for line in lines):
+        these = [line for line in lines if (line.stage, line.lookahead) == (stage, ahead)]
         steps, kept = sum(line.steps for line in these), [line.tokens_per_step for line in these]
         row = f"{stage:<14}{ahead:>6}{steps:>7}{sum(line.slots for line in these) / steps:>13.2f}"
         row += f"{min(kept):>7.2f}{max(kept):>7.2f}{sum(line.cpu_seconds for line in these):>8.2f}"

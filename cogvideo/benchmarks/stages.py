@@ -26,18 +26,18 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cogvideo.benchmarks.hardware import measure_machine
 from cogvideo.benchmarks.release_baseline import ReleaseStructure, sample
-from cogvideo.benchmarks.results import Line
-from cogvideo.config import ASSETS, CLIP_FRAMES, ModelConfig, Preset, SamplingOptions
+from cogvideo.benchmarks.results import StageResult
+from cogvideo.config import ASSETS, FRAME_COUNTS, ModelConfig, Preset, SamplingOptions
 from cogvideo.inference import decoding, super_resolution
-from cogvideo.inference.sampling import ClusterSampler, Dice, StageKey, noise_keys
-from cogvideo.models.base import Guide, keep_heads
-from cogvideo.models.fused_decode import fusing_pays
-from cogvideo.models.kv_cache import Place as Slot
+from cogvideo.inference.sampling import ClusterSampler, StageKey, TokenSampler, noise_keys
+from cogvideo.models.base import GuidanceConfig, cache_fp32_heads
+from cogvideo.models.fused_decode import should_fuse
+from cogvideo.models.kv_cache import TokenSlot as Slot
 from cogvideo.models.loader import RandomModels, random_models
 from cogvideo.models.superres_lm import SuperResLM
 from cogvideo.models.video_lm import VideoLM
-from cogvideo.runtime.device import Place, threads, usable_cores
-from cogvideo.token_layout import Layout
+from cogvideo.runtime.device import DevicePlacement, torch_threads, usable_cores
+from cogvideo.token_layout import TokenLayout
 from cogvideo.tokenizers import image as codecs
 from kernels import cpu_decode
 from kernels.cpu_decode import Precision
@@ -80,7 +80,7 @@ def count_calls(step: Callable[[], object], device: torch.device) -> tuple[int, 
 
 
 @dataclass(frozen=True)
-class Work:
+class StageWorkload:
     """A stage as the benchmark runs it: `step(i)` for i in 0 .. steps - 1, in order but perhaps not all of them."""
 
     stage: str
@@ -104,13 +104,13 @@ class Work:
     """Whether `seek` does anything, so that it has to be called before each step."""
 
 
-class Bench:
+class StageBenchmark:
     """Random weights of a preset's sizes on a place; measures the stages of one video of `frames` frames."""
 
     def __init__(
         self,
         preset: Preset,
-        place: Place,
+        place: DevicePlacement,
         frames: int,
         most: int | None,
         compare: bool,
@@ -121,12 +121,12 @@ class Bench:
         self.preset, self.place, self.frames, self.most, self.compare = preset, place, frames, most, compare
         self.options: SamplingOptions = preset.sampling
         self.config: ModelConfig = preset.model
-        self.layout = Layout(self.config)
+        self.layout = TokenLayout(self.config)
         self.models: RandomModels = random_models(self.config, place.dtype, place.device)
-        keep_heads((self.models.stage1, self.models.stage2, self.models.superres))
+        cache_fp32_heads((self.models.stage1, self.models.stage2, self.models.superres))
         self.precision, self.clock = precision, clock
         self.cores = usable_cores() if place.device.type == "cpu" else 1
-        if fusing_pays(self.config, place.device):
+        if should_fuse(self.config, place.device):
             self.models.stage1.fuse(precision, threads=self.cores)
             self.models.stage2.fuse(precision, threads=self.cores)
         labels = torch.arange(self.config.image_tokens) % min(CLUSTERS, self.config.image_tokens)
@@ -138,9 +138,9 @@ class Bench:
     @property
     def form(self) -> str:
         """What computes a step."""
-        if not fusing_pays(self.config, self.place.device):
+        if not should_fuse(self.config, self.place.device):
             return "PyTorch"
-        reason = cpu_decode.why_not(self._like)
+        reason = cpu_decode.unsupported_reason(self._like)
         weights = "exact weights" if self.precision == "fp32" else f"{self.precision} weights"
         return f"C, {weights}" if reason is None else f"PyTorch, since {reason}"
 
@@ -152,22 +152,24 @@ class Bench:
     def weight_bytes(self, both: bool) -> float:
         """What one step must read of the weights: numbers of fp16, whatever the type that they are computed in."""
         h, size = self.config.hidden, {"fp32": 2, "bf16": 2, "int8": 1}[self.precision]
-        if not fusing_pays(self.config, self.place.device) or cpu_decode.why_not(self._like) is not None:
+        if not should_fuse(self.config, self.place.device) or cpu_decode.unsupported_reason(self._like) is not None:
             size = self.place.dtype.itemsize
         return (self.config.layers * h * h * (16 if both else 12) + self.config.image_tokens * h) * size
 
-    def lines(self, stages: Sequence[str]) -> Iterator[Line]:
+    def lines(self, stages: Sequence[str]) -> Iterator[StageResult]:
         """One for each stage, or round of it, of those named, as soon as it is measured."""
         for ours, theirs in self._works(stages):
             yield self._measure(ours, theirs)
 
-    def _works(self, stages: Sequence[str]) -> Iterator[tuple[Callable[[], Work], Callable[[], Work] | None]]:
+    def _works(
+        self, stages: Sequence[str]
+    ) -> Iterator[tuple[Callable[[], StageWorkload], Callable[[], StageWorkload] | None]]:
         if "first" in stages:
             yield self._video("first frame", 1, ())
         if "keyframes" in stages:
             yield self._video("keyframes", 1, (0,))
         if "interpolate" in stages:
-            for level in range(1, CLIP_FRAMES.index(self.frames) + 1):
+            for level in range(1, FRAME_COUNTS.index(self.frames) + 1):
                 yield self._video(f"in-betweens {level}", 2**level, self.layout.given)
         if "superres" in stages:
             yield self._superres_work, None
@@ -176,12 +178,12 @@ class Bench:
 
     def _video(
         self, name: str, videos: int, given: tuple[int, ...]
-    ) -> tuple[Callable[[], Work], Callable[[], Work] | None]:
+    ) -> tuple[Callable[[], StageWorkload], Callable[[], StageWorkload] | None]:
         """What makes our work, and the release's where it is to be compared."""
         theirs = partial(self._release, name, videos, given) if self.compare else None
         return partial(self._video_work, name, videos, given), theirs
 
-    def _measure(self, make: Callable[[], Work], theirs: Callable[[], Work] | None) -> Line:
+    def _measure(self, make: Callable[[], StageWorkload], theirs: Callable[[], StageWorkload] | None) -> StageResult:
         device = self.place.device
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
@@ -190,7 +192,7 @@ class Bench:
         calls, syncs = count_calls(partial(work.step, work.steps // 2), device)
         peak = _peak(device)
         machine = self.machines[work.threads]
-        line = Line(
+        line = StageResult(
             work.stage,
             work.rows,
             work.steps,
@@ -208,12 +210,12 @@ class Bench:
         release, release_cpu, steps = self._time(theirs())
         return replace(line, release_seconds=release, release_cpu_seconds=release_cpu, release_measured_steps=steps)
 
-    def _time(self, work: Work) -> tuple[float, float, int]:
+    def _time(self, work: StageWorkload) -> tuple[float, float, int]:
         """Seconds of all steps, by the clock and of the process, timed or extrapolated, and how many were timed."""
         count = work.steps if self.most is None else min(work.steps, self.most)
         chosen = [(2 * i + 1) * work.steps // (2 * count) for i in range(count)]
         spent = cpu = 0.0
-        with threads(1 if work.alone else work.threads), _uncollected():
+        with torch_threads(1 if work.alone else work.threads), _uncollected():
             for i in (chosen[0], chosen[count // 2]):  # with one frame under way, and with two
                 work.seek(i)
                 work.step(i)
@@ -229,7 +231,7 @@ class Bench:
 
     # -- stages 1 and 2 ------------------------------------------------------------------------------------------------
 
-    def _video_work(self, name: str, videos: int, given: tuple[int, ...]) -> Work:
+    def _video_work(self, name: str, videos: int, given: tuple[int, ...]) -> StageWorkload:
         """Frames that are not given, drawn by our decoder. `given` (): the first frame."""
         lm, guidance, both = self._network(given), self._guidance(given), bool(given)
         texts = [self._text(TEXT_TOKENS)] * videos + [self._text(8)] * (videos if guidance else 0)
@@ -238,12 +240,12 @@ class Bench:
         lag = self.layout.wavefront_lag if lm.stage == 2 else None
         steps = decoding.schedule(frames, size, lag)
         known = self._tokens(rows, len(given)) if given else None
-        boost = 0.0 if guidance else self.options.text_boost
+        boost = 0.0 if guidance else self.options.text_attention_bias
         start, cpu = self.clock(), time.process_time()
         lanes = 1 if lag is None else len(frames)
-        with threads(1):
+        with torch_threads(1):
             cache = decoding.prefill(lm, texts, given, known, boost=boost, both=both, lanes=lanes)
-            cache.blank()
+            cache.mark_all_written()
             _wait(self.place.device)
         once, once_cpu = self.clock() - start, time.process_time() - cpu
         dice, held = self._dice(videos, given), self._tokens(videos, 1)[:, 0, 0]
@@ -257,15 +259,15 @@ class Bench:
 
         bytes_, flops = self._cost(lm, given, rows, steps)
         drawn, cores = videos * len(frames) * size, self.cores
-        return Work(name, rows, len(steps), drawn, step, once, once_cpu, bytes_, flops, cores, alone=True)
+        return StageWorkload(name, rows, len(steps), drawn, step, once, once_cpu, bytes_, flops, cores, alone=True)
 
-    def _release(self, name: str, videos: int, given: tuple[int, ...]) -> Work:
+    def _release(self, name: str, videos: int, given: tuple[int, ...]) -> StageWorkload:
         """The same frames by the release's structure."""
         lm, guided, size = self._network(given), given == (0,), self.layout.tokens_per_frame
         known = self._tokens(videos, len(given)) if given else None
-        boost = 0.0 if guided else self.options.text_boost
+        boost = 0.0 if guided else self.options.text_attention_bias
         start, cpu = self.clock(), time.process_time()
-        with threads(self.cores):
+        with torch_threads(self.cores):
             runs = [
                 ReleaseStructure(lm, self._text(length), videos, given, known, boost, both=bool(given))
                 for length in ((TEXT_TOKENS, 8) if guided else (TEXT_TOKENS,))
@@ -286,16 +288,18 @@ class Bench:
             frame, slot = frames[number // size], number % size
             last = number
             scores = [run.step(held, frame, slot) for run in runs]
-            logits = scores[0] if len(scores) == 1 else scores[1] + self.options.guidance * (scores[0] - scores[1])
+            logits = (
+                scores[0] if len(scores) == 1 else scores[1] + self.options.guidance_scale * (scores[0] - scores[1])
+            )
             sample(logits, self.sampler.labels, keys[slot], how)
 
         tokens = videos * len(frames) * size
         steps, cores = len(frames) * size, self.cores
-        return Work(name, videos, steps, tokens, step, once, once_cpu, 0, 0, cores, seek=seek, jumps=True)
+        return StageWorkload(name, videos, steps, tokens, step, once, once_cpu, 0, 0, cores, seek=seek, jumps=True)
 
-    def _guidance(self, given: tuple[int, ...]) -> Guide | None:
+    def _guidance(self, given: tuple[int, ...]) -> GuidanceConfig | None:
         """With which the frames that are not given are drawn: keyframes but the first."""
-        return Guide(self.options.guidance, self.options.video.plausibility) if given == (0,) else None
+        return GuidanceConfig(self.options.guidance_scale, self.options.video.plausibility) if given == (0,) else None
 
     def _network(self, given: tuple[int, ...]) -> VideoLM:
         return self.models.stage2 if len(given) > 1 else self.models.stage1
@@ -303,10 +307,10 @@ class Bench:
     def _drawn(self, given: tuple[int, ...]) -> list[int]:
         return [frame for frame in range(self.layout.frames) if frame not in given] if given else [0]
 
-    def _dice(self, videos: int, given: tuple[int, ...]) -> Dice:
+    def _dice(self, videos: int, given: tuple[int, ...]) -> TokenSampler:
         size = self.layout.tokens_per_frame
         keys = {f: noise_keys([0] * videos, StageKey.KEYFRAMES, [f] * videos, size) for f in self._drawn(given)}
-        return Dice(self.sampler, self.options.video if given else self.options.first_frame, keys)
+        return TokenSampler(self.sampler, self.options.video if given else self.options.first_frame, keys)
 
     def _text(self, length: int) -> list[int]:
         spare = self.config.vocab_size - self.config.image_tokens
@@ -328,8 +332,8 @@ class Bench:
             slot + 1 for places in steps for _, slot in places
         )  # in the spatial channel
         for parity in (0, 1) if both else ():
-            shelf = self.layout.shelf(lm.stage, parity, TEXT_TOKENS)
-            stretches = {frame: shelf.stretches(frame) for frame in self._drawn(given)}
+            shelf = self.layout.temporal_keys(lm.stage, parity, TEXT_TOKENS)
+            stretches = {frame: shelf.key_ranges(frame) for frame in self._drawn(given)}
             seen += sum(s.end - s.start for places in steps for f, k in places for s in [stretches[f][k]]) / 2
         per_position = rows * config.layers * 2 * config.hidden
         weights = config.layers * config.hidden**2 * (16 if both else 12)
@@ -344,7 +348,7 @@ class Bench:
 
     # -- super-resolution and pixels -----------------------------------------------------------------------------------
 
-    def _superres_work(self) -> Work:
+    def _superres_work(self) -> StageWorkload:
         """All frames of the video, some in each pass."""
         lm, config, passed = self.models.superres, self.config, min(FRAMES_PER_PASS, self.frames)
         clip, text = self._tokens(1, passed)[0], self._text(TEXT_TOKENS)
@@ -352,16 +356,16 @@ class Bench:
         how = self.options.superres
 
         def step(_: int) -> None:
-            list(super_resolution.draw(lm, clip, text, self.sampler, how, 0, passed))
+            list(super_resolution.upscale(lm, clip, text, self.sampler, how, 0, passed))
 
         flops = self.frames * _superres_flops(lm, TEXT_TOKENS)
         steps = math.ceil(self.frames / passed)
         read = steps * (self.weight_bytes(both=True) + passed * fine * config.image_tokens * 4)
-        return Work(
+        return StageWorkload(
             "super-res.", passed, steps, self.frames * fine, step, 0.0, 0.0, read / 1e9, flops / 1e9, self.cores
         )
 
-    def _decode_work(self) -> Work:
+    def _decode_work(self) -> StageWorkload:
         """Tokens of the fine grid to pixels."""
         codec = _random_codec(ASSETS / self.preset.name, self.place)
         passed = min(FRAMES_PER_PASS, self.frames)
@@ -376,19 +380,19 @@ class Bench:
         flops = counted.get_total_flops() * self.frames
         steps = math.ceil(self.frames / passed)
         pixels = self.frames * grid[0] * grid[1]
-        return Work("pixels", passed, steps, pixels, step, 0.0, 0.0, 0.0, flops / 1e9, self.cores)
+        return StageWorkload("pixels", passed, steps, pixels, step, 0.0, 0.0, 0.0, flops / 1e9, self.cores)
 
 
-def _random_codec(folder: Path, place: Place) -> codecs.FrameCodec:
+def _random_codec(folder: Path, place: DevicePlacement) -> codecs.ImageTokenizer:
     """The preset's codec without its weights."""
     config = folder / "codec.json"
-    model: Any = codecs.build_codec(config, "meta") if config.is_file() else codecs._published_codec()
+    model: Any = codecs.build_vqvae(config, "meta") if config.is_file() else codecs._published_codec()
     codecs._keep_level(model)
     model.to(place.dtype).to_empty(device=place.device)
     with torch.no_grad():
         for weight in (*model.parameters(), *model.buffers()):
             weight.normal_(std=0.02)
-    return codecs.FrameCodec(model)
+    return codecs.ImageTokenizer(model)
 
 
 def _superres_flops(lm: SuperResLM, text: int) -> float:

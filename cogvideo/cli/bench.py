@@ -17,15 +17,15 @@ from typing import Any
 import torch
 
 from cogvideo.benchmarks.report import CLOCKS, _origin, described, plot, table
-from cogvideo.benchmarks.results import Line
-from cogvideo.benchmarks.speculation import measure
+from cogvideo.benchmarks.results import StageResult
+from cogvideo.benchmarks.speculation import measure_speculation
 from cogvideo.benchmarks.speculation import table as kept_table
-from cogvideo.benchmarks.stages import STAGES, Bench
+from cogvideo.benchmarks.stages import STAGES, StageBenchmark
 from cogvideo.cli import console
-from cogvideo.config import CLIP_FRAMES, PRESETS, Preset
+from cogvideo.config import FRAME_COUNTS, PRESETS, Preset
 from cogvideo.errors import RequestError
 from cogvideo.pipeline import CogVideoPipeline
-from cogvideo.runtime.device import pick_place
+from cogvideo.runtime.device import default_placement
 from kernels.cpu_decode import KINDS
 
 STREAM = Path("-")
@@ -46,24 +46,28 @@ def main(arguments: Sequence[str]) -> int:
     parser = _parser()
     options = parser.parse_args(arguments)
     if options.ahead:
-        with console.speaking(options.json == STREAM):
+        with console.json_output(options.json == STREAM):
             return _look_ahead(options, arguments)
     preset = _sized(PRESETS[options.preset], options)
-    place = pick_place(options.device)
+    place = default_placement(options.device)
     place = replace(place, dtype=DTYPES[options.dtype] if options.dtype else place.dtype)
     clock = CLOCKS[options.clock]
     compared = options.compare == "release"
-    bench = Bench(preset, place, options.frames, options.steps, compared, options.seconds, options.weights, clock)
+    bench = StageBenchmark(
+        preset, place, options.frames, options.steps, compared, options.seconds, options.weights, clock
+    )
     lines = []
-    with console.speaking(options.json == STREAM):
+    with console.json_output(options.json == STREAM):
         for line in bench.lines(options.stages.split(",")):
             print(f"  {line.stage}: {line.seconds:.2f} s", file=sys.stderr, flush=True)
-            console.event("stage", **line.described())
+            console.event("stage", **line.as_dict())
             lines.append(line)
         return _report(bench, lines, options, arguments)
 
 
-def _report(bench: Bench, lines: Sequence[Line], options: argparse.Namespace, arguments: Sequence[str]) -> int:
+def _report(
+    bench: StageBenchmark, lines: Sequence[StageResult], options: argparse.Namespace, arguments: Sequence[str]
+) -> int:
     if not lines:
         raise RequestError(
             f"没有名为 {options.stages} 的阶段：可用 {'、'.join(STAGES)}。",
@@ -85,9 +89,9 @@ def _tell(report: dict[str, Any], file: Path | None) -> None:
 def _look_ahead(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     """With the preset's own weights."""
     pipeline = CogVideoPipeline.from_pretrained(options.preset, options.device)
-    lines = list(measure(pipeline, options.prompt or PROMPTS, options.ahead))
+    lines = list(measure_speculation(pipeline, options.prompt or PROMPTS, options.ahead))
     print(kept_table(lines))
-    _tell(_origin(arguments) | {"lines": [line.described() for line in lines]}, options.json)
+    _tell(_origin(arguments) | {"lines": [line.as_dict() for line in lines]}, options.json)
     return 0
 
 
@@ -105,7 +109,7 @@ def _parser() -> console.Parser:
     parser.add_argument("--vocab", type=int, help="image tokens")
     parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: the best there is)")
     parser.add_argument("--dtype", choices=tuple(DTYPES), help="default: fp16 on a GPU, fp32 on a CPU")
-    parser.add_argument("--frames", type=int, choices=CLIP_FRAMES, default=CLIP_FRAMES[-1])
+    parser.add_argument("--frames", type=int, choices=FRAME_COUNTS, default=FRAME_COUNTS[-1])
     parser.add_argument("--stages", default=",".join(STAGES), help="default: all of %(default)s")
     parser.add_argument("--steps", type=int, help="time at most so many steps a stage, spread evenly, and extrapolate")
     parser.add_argument("--seconds", type=float, default=1.0, help="for each ceiling of the machine (default: 1)")

@@ -24,14 +24,14 @@ class Command:
     module: str
     zh: str
     en: str
-    words: str = ""
+    parser_path: str = ""
     """Where its parser is made, as module:function; empty: by the module's `_parser`."""
 
-    def main(self, words: Sequence[str]) -> int:
-        return importlib.import_module(self.module).main(words) or console.DONE
+    def main(self, argv: Sequence[str]) -> int:
+        return importlib.import_module(self.module).main(argv) or console.DONE
 
     def parser(self) -> argparse.ArgumentParser:
-        module, _, function = (self.words or f"{self.module}:_parser").partition(":")
+        module, _, function = (self.parser_path or f"{self.module}:_parser").partition(":")
         parser: argparse.ArgumentParser = getattr(importlib.import_module(module), function)()
         return parser
 
@@ -41,10 +41,13 @@ COMMANDS = {
         "cogvideo.cli.generate",
         "把一句中文变成视频文件",
         "turn a Chinese sentence into a video file",
-        words="cogvideo.cli.generate_args:parser",
+        parser_path="cogvideo.cli.generate_args:parser",
     ),
     "serve": Command(
-        "cogvideo.cli.serve", "在浏览器里打开网页", "open the page in a browser", words="cogvideo.cli.serve:parser"
+        "cogvideo.cli.serve",
+        "在浏览器里打开网页",
+        "open the page in a browser",
+        parser_path="cogvideo.cli.serve:parser",
     ),
     "doctor": Command(
         "cogvideo.cli.doctor",

@@ -17,9 +17,9 @@ from typing import Any, Final, NoReturn, TextIO
 from cogvideo.errors import CogVideoError, RequestError
 
 DONE: Final = 0
-NO: Final = 1
+CHECK_FAILED: Final = 1
 """The work was done and the answer is no: numbers differ, or this machine lacks something."""
-REFUSED: Final = 2
+REQUEST_ERROR: Final = 2
 """The request or the machine will not do; a sentence said why."""
 FAULT: Final = 70
 """A fault of this program; a traceback was printed."""
@@ -39,7 +39,7 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, command: str, **options: Any) -> None:
         options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
-        options.setdefault("prog", f"{typed()} {command}")
+        options.setdefault("prog", f"{program_name()} {command}")
         super().__init__(allow_abbrev=False, **options)
 
     def error(self, message: str) -> NoReturn:
@@ -48,7 +48,7 @@ class Parser(argparse.ArgumentParser):
         )
 
 
-def typed() -> str:
+def program_name() -> str:
     """What was typed to get here: `cogvideo` where it is installed, else `python -m cogvideo`."""
     return "cogvideo" if Path(sys.argv[0]).stem == "cogvideo" else "python -m cogvideo"
 
@@ -62,7 +62,7 @@ def add_json(parser: argparse._ActionsContainer) -> None:
 
 
 @contextmanager
-def speaking(to_program: bool) -> Iterator[None]:
+def json_output(to_program: bool) -> Iterator[None]:
     """Inside the block, where `to_program`, events go to standard output and all that is printed goes to stderr."""
     global _program
     if not to_program or _program is not None:
@@ -85,12 +85,12 @@ def event(name: str, **values: object) -> None:
 def failed(error: Exception, status: int, words: Sequence[str]) -> int:
     """Returns `status`; a program that asked for events, in `words` that nobody may have parsed, hears of the error."""
     zh, en = (error.zh, error.en) if isinstance(error, CogVideoError) else (str(error), str(error))
-    with speaking("--json" in words):
+    with json_output("--json" in words):
         event("error", kind=type(error).__name__, zh=zh, en=en, exit=status)
     return status
 
 
-def say(zh: str, en: str) -> None:
+def notice(zh: str, en: str) -> None:
     """A sentence beside the result."""
     event("note", zh=zh, en=en)
     print(f"{zh}\n{en}", file=sys.stderr)

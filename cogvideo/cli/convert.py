@@ -19,7 +19,7 @@ def main(arguments: Sequence[str]) -> int:
     """Converts, says what became smaller, and returns 0. Raises CogVideoError."""
     options = _parser().parse_args(arguments)
     out = options.out or options.directory / CONVERTED
-    with console.speaking(options.json):
+    with console.json_output(options.json):
         converted = convert(options.directory, out)
         print("\n".join(converted.sentences()))
         print(out)

@@ -12,10 +12,19 @@ from typing import Final
 
 from cogvideo import __version__
 from cogvideo.cli import console
-from cogvideo.cli.doctor_checks import Finding, State, _described, files, machines, presets, settings, software
-from cogvideo.config import PRESETS, find_preset
+from cogvideo.cli.doctor_checks import (
+    CheckResult,
+    CheckStatus,
+    describe_device,
+    files,
+    machines,
+    presets,
+    settings,
+    software,
+)
+from cogvideo.config import PRESETS, load_preset
 
-MARKS: Final[dict[State, str]] = {"ok": "✓", "note": "·", "bad": "✗"}
+MARKS: Final[dict[CheckStatus, str]] = {"ok": "✓", "note": "·", "bad": "✗"}
 
 DESCRIPTION = """\
 检查这台机器：装了什么、有什么设备、哪些预设放得下、缺哪些文件、该怎么办。
@@ -27,8 +36,8 @@ Exit status / 退出码: 0 the model can run / 可以运行; 1 it cannot / 不�
 def main(arguments: Sequence[str]) -> int:
     """Prints all findings; 0 or 1. Raises RequestError for a model that does not exist."""
     options = _parser().parse_args(arguments)
-    find_preset(options.model)
-    with console.speaking(options.json):
+    load_preset(options.model)
+    with console.json_output(options.json):
         findings = []
         for topic, heading, look in sections(options.model):
             print(heading)
@@ -37,10 +46,10 @@ def main(arguments: Sequence[str]) -> int:
                 _tell(finding)
             if not any(finding.topic == topic for finding in findings):
                 print("  -")
-        bad = [finding for finding in findings if finding.state == "bad"]
+        bad = [finding for finding in findings if finding.status == "bad"]
         print(_verdict(options.model, len(bad)))
         console.event("done", model=options.model, version=__version__, able=not bad)
-    return console.NO if bad else console.DONE
+    return console.CHECK_FAILED if bad else console.DONE
 
 
 def _parser() -> console.Parser:
@@ -55,20 +64,20 @@ def _parser() -> console.Parser:
     return parser
 
 
-def sections(model: str) -> list[tuple[str, str, Callable[[], Iterator[Finding]]]]:
+def sections(model: str) -> list[tuple[str, str, Callable[[], Iterator[CheckResult]]]]:
     """(topic, heading, its findings), in the order in which they are told."""
     return [
         ("software", "软件 / software", software),
-        ("device", "设备 / device", lambda: (_described(machine) for machine in machines())),
+        ("device", "设备 / device", lambda: (describe_device(machine) for machine in machines())),
         ("memory", "放得下的预设 / presets that fit", lambda: presets(model, machines())),
         ("files", "文件 / files", lambda: files(model)),
         ("settings", "设置 / settings", settings),
     ]
 
 
-def _tell(finding: Finding) -> None:
+def _tell(finding: CheckResult) -> None:
     console.event("finding", **asdict(finding))
-    print(f"  {MARKS[finding.state]} {finding.fact}")
+    print(f"  {MARKS[finding.status]} {finding.fact}")
     for sentence in (finding.zh, finding.en):
         if sentence:
             print(f"      {sentence}")

@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from cogvideo import __version__
-from cogvideo.config import ASSETS, PRESETS, find_preset
-from cogvideo.runtime.memory_presets import MEMORY
-from cogvideo.weights.catalog import CONVERTED, Places
+from cogvideo.config import ASSETS, PRESETS, load_preset
+from cogvideo.runtime.memory_presets import MEMORY_PRESETS
+from cogvideo.weights.catalog import CONVERTED, WeightPaths
 
-State = Literal["ok", "note", "bad"]
+CheckStatus = Literal["ok", "note", "bad"]
 
 DISTRIBUTION: Final = "cogvideo-for-everyone"
 REQUIREMENTS: Final = Path(__file__).resolve().parents[2] / "requirements.txt"
@@ -43,18 +43,18 @@ SECRETS: Final = ("HF_TOKEN",)
 
 
 @dataclass(frozen=True)
-class Finding:
+class CheckResult:
     """One fact; where it is not `ok`, what to do about it. Only `bad` keeps the model from running."""
 
     topic: str
     fact: str
-    state: State = "ok"
+    status: CheckStatus = "ok"
     zh: str = ""
     en: str = ""
 
 
 @dataclass(frozen=True)
-class Machine:
+class DeviceInfo:
     """What models compute on. `free`: bytes; None where nobody could tell."""
 
     device: Literal["cuda", "cpu"]
@@ -63,10 +63,10 @@ class Machine:
     total: int | None
 
 
-def software() -> Iterator[Finding]:
+def software() -> Iterator[CheckResult]:
     """Whether Python, each required package and the tools beside them are here, in which version, and what to do."""
     fits = OLDEST <= sys.version_info[:2] <= NEWEST
-    yield Finding(
+    yield CheckResult(
         "software",
         f"Python {platform.python_version()}, {platform.system()} {platform.machine()}, cogvideo {__version__}",
         "ok" if fits else "bad",
@@ -76,7 +76,9 @@ def software() -> Iterator[Finding]:
     try:
         from packaging.requirements import Requirement
     except ImportError:
-        yield Finding("software", "packages: none", "bad", *_install("依赖尚未安装", "The packages are not installed"))
+        yield CheckResult(
+            "software", "packages: none", "bad", *_install("依赖尚未安装", "The packages are not installed")
+        )
         return
     for line in _required():
         requirement = Requirement(line)
@@ -96,38 +98,40 @@ def _required() -> list[str]:
         return []
 
 
-def _package(requirement: Any) -> Finding:
+def _package(requirement: Any) -> CheckResult:
     """A packaging.Requirement -> whether what is installed is what this was tested with."""
     wanted = f"{requirement.name}{requirement.specifier}"
     try:
         version = importlib.metadata.version(requirement.name)
     except importlib.metadata.PackageNotFoundError:
-        return Finding("software", f"{requirement.name}: -", "bad", *_install(f"缺少 {wanted}", f"{wanted} is missing"))
+        return CheckResult(
+            "software", f"{requirement.name}: -", "bad", *_install(f"缺少 {wanted}", f"{wanted} is missing")
+        )
     if requirement.specifier.contains(version, prereleases=True):
-        return Finding("software", f"{requirement.name} {version}")
+        return CheckResult("software", f"{requirement.name} {version}")
     zh, en = f"测试所用版本为 {wanted}", f"Tested with {wanted}"
     broken = requirement.name == "protobuf" and int(re.split(r"\D", version)[0]) >= 4  # icetk's own limit
-    return Finding("software", f"{requirement.name} {version}", "bad" if broken else "note", *_install(zh, en))
+    return CheckResult("software", f"{requirement.name} {version}", "bad" if broken else "note", *_install(zh, en))
 
 
 def _install(zh: str, en: str) -> tuple[str, str]:
     return f"{zh}：请运行 pip install -r requirements.txt。", f"{en}: pip install -r requirements.txt."
 
 
-def _tools() -> Iterator[Finding]:
+def _tools() -> Iterator[CheckResult]:
     try:
         import imageio_ffmpeg
 
-        yield Finding("software", f"ffmpeg {imageio_ffmpeg.get_ffmpeg_version()}")
+        yield CheckResult("software", f"ffmpeg {imageio_ffmpeg.get_ffmpeg_version()}")
     except (ImportError, RuntimeError) as error:
-        yield Finding(
+        yield CheckResult(
             "software",
             f"ffmpeg: {error}",
             "bad",
             *_install("没有 ffmpeg，无法写出视频", "Films cannot be written without it"),
         )
     compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
-    yield Finding(
+    yield CheckResult(
         "software",
         f"C: {compiler or '-'}",
         "ok" if compiler else "note",
@@ -138,10 +142,10 @@ def _tools() -> Iterator[Finding]:
     )
 
 
-def machines() -> list[Machine]:
+def machines() -> list[DeviceInfo]:
     """The cards that PyTorch can use, best first as it counts them, then the processor."""
     free, total = _host_memory()
-    cpu = Machine("cpu", f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores", free, total)
+    cpu = DeviceInfo("cpu", f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores", free, total)
     try:
         import torch
 
@@ -151,7 +155,7 @@ def machines() -> list[Machine]:
         for index in range(torch.cuda.device_count()):
             about = torch.cuda.get_device_properties(index)
             name = f"cuda:{index} {about.name}, compute capability {about.major}.{about.minor}"
-            cards.append(Machine("cuda", name, *torch.cuda.mem_get_info(index)))
+            cards.append(DeviceInfo("cuda", name, *torch.cuda.mem_get_info(index)))
     except Exception:  # whatever is broken about PyTorch or the driver: `software` says what is installed
         return [cpu]
     return [*cards, cpu]
@@ -167,13 +171,13 @@ def _host_memory() -> tuple[int | None, int | None]:
     return memory.available, memory.total
 
 
-def _described(machine: Machine) -> Finding:
+def describe_device(machine: DeviceInfo) -> CheckResult:
     fact = f"{machine.name}: {_gigabytes(machine.free)} of {_gigabytes(machine.total)} GB free"
     if machine.device == "cuda" or shutil.which("nvidia-smi") is None:
-        return Finding("device", fact)
+        return CheckResult("device", fact)
     if any(other.device == "cuda" for other in machines()):
-        return Finding("device", fact)
-    return Finding(
+        return CheckResult("device", fact)
+    return CheckResult(
         "device",
         fact,
         "note",
@@ -183,7 +187,7 @@ def _described(machine: Machine) -> Finding:
     )
 
 
-def presets(model: str, there: Sequence[Machine]) -> Iterator[Finding]:
+def presets(model: str, there: Sequence[DeviceInfo]) -> Iterator[CheckResult]:
     """Every model in every memory preset: bytes that it is predicted to take against those that are free."""
     try:
         from cogvideo.runtime.memory_estimate import peak_bytes
@@ -193,19 +197,19 @@ def presets(model: str, there: Sequence[Machine]) -> Iterator[Finding]:
     names = [*PRESETS, *([] if model in PRESETS else [model])]
     for name in names:
         fits = False
-        for row in MEMORY.values():
+        for row in MEMORY_PRESETS.values():
             room = rooms[row.device]
             if room is None:
                 continue
-            need = peak_bytes(find_preset(name)[0].model, row)
+            need = peak_bytes(load_preset(name)[0].model, row)
             about = f"{name} --memory {row.name}: {_gigabytes(need)} GB, {row.about}"
             if need <= room:
                 fits = True
-                yield Finding("memory", about)
+                yield CheckResult("memory", about)
             else:
-                yield Finding("memory", f"{about} > {_gigabytes(room)} GB", "note")
+                yield CheckResult("memory", f"{about} > {_gigabytes(room)} GB", "note")
         if not fits and name == model:
-            yield Finding(
+            yield CheckResult(
                 "memory",
                 f"{name}: -",
                 "bad",
@@ -214,7 +218,7 @@ def presets(model: str, there: Sequence[Machine]) -> Iterator[Finding]:
             )
 
 
-def files(model: str) -> Iterator[Finding]:
+def files(model: str) -> Iterator[CheckResult]:
     yield from _own_files("mini", ASSETS / "mini", needed=model == "mini")
     if model not in PRESETS:
         yield from _own_files(model, Path(model), needed=True)
@@ -222,13 +226,13 @@ def files(model: str) -> Iterator[Finding]:
     yield _data_folder()
 
 
-def _own_files(model: str, folder: Path, needed: bool) -> Iterator[Finding]:
+def _own_files(model: str, folder: Path, needed: bool) -> Iterator[CheckResult]:
     """A model in our own format: what is not there, or only a pointer to it."""
     wrong = [name for name in MINI if not _is_whole(folder / name)]
     if not wrong:
-        yield Finding("files", f"{model}: {folder}")
+        yield CheckResult("files", f"{model}: {folder}")
         return
-    yield Finding(
+    yield CheckResult(
         "files",
         f"{model}: {folder}: {', '.join(wrong)}: -",
         "bad" if needed else "note",
@@ -247,13 +251,13 @@ def _is_whole(path: Path) -> bool:
     return bool(beginning) and beginning != POINTER
 
 
-def _published_files(needed: bool) -> Iterator[Finding]:
-    places = Places.usual()
+def _published_files(needed: bool) -> Iterator[CheckResult]:
+    places = WeightPaths.usual()
     missing = places.missing()
     if places.complete():
-        yield Finding("files", f"cogvideo: {places.sat}")
+        yield CheckResult("files", f"cogvideo: {places.sat}")
         if not (places.sat / CONVERTED).is_dir():
-            yield Finding(
+            yield CheckResult(
                 "files",
                 f"{places.sat / CONVERTED}: -",
                 "note",
@@ -262,7 +266,7 @@ def _published_files(needed: bool) -> Iterator[Finding]:
             )
         return
     gigabytes = _gigabytes(sum(file.size for file in missing))
-    yield Finding(
+    yield CheckResult(
         "files",
         f"cogvideo: {', '.join(str(places.target(file)) for file in missing)}: -",
         "bad" if needed else "note",
@@ -273,12 +277,12 @@ def _published_files(needed: bool) -> Iterator[Finding]:
     )
 
 
-def _data_folder() -> Finding:
+def _data_folder() -> CheckResult:
     folder = Path(os.environ.get("COGVIDEO_DATA") or "data").absolute()
     there = _existing(folder)
     if os.access(there, os.W_OK):
-        return Finding("files", f"data: {folder}, {_gigabytes(_free_disk(there))} GB free")
-    return Finding(
+        return CheckResult("files", f"data: {folder}, {_gigabytes(_free_disk(there))} GB free")
+    return CheckResult(
         "files",
         f"data: {folder}",
         "note",
@@ -296,14 +300,14 @@ def _free_disk(path: Path) -> int:
     return shutil.disk_usage(_existing(path.absolute())).free
 
 
-def settings() -> Iterator[Finding]:
+def settings() -> Iterator[CheckResult]:
     """Which environment variables count here, with their values; of secrets only that they are set."""
     for name in SETTINGS:
         if value := os.environ.get(name):
-            yield Finding("settings", f"{name}={value}")
+            yield CheckResult("settings", f"{name}={value}")
     for name in SECRETS:
         if os.environ.get(name):
-            yield Finding("settings", f"{name}: ***")
+            yield CheckResult("settings", f"{name}: ***")
 
 
 def _gigabytes(count: int | None) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cogvideo.cli import console
-from cogvideo.weights.catalog import COGVIDEO, Places
+from cogvideo.weights.catalog import COGVIDEO, WeightPaths
 from cogvideo.weights.download import Download
 from cogvideo.weights.progress import Transfer
 
@@ -26,12 +26,16 @@ by format, size and, where it is known, SHA-256. Files go to $SAT_HOME (~/.sat_m
 def main(arguments: Sequence[str]) -> int:
     """Fetches what is missing and returns 0. Raises CogVideoError."""
     options = _parser().parse_args(arguments)
-    with console.speaking(options.json):
+    with console.json_output(options.json):
         if options.model == "mini":
-            console.say("mini 随仓库附带，无需下载。", "mini comes with the repository: there is nothing to download.")
+            console.notice(
+                "mini 随仓库附带，无需下载。", "mini comes with the repository: there is nothing to download."
+            )
         else:
-            places, report = Places.usual(), _Told() if options.json else None
-            Download(places, COGVIDEO, options.source, options.keep_archives, report=report, notify=console.say).run()
+            places, report = WeightPaths.usual(), _Told() if options.json else None
+            Download(
+                places, COGVIDEO, options.source, options.keep_archives, report=report, notify=console.notice
+            ).run()
             print(f"模型已就绪：{places.sat}\nThe model is there: {places.sat}")
         console.event("done", model=options.model)
     return console.DONE

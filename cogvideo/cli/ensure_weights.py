@@ -12,7 +12,7 @@ from typing import Final
 
 from cogvideo.cli import console
 from cogvideo.errors import WeightsError
-from cogvideo.weights.catalog import COGVIDEO, Places
+from cogvideo.weights.catalog import COGVIDEO, WeightPaths
 from cogvideo.weights.download import Download
 
 ENVIRONMENT: Final = "COGVIDEO_DOWNLOAD"
@@ -21,23 +21,23 @@ ENVIRONMENT: Final = "COGVIDEO_DOWNLOAD"
 PUBLISHED: Final = "cogvideo"
 
 
-def obtain(model: str, agreed: bool = False) -> None:
+def ensure_weights(model: str, agreed: bool = False) -> None:
     """Returns at once for any other model, and where all is there. Raises WeightsError, CapacityError, RequestError.
 
     `agreed`: fetch without asking. Otherwise a person at a terminal is asked, and may name a folder instead; of several
     processes started together, and where nobody sits at a terminal, none asks.
     """
-    places = Places.usual()
+    places = WeightPaths.usual()
     if model != PUBLISHED or places.complete():
         return
     if agreed or os.environ.get(ENVIRONMENT) == "1":
-        Download(places, COGVIDEO, notify=console.say).run()
+        Download(places, COGVIDEO, notify=console.notice).run()
         return
     answer = _ask(places) if _somebody_there() else ""
     if answer.lower() in ("y", "yes", "是"):
-        Download(places, COGVIDEO, notify=console.say).run()
+        Download(places, COGVIDEO, notify=console.notice).run()
     elif answer and Path(answer).expanduser().is_dir():
-        Download(places, COGVIDEO, Path(answer).expanduser(), notify=console.say).run()
+        Download(places, COGVIDEO, Path(answer).expanduser(), notify=console.notice).run()
     else:
         names = ", ".join(file.installed for file in places.missing())
         raise WeightsError(
@@ -53,9 +53,9 @@ def _somebody_there() -> bool:
     return alone and sys.stdin.isatty() and sys.stderr.isatty()
 
 
-def _ask(places: Places) -> str:
+def _ask(places: WeightPaths) -> str:
     gigabytes = sum(file.size for file in places.missing()) / 1e9
-    console.say(
+    console.notice(
         f"模型 cogvideo 还不在这里。需要下载约 {gigabytes:.0f} GB 到 {places.sat}，可中断后继续。",
         f"The model cogvideo is not here yet: {gigabytes:.0f} GB to fetch to {places.sat}, in several goes if need be.",
     )

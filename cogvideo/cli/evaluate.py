@@ -23,15 +23,15 @@ if TYPE_CHECKING:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Draw, judge, print tables; write a grid and the figures where asked."""
     args = _parser().parse_args(arguments)
-    from cogvideo.evaluation.sampler import Studio
+    from cogvideo.evaluation.sampler import EvaluationSampler
 
     preset = PRESETS["mini"]
     options = preset.sampling
     video = replace(options.video, temperature=args.temperature) if args.temperature else options.video
-    options = replace(options, guidance=args.guidance or options.guidance, video=video)
-    evaluation = Evaluation(Studio(preset, args.folder), options, args)
+    options = replace(options, guidance_scale=args.guidance or options.guidance_scale, video=video)
+    evaluation = Evaluation(EvaluationSampler(preset, args.folder), options, args)
     figures: Figures = {}
-    with console.speaking(args.json):
+    with console.json_output(args.json):
         for name in (name for name in PARTS if name in args.parts):
             figures[name] = PARTS[name](evaluation)
             console.event("figures", part=name, figures=figures[name])

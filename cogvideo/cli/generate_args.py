@@ -9,16 +9,16 @@ from typing import Any
 
 from cogvideo.cli import console, release_args
 from cogvideo.config import (
-    CLIP_FRAMES,
-    CLIP_SECONDS,
-    MAX_CANDIDATES,
+    DURATIONS,
+    FRAME_COUNTS,
+    MAX_BEST_OF,
     MAX_GUIDANCE,
     MAX_SEED,
     MAX_TEMPERATURE,
     MIN_TEMPERATURE,
     PRESETS,
 )
-from cogvideo.runtime.memory_presets import MEMORY
+from cogvideo.runtime.memory_presets import MEMORY_PRESETS
 
 DESCRIPTION = """\
 把一句中文变成一段视频。不需要显卡：小模型 mini 随仓库附带，在普通电脑上约十几秒完成。
@@ -57,16 +57,16 @@ def _what_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--frames",
         type=int,
-        default=CLIP_FRAMES[-1],
+        default=FRAME_COUNTS[-1],
         metavar="N",
-        help=f"{_choices(CLIP_FRAMES)}: more is smoother (default: {CLIP_FRAMES[-1]}) / 帧数，越多越流畅",
+        help=f"{_choices(FRAME_COUNTS)}: more is smoother (default: {FRAME_COUNTS[-1]}) / 帧数，越多越流畅",
     )
     group.add_argument(
         "--seconds",
         type=float,
-        default=CLIP_SECONDS[0],
+        default=DURATIONS[0],
         metavar="S",
-        help=f"{_choices(CLIP_SECONDS)}: how long the scene lasts (default: {CLIP_SECONDS[0]:g}) / 时长（秒）",
+        help=f"{_choices(DURATIONS)}: how long the scene lasts (default: {DURATIONS[0]:g}) / 时长（秒）",
     )
     group.add_argument(
         "--superres",
@@ -123,7 +123,7 @@ def _how_options(group: argparse._ArgumentGroup) -> None:
         "--candidates",
         type=int,
         metavar="N",
-        help=f"1 to {MAX_CANDIDATES}: of so many first frames the likeliest is gone on from (default: the model's own) "
+        help=f"1 to {MAX_BEST_OF}: of so many first frames the likeliest is gone on from (default: the model's own) "
         "/ 首帧候选数，取其中最可能的一张",
     )
     group.add_argument(
@@ -132,8 +132,8 @@ def _how_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--memory",
         metavar="NAME",
-        help=f"{_choices(MEMORY)}: how the model is held on the card (default: $COGVIDEO_MEMORY, else the first that "
-        "fits by a prediction from the sizes, which was not yet measured on a GPU) / 显存预设",
+        help=f"{_choices(MEMORY_PRESETS)}: how the model is held on the card (default: $COGVIDEO_MEMORY, else the "
+        "first that fits by a prediction from the sizes, which was not yet measured on a GPU) / 显存预设",
     )
     group.add_argument(
         "--eight-bit",

@@ -25,7 +25,7 @@ from cogvideo.errors import RequestError
 from cogvideo.request import VideoRequest
 
 if TYPE_CHECKING:
-    from cogvideo.cli.output_dir import Films
+    from cogvideo.cli.output_dir import OutputDirectory
     from cogvideo.pipeline import CogVideoPipeline
 
 SUFFIX = ".safetensors"
@@ -34,25 +34,25 @@ SUFFIX = ".safetensors"
 
 def run(pipeline: CogVideoPipeline, options: argparse.Namespace, base: VideoRequest) -> int:
     """Draws all films like `base`; 0 where all are there, 2 where a sentence was refused, 130 where interrupted."""
-    from cogvideo.cli.output_dir import Films
+    from cogvideo.cli.output_dir import OutputDirectory
 
-    team = Team.of_environment()
+    team = DistributedRank.of_environment()
     rows = batches(options)
     if options.input_source == INTERACTIVE and options.stage != "stage-2" and team.size > 1:
         raise RequestError(
             "多进程运行时不能从键盘输入：请用 --input-source 指定提示词文件。",
             "Several processes cannot share a keyboard: give a file with --input-source.",
         )
-    films = Films(options.output_path, pipeline.preset.name, options.stage == "stage-1")
-    wishes = _Wishes(pipeline, options, base, films, team)
-    work = _Work(pipeline, films, team, *rows, options.quiet)
+    films = OutputDirectory(options.output_path, pipeline.preset.name, options.stage == "stage-1")
+    wishes = RequestSource(pipeline, options, base, films, team)
+    work = BatchRunner(pipeline, films, team, *rows, options.quiet)
     try:
         for group in wishes:
             work.draw(group)
     except KeyboardInterrupt:
         return console.INTERRUPTED
     console.event("done", folder=films.path, refused=wishes.refused)
-    return console.REFUSED if wishes.refused else console.DONE
+    return console.REQUEST_ERROR if wishes.refused else console.DONE
 
 
 def sentences(source: str) -> Iterator[tuple[int, str]]:
@@ -86,14 +86,14 @@ def _typed() -> Iterator[tuple[int, str]]:
 
 
 @dataclass(frozen=True)
-class Team:
+class DistributedRank:
     """Processes that were started together to do the same work; `rank` is ours."""
 
     rank: int = 0
     size: int = 1
 
     @classmethod
-    def of_environment(cls) -> Team:
+    def of_environment(cls) -> DistributedRank:
         """As `accelerate launch` and torchrun tell; no process group is made, since each must do without the others."""
         size, rank = (os.environ.get(name, "") for name in ("WORLD_SIZE", "RANK"))
         return cls(int(rank), int(size)) if size.isdigit() and rank.isdigit() else cls()
@@ -106,11 +106,16 @@ class Team:
         return [request for share in shares[self.rank :] + shares[: self.rank] for request in share]
 
 
-class _Wishes:
+class RequestSource:
     """Groups of requests that may be drawn together, checked; what is refused is told and counted."""
 
     def __init__(
-        self, pipeline: CogVideoPipeline, options: argparse.Namespace, base: VideoRequest, films: Films, team: Team
+        self,
+        pipeline: CogVideoPipeline,
+        options: argparse.Namespace,
+        base: VideoRequest,
+        films: OutputDirectory,
+        team: DistributedRank,
     ) -> None:
         self._pipeline, self._options, self._base, self._films, self._team = pipeline, options, base, films, team
         self._copies = range(options.batch_size)
@@ -132,7 +137,7 @@ class _Wishes:
         requests = []
         for number, sentence in lines:
             try:
-                text = self._pipeline.check(replace(self._base, prompt=sentence)).text
+                text = self._pipeline.check_inputs(replace(self._base, prompt=sentence)).text
                 seeds = [(self._base.seed + copy) % (MAX_SEED + 1) for copy in self._copies]
                 wished = [replace(self._base, prompt=text, seed=seed) for seed in seeds]
                 if self._options.stage == "stage-2":
@@ -154,7 +159,7 @@ class _Wishes:
                 f"The keyframes of seed {request.seed} are not at {path}: run --stage-1 with the same arguments first, "
                 "or use --both-stages.",
             )
-        return replace(request, clip=read_keyframes(path)[1].clip)
+        return replace(request, initial_tokens=read_keyframes(path)[1].initial_tokens)
 
     def _of_saved(self, source: Path) -> Iterator[VideoRequest]:
         """Films from the keyframes in a file or folder; copies differ in what lies between the keyframes."""
@@ -174,37 +179,37 @@ class _Wishes:
                         f"这些关键帧属于模型 {model}：请加 --model {model}。",
                         f"These keyframes belong to the model {model}: add --model {model}.",
                     )
-                request = replace(self._base, prompt=saved.prompt, seed=saved.seed, seconds=saved.seconds)
-                request = replace(request, clip=saved.clip)
-                request = replace(request, prompt=self._pipeline.check(request).text)
+                request = replace(self._base, prompt=saved.prompt, seed=saved.seed, duration=saved.duration)
+                request = replace(request, initial_tokens=saved.initial_tokens)
+                request = replace(request, prompt=self._pipeline.check_inputs(request).text)
             except RequestError as error:
                 self._refuse(f"{path}：{error.zh}", f"{path}: {error.en}")
                 continue
             for copy in self._copies:
                 seed = (saved.seed + copy) % (MAX_SEED + 1)
-                yield replace(request, between_seed=seed if copy else None)
+                yield replace(request, interpolation_seed=seed if copy else None)
 
     def _refuse(self, zh: str, en: str) -> None:
         self.refused += 1
         if self._team.rank == 0:
-            console.say(zh, en)
+            console.notice(zh, en)
 
 
 def _alike(requests: Iterable[VideoRequest]) -> list[list[VideoRequest]]:
     """Groups that differ in sentence, seed and keyframes alone."""
     groups: dict[Any, list[VideoRequest]] = {}
     for request in requests:
-        groups.setdefault(request.seconds, []).append(request)
+        groups.setdefault(request.duration, []).append(request)
     return list(groups.values())
 
 
 @dataclass(frozen=True)
-class _Work:
+class BatchRunner:
     """Draws films, at most `together` at a time; in stage 2 networks read `rows` blocks at once."""
 
     pipeline: CogVideoPipeline
-    films: Films
-    team: Team
+    films: OutputDirectory
+    team: DistributedRank
     together: int
     rows: int
     quiet: bool
@@ -215,7 +220,7 @@ class _Work:
         left = self._pass(left, self.together, wait=False)
         if left:
             count = len(left)
-            console.say(f"另有 {count} 段正由其他进程生成，等待中。", f"Other processes draw {count} more: waiting.")
+            console.notice(f"另有 {count} 段正由其他进程生成，等待中。", f"Other processes draw {count} more: waiting.")
             self._pass(left, 1, wait=True)  # whoever ends, however it ends, lets go of its films
 
     def _pass(self, left: list[VideoRequest], most: int, wait: bool) -> list[VideoRequest]:
@@ -223,7 +228,7 @@ class _Work:
         others: list[VideoRequest] = []
         while left:
             with ExitStack() as held:
-                ours, busy, left = self.films.claim(held, left, most, wait)
+                ours, busy, left = self.films.lock(held, left, most, wait)
                 others += busy
                 if ours:
                     self._draw(ours)

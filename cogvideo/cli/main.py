@@ -21,7 +21,7 @@ from cogvideo.errors import Cancelled, CogVideoError
 def usage() -> str:
     """The page that `--help` prints."""
     rows = "\n".join(f"  {name:10} {command.en}\n             {command.zh}" for name, command in COMMANDS.items())
-    typed = console.typed()
+    typed = console.program_name()
     return f"""CogVideo {__version__}: 中文文字变视频 / Chinese text becomes video
 
 Usage: {typed} COMMAND [options]
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command = COMMANDS.get(words[0])
     if command is None:
         print(_unknown(words[0]), file=sys.stderr)
-        return console.REFUSED
+        return console.REQUEST_ERROR
     return _call(command, words[1:])
 
 
@@ -60,7 +60,7 @@ def _call(command: Command, words: list[str]) -> int:
         return status
     except CogVideoError as error:
         print(f"{error.zh}\n{error.en}", file=sys.stderr)
-        return console.failed(error, console.REFUSED, words)
+        return console.failed(error, console.REQUEST_ERROR, words)
     except (Cancelled, KeyboardInterrupt):
         return console.INTERRUPTED
     except BrokenPipeError:

@@ -16,21 +16,21 @@ import torch
 
 from cogvideo.benchmarks.memory_report import attempt, predicted
 from cogvideo.cli import console
-from cogvideo.config import PRESETS, ModelConfig, find_preset
+from cogvideo.config import PRESETS, ModelConfig, load_preset
 from cogvideo.errors import RequestError
 from cogvideo.models.loader import random_models
-from cogvideo.runtime.device import Place, pick_place
-from cogvideo.runtime.memory_presets import MEMORY, MemoryPreset
+from cogvideo.runtime.device import DevicePlacement, default_placement
+from cogvideo.runtime.memory_presets import MEMORY_PRESETS, MemoryPreset
 from cogvideo.runtime.model_selection import default_model
-from cogvideo.runtime.oom import release
+from cogvideo.runtime.oom import free_memory
 
 
 def main(arguments: Sequence[str]) -> int:
     """Prints the tables; 0, or 1 where a preset that was tried did not fit. Raises CogVideoError."""
     options = _parser().parse_args(arguments)
     name = options.model or default_model(options.device)
-    model = find_preset(name)[0].model
-    place = pick_place(options.device)
+    model = load_preset(name)[0].model
+    place = default_placement(options.device)
     if not options.measure:
         print(predicted(name, model, place, options.seconds))
         return 0
@@ -40,10 +40,10 @@ def main(arguments: Sequence[str]) -> int:
         models = _models(name, model, held, options.random)
         tried.append(attempt(model, models, held, options.steps))
         del models
-        release(held)
-        print(tried[-1].told(), flush=True)
+        free_memory(held)
+        print(tried[-1].as_text(), flush=True)
     if options.json:
-        told = [result.described(name, held.dtype) for result in tried]
+        told = [result.as_dict(name, held.dtype) for result in tried]
         options.json.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
     return 0 if all(result.phases for result in tried) else 1
 
@@ -62,7 +62,7 @@ def _parser() -> console.Parser:
     return parser
 
 
-def _models(name: str, model: ModelConfig, place: Place, random: bool) -> Any:
+def _models(name: str, model: ModelConfig, place: DevicePlacement, random: bool) -> Any:
     """The networks in host memory."""
     if random:
         return random_models(model, place.dtype, torch.device("cpu"))
@@ -70,15 +70,15 @@ def _models(name: str, model: ModelConfig, place: Place, random: bool) -> Any:
 
     if name in PRESETS:
         return loader.load(name, place.read_as)
-    return loader.load_safetensors(find_preset(name)[1], model, place.read_as)
+    return loader.load_safetensors(load_preset(name)[1], model, place.read_as)
 
 
 def _named(names: str) -> list[MemoryPreset]:
-    words = list(MEMORY) if names == "all" else names.split(",")
-    if unknown := [word for word in words if word not in MEMORY]:
-        there = ", ".join(MEMORY)
+    words = list(MEMORY_PRESETS) if names == "all" else names.split(",")
+    if unknown := [word for word in words if word not in MEMORY_PRESETS]:
+        there = ", ".join(MEMORY_PRESETS)
         raise RequestError(
             f"没有名为 {unknown[0]} 的显存预设：可用的有 {there}。",
             f"There is no memory preset {unknown[0]}: there are {there}.",
         )
-    return [MEMORY[word] for word in words]
+    return [MEMORY_PRESETS[word] for word in words]

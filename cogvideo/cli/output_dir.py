@@ -11,7 +11,7 @@ import json
 import os
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from cogvideo.config import CLIP_FRAMES
+from cogvideo.config import FRAME_COUNTS
 from cogvideo.errors import CapacityError, CogVideoError, RequestError
 from cogvideo.events import Frames
 from cogvideo.media.video import write_video
@@ -29,7 +29,7 @@ from cogvideo.request import VideoRequest, request_from_dict, request_to_dict
 from cogvideo.token_frames import TokenFrames
 
 
-class Films:
+class OutputDirectory:
     """The films of one model in `path`; with `keyframes` their tokens are kept beside them. Raises CapacityError."""
 
     def __init__(self, path: Path, model: str, keyframes: bool = False) -> None:
@@ -47,17 +47,17 @@ class Films:
 
     def name(self, request: VideoRequest) -> str:
         """The same for the same film, and made of digits and letters alone."""
-        what = json.dumps([self.model, asdict(request)], ensure_ascii=False, sort_keys=True)
+        what = json.dumps([self.model, request_to_dict(request)], ensure_ascii=False, sort_keys=True)
         return f"{hashlib.sha256(what.encode()).hexdigest()[:16]}-{request.seed}"
 
-    def film(self, request: VideoRequest) -> Path:
+    def video_path(self, request: VideoRequest) -> Path:
         return self.path / f"{self.name(request)}.mp4"
 
     def keyframes(self, request: VideoRequest) -> Path:
         """Where the keyframes are kept that were drawn for `request`."""
         return self.path / f"{self.name(request)}.safetensors"
 
-    def claim(
+    def lock(
         self, held: ExitStack, requests: Sequence[VideoRequest], most: int, wait: bool = False
     ) -> tuple[list[VideoRequest], list[VideoRequest], list[VideoRequest]]:
         """(at most `most` films, ours to draw until `held` closes; those that others draw; those not looked at).
@@ -87,7 +87,7 @@ class Films:
 
     def put(self, request: VideoRequest, frames: Frames, keyframes: Tensor, metadata: dict[str, Any]) -> Path:
         """A film that was claimed is finished: its files, the film last, and its line. Raises CapacityError."""
-        path = self.film(request)
+        path = self.video_path(request)
         if self._with_keyframes:
             try:
                 write_keyframes(self.keyframes(request), keyframes, self.model, request)
@@ -96,19 +96,19 @@ class Films:
                     f"无法写入 {self.keyframes(request)}（{error.strerror}）：请检查磁盘空间。",
                     f"{self.keyframes(request)} cannot be written ({error.strerror}): check the disk's space.",
                 ) from error
-        write_video(path, frames, request.seconds, metadata)
+        write_video(path, frames, request.duration, metadata)
         self._note(request)
         return path
 
     def _has(self, request: VideoRequest) -> bool:
         kept = not self._with_keyframes or self.keyframes(request).is_file()
-        return kept and self.film(request).is_file()
+        return kept and self.video_path(request).is_file()
 
     def _note(self, request: VideoRequest) -> None:
         """The film's line in the index, once: also where its process ended between the film and the line."""
         from filelock import FileLock
 
-        name = self.film(request).name
+        name = self.video_path(request).name
         if name in self._noted:
             return
         with FileLock(self._locks / "index"):
@@ -148,7 +148,7 @@ def read_keyframes(path: Path) -> tuple[str, VideoRequest]:
             raise ValueError(f"larger than {LARGEST} bytes")
         with safe_open(path, framework="pt") as opened:
             about, keyframes = opened.metadata() or {}, opened.get_tensor("keyframes")
-        if keyframes.dtype != torch.int32 or keyframes.ndim != 2 or len(keyframes) != CLIP_FRAMES[0]:
+        if keyframes.dtype != torch.int32 or keyframes.ndim != 2 or len(keyframes) != FRAME_COUNTS[0]:
             raise ValueError(f"{keyframes.dtype} {list(keyframes.shape)}")
         if int(keyframes.min()) < 0 or int(keyframes.max()) > MOST:
             raise ValueError("tokens out of range")
@@ -156,7 +156,7 @@ def read_keyframes(path: Path) -> tuple[str, VideoRequest]:
         if not isinstance(request.prompt, str):
             raise ValueError(f"the prompt {request.prompt!r}")
         clip = TokenFrames.of(keyframes.tolist())
-        return about["model"], replace(request, frames=CLIP_FRAMES[0], clip=clip, superres=False)
+        return about["model"], replace(request, num_frames=FRAME_COUNTS[0], initial_tokens=clip, superres=False)
     except (SafetensorError, OSError, ValueError, LookupError, TypeError, AttributeError, CogVideoError) as error:
         raise RequestError(
             f"{path} 不是可用的关键帧文件（{error}）：请用 --stage-1 重新生成。",

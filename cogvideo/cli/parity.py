@@ -28,7 +28,7 @@ def main(argv: Sequence[str]) -> int:
     for name, reason in NOT_FOLLOWED.items():
         if name in golden:
             print(f"{name:<24} {'not followed':>18}   {reason}")
-    return console.DONE if equal else console.NO
+    return console.DONE if equal else console.CHECK_FAILED
 
 
 def _parser() -> console.Parser:

@@ -11,14 +11,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cogvideo.cli import console
-from cogvideo.config import find_preset
+from cogvideo.config import load_preset
 from cogvideo.data.dataset import (
-    Row,
-    Sizes,
+    ClipRow,
+    TokenSizes,
     write_index,
     write_text,
 )
-from cogvideo.data.prepare import REJECTED, Options, find_clips, prepare
+from cogvideo.data.prepare import REJECTED, PrepareOptions, find_clips, prepare
 from cogvideo.errors import RequestError
 
 DESCRIPTION = """\
@@ -32,10 +32,10 @@ CLIPS is a folder (videos, gifs, or folders of pictures, each with a .txt of the
 def main(arguments: Sequence[str]) -> int:
     """Prepare a folder. Raises CogVideoError where nothing can be prepared at all."""
     args = _parser().parse_args(arguments)
-    preset, _ = find_preset(args.model)
-    options = Options(args.model, args.image_rate, args.pixels, args.device)
+    preset, _ = load_preset(args.model)
+    options = PrepareOptions(args.model, args.image_rate, args.pixels, args.device)
     reports = prepare(find_clips(args.clips), args.out, options, args.workers)
-    rows = [Row(**row) for report in reports for row in report.rows]
+    rows = [ClipRow(**row) for report in reports for row in report.rows]
     rejected = [item for report in reports for item in report.rejected]
     write_text(args.out / REJECTED, "".join(json.dumps(item, ensure_ascii=False) + "\n" for item in rejected))
     if not rows:
@@ -43,7 +43,7 @@ def main(arguments: Sequence[str]) -> int:
             f"没有可用的片段：{len(rejected)} 个全部被拒绝，原因见 {args.out / REJECTED}。",
             f"No clip can be used: all {len(rejected)} were rejected, see {args.out / REJECTED} for the reasons.",
         )
-    write_index(args.out, Sizes.of(preset), rows)
+    write_index(args.out, TokenSizes.of(preset), rows)
     print(f"{len(rows)} 个片段已准备好，{len(rejected)} 个被拒绝（{args.out / REJECTED}）。")
     print(f"{len(rows)} clips are ready, {len(rejected)} were rejected ({args.out / REJECTED}).")
     return 0

@@ -6,12 +6,21 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from cogvideo.cli import console
-from cogvideo.events import Done, Event, Frames, KeyframeDone, LevelDone, Loading, Progress, SuperResolved
+from cogvideo.events import (
+    Event,
+    Frames,
+    FrameUpscaled,
+    KeyframeCompleted,
+    Loading,
+    Progress,
+    RoundCompleted,
+    VideoCompleted,
+)
 
 if TYPE_CHECKING:
-    from cogvideo.media.video import Film
+    from cogvideo.media.video import VideoWriter
 
-Shown = TypeVar("Shown")
+DisplayedEvent = TypeVar("DisplayedEvent")
 
 STAGES = {"keyframes": "关键帧 keyframes", "interpolate": "插帧 in-betweens", "superres": "超分 super-resolution"}
 
@@ -21,14 +30,14 @@ def watch(events: Iterable[Event], quiet: bool) -> tuple[Frames | None, bool]:
     best: Frames | None = None
     try:
         for event in shown(events, quiet):
-            if isinstance(event, LevelDone | Done):
+            if isinstance(event, RoundCompleted | VideoCompleted):
                 best = event.frames
     except KeyboardInterrupt:
         return best, False
     return best, True
 
 
-def shown(events: Iterable[Shown], quiet: bool) -> Iterator[Shown]:
+def shown(events: Iterable[DisplayedEvent], quiet: bool) -> Iterator[DisplayedEvent]:
     """The same events; on the way they are shown to a person as a bar, and told to a program."""
     from tqdm import tqdm
 
@@ -40,14 +49,14 @@ def shown(events: Iterable[Shown], quiet: bool) -> Iterator[Shown]:
             yield event
 
 
-def encoded(events: Iterable[Event], film: Film) -> Iterator[Event]:
+def encoded(events: Iterable[Event], film: VideoWriter) -> Iterator[Event]:
     """The same events; frames of the finished clip are encoded while later ones are still being enlarged."""
     enlarged = False
     for event in events:
-        if isinstance(event, SuperResolved):
+        if isinstance(event, FrameUpscaled):
             film.add(event.frame[None])
             enlarged = True
-        elif isinstance(event, Done) and not enlarged:
+        elif isinstance(event, VideoCompleted) and not enlarged:
             film.add(event.frames)
         yield event
 
@@ -55,8 +64,8 @@ def encoded(events: Iterable[Event], film: Film) -> Iterator[Event]:
 def _show(bar: Any, event: object) -> None:
     if isinstance(event, Loading):
         bar.set_description_str(f"载入 loading {event.part}")
-        if event.found and not bar.disable:
-            console.say(*event.found)
+        if event.message and not bar.disable:
+            console.notice(*event.message)
     elif isinstance(event, Progress):
         bar.total = event.total
         bar.set_description_str(STAGES.get(event.stage, event.stage), refresh=False)
@@ -70,7 +79,7 @@ def _tell(steps: console.Percent, event: object) -> None:
             console.event("loading", part=event.part, done=event.done, total=event.total)
         case Progress():
             steps.progress(event.stage, event.done, event.total)
-        case KeyframeDone():
+        case KeyframeCompleted():
             console.event("keyframe", index=event.index)
-        case LevelDone():
-            console.event("level", level=event.level, frames=len(event.frames))
+        case RoundCompleted():
+            console.event("level", level=event.round, frames=len(event.frames))

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-from cogvideo.config import CLIP_FRAMES, SamplingOptions
+from cogvideo.config import FRAME_COUNTS, SamplingOptions
 from cogvideo.errors import RequestError
 from cogvideo.request import VideoRequest
 
@@ -24,7 +24,7 @@ SAME_AS_ABOVE: Final = -1
 """The release's word for no number of its own."""
 
 NO_MATTER: Final[dict[str, dict[str, Any]]] = {
-    "--generate-frame-num": {"type": int, "choices": (CLIP_FRAMES[0],)},
+    "--generate-frame-num": {"type": int, "choices": (FRAME_COUNTS[0],)},
     "--mode": {"choices": ("inference",)},
     "--model-parallel-size": {"type": int, "choices": (1,)},
     "--parallel-size": {"type": int, "choices": (1,)},
@@ -89,22 +89,24 @@ def request_like(options: argparse.Namespace, sampling: SamplingOptions, enlarge
     `enlarge`: whether super-resolution is on where the options do not say.
     """
     if options.guidance is None:
-        sampling = replace(sampling, guidance=options.guidance_alpha if options.use_guidance_stage1 else 1.0)
+        sampling = replace(sampling, guidance_scale=options.guidance_alpha if options.use_guidance_stage1 else 1.0)
     film = VideoRequest(
         prompt="",
         seed=SEED if options.seed is None else options.seed,
-        frames=options.frames,
-        seconds=options.seconds,
+        num_frames=options.frames,
+        duration=options.seconds,
         superres=enlarge if options.superres is None else options.superres,
-        sampling=replace(sampling, between_guidance=options.guidance_alpha if options.use_guidance_stage2 else 1.0),
+        sampling=replace(
+            sampling, interpolation_guidance_scale=options.guidance_alpha if options.use_guidance_stage2 else 1.0
+        ),
     )
     return keyframes_like(film) if options.stage == "stage-1" else film
 
 
 def keyframes_like(film: VideoRequest) -> VideoRequest:
     """The request of --stage-1 from whose keyframes --stage-2 makes `film`, however it draws the rest."""
-    sampling = film.sampling and replace(film.sampling, between_guidance=1.0)
-    return replace(film, frames=CLIP_FRAMES[0], superres=False, sampling=sampling)
+    sampling = film.sampling and replace(film.sampling, interpolation_guidance_scale=1.0)
+    return replace(film, num_frames=FRAME_COUNTS[0], superres=False, sampling=sampling)
 
 
 def batches(options: argparse.Namespace) -> tuple[int, int]:

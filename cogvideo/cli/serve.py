@@ -19,15 +19,15 @@ from cogvideo.cli import console
 from cogvideo.config import PRESETS
 from cogvideo.jobs.queue import Limits
 from cogvideo.jobs.service import open_jobs
-from cogvideo.runtime.memory_presets import MEMORY
+from cogvideo.runtime.memory_presets import MEMORY_PRESETS
 from cogvideo.web.server import data_folder, free_port, serve
-from cogvideo.web.spaces import claim_card
+from cogvideo.web.spaces import register_zero_gpu
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Serves the page until it is interrupted. Raises CogVideoError."""
     options = parser().parse_args(arguments)
-    claim_card()
+    register_zero_gpu()
     port = free_port(options.host, options.port, options.any_port)
     limits = Limits(
         abandoned_seconds=options.drop_abandoned or None,
@@ -69,7 +69,7 @@ def parser() -> console.Parser:
     options.add_argument(
         "--model", help=f"{', '.join(PRESETS)} (default: $COGVIDEO_MODEL, else cogvideo where it can run, else mini)"
     )
-    options.add_argument("--memory", help=f"{', '.join(MEMORY)} (default: $COGVIDEO_MEMORY, else what fits)")
+    options.add_argument("--memory", help=f"{', '.join(MEMORY_PRESETS)} (default: $COGVIDEO_MEMORY, else what fits)")
     options.add_argument(
         "--device",
         default="cpu" if os.environ.get("SPACES_ZERO_GPU") else None,  # there a card is lent to single calls alone

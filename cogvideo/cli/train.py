@@ -13,7 +13,7 @@ from pathlib import Path
 
 from cogvideo.cli import console
 from cogvideo.training.recipe import PARTS, read_recipe
-from cogvideo.training.recipe_runner import Workshop
+from cogvideo.training.recipe_runner import RecipeRunner
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -24,10 +24,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     if args.threads:
         torch.set_num_threads(args.threads)
-    workshop = Workshop(recipe, args.out or Path("runs", args.config.stem.removeprefix("train_")))
+    workshop = RecipeRunner(recipe, args.out or Path("runs", args.config.stem.removeprefix("train_")))
     for part in workshop.plan if args.part == "all" else (args.part,):
         torch.manual_seed(int(recipe["seed"]))
-        workshop.make(part)
+        workshop.run_part(part)
     workshop.processes.destroy_process_group()  # whose threads may abort a process that ends with them
     return 0
 

@@ -19,9 +19,9 @@ import numpy.typing as npt
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from cogvideo.config import CLIP_FRAMES, Preset
+from cogvideo.config import FRAME_COUNTS, Preset
 from cogvideo.errors import RequestError
-from cogvideo.tokenizers.image import FrameCodec
+from cogvideo.tokenizers.image import ImageTokenizer
 from cogvideo.tokenizers.text import TextTokenizer
 from cogvideo.weights.catalog import ICETK_FOLDER
 
@@ -30,7 +30,7 @@ Pixels = npt.NDArray[np.uint8]
 
 Frame = TypeVar("Frame", bound=np.generic)
 
-KEYFRAMES = CLIP_FRAMES[0]
+KEYFRAMES = FRAME_COUNTS[0]
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class ClipDataset(Protocol):
 
 
 @dataclass(frozen=True)
-class Row:
+class ClipRow:
     """What the index of a prepared folder says of a clip; its tensors are `<name>.frames`, `.fine` and `.pixels`."""
 
     shard: str
@@ -77,7 +77,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Sizes:
+class TokenSizes:
     """What tokens depend on: rows fit a model whose sizes are these."""
 
     grid: tuple[int, int]
@@ -86,8 +86,8 @@ class Sizes:
     cell: int
 
     @classmethod
-    def of(cls, preset: Preset) -> Sizes:
-        return cls(preset.model.grid, preset.model.upscale, preset.model.image_tokens, preset.cell)
+    def of(cls, preset: Preset) -> TokenSizes:
+        return cls(preset.model.grid, preset.model.upscale, preset.model.image_tokens, preset.patch_size)
 
 
 INDEX = "index.jsonl"
@@ -104,13 +104,13 @@ class PreparedClips:
                 f"{folder} 不是准备好的数据：请先运行 python -m cogvideo prepare 视频文件夹 {folder}。",
                 f"{folder} holds no prepared clips: first run python -m cogvideo prepare CLIPS {folder}.",
             ) from error
-        if head != json.dumps(asdict(Sizes.of(preset))):
+        if head != json.dumps(asdict(TokenSizes.of(preset))):
             raise RequestError(
                 f"{folder} 是为另一种尺寸的模型准备的（{head}）：请用 --model 重新准备。",
                 f"{folder} was prepared for a model of other sizes ({head}): prepare it again, with --model.",
             )
         self.folder = folder
-        self.rows = [Row(**json.loads(row)) for row in rows]
+        self.rows = [ClipRow(**json.loads(row)) for row in rows]
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -124,7 +124,7 @@ class PreparedClips:
         """The keyframes of a clip before they became tokens, uint8 [5, H, W, 3]. Raises RequestError."""
         return self._read(self.rows[index], "pixels")
 
-    def _read(self, row: Row, kind: str) -> npt.NDArray[Any]:
+    def _read(self, row: ClipRow, kind: str) -> npt.NDArray[Any]:
         try:
             with safe_open(self.folder / row.shard, "numpy") as shard:
                 return shard.get_tensor(f"{row.name}.{kind}")
@@ -137,7 +137,7 @@ class PreparedClips:
             ) from error
 
 
-def write_index(folder: Path, sizes: Sizes, rows: Iterable[Row]) -> None:
+def write_index(folder: Path, sizes: TokenSizes, rows: Iterable[ClipRow]) -> None:
     """Write the index, whole or not at all; with it the folder can be trained on."""
     lines = [json.dumps(asdict(sizes)), *(json.dumps(asdict(row), ensure_ascii=False) for row in rows)]
     write_text(folder / INDEX, "\n".join(lines) + "\n")
@@ -167,11 +167,11 @@ def write_text(path: Path, text: str) -> None:
 
 
 def to_tokens(
-    codec: FrameCodec, preset: Preset, pictures: Pixels
+    codec: ImageTokenizer, preset: Preset, pictures: Pixels
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
     """Frames uint8 [F, H, W, 3] of the final size -> tokens int32 [F, N], and fine ones of the keyframes [5, 9N]."""
     fine = codec.encode(keyframes_of(pictures))
-    frames = codec.encode(shrink(pictures, preset.model.upscale))
+    frames = codec.encode(downscale(pictures, preset.model.upscale))
     return frames.cpu().numpy().astype(np.int32), fine.cpu().numpy().astype(np.int32)
 
 
@@ -180,14 +180,14 @@ def keyframes_of(frames: npt.NDArray[Frame]) -> npt.NDArray[Frame]:
     return frames[:: (len(frames) - 1) // (KEYFRAMES - 1)]
 
 
-def shrink(pictures: Pixels, factor: int) -> Pixels:
+def downscale(pictures: Pixels, factor: int) -> Pixels:
     """uint8 [F, H, W, 3] -> [F, H / factor, W / factor, 3]: the mean of every square of pixels."""
     count, height, width, _ = pictures.shape
     squares = pictures.reshape(count, height // factor, factor, width // factor, factor, 3)
     return np.rint(squares.mean((2, 4), dtype=np.float32)).astype(np.uint8)
 
 
-def open_dataset(where: str, preset: Preset, codec: Callable[[], FrameCodec]) -> ClipDataset:
+def open_dataset(where: str, preset: Preset, codec: Callable[[], ImageTokenizer]) -> ClipDataset:
     """A prepared folder, or `file.py:Class` for a class called with (preset, codec). Raises RequestError."""
     file, _, name = where.rpartition(":")
     if not file.endswith(".py"):
@@ -214,7 +214,7 @@ def open_tokenizer(folder: Path, preset: Preset) -> TextTokenizer:
     return TextTokenizer(path, preset.model.image_tokens)
 
 
-def order(count: int, seed: int, epoch: int) -> Sequence[int]:
+def epoch_permutation(count: int, seed: int, epoch: int) -> Sequence[int]:
     """The shuffled indices of an epoch."""
     shuffled: list[int] = np.random.default_rng((seed, epoch)).permutation(count).tolist()
     return shuffled

@@ -19,19 +19,19 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from cogvideo.config import find_preset
+from cogvideo.config import load_preset
 from cogvideo.data.dataset import (
-    Row,
+    ClipRow,
     keyframes_of,
     open_tokenizer,
     read_about,
     to_tokens,
     write_shard,
 )
-from cogvideo.data.video_reader import IMAGE_SUFFIXES, VIDEO_SUFFIXES, read_footage
+from cogvideo.data.video_reader import IMAGE_SUFFIXES, VIDEO_SUFFIXES, read_clip
 from cogvideo.errors import CogVideoError, RequestError
-from cogvideo.runtime.device import pick_place, usable_cores
-from cogvideo.tokenizers.image import FrameCodec
+from cogvideo.runtime.device import default_placement, usable_cores
+from cogvideo.tokenizers.image import ImageTokenizer
 from cogvideo.tokenizers.prompt import check_prompt
 
 SHARD = 32
@@ -39,7 +39,7 @@ REJECTED = "rejected.jsonl"
 
 
 @dataclass(frozen=True)
-class Source:
+class ClipSource:
     """A clip as it was found: a file or a folder of pictures, and its caption, empty where there is none."""
 
     path: Path
@@ -47,7 +47,7 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Options:
+class PrepareOptions:
     """How rows are made."""
 
     model: str
@@ -57,36 +57,36 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Shard:
+class ClipShard:
     """What one process makes: the rows of a few clips."""
 
     path: Path
-    sources: tuple[Source, ...]
-    options: Options
+    sources: tuple[ClipSource, ...]
+    options: PrepareOptions
 
     @property
     def key(self) -> str:
         """Changes with anything that the rows depend on."""
-        _, folder = find_preset(self.options.model)
+        _, folder = load_preset(self.options.model)
         codec = folder / "codec.safetensors"
         inputs = [(str(s.path), s.caption, _stamp(s.path)) for s in self.sources]
         return hashlib.sha256(repr((inputs, asdict(self.options), _digest(codec, _stamp(codec)))).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
-class Report:
+class ShardReport:
     """What became of a shard's clips."""
 
     rows: list[dict[str, Any]]
     rejected: list[dict[str, str]]
 
 
-def find_clips(where: Path) -> list[Source]:
+def find_clips(where: Path) -> list[ClipSource]:
     """All clips of a folder or a list, in order. Raises RequestError where there is none."""
     if where.is_dir():
-        sources = [Source(path, _caption_beside(path)) for path in _clips_in(where)]
+        sources = [ClipSource(path, _caption_beside(path)) for path in _clips_in(where)]
     else:
-        sources = [Source(where.parent / file, caption) for file, caption in _listed(where)]
+        sources = [ClipSource(where.parent / file, caption) for file, caption in _listed(where)]
     if not sources:
         raise RequestError(
             f"{where} 中没有片段：支持 {'、'.join(sorted(VIDEO_SUFFIXES))} 和图片文件夹。",
@@ -143,13 +143,13 @@ def _digest(path: Path, stamp: tuple[int, int]) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
 
 
-def prepare(sources: Sequence[Source], out: Path, options: Options, workers: int = 0) -> list[Report]:
+def prepare(sources: Sequence[ClipSource], out: Path, options: PrepareOptions, workers: int = 0) -> list[ShardReport]:
     """Make the shards that are missing; the reports of all, in order."""
     from tqdm import tqdm
 
     out.mkdir(parents=True, exist_ok=True)
     pieces = [tuple(sources[i : i + SHARD]) for i in range(0, len(sources), SHARD)]
-    shards = [Shard(out / f"rows-{n:05}.safetensors", piece, options) for n, piece in enumerate(pieces)]
+    shards = [ClipShard(out / f"rows-{n:05}.safetensors", piece, options) for n, piece in enumerate(pieces)]
     todo = [shard for shard in shards if read_about(shard.path).get("key") != shard.key]
     for old in set(out.glob("rows-*.safetensors")) - {shard.path for shard in shards}:
         old.unlink()
@@ -157,10 +157,10 @@ def prepare(sources: Sequence[Source], out: Path, options: Options, workers: int
     with tqdm(total=len(shards), initial=len(shards) - len(todo), unit="shard") as bar:
         for _ in _spread(todo, workers):
             bar.update()
-    return [Report(**json.loads(read_about(shard.path)["report"])) for shard in shards]
+    return [ShardReport(**json.loads(read_about(shard.path)["report"])) for shard in shards]
 
 
-def _spread(shards: list[Shard], workers: int) -> Iterator[None]:
+def _spread(shards: list[ClipShard], workers: int) -> Iterator[None]:
     """Make shards in `workers` processes; in this one where one is enough."""
     if workers <= 1:
         yield from map(make_shard, shards)
@@ -176,12 +176,12 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def make_shard(shard: Shard) -> None:
+def make_shard(shard: ClipShard) -> None:
     """Decode and tokenise a shard's clips and write them, with the list of those that cannot be used."""
     logging.getLogger("imageio_ffmpeg").setLevel(logging.CRITICAL)  # what it says of broken files is in the report
     maker = _Maker(shard.options)
     tensors: dict[str, Any] = {}
-    report = Report([], [])
+    report = ShardReport([], [])
     for number, source in enumerate(shard.sources):
         name = f"{number:02}"
         try:
@@ -190,7 +190,7 @@ def make_shard(shard: Shard) -> None:
             report.rejected.append({"file": str(source.path), "zh": error.zh, "en": error.en})
             continue
         tensors |= {f"{name}.{kind}": array for kind, array in arrays.items()}
-        report.rows.append(asdict(Row(shard.path.name, name, str(source.path), caption, seconds)))
+        report.rows.append(asdict(ClipRow(shard.path.name, name, str(source.path), caption, seconds)))
     about = {"key": shard.key, "report": json.dumps(asdict(report), ensure_ascii=False)}
     write_shard(shard.path, tensors, about)
 
@@ -198,17 +198,17 @@ def make_shard(shard: Shard) -> None:
 class _Maker:
     """What turns clips into rows: the tokenizer and the codec of a model."""
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: PrepareOptions) -> None:
         self.options = options
-        self.preset, folder = find_preset(options.model)
+        self.preset, folder = load_preset(options.model)
         self.tokenizer = open_tokenizer(folder, self.preset)
-        place = pick_place(options.device)
-        self.codec = FrameCodec.load(self.preset, place.device, place.dtype, folder)
+        place = default_placement(options.device)
+        self.codec = ImageTokenizer.load(self.preset, place.device, place.dtype, folder)
 
-    def make(self, source: Source) -> tuple[str, float, dict[str, Any]]:
+    def make(self, source: ClipSource) -> tuple[str, float, dict[str, Any]]:
         """Caption, seconds and arrays of a clip. Raises RequestError for one that cannot be used."""
         caption = check_prompt(source.caption, self.tokenizer, self.preset).text
-        pictures, seconds = read_footage(source.path, self.preset.final_size, self.options.image_rate)
+        pictures, seconds = read_clip(source.path, self.preset.final_size, self.options.image_rate)
         frames, fine = to_tokens(self.codec, self.preset, pictures)
         arrays: dict[str, Any] = {"frames": frames, "fine": fine}
         if self.options.pixels:

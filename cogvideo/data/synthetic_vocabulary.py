@@ -84,7 +84,7 @@ _VERBS: Final = {
     "变小": ("变小", "越来越小", "慢慢变小"),
 }
 
-FREE_VERB: Final = "移动"
+UNDIRECTED_VERB: Final = "移动"
 """What is said of a subject that moves in no way that has a name."""
 
 SIZE_WORDS: Final = {2: ("小小的", "很小的"), 3: ("可爱的", "漂亮的"), 4: ("巨大的", "很大的")}

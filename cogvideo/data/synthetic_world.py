@@ -20,13 +20,13 @@ import numpy.typing as npt
 from cogvideo.data.synthetic_vocabulary import (
     _DIRECTIONS,
     _VERBS,
-    FREE_VERB,
     MOTIONS,
     SCENE_PHRASES,
     SCENES,
     SIZE_WORDS,
     SUBJECTS,
     TEMPLATES,
+    UNDIRECTED_VERB,
     Subject,
 )
 from cogvideo.errors import RequestError
@@ -154,7 +154,7 @@ class HeldOut:
         return (clip.subject, clip.motion) in self.subject_motion or (clip.subject, clip.scene) in self.subject_scene
 
 
-def draw_held_out(seed: int = 2022, share: float = 0.08) -> HeldOut:
+def sample_held_out(seed: int = 2022, share: float = 0.08) -> HeldOut:
     """Draw `share` of the subject-motion and subject-scene pairs; the panda on grass that the README shows stays in."""
     rng = np.random.default_rng(seed)
 
@@ -357,7 +357,7 @@ def caption(rng: np.random.Generator, clip: Clip, partial: float = 0.06) -> str:
     subject = SUBJECTS[clip.subject]
     scene = str(rng.choice(SCENE_PHRASES[SCENES[clip.scene]]))
     motion = "" if clip.drift else MOTIONS[clip.motion]
-    verb = str(rng.choice(verb_phrases(subject, motion))) if motion else FREE_VERB
+    verb = str(rng.choice(verb_phrases(subject, motion))) if motion else UNDIRECTED_VERB
     sized = motion not in ("变大", "变小")
     # A size that differs from the usual one is said; the usual one gets an idle adjective now and then.
     said = (sized and clip.size != 3) or rng.random() < 0.15
@@ -380,7 +380,7 @@ def describe_world() -> dict[str, list[str]]:
 
 def describe_held_out() -> dict[str, list[list[str]]]:
     """Names of the pairs that training never shows, for `assets/mini/held_out.json`."""
-    held_out = draw_held_out()
+    held_out = sample_held_out()
     return {
         "subject_motion": [[SUBJECTS[s].name, MOTIONS[m]] for s, m in sorted(held_out.subject_motion)],
         "subject_scene": [[SUBJECTS[s].name, SCENES[c]] for s, c in sorted(held_out.subject_scene)],

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 
-from cogvideo.config import CLIP_FRAMES, CLIP_SECONDS
+from cogvideo.config import DURATIONS, FRAME_COUNTS
 from cogvideo.errors import RequestError
 
 VIDEO_SUFFIXES = frozenset({".mp4", ".gif", ".webm", ".mov", ".mkv", ".avi", ".m4v"})
@@ -42,11 +42,11 @@ class Window:
 
 def choose_window(length: float, rate: float) -> Window:
     """The window of a clip of `length` seconds with `rate` frames a second. Raises RequestError where none fits."""
-    for seconds in CLIP_SECONDS:
-        counts = [n for n in CLIP_FRAMES if (n - 1) / seconds * _SLACK <= rate]
+    for seconds in DURATIONS:
+        counts = [n for n in FRAME_COUNTS if (n - 1) / seconds * _SLACK <= rate]
         if counts and seconds * _SLACK <= length:
             return Window(seconds, counts[-1])
-    shortest = CLIP_SECONDS[-1]
+    shortest = DURATIONS[-1]
     raise RequestError(
         f"片段太短：{length:.2f} 秒、每秒 {rate:.3g} 帧，取不出五帧；至少需要 {shortest} 秒、每秒 {4 / shortest:g} 帧，"
         "帧率更低则需更长。",
@@ -55,7 +55,7 @@ def choose_window(length: float, rate: float) -> Window:
     )
 
 
-def read_footage(path: Path, size: tuple[int, int], image_rate: float) -> tuple[Pixels, float]:
+def read_clip(path: Path, size: tuple[int, int], image_rate: float) -> tuple[Pixels, float]:
     """The frames of a clip, filled up and cropped to `size` (height, width), and the seconds they span.
 
     `image_rate`: frames a second of a folder of pictures. Raises RequestError for what cannot be used.

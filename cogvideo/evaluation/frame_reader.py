@@ -16,7 +16,7 @@ import numpy.typing as npt
 from cogvideo.data.synthetic_render import background, render_state
 from cogvideo.data.synthetic_vocabulary import MOTIONS
 from cogvideo.data.synthetic_world import FIELD, Clip, State
-from cogvideo.training.frame_classifier import name_frames
+from cogvideo.training.frame_classifier import classify_frames
 
 Pixels = npt.NDArray[np.uint8]
 VARIANTS = 2
@@ -31,7 +31,7 @@ _LARGEST = 5.0  # cells of the largest subject there is, and a little more
 
 
 @dataclass(frozen=True)
-class Reading:
+class FrameReading:
     """What one frame shows; `state` is None where nothing stands out from the background."""
 
     scene: int
@@ -40,7 +40,7 @@ class Reading:
     state: State | None
 
 
-def read_frame(frame: Pixels, known_subject: int | None = None, angles: int = _TURNS) -> Reading:
+def read_frame(frame: Pixels, known_subject: int | None = None, angles: int = _TURNS) -> FrameReading:
     """Read one frame [H, W, 3]; `known_subject` measures the state of that subject instead of naming which it is.
 
     `angles`: how many parts of a full turn are tried.
@@ -48,32 +48,32 @@ def read_frame(frame: Pixels, known_subject: int | None = None, angles: int = _T
     return read_frames(frame[None], known_subject, angles)[0]
 
 
-def read_frames(frames: Pixels, known_subject: int | None = None, angles: int = _TURNS) -> list[Reading]:
+def read_frames(frames: Pixels, known_subject: int | None = None, angles: int = _TURNS) -> list[FrameReading]:
     """Read frames [F, H, W, 3], each as `read_frame` does."""
-    names = [(known_subject if known_subject is not None else s, scene) for s, scene in name_frames(frames)]
+    names = [(known_subject if known_subject is not None else s, scene) for s, scene in classify_frames(frames)]
     return [_read(frame, *name, angles) for frame, name in zip(frames, names, strict=True)]
 
 
-def _read(frame: Pixels, subject: int, scene: int, angles: int) -> Reading:
+def _read(frame: Pixels, subject: int, scene: int, angles: int) -> FrameReading:
     cell = frame.shape[0] // FIELD
     pixels = frame.astype(np.float32)
     variant, distance = _read_variant(pixels, scene, cell)
     if subject < 0:
-        return Reading(scene, variant, -1, None)
+        return FrameReading(scene, variant, -1, None)
     turns = [360.0 * i / angles for i in range(angles)]
-    easel = _Easel(pixels, scene, variant, cell)
+    easel = _PoseFitter(pixels, scene, variant, cell)
     guesses = [(easel.error(subject, state), state) for state in _candidates(distance, cell, turns)]
     if not guesses:
-        return Reading(scene, variant, -1, None)
+        return FrameReading(scene, variant, -1, None)
     finalists: dict[float, tuple[float, State]] = {}  # the best of each size: what begins too small grows into a dent
     for guess in sorted(guesses, key=lambda g: g[0]):
         finalists.setdefault(guess[1].size, guess)
     best = list(finalists.values())[:_FINALISTS]
     _, state = min((easel.improve(*g, subject, 360.0 / angles) for g in best), key=lambda g: g[0])
-    return Reading(scene, variant, subject, state)
+    return FrameReading(scene, variant, subject, state)
 
 
-class _Easel:
+class _PoseFitter:
     """Draws subjects on the scene that was read, and says how far that is from the frame."""
 
     def __init__(self, pixels: npt.NDArray[np.float32], scene: int, variant: int, cell: int) -> None:
@@ -140,7 +140,7 @@ def _subject_box(distance: npt.NDArray[np.float32], cell: int, threshold: float)
     return int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1
 
 
-def name_motion(states: list[State | None], duration: float) -> int:
+def classify_motion(states: list[State | None], duration: float) -> int:
     """The motion whose course, started where the clip starts, is nearest to the states of evenly spaced frames."""
     first = next((s for s in states if s is not None), None)
     if first is None:
@@ -164,7 +164,7 @@ def state_distance(seen: State, meant: State) -> float:
     return abs(seen.y - meant.y) + abs(seen.x - meant.x) + abs(seen.size - meant.size) + 0.5 * turn
 
 
-def is_exact(frame: Pixels, reading: Reading, meant: State) -> bool:
+def is_exact(frame: Pixels, reading: FrameReading, meant: State) -> bool:
     """Whether a frame shows its subject as meant: place within half a cell, size within half, angle within an eighth
     of a turn, or an angle that is no worse an explanation of the frame than the one that was read: of a ball, a star or
     the sun the codec keeps too little to tell.
@@ -174,7 +174,7 @@ def is_exact(frame: Pixels, reading: Reading, meant: State) -> bool:
         return False
     if _turn_between(seen, meant) <= 45:
         return True
-    easel = _Easel(frame.astype(np.float32), reading.scene, reading.variant, frame.shape[0] // FIELD)
+    easel = _PoseFitter(frame.astype(np.float32), reading.scene, reading.variant, frame.shape[0] // FIELD)
     read = easel.error(reading.subject, seen)
     return easel.error(reading.subject, replace(seen, angle=meant.angle)) <= _AS_GOOD * read
 

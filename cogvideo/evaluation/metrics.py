@@ -15,8 +15,8 @@ import numpy.typing as npt
 from cogvideo.data.synthetic_render import render_state
 from cogvideo.data.synthetic_vocabulary import MOTIONS
 from cogvideo.data.synthetic_world import FIELD, Clip, State
-from cogvideo.evaluation.frame_reader import Pixels, Reading, is_exact, name_motion, read_frame, read_frames
-from cogvideo.training.frame_classifier import name_frames
+from cogvideo.evaluation.frame_reader import FrameReading, Pixels, classify_motion, is_exact, read_frame, read_frames
+from cogvideo.training.frame_classifier import classify_frames
 
 KEYFRAMES = 5
 TRAVELS = [MOTIONS.index(name) for name in ("向左", "向右", "向上", "向下")]
@@ -25,7 +25,7 @@ _CLEARLY = 0.99  # less is rounding
 
 
 @dataclass(frozen=True)
-class Verdict:
+class KeyframeVerdict:
     """What the judge found in the keyframes of one clip."""
 
     subject: bool
@@ -37,16 +37,16 @@ class Verdict:
 
 
 @dataclass(frozen=True)
-class FilmVerdict:
+class VideoVerdict:
     """What the judge found in all frames of one clip."""
 
-    steady: bool
+    subject_consistent: bool
     """The right subject in every frame."""
-    steady_share: float
+    consistent_fraction: float
     """Share of the frames that show the right subject."""
-    beats_fade: bool
+    better_than_crossfade: bool
     """In-betweens are nearer to drawings of the true in-between state than cross-fades of the keyframes are."""
-    beats_fade_coded: bool
+    better_than_crossfade_decoded: bool
     """The same against those drawings as the codec shows them: what it loses counts neither way. (Fading two frames
     averages its errors away, which wins by itself where a subject grows by a pixel.)"""
     nearer: bool | None
@@ -54,11 +54,11 @@ class FilmVerdict:
     stays in its place, since it does so in a fade as well."""
 
 
-def judge_keyframes(clip: Clip, frames: Pixels) -> Verdict:
+def judge_keyframes(clip: Clip, frames: Pixels) -> KeyframeVerdict:
     """Compare keyframes [5, H, W, 3] with the clip that was asked for."""
     readings = read_frames(frames)
-    seen = name_motion([reading.state for reading in readings], clip.duration)
-    return Verdict(
+    seen = classify_motion([reading.state for reading in readings], clip.duration)
+    return KeyframeVerdict(
         subject=_most_common(r.subject for r in readings) == clip.subject,
         scene=_most_common(r.scene for r in readings) == clip.scene,
         motion=seen == clip.motion,
@@ -67,28 +67,28 @@ def judge_keyframes(clip: Clip, frames: Pixels) -> Verdict:
     )
 
 
-def judge_film(clip: Clip, frames: Pixels, through_codec: Callable[[Pixels], Pixels]) -> FilmVerdict:
+def judge_video(clip: Clip, frames: Pixels, through_codec: Callable[[Pixels], Pixels]) -> VideoVerdict:
     """Look at all frames [F, H, W, 3] of a clip. `through_codec`: frames [N, H, W, 3] -> as the codec shows them."""
-    right = [subject == clip.subject for subject, _ in name_frames(frames)]
+    right = [subject == clip.subject for subject, _ in classify_frames(frames)]
     moves = clip.motion in _CHANGE_PLACE
-    meant = meant_betweens(clip, frames)
+    meant = true_in_between_frames(clip, frames)
     drawn = coded = nearer = False
     if meant is not None:
         truth = np.stack([_draw(reading, frames.shape[1] // FIELD) for reading in meant])
-        drawn, coded = (beats_fade(frames, t) for t in (truth, through_codec(truth)))
+        drawn, coded = (better_than_crossfade(frames, t) for t in (truth, through_codec(truth)))
         nearer = moves and is_nearer(frames, meant)
-    return FilmVerdict(all(right), float(np.mean(right)), drawn, coded, nearer if moves else None)
+    return VideoVerdict(all(right), float(np.mean(right)), drawn, coded, nearer if moves else None)
 
 
-def beats_fade(frames: Pixels, truth: Pixels) -> bool:
+def better_than_crossfade(frames: Pixels, truth: Pixels) -> bool:
     """Whether in-betweens are closer to the truth [N, H, W, 3] than cross-fades of the keyframes around them."""
     ours = sum(map(mean_square, _pick_betweens(frames), truth))
-    return ours < _CLEARLY * sum(map(mean_square, fade_betweens(frames), truth))
+    return ours < _CLEARLY * sum(map(mean_square, crossfade_frames(frames), truth))
 
 
-def is_nearer(frames: Pixels, meant: Sequence[Reading]) -> bool:
+def is_nearer(frames: Pixels, meant: Sequence[FrameReading]) -> bool:
     """Whether in-betweens are read nearer to the places that are `meant` than cross-fades of the keyframes are."""
-    fades = np.rint(fade_betweens(frames)).astype(np.uint8)
+    fades = np.rint(crossfade_frames(frames)).astype(np.uint8)
     ours, faded = (
         sum(_way_off(reading, m) for reading, m in zip(read_frames(seen, meant[0].subject), meant, strict=True))
         for seen in (_pick_betweens(frames), fades)
@@ -96,29 +96,29 @@ def is_nearer(frames: Pixels, meant: Sequence[Reading]) -> bool:
     return ours < _CLEARLY * faded
 
 
-def _way_off(reading: Reading, meant: Reading) -> float:
+def _way_off(reading: FrameReading, meant: FrameReading) -> float:
     """Cells between the centre that was read and the one that is meant; nothing to be seen is a whole field away."""
     if reading.state is None or meant.state is None:
         return float(FIELD)
     return math.hypot(reading.state.y - meant.state.y, reading.state.x - meant.state.x)
 
 
-def fade_betweens(frames: Pixels) -> npt.NDArray[np.float64]:
+def crossfade_frames(frames: Pixels) -> npt.NDArray[np.float64]:
     """Cross-fades of the keyframes around each in-between [N, H, W, 3]."""
     around = _betweens(len(frames))
-    return np.stack([cross_fade(frames[a], frames[b], (index - a) / (b - a)) for a, index, b in around])
+    return np.stack([crossfade(frames[a], frames[b], (index - a) / (b - a)) for a, index, b in around])
 
 
 def _pick_betweens(frames: Pixels) -> Pixels:
     return frames[[index for _, index, _ in _betweens(len(frames))]]
 
 
-def meant_betweens(clip: Clip, frames: Pixels) -> list[Reading] | None:
+def true_in_between_frames(clip: Clip, frames: Pixels) -> list[FrameReading] | None:
     """What all in-betweens should show: the subject in the state that the movement leads to from the state read in the
     keyframe before. None where a keyframe shows nothing.
     """
     times = clip.frame_times(len(frames))
-    readings: dict[int, Reading] = {}
+    readings: dict[int, FrameReading] = {}
     meant = []
     for start, index, _ in _betweens(len(frames)):
         if start not in readings:
@@ -130,7 +130,7 @@ def meant_betweens(clip: Clip, frames: Pixels) -> list[Reading] | None:
     return meant
 
 
-def _draw(reading: Reading, cell: int) -> Pixels:
+def _draw(reading: FrameReading, cell: int) -> Pixels:
     assert reading.state is not None
     return render_state(reading.subject, reading.scene, reading.variant, reading.state, cell)[0]
 
@@ -141,7 +141,7 @@ def _betweens(count: int) -> list[tuple[int, int, int]]:
     return [(i - i % step, i, i - i % step + step) for i in range(count - 1) if i % step]
 
 
-def cross_fade(first: Pixels, second: Pixels, share: float) -> npt.NDArray[np.float64]:
+def crossfade(first: Pixels, second: Pixels, share: float) -> npt.NDArray[np.float64]:
     """(1 - share) of the first picture and `share` of the second."""
     return (1 - share) * first.astype(np.float64) + share * second.astype(np.float64)
 
@@ -157,7 +157,7 @@ def _moved(clip: Clip, seen: State, since: float, until: float) -> State:
     )
 
 
-def way_gone(clip: Clip, frames: Pixels) -> float:
+def distance_travelled(clip: Clip, frames: Pixels) -> float:
     """Cells that the subject of a clip that travels moves from the first to the last frame, along its direction."""
     first, last = (read_frame(frames[i], clip.subject).state for i in (0, -1))
     if first is None or last is None:
@@ -183,7 +183,7 @@ def sharpness(frame: Pixels) -> float:
     return float(np.abs(4 * inner - grey[:-2, 1:-1] - grey[2:, 1:-1] - grey[1:-1, :-2] - grey[1:-1, 2:]).mean())
 
 
-def _all_exact(clip: Clip, frames: Pixels, readings: Sequence[Reading]) -> bool:
+def _all_exact(clip: Clip, frames: Pixels, readings: Sequence[FrameReading]) -> bool:
     """Whether all states follow the motion's course from the first one, with the right subject in every frame."""
     first = readings[0].state
     if first is None or any(r.subject != clip.subject for r in readings):

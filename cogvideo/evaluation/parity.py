@@ -108,7 +108,9 @@ class Parity:
             self._taught(clip, lambda draw: decoding.interpolate(lm, texts, given, draw)),
         )
 
-    def _taught(self, clip: Tensor, run: Callable[[decoding.Draw], Iterator[decoding.Token]]) -> npt.NDArray[Any]:
+    def _taught(
+        self, clip: Tensor, run: Callable[[decoding.SampleFn], Iterator[decoding.DecodedTokens]]
+    ) -> npt.NDArray[Any]:
         """Run a decoder that draws the tokens of `clip` [samples, F, N] whatever it predicts -> its summaries."""
         seen: dict[tuple[int, int], Tensor] = {}
 

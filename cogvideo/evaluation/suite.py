@@ -20,14 +20,14 @@ from PIL import Image
 from cogvideo.config import SamplingOptions
 from cogvideo.data.synthetic_render import COARSE, FINE, render_clip, render_state
 from cogvideo.data.synthetic_vocabulary import MOTIONS, SCENES, SUBJECTS
-from cogvideo.data.synthetic_world import Clip, caption, draw_held_out, place_clip
+from cogvideo.data.synthetic_world import Clip, caption, place_clip, sample_held_out
 from cogvideo.evaluation import metrics
-from cogvideo.evaluation.metrics import FilmVerdict, Verdict
+from cogvideo.evaluation.metrics import KeyframeVerdict, VideoVerdict
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from cogvideo.evaluation.sampler import Case, Studio
+    from cogvideo.evaluation.sampler import EvaluationCase, EvaluationSampler
 
 Pixels = npt.NDArray[np.uint8]
 Figures = dict[str, Any]
@@ -38,13 +38,13 @@ PUBLISHED_TEMPERATURE = SamplingOptions().video.temperature
 class Evaluation:
     """The figures of one set of networks, part by part. Each part is a method that prints a table and returns it."""
 
-    def __init__(self, studio: Studio, options: SamplingOptions, args: argparse.Namespace) -> None:
+    def __init__(self, studio: EvaluationSampler, options: SamplingOptions, args: argparse.Namespace) -> None:
         from cogvideo.evaluation.sampler import draw_cases
 
         self.studio = studio
         self.options = options
         self.args = args
-        self.cases = draw_cases(args.count, args.seed, draw_held_out())
+        self.cases = draw_cases(args.count, args.seed, sample_held_out())
         self._clips: Tensor | None = None
 
     @property
@@ -91,9 +91,9 @@ class Evaluation:
         figures: Figures = {}
         cases = self.cases[: self.args.clips]
         own = self.options.video
-        strengths = sorted({1.0, self.options.guidance, 3.0})
+        strengths = sorted({1.0, self.options.guidance_scale, 3.0})
         for temperature, strength in product(sorted({own.temperature, PUBLISHED_TEMPERATURE}), strengths):
-            options = replace(self.options, guidance=strength, video=replace(own, temperature=temperature))
+            options = replace(self.options, guidance_scale=strength, video=replace(own, temperature=temperature))
             frames = self.studio.show(self.studio.keyframes(cases, options))
             verdicts = [metrics.judge_keyframes(case.clip, clip) for case, clip in zip(cases, frames, strict=True)]
             figures[f"{strength:g}, temperature {temperature:g}"] = {"clips": len(cases), **summarise(verdicts)}
@@ -101,12 +101,12 @@ class Evaluation:
         _print_table(figures)
         return figures
 
-    def films(self) -> Figures:
+    def videos(self) -> Figures:
         """All 33 frames: the same subject throughout, and in-betweens against cross-fades."""
         cases, clips = self.cases[: self.args.clips], self.clips[: self.args.clips]
-        films = self.studio.show(self.studio.films(cases, clips, self.options))
+        films = self.studio.show(self.studio.videos(cases, clips, self.options))
         verdicts = [
-            metrics.judge_film(case.clip, film, self._through_codec) for case, film in zip(cases, films, strict=True)
+            metrics.judge_video(case.clip, film, self._through_codec) for case, film in zip(cases, films, strict=True)
         ]
         movers = [v for v in verdicts if v.nearer is not None]  # who grows or turns on the spot a fade leaves there too
         moved = {"clips": len(movers), **(_summarise_films(movers) if movers else {})}
@@ -135,8 +135,11 @@ class Evaluation:
         for motion, name in enumerate(MOTIONS):
             rng = np.random.default_rng((self.args.seed, 23, motion))
             clips = [_shown_clip(rng, motion) for _ in range(self.args.clips)]
-            row = {"keyframes": 100 * task.known_keyframes(clips, rng)}
-            row |= {f"round {number}": 100 * task.known_betweens(clips, number, rng) for number in (1, 2, 3)}
+            row = {"keyframes": 100 * task.teacher_forced_accuracy(clips, rng)}
+            row |= {
+                f"round {number}": 100 * task.teacher_forced_interpolation_accuracy(clips, number, rng)
+                for number in (1, 2, 3)
+            }
             figures[name] = {"clips": len(clips), **row}
             print(f"{name:{24 - len(name)}}{len(clips):6}{row['keyframes']:11.1f}", end="")
             print("".join(f"{row[f'round {number}']:9.1f}" for number in (1, 2, 3)))
@@ -151,7 +154,7 @@ class Evaluation:
         for duration in (4.0, 2.0, 1.0):
             cases = [_case(p, replace(clip, duration=duration), i) for i, (p, clip) in enumerate(zip(prompts, base))]
             frames = self.studio.show(self.studio.keyframes(cases, self.options))
-            gone += [metrics.way_gone(case.clip, clip) for case, clip in zip(cases, frames, strict=True)]
+            gone += [metrics.distance_travelled(case.clip, clip) for case, clip in zip(cases, frames, strict=True)]
             meant += [duration] * len(cases)
         correlation = float(np.corrcoef(meant, gone)[0, 1])
         ways = {f"{d:g} s": float(np.median([g for m, g in zip(meant, gone) if m == d])) for d in (4.0, 2.0, 1.0)}
@@ -213,7 +216,7 @@ PARTS: dict[str, Callable[[Evaluation], Figures]] = {
     "codec": Evaluation.codec,
     "keyframes": Evaluation.keyframes,
     "guidance": Evaluation.guidance,
-    "films": Evaluation.films,
+    "films": Evaluation.videos,
     "tokens": Evaluation.tokens,
     "durations": Evaluation.durations,
     "superres": Evaluation.superres,
@@ -221,9 +224,9 @@ PARTS: dict[str, Callable[[Evaluation], Figures]] = {
 
 
 def _any_clip(rng: np.random.Generator) -> Clip:
-    from cogvideo.evaluation.sampler import hidden_clip
+    from cogvideo.evaluation.sampler import held_out_clip
 
-    return hidden_clip(rng, draw_held_out(), float(rng.choice((4.0, 2.0))))
+    return held_out_clip(rng, sample_held_out(), float(rng.choice((4.0, 2.0))))
 
 
 def _any_frame(rng: np.random.Generator, cell: int) -> Pixels:
@@ -234,7 +237,7 @@ def _any_frame(rng: np.random.Generator, cell: int) -> Pixels:
 
 def _shown_clip(rng: np.random.Generator, motion: int) -> Clip:
     """A clip of four seconds with this motion, as training shows it."""
-    held_out = draw_held_out()
+    held_out = sample_held_out()
     while True:
         clip = place_clip(rng, int(rng.integers(len(SUBJECTS))), int(rng.integers(len(SCENES))), motion, 4.0)
         if not held_out.contains(clip):
@@ -246,24 +249,24 @@ def _travelling(rng: np.random.Generator, index: int) -> Clip:
     return place_clip(rng, int(rng.integers(len(SUBJECTS))), int(rng.integers(len(SCENES))), motion, 4.0)
 
 
-def _case(prompt: str, clip: Clip, seed: int) -> Case:
-    from cogvideo.evaluation.sampler import Case
+def _case(prompt: str, clip: Clip, seed: int) -> EvaluationCase:
+    from cogvideo.evaluation.sampler import EvaluationCase
 
-    return Case(prompt, clip, False, seed)
+    return EvaluationCase(prompt, clip, False, seed)
 
 
-def summarise(verdicts: Sequence[Verdict]) -> dict[str, float]:
+def summarise(verdicts: Sequence[KeyframeVerdict]) -> dict[str, float]:
     """Shares of clips that are right, in percent."""
     names = ("subject", "scene", "motion", "exact")
     return {name: 100 * float(np.mean([getattr(v, name) for v in verdicts])) for name in names}
 
 
-def _summarise_films(verdicts: Sequence[FilmVerdict]) -> dict[str, float]:
+def _summarise_films(verdicts: Sequence[VideoVerdict]) -> dict[str, float]:
     return {
-        "steady": 100 * float(np.mean([v.steady for v in verdicts])),
-        "steady_frames": 100 * float(np.mean([v.steady_share for v in verdicts])),
-        "beats_fade": 100 * float(np.mean([v.beats_fade for v in verdicts])),
-        "beats_fade_coded": 100 * float(np.mean([v.beats_fade_coded for v in verdicts])),
+        "steady": 100 * float(np.mean([v.subject_consistent for v in verdicts])),
+        "steady_frames": 100 * float(np.mean([v.consistent_fraction for v in verdicts])),
+        "beats_fade": 100 * float(np.mean([v.better_than_crossfade for v in verdicts])),
+        "beats_fade_coded": 100 * float(np.mean([v.better_than_crossfade_decoded for v in verdicts])),
     }
 
 
@@ -289,6 +292,6 @@ def _print_table(groups: Figures) -> None:
         )
 
 
-def _describe(case: Case, verdict: Verdict) -> Figures:
+def _describe(case: EvaluationCase, verdict: KeyframeVerdict) -> Figures:
     wanted = (SUBJECTS[case.clip.subject].name, SCENES[case.clip.scene], MOTIONS[case.clip.motion])
     return {"prompt": case.prompt, "seed": case.seed, "wanted": wanted, "held_out": case.held_out, **asdict(verdict)}

@@ -19,24 +19,24 @@ import torch
 from torch import Tensor
 
 from cogvideo.errors import Cancelled
-from cogvideo.models.base import Guide, left_pad
-from cogvideo.models.kv_cache import Cache, Place
+from cogvideo.models.base import GuidanceConfig, left_pad
+from cogvideo.models.kv_cache import KVCache, TokenSlot
 from cogvideo.models.video_lm import VideoLM
 
-Draw = Callable[[Tensor, int, int], Tensor]
+SampleFn = Callable[[Tensor, int, int], Tensor]
 """(logits [rows, image_tokens] fp32, frame, slot) -> ids [rows] int64. `frame` counts from 0 within the sequence."""
 
-Stop = Callable[[], bool]
+IsCancelled = Callable[[], bool]
 """Asked once a step; True raises `Cancelled` before anything is computed."""
 
-STEPS_BEHIND: Final = 4
+MAX_QUEUED_STEPS: Final = 4
 """So many steps a card may be behind who asks for them: enough for it to have work at any time."""
 
 Texts = Sequence[Sequence[int]]
 """Ids of the text of each row. Rows may differ in length; none may be empty."""
 
 
-class Token(NamedTuple):
+class DecodedTokens(NamedTuple):
     """One token of every row has been drawn."""
 
     frame: int
@@ -46,55 +46,61 @@ class Token(NamedTuple):
 
 
 def first_frame(
-    lm: VideoLM, texts: Texts, draw: Draw, *, text_boost: float = 1.4, stop: Stop | None = None, ahead: int = 1
-) -> Iterator[Token]:
+    lm: VideoLM,
+    texts: Texts,
+    draw: SampleFn,
+    *,
+    text_boost: float = 1.4,
+    stop: IsCancelled | None = None,
+    ahead: int = 1,
+) -> Iterator[DecodedTokens]:
     """Frame 0 from text (with its suffix) by the backbone alone: tokens_per_frame tokens, frame 0.
 
     `ahead`: see `speculate`; as for the other two, more than 1 changes the number of steps and not the tokens.
     """
     cache = prefill(lm, texts, given=(), boost=text_boost, both=False)
     try:
-        yield from _fill(lm, cache, [0], draw, None, stop, None, None, ahead)
+        yield from _decode_missing(lm, cache, [0], draw, None, stop, None, None, ahead)
     finally:
-        lm.give_back(cache)
+        lm.release_cache(cache)
 
 
 def keyframes(
     lm: VideoLM,
     texts: Texts,
     first: Tensor,
-    draw: Draw,
+    draw: SampleFn,
     *,
     unconditional: Texts | None = None,
     guidance: float = 3.0,
     plausibility: float = 0.0,
     text_boost: float = 1.4,
-    stop: Stop | None = None,
+    stop: IsCancelled | None = None,
     ahead: int = 1,
-) -> Iterator[Token]:
+) -> Iterator[DecodedTokens]:
     """Frames 1 .. 4 after `first` [rows, N], one after the other, by stage 1.
 
     `unconditional`: texts of the sequences to be guided away from, one for each row; logits are then
     u + guidance * (c - u) and no boost is used. None: no guidance, and the boost. `plausibility`: see `TokenSampling`.
     """
-    guide = Guide(guidance, plausibility)
-    yield from _draw(lm, texts, (0,), first[:, None], draw, unconditional, guide, text_boost, stop, None, ahead)
+    guide = GuidanceConfig(guidance, plausibility)
+    yield from _decode(lm, texts, (0,), first[:, None], draw, unconditional, guide, text_boost, stop, None, ahead)
 
 
 def interpolate(
     lm: VideoLM,
     texts: Texts,
     given: Tensor,
-    draw: Draw,
+    draw: SampleFn,
     *,
     unconditional: Texts | None = None,
     guidance: float = 3.0,
     plausibility: float = 0.0,
     text_boost: float = 1.4,
-    stop: Stop | None = None,
+    stop: IsCancelled | None = None,
     wavefront: bool = True,
     ahead: int = 1,
-) -> Iterator[Token]:
+) -> Iterator[DecodedTokens]:
     """Frames 1 and 3 between `given` [rows, 3, N], which are frames 0, 2 and 4 of the sequence, by stage 2.
 
     All blocks of a round are rows of one call. Guidance: see `keyframes`. `wavefront`: frame 3 is drawn while frame 1
@@ -102,11 +108,11 @@ def interpolate(
     frames come one after the other.
     """
     lag = lm.layout.wavefront_lag if wavefront and ahead == 1 else None
-    guide = Guide(guidance, plausibility)
-    yield from _draw(lm, texts, lm.layout.given, given, draw, unconditional, guide, text_boost, stop, lag, ahead)
+    guide = GuidanceConfig(guidance, plausibility)
+    yield from _decode(lm, texts, lm.layout.given, given, draw, unconditional, guide, text_boost, stop, lag, ahead)
 
 
-def collect(tokens: Iterable[Token], on_token: Callable[[Token], None] | None = None) -> Tensor:
+def collect(tokens: Iterable[DecodedTokens], on_token: Callable[[DecodedTokens], None] | None = None) -> Tensor:
     """Run to the end -> ids [rows, frames, N], frames as they were drawn; `on_token` sees each token."""
     frames: dict[int, list[Tensor]] = {}
     for token in tokens:
@@ -125,19 +131,19 @@ def prefill(
     boost: float,
     both: bool,
     lanes: int = 1,
-) -> Cache:
+) -> KVCache:
     """Read `texts` and the frames `given`, whose `tokens` are [rows, len(given), N], into a cache.
 
     Who is done with it should `lm.give_back` it, for the next video.
     """
-    cache = lm.storage(len(texts), max(map(len, texts)), given, both, boost, lanes)
+    cache = lm.acquire_cache(len(texts), max(map(len, texts)), given, both, boost, lanes)
     text, text_length = left_pad(texts, cache.text, device=lm.transformer.word_embeddings.weight.device)
     lm.prefill(cache, text, text_length, tokens)
     return cache
 
 
 def decode_one(
-    lm: VideoLM, cache: Cache, ids: Tensor, places: Sequence[Place], guidance: Guide | None = None
+    lm: VideoLM, cache: KVCache, ids: Tensor, places: Sequence[TokenSlot], guidance: GuidanceConfig | None = None
 ) -> Tensor:
     """Scores of the tokens of some slots, which hold `ids` [samples, places] -> [samples, places, image_tokens] fp32.
 
@@ -146,15 +152,15 @@ def decode_one(
     return lm.decode_one(cache, ids if guidance is None else ids.repeat(2, 1), places, guidance)
 
 
-def fill(
+def decode_frames(
     lm: VideoLM,
-    cache: Cache,
+    cache: KVCache,
     frames: Sequence[int],
-    draw: Draw,
-    guidance: Guide | None = None,
-    stop: Stop | None = None,
+    draw: SampleFn,
+    guidance: GuidanceConfig | None = None,
+    stop: IsCancelled | None = None,
     lag: int | None = None,
-) -> Iterator[Token]:
+) -> Iterator[DecodedTokens]:
     """Draw `frames` after what `cache` holds, each beginning `lag` steps after the one before it.
 
     `lag` None: when that one is complete. Less needs as many lanes in the cache as frames are drawn at once.
@@ -162,7 +168,7 @@ def fill(
     samples = cache.rows if guidance is None else cache.rows // 2
     start = torch.full((samples,), lm.config.start_of_image, device=lm.transformer.word_embeddings.weight.device)
     held = dict.fromkeys(frames, start)  # what each frame's next slot holds
-    leash = Leash(start.device)
+    leash = StepThrottle(start.device)
     for places in schedule(frames, lm.layout.tokens_per_frame, lag):
         leash.wait()
         if stop is not None and stop():
@@ -171,10 +177,10 @@ def fill(
         logits = decode_one(lm, cache, ids, places, guidance)
         for i, (frame, slot) in enumerate(places):
             held[frame] = draw(logits[:, i], frame, slot)
-            yield Token(frame, slot, held[frame])
+            yield DecodedTokens(frame, slot, held[frame])
 
 
-class Leash:
+class StepThrottle:
     """Keeps the host near a card, which is told of steps much sooner than it has computed them: so a stop acts, and
     progress is what has been drawn, but for a few tokens. It never waits for the step that it has just asked for.
     """
@@ -190,20 +196,20 @@ class Leash:
         done = torch.cuda.Event()
         done.record(torch.cuda.current_stream(self._device))
         self._begun.append(done)
-        if len(self._begun) > STEPS_BEHIND:
+        if len(self._begun) > MAX_QUEUED_STEPS:
             self._begun.popleft().synchronize()
 
 
-def speculate(
+def jacobi_decode(
     lm: VideoLM,
-    cache: Cache,
+    cache: KVCache,
     frame: int,
-    draw: Draw,
+    draw: SampleFn,
     ahead: int,
     guess: Tensor | None = None,
-    guidance: Guide | None = None,
-    stop: Stop | None = None,
-) -> Iterator[Token]:
+    guidance: GuidanceConfig | None = None,
+    stop: IsCancelled | None = None,
+) -> Iterator[DecodedTokens]:
     """Draw `frame` some slots at a time: those after the next one are fed with guesses, and kept as far as they hold.
 
     A step reads `ahead` slots. The first holds what was drawn, so its draw is right; where it equals the guess in the
@@ -222,39 +228,39 @@ def speculate(
         if stop is not None and stop():
             raise Cancelled
         end = min(slot + ahead, size)
-        logits = decode_one(lm, cache, ids[:, slot:end], [Place(frame, s) for s in range(slot, end)], guidance)
+        logits = decode_one(lm, cache, ids[:, slot:end], [TokenSlot(frame, s) for s in range(slot, end)], guidance)
         drawn = torch.stack([draw(logits[:, i], frame, slot + i) for i in range(end - slot)], dim=1)
         held = (drawn == ids[:, slot + 1 : end + 1]).all(0)[:-1]
         kept = 1 + int(held.long().cumprod(0).sum())
         ids[:, slot + 1 : end + 1] = drawn
         for i in range(kept):
-            yield Token(frame, slot + i, drawn[:, i])
+            yield DecodedTokens(frame, slot + i, drawn[:, i])
         slot += kept
         if guess is None:
             ids[:, end + 1 : slot + ahead + 1] = drawn[:, -1:]
 
 
-def schedule(frames: Sequence[int], size: int, lag: int | None = None) -> list[list[Place]]:
+def schedule(frames: Sequence[int], size: int, lag: int | None = None) -> list[list[TokenSlot]]:
     """The slots of each step, when each of `frames` of `size` tokens begins `lag` steps after the one before it."""
     lag = size if lag is None else lag
     steps = range(size + lag * (len(frames) - 1))
     begun = [(frame, i * lag) for i, frame in enumerate(frames)]
-    return [[Place(frame, step - at) for frame, at in begun if 0 <= step - at < size] for step in steps]
+    return [[TokenSlot(frame, step - at) for frame, at in begun if 0 <= step - at < size] for step in steps]
 
 
-def _draw(
+def _decode(
     lm: VideoLM,
     texts: Texts,
     given: tuple[int, ...],
     tokens: Tensor,
-    draw: Draw,
+    draw: SampleFn,
     unconditional: Texts | None,
-    guidance: Guide,
+    guidance: GuidanceConfig,
     text_boost: float,
-    stop: Stop | None,
+    stop: IsCancelled | None,
     lag: int | None,
     ahead: int,
-) -> Iterator[Token]:
+) -> Iterator[DecodedTokens]:
     """All frames that are not `given`."""
     known = {frame: tokens[:, i] for i, frame in enumerate(given)}
     if unconditional is not None:
@@ -264,30 +270,30 @@ def _draw(
     cache = prefill(lm, texts, given, tokens, boost=text_boost, both=True, lanes=lanes)
     try:
         guide = guidance if unconditional is not None else None
-        yield from _fill(lm, cache, frames, draw, guide, stop, lag, known, ahead)
+        yield from _decode_missing(lm, cache, frames, draw, guide, stop, lag, known, ahead)
     finally:
-        lm.give_back(cache)
+        lm.release_cache(cache)
 
 
-def _fill(
+def _decode_missing(
     lm: VideoLM,
-    cache: Cache,
+    cache: KVCache,
     frames: Sequence[int],
-    draw: Draw,
-    guidance: Guide | None,
-    stop: Stop | None,
+    draw: SampleFn,
+    guidance: GuidanceConfig | None,
+    stop: IsCancelled | None,
     lag: int | None,
     known: dict[int, Tensor] | None,
     ahead: int,
-) -> Iterator[Token]:
+) -> Iterator[DecodedTokens]:
     """`fill`, or `speculate` where it is to look ahead; then each frame is guessed from the one before it."""
     if ahead == 1:
-        yield from fill(lm, cache, frames, draw, guidance, stop, lag)
+        yield from decode_frames(lm, cache, frames, draw, guidance, stop, lag)
         return
     clip = dict(known or {})
     for frame in frames:
         tokens: list[Tensor] = []
-        for token in speculate(lm, cache, frame, draw, ahead, clip.get(frame - 1), guidance, stop):
+        for token in jacobi_decode(lm, cache, frame, draw, ahead, clip.get(frame - 1), guidance, stop):
             tokens.append(token.ids)
             yield token
         clip[frame] = torch.stack(tokens, dim=1)

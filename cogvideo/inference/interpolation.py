@@ -14,15 +14,15 @@ from torch import Tensor
 
 from cogvideo.config import TokenSampling
 from cogvideo.inference import decoding
-from cogvideo.inference.decoding import Stop, Texts, Token
-from cogvideo.inference.sampling import ClusterSampler, Dice, StageKey, moments, noise_keys
+from cogvideo.inference.decoding import DecodedTokens, IsCancelled, Texts
+from cogvideo.inference.sampling import ClusterSampler, StageKey, TokenSampler, noise_frame_indices, noise_keys
 from cogvideo.models.video_lm import VideoLM
 
 MAX_ROWS = 32
 """Blocks in one batch; the eight blocks of the last round times four videos."""
 
 
-class Guidance(NamedTuple):
+class InterpolationGuidance(NamedTuple):
     """What the frames are guided away from, and how strongly."""
 
     unconditional: Texts
@@ -30,7 +30,7 @@ class Guidance(NamedTuple):
     weight: float
 
 
-class BetweenStep(NamedTuple):
+class InterpolationStep(NamedTuple):
     """One more token of every row of a batch is drawn."""
 
     tokens: int
@@ -40,7 +40,7 @@ class BetweenStep(NamedTuple):
     clip: Tensor | None  # [B, 2F-1, N] once the round is complete
 
 
-def draw(
+def interpolate(
     lm: VideoLM,
     clip: Tensor,
     texts: Sequence[Texts],
@@ -48,11 +48,11 @@ def draw(
     options: TokenSampling,
     text_boost: float,
     seeds: Sequence[int],
-    stop: Stop | None = None,
+    stop: IsCancelled | None = None,
     max_rows: int = MAX_ROWS,
     first_level: int = 1,
-    guidance: Guidance | None = None,
-) -> Iterator[BetweenStep]:
+    guidance: InterpolationGuidance | None = None,
+) -> Iterator[InterpolationStep]:
     """One round for each entry of `texts`: ids of B videos, with that round's duration. Raises Cancelled, WeightsError.
 
     clip [B, F, N] with F odd, seeds [B]. `first_level`: number of the first of these rounds. `max_rows`: sequences that
@@ -64,16 +64,16 @@ def draw(
         blocks = [(video, 4 * block) for video in range(len(clip)) for block in range(clip.shape[1] // 2)]
         for at in range(0, len(blocks), at_once):
             videos, starts = zip(*blocks[at : at + at_once])
-            dice = Dice(sampler, options, _keys(lm, [seeds[v] for v in videos], starts, grown.shape[1]))
+            dice = TokenSampler(sampler, options, _keys(lm, [seeds[v] for v in videos], starts, grown.shape[1]))
             rows = [round_texts[v] for v in videos]
             wish: dict[str, Any] = {"text_boost": text_boost, "stop": stop}
             if guidance is not None:
                 wish["unconditional"] = [guidance.unconditional[level - first_level]] * len(rows)
                 wish |= {"guidance": guidance.weight, "plausibility": options.plausibility}
             for _ in _fill(lm, grown, videos, starts, rows, dice, wish):
-                yield BetweenStep(len(rows), level, None)
+                yield InterpolationStep(len(rows), level, None)
         clip = grown
-        yield BetweenStep(0, level, clip)
+        yield InterpolationStep(0, level, clip)
 
 
 def _fill(
@@ -82,9 +82,9 @@ def _fill(
     videos: Sequence[int],
     starts: Sequence[int],
     texts: Texts,
-    dice: Dice,
+    dice: TokenSampler,
     options: dict[str, Any],
-) -> Iterator[Token]:
+) -> Iterator[DecodedTokens]:
     """Draw the missing frames of the blocks that begin at frames `starts` [R] of `videos` [R], into `clip`.
 
     `options`: of `decode.interpolate`.
@@ -108,7 +108,7 @@ def _spread(clip: Tensor) -> Tensor:
 
 def _keys(lm: VideoLM, seeds: Sequence[int], starts: Sequence[int], frames: int) -> dict[int, Tensor]:
     """Keys of the frames drawn in blocks that begin at frames `starts` of a clip of `frames`."""
-    clock = moments(frames)
+    clock = noise_frame_indices(frames)
     return {
         frame: noise_keys(
             seeds, StageKey.INTERPOLATE, [clock[start + frame] for start in starts], lm.layout.tokens_per_frame

@@ -12,13 +12,20 @@ from torch import Tensor
 
 from cogvideo.config import SamplingOptions
 from cogvideo.inference import decoding
-from cogvideo.inference.decoding import Stop, Texts, Token
-from cogvideo.inference.sampling import FINEST, ClusterSampler, Dice, StageKey, moments, noise_keys
+from cogvideo.inference.decoding import DecodedTokens, IsCancelled, Texts
+from cogvideo.inference.sampling import (
+    FINEST_FRAME_COUNT,
+    ClusterSampler,
+    StageKey,
+    TokenSampler,
+    noise_frame_indices,
+    noise_keys,
+)
 from cogvideo.models.video_lm import VideoLM
 
 MAX_ROWS: Final = 32
 """Sequences in one batch."""
-_NEXT: Final = FINEST + 1
+_NEXT: Final = FINEST_FRAME_COUNT + 1
 """Further candidates for a first frame draw the noise of moments after the clip's end, so many for each."""
 
 
@@ -33,7 +40,7 @@ class KeyframeTexts:
     video: Texts
     unconditional: Texts | None
 
-    def part(self, some: slice) -> KeyframeTexts:
+    def subset(self, some: slice) -> KeyframeTexts:
         """Those of some of the videos."""
         without = None if self.unconditional is None else self.unconditional[some]
         return KeyframeTexts(self.first[some], self.video[some], without)
@@ -44,22 +51,22 @@ class KeyframeStep(NamedTuple):
 
     frame: int
     """0 .. 4."""
-    drawn: int
+    num_tokens: int
     """Tokens of this keyframe so far."""
-    clip: Tensor  # [B, 5, N], filled as far as drawn, 0 elsewhere
+    video_tokens: Tensor  # [B, 5, N], filled as far as drawn, 0 elsewhere
     tokens: int
     """Tokens that this step drew, over all videos."""
-    all_there: bool = True
+    is_complete: bool = True
     """Whether every video has come so far: where not all fit into one batch, those of the last one come last."""
 
 
-def draw(
+def generate_keyframes(
     lm: VideoLM,
     texts: KeyframeTexts,
     sampler: ClusterSampler,
     options: SamplingOptions,
     seeds: Sequence[int],
-    stop: Stop | None = None,
+    stop: IsCancelled | None = None,
     ahead: int = 1,
     given: Tensor | None = None,
     max_rows: int = MAX_ROWS,
@@ -76,13 +83,13 @@ def draw(
     at_once = max_rows if texts.unconditional is None else max(1, max_rows // 2)
     for at in range(0, len(seeds), at_once):
         some = slice(at, at + at_once)
-        wish = lm, clip[some], texts.part(some), sampler, options, seeds[some], stop, ahead
+        wish = lm, clip[some], texts.subset(some), sampler, options, seeds[some], stop, ahead
         if given is None:
             first = _draw_first(*wish, max_rows)
         else:
             first = iter([KeyframeStep(0, layout.tokens_per_frame, clip, 0)])
         for step in chain(first, _draw_others(*wish)):
-            yield step._replace(clip=clip, all_there=at + at_once >= len(seeds))
+            yield step._replace(video_tokens=clip, is_complete=at + at_once >= len(seeds))
 
 
 def _draw_first(
@@ -92,7 +99,7 @@ def _draw_first(
     sampler: ClusterSampler,
     options: SamplingOptions,
     seeds: Sequence[int],
-    stop: Stop | None,
+    stop: IsCancelled | None,
     ahead: int,
     max_rows: int,
 ) -> Iterator[KeyframeStep]:
@@ -100,22 +107,22 @@ def _draw_first(
     as it grows, and the likeliest is what it becomes with its last token.
     """
     videos, size = len(seeds), lm.layout.tokens_per_frame
-    rows = [(video, candidate) for candidate in range(options.candidates) for video in range(videos)]
+    rows = [(video, candidate) for candidate in range(options.best_of) for video in range(videos)]
     drawn = clip.new_zeros(len(rows), size)
     likelihoods = []
     for at in range(0, len(rows), max_rows):
         some = rows[at : at + max_rows]
         keys = noise_keys([seeds[v] for v, _ in some], StageKey.KEYFRAMES, [_NEXT * c for _, c in some], size)
-        dice = Dice(sampler, options.first_frame, {0: keys}, weigh=options.candidates > 1)
+        dice = TokenSampler(sampler, options.first_frame, {0: keys}, weigh=options.best_of > 1)
         wish = [texts.first[video] for video, _ in some]
-        tokens = decoding.first_frame(lm, wish, dice, text_boost=options.text_boost, stop=stop, ahead=ahead)
+        tokens = decoding.first_frame(lm, wish, dice, text_boost=options.text_attention_bias, stop=stop, ahead=ahead)
         for token in tokens:
             drawn[at : at + len(some), token.slot] = token.ids
             clip[:, 0] = drawn[:videos]
             if token.slot + 1 < size:
                 yield KeyframeStep(0, size - 1, clip, 0) if at else KeyframeStep(0, token.slot + 1, clip, videos)
         dice.check()
-        if options.candidates > 1:
+        if options.best_of > 1:
             likelihoods.append(dice.log_likelihood())
     if likelihoods:
         clip[:, 0] = _pick_likeliest(drawn, torch.cat(likelihoods), videos)
@@ -135,31 +142,31 @@ def _draw_others(
     sampler: ClusterSampler,
     options: SamplingOptions,
     seeds: Sequence[int],
-    stop: Stop | None,
+    stop: IsCancelled | None,
     ahead: int,
 ) -> Iterator[KeyframeStep]:
     """The keyframes after the first of one batch, into `clip` [B, 5, N]."""
     keys = {
         frame: noise_keys(seeds, StageKey.KEYFRAMES, [moment] * len(seeds), lm.layout.tokens_per_frame)
-        for frame, moment in enumerate(moments(lm.layout.frames))
+        for frame, moment in enumerate(noise_frame_indices(lm.layout.frames))
     }
-    dice = Dice(sampler, options.video, keys)
+    dice = TokenSampler(sampler, options.video, keys)
     others = decoding.keyframes(
         lm,
         texts.video,
         clip[:, 0],
         dice,
         unconditional=texts.unconditional,
-        guidance=options.guidance,
+        guidance=options.guidance_scale,
         plausibility=options.video.plausibility,
-        text_boost=options.text_boost,
+        text_boost=options.text_attention_bias,
         stop=stop,
         ahead=ahead,
     )
     yield from _fill(clip, others, dice)
 
 
-def _fill(clip: Tensor, tokens: Iterator[Token], dice: Dice) -> Iterator[KeyframeStep]:
+def _fill(clip: Tensor, tokens: Iterator[DecodedTokens], dice: TokenSampler) -> Iterator[KeyframeStep]:
     for token in tokens:
         clip[:, token.frame, token.slot] = token.ids
         if token.slot + 1 == clip.shape[2]:

@@ -17,7 +17,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from cogvideo.config import CLIP_FRAMES, TokenSampling
+from cogvideo.config import FRAME_COUNTS, TokenSampling
 from cogvideo.errors import WeightsError
 from kernels import cpu_sample
 
@@ -53,7 +53,7 @@ class ClusterSampler:
         self.labels: Tensor = dense
         self.members = members  # [C, M] token ids, each row padded with 0 ...
         self.padding = torch.arange(members.shape[1], device=dense.device) >= sizes[:, None]  # ... where this is True
-        self._compiled: cpu_sample.Clusters | None = None
+        self._compiled: cpu_sample.NativeClusterSampler | None = None
 
     @property
     def device(self) -> torch.device:
@@ -67,7 +67,7 @@ class ClusterSampler:
         """The same sampler on another device."""
         return ClusterSampler(self.labels.to(device), self._threads)
 
-    def candidates(self, logits: Tensor, options: TokenSampling) -> tuple[Tensor, Tensor]:
+    def top_clusters(self, logits: Tensor, options: TokenSampling) -> tuple[Tensor, Tensor]:
         """logits [R, V] -> token ids [R, K*M] that may be drawn and their probabilities [R, K*M] (0 at the padding)."""
         scaled = logits.float() / options.temperature  # [R, V]
         mass = (
@@ -78,35 +78,35 @@ class ClusterSampler:
         kept, top = clusters.topk(min(options.top_k, len(self.members)), dim=1)  # [R, K]
         outer = kept / kept.sum(1, keepdim=True)
         ids = self.members[top]  # [R, K, M]
-        inner = scaled.gather(1, ids.flatten(1)).view(ids.shape) / options.inner_temperature
+        inner = scaled.gather(1, ids.flatten(1)).view(ids.shape) / options.within_cluster_temperature
         inner = inner.masked_fill(self.padding[top], -torch.inf).softmax(-1)
         return ids.flatten(1), (outer[..., None].float() * inner).flatten(1)
 
     def distribution(self, logits: Tensor, options: TokenSampling) -> Tensor:
         """logits [.., V] -> the exact probabilities [.., V] of one draw."""
         rows = logits.reshape(-1, self.vocabulary)
-        ids, probabilities = self.candidates(rows, options)
+        ids, probabilities = self.top_clusters(rows, options)
         dense = torch.zeros(rows.shape, dtype=torch.float32, device=rows.device)
         return dense.scatter_add_(1, ids, probabilities).view(logits.shape)
 
     @torch.inference_mode()
-    def draw(self, logits: Tensor, keys: Tensor, options: TokenSampling) -> Tensor:
+    def sample(self, logits: Tensor, keys: Tensor, options: TokenSampling) -> Tensor:
         """logits [R, V], keys [R, 2] of `noise_keys` -> token ids [R]. A row that is not finite draws a valid id."""
-        if cpu_sample.why_not(logits) is None:
+        if cpu_sample.unsupported_reason(logits) is None:
             if self._compiled is None:
-                self._compiled = cpu_sample.Clusters(self.labels, self.members, self.padding)
-            how = (options.temperature, options.top_k, options.inner_temperature)
-            return self._compiled.draw(logits, keys, *how, self._threads)
-        return self.draw_plain(logits, keys, options)
+                self._compiled = cpu_sample.NativeClusterSampler(self.labels, self.members, self.padding)
+            how = (options.temperature, options.top_k, options.within_cluster_temperature)
+            return self._compiled.sample(logits, keys, *how, self._threads)
+        return self.sample_reference(logits, keys, options)
 
-    def draw_plain(self, logits: Tensor, keys: Tensor, options: TokenSampling) -> Tensor:
+    def sample_reference(self, logits: Tensor, keys: Tensor, options: TokenSampling) -> Tensor:
         """The same in PyTorch's operations, on any device: what `draw` must equal."""
-        ids, probabilities = self.candidates(logits, options)
+        ids, probabilities = self.top_clusters(logits, options)
         winner = (probabilities / exponential_noise(keys, ids)).argmax(1, keepdim=True)  # [R, 1]
         return ids.gather(1, winner).squeeze(1)
 
 
-class Dice:
+class TokenSampler:
     """Draws the frames of one batch: what `decode` calls for every token.
 
     `frames`: for each frame of the sequence (as `decode` numbers it) the keys [slots, R, 2] of its R rows' draws.
@@ -125,7 +125,7 @@ class Dice:
     def __call__(self, logits: Tensor, frame: int, slot: int) -> Tensor:
         """logits [R, V] of `slot` of `frame` -> token ids [R]."""
         self._sum = self._sum + logits.sum()  # finite as long as all logits were; looked at once a frame
-        ids = self._sampler.draw(logits, self._keys[frame][slot], self._options)
+        ids = self._sampler.sample(logits, self._keys[frame][slot], self._options)
         if self._weigh:
             self._weights[frame, slot] = logits.log_softmax(-1).gather(1, ids[:, None]).squeeze(1)
         return ids
@@ -139,11 +139,11 @@ class Dice:
     def check(self) -> None:
         """Raises WeightsError where a logit was not a finite number since the last check."""
         if not bool(torch.isfinite(self._sum)):
-            raise not_finite()
+            raise non_finite_error()
         self._sum = torch.zeros_like(self._sum)
 
 
-def not_finite() -> WeightsError:
+def non_finite_error() -> WeightsError:
     return WeightsError(
         "模型算出了无效数值（NaN 或无穷大）：权重文件可能已损坏，或当前精度不够；请重新下载权重，或改用 cpu。",
         "The model computed values that are no numbers (NaN or infinity): its weights may be damaged, or the precision "
@@ -186,12 +186,12 @@ def _mix(word: Tensor) -> Tensor:
     return word ^ (word >> 15)
 
 
-FINEST: Final = CLIP_FRAMES[-1] - 1
+FINEST_FRAME_COUNT: Final = FRAME_COUNTS[-1] - 1
 """Steps of the clock: keyframes stand at 0, 8, 16, 24, 32."""
 
 
-def moments(frames: int) -> list[int]:
+def noise_frame_indices(frames: int) -> list[int]:
     """Where `frames` evenly spaced frames stand on the clock; one alone stands at its beginning."""
     if frames == 1:
         return [0]
-    return [i * FINEST // (frames - 1) for i in range(frames)]
+    return [i * FINEST_FRAME_COUNT // (frames - 1) for i in range(frames)]

@@ -10,16 +10,16 @@ from torch import Tensor
 
 from cogvideo.config import TokenSampling
 from cogvideo.errors import Cancelled
-from cogvideo.inference.decoding import Stop
-from cogvideo.inference.sampling import ClusterSampler, StageKey, moments, noise_keys, not_finite
+from cogvideo.inference.decoding import IsCancelled
+from cogvideo.inference.sampling import ClusterSampler, StageKey, noise_frame_indices, noise_keys, non_finite_error
 from cogvideo.models.base import left_pad
 from cogvideo.models.superres_lm import SuperResLM
 
-DRAWS = 128
+SAMPLES_PER_PASS = 128
 """Tokens that are drawn at once on a CPU: few enough for their scores to stay in its cache. Elsewhere a frame's."""
 
 
-class FineFrames(NamedTuple):
+class UpscaledFrames(NamedTuple):
     """Some frames are done."""
 
     first: int
@@ -27,7 +27,7 @@ class FineFrames(NamedTuple):
     tokens: Tensor  # [frames of this pass, 9N]
 
 
-def draw(
+def upscale(
     lm: SuperResLM,
     clip: Tensor,
     text: Sequence[int],
@@ -35,25 +35,25 @@ def draw(
     options: TokenSampling,
     seed: int,
     frames_per_pass: int,
-    stop: Stop | None = None,
+    stop: IsCancelled | None = None,
     layers: Callable[[], Iterator[int]] | None = None,
-) -> Iterator[FineFrames]:
+) -> Iterator[UpscaledFrames]:
     """Enlarge the frames of `clip` [F, N], `frames_per_pass` at a time. Raises Cancelled, WeightsError.
 
     `layers`: gives the number of each layer while its weights are there (`streaming.streamed`); then all frames go
     through a layer before any goes through the next. None: all weights are there, and frames appear as they are done.
     """
     parts = list(clip.split(frames_per_pass))
-    clock, first = moments(len(clip)), 0
+    clock, first = noise_frame_indices(len(clip)), 0
     for group in [parts] if layers is not None else [[part] for part in parts]:
         numbers = range(lm.config.layers) if layers is None else layers()
         for states in _states(lm, group, text, numbers, stop or (lambda: False)):
-            yield FineFrames(first, _tokens(lm, states, sampler, options, seed, clock[first : first + len(states)]))
+            yield UpscaledFrames(first, _tokens(lm, states, sampler, options, seed, clock[first : first + len(states)]))
             first += len(states)
 
 
 def _states(
-    lm: SuperResLM, parts: Sequence[Tensor], text: Sequence[int], layers: Iterable[int], stop: Stop
+    lm: SuperResLM, parts: Sequence[Tensor], text: Sequence[int], layers: Iterable[int], stop: IsCancelled
 ) -> Iterator[Tensor]:
     """Parts [P, N] -> for each the states of its fine slots, [P, 9N, h]."""
     passes = []
@@ -81,12 +81,12 @@ def _tokens(
     passed, fine = states.shape[:2]
     keys = noise_keys([seed] * passed, StageKey.SUPERRES, clock, fine)
     keys = keys.transpose(0, 1).flatten(0, 1).to(sampler.device)  # [P * 9N, 2]
-    at_once = DRAWS if states.device.type == "cpu" else fine
+    at_once = SAMPLES_PER_PASS if states.device.type == "cpu" else fine
     total, tokens = torch.zeros((), device=states.device), []
     for some, key in zip(states.flatten(0, 1).split(at_once), keys.split(at_once)):
-        logits = lm.scores(some)
+        logits = lm.logits(some)
         total = total + logits.sum()  # finite as long as all scores were
-        tokens.append(sampler.draw(logits, key, options))
+        tokens.append(sampler.sample(logits, key, options))
     if not bool(torch.isfinite(total)):
-        raise not_finite()
+        raise non_finite_error()
     return torch.cat(tokens).view(passed, fine)

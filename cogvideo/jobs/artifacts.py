@@ -11,25 +11,25 @@ import os
 import zipfile
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from cogvideo.config import CLIP_FRAMES
+from cogvideo.config import FRAME_COUNTS
 from cogvideo.errors import CapacityError
 from cogvideo.events import Frames, Tokens
-from cogvideo.media.images import sprite, thumbnail
+from cogvideo.media.images import filmstrip, thumbnail
 from cogvideo.media.metadata import Metadata, read_metadata
-from cogvideo.media.video import Film
-from cogvideo.request import VideoRequest, request_from_dict
+from cogvideo.media.video import VideoWriter
+from cogvideo.request import REQUEST_NAMES, VideoRequest, request_from_dict
 from cogvideo.token_frames import TokenFrames
 
-OpenFilm = Callable[[Path, int, float, Metadata | None], Film]
+OpenVideo = Callable[[Path, int, float, Metadata | None], VideoWriter]
 """(path, number of frames, seconds from first to last, metadata) -> a video on its way
-(`cogvideo.media.video.Film`)."""
+(`cogvideo.media.video.VideoWriter`)."""
 
 EXPORTS = ("clip.gif", "frames.zip")
 """Files made of a finished clip when somebody first asks for them."""
@@ -40,14 +40,14 @@ TOKENS = "tokens.npz"
 
 
 @dataclass(frozen=True)
-class Folder:
+class JobArtifacts:
     """The folder of one job. File names are made here alone; no name holds anything a user typed.
 
     Whatever writes raises CapacityError where the disk does not take it.
     """
 
     path: Path
-    open_film: OpenFilm
+    open_film: OpenVideo
 
     def keyframe(self, index: int, frame: Frames, draft: int = 0) -> str:
         """Writes keyframe `index` and returns the file's name."""
@@ -58,14 +58,14 @@ class Folder:
         self._encode(f"{name}.mp4", frames, request, comment)
         return self.pictures(name, frames)
 
-    def film(self, name: str, count: int, request: VideoRequest, comment: dict[str, Any] | None) -> Film:
+    def film(self, name: str, count: int, request: VideoRequest, comment: dict[str, Any] | None) -> VideoWriter:
         """A video file alone, for `count` frames that may come one by one."""
         self._make()
         # Fewer frames than keyframes are the beginning of a clip that was stopped: it is as much shorter.
-        part = max(1, min(count, CLIP_FRAMES[0]) - 1) / (CLIP_FRAMES[0] - 1)
-        return self.open_film(self.path / name, count, request.seconds * part, comment)
+        part = max(1, min(count, FRAME_COUNTS[0]) - 1) / (FRAME_COUNTS[0] - 1)
+        return self.open_film(self.path / name, count, request.duration * part, comment)
 
-    def finish(self, film: Film) -> None:
+    def finish(self, film: VideoWriter) -> None:
         """Waits until it is encoded. People are not told where on the server it lies."""
         try:
             film.finish()
@@ -78,7 +78,7 @@ class Folder:
         """Writes strip and poster of a clip; returns its files and the number of frames, as the log keeps them."""
         return {
             "video": f"{name}.mp4",
-            "strip": self._write(f"{name}-strip.webp", sprite(frames)),
+            "strip": self._write(f"{name}-strip.webp", filmstrip(frames)),
             "poster": self._write(f"{name}-poster.webp", thumbnail(frames[len(frames) // 2])),
             "frames": len(frames),
         }
@@ -157,9 +157,8 @@ def read_settings(path: Path) -> tuple[VideoRequest, str] | None:
     settings = read_metadata(path)
     if not settings or not isinstance(settings.get("prompt"), str):
         return None
-    known = {field.name for field in fields(VideoRequest)}
     try:
-        request = request_from_dict({name: value for name, value in settings.items() if name in known})
+        request = request_from_dict({name: value for name, value in settings.items() if name in REQUEST_NAMES})
         return request, str(settings.get("model", ""))
     except (TypeError, ValueError, AttributeError):  # JSON of somebody else's making
         return None

@@ -16,7 +16,7 @@ MEANINGFUL = 16
 """Tokens of a stage after which its measured speed counts."""
 
 
-class Pace:
+class ThroughputEstimator:
     """Speeds of one run on top of the speeds known from earlier runs (tokens a second per stage)."""
 
     def __init__(self, known: dict[str, float]) -> None:
@@ -55,19 +55,19 @@ class Pace:
         return seconds
 
 
-class Speeds:
+class ThroughputStore:
     """Tokens a second per stage, in the store's settings."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
 
-    def pace(self, model: str, how: str) -> Pace:
+    def pace(self, model: str, how: str) -> ThroughputEstimator:
         """What is known of a model that computes in one way (`Pipeline.how`)."""
         prefix = f"speed:{model}:{how}:"
         kept = self._store.settings(prefix)
-        return Pace({name.removeprefix(prefix): float(value) for name, value in kept.items()})
+        return ThroughputEstimator({name.removeprefix(prefix): float(value) for name, value in kept.items()})
 
-    def keep(self, model: str, how: str, pace: Pace) -> None:
+    def keep(self, model: str, how: str, pace: ThroughputEstimator) -> None:
         """What a run has measured. A full disk takes nothing: it is measured again next time."""
         with suppress(CapacityError):
             self._store.keep(f"how:{model}", how)

@@ -6,22 +6,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
-from cogvideo.config import CLIP_FRAMES, MAX_SEED
+from cogvideo.config import FRAME_COUNTS, MAX_SEED
 from cogvideo.errors import RequestError
-from cogvideo.jobs.service import Jobs
-from cogvideo.jobs.state import View
+from cogvideo.jobs.service import JobService
+from cogvideo.jobs.state import JobState
 from cogvideo.request import VideoRequest, new_seed
 from cogvideo.token_frames import TokenFrames
 
 CHANGES: Final = ("again", "next", "finer", "resume", "between", "enlarge")
 
 
-def go_on(jobs: Jobs, job: str, change: str, key: str, drafts: Sequence[int] = ()) -> list[View]:
+def follow_up(jobs: JobService, job: str, change: str, key: str, drafts: Sequence[int] = ()) -> list[JobState]:
     """Queues what follows from a job that has ended: one of `CHANGES`, "finish" or "smaller". Raises CogVideoError.
 
     "finish" completes the chosen `drafts`; "smaller" is the same under the memory preset that the failed job named.
     """
-    view = jobs.view(job)
+    view = jobs.state(job)
     if view.active:
         raise RequestError(
             "这段视频还没有画完：请等它完成，或先停止它。", "This video is still being made: wait for it, or stop it."
@@ -44,16 +44,16 @@ def changed(request: VideoRequest, change: str, drawn: TokenFrames | None = None
     if change == "again":
         return request
     if change == "next":
-        return replace(request, seed=(request.seed + 1) % (MAX_SEED + 1), between_seed=None, clip=None)
+        return replace(request, seed=(request.seed + 1) % (MAX_SEED + 1), interpolation_seed=None, initial_tokens=None)
     if change == "finer":
-        frames = CLIP_FRAMES[min(request.rounds + 1, len(CLIP_FRAMES) - 1)]
-        return replace(request, frames=frames, clip=_fitting(drawn, frames))
+        frames = FRAME_COUNTS[min(request.rounds + 1, len(FRAME_COUNTS) - 1)]
+        return replace(request, num_frames=frames, initial_tokens=_fitting(drawn, frames))
     if change == "resume":
-        return replace(request, clip=_fitting(drawn, request.frames))
+        return replace(request, initial_tokens=_fitting(drawn, request.num_frames))
     if change == "between":
-        return replace(request, between_seed=new_seed(), clip=keyframes(drawn))
+        return replace(request, interpolation_seed=new_seed(), initial_tokens=keyframes(drawn))
     if change == "enlarge":
-        return replace(request, superres=True, clip=_fitting(drawn, request.frames))
+        return replace(request, superres=True, initial_tokens=_fitting(drawn, request.num_frames))
     raise RequestError(
         f"没有名为 {change} 的操作：可用的有 {'、'.join(CHANGES)}。",
         f"There is no change {change}: there are {', '.join(CHANGES)}.",
@@ -62,30 +62,30 @@ def changed(request: VideoRequest, change: str, drawn: TokenFrames | None = None
 
 def finished(request: VideoRequest, chosen: Mapping[int, TokenFrames | None]) -> list[VideoRequest]:
     """The videos of the chosen drafts, each with its own seed. Raises RequestError where none was chosen."""
-    if not chosen or not all(0 <= draft < request.drafts for draft in chosen):
+    if not chosen or not all(0 <= draft < request.num_drafts for draft in chosen):
         raise RequestError(
             "还没有选中草稿：请先勾选一条或几条。", "No draft is chosen: tick one or several of them first."
         )
     return [
-        replace(request, drafts=1, seed=request.seeds[draft], clip=_fitting(drawn, request.frames))
+        replace(request, num_drafts=1, seed=request.seeds[draft], initial_tokens=_fitting(drawn, request.num_frames))
         for draft, drawn in chosen.items()
     ]
 
 
 def keyframes(drawn: TokenFrames | None) -> TokenFrames | None:
     """The five keyframes among all frames of a clip."""
-    if drawn is None or drawn.frames not in CLIP_FRAMES:
+    if drawn is None or drawn.num_frames not in FRAME_COUNTS:
         return None
-    return TokenFrames.of(drawn.rows()[:: (drawn.frames - 1) // (CLIP_FRAMES[0] - 1)])
+    return TokenFrames.of(drawn.rows()[:: (drawn.num_frames - 1) // (FRAME_COUNTS[0] - 1)])
 
 
 def _fitting(drawn: TokenFrames | None, frames: int) -> TokenFrames | None:
-    return drawn if drawn is not None and drawn.frames in CLIP_FRAMES and drawn.frames <= frames else None
+    return drawn if drawn is not None and drawn.num_frames in FRAME_COUNTS and drawn.num_frames <= frames else None
 
 
-def kept_tokens(jobs: Jobs, job: str) -> TokenFrames:
+def kept_tokens(jobs: JobService, job: str) -> TokenFrames:
     """What a job has drawn. Raises RequestError where it is gone or kept nothing."""
-    jobs.view(job)
+    jobs.state(job)
     tokens = jobs.tokens(job)
     if tokens is None:
         raise RequestError(

@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from cogvideo.config import PRESETS, Preset
-from cogvideo.errors import CogVideoError, RequestError, Sentence
+from cogvideo.errors import BilingualText, CogVideoError, RequestError
 from cogvideo.events import Event, Frames
 from cogvideo.request import VideoRequest
 from cogvideo.token_frames import TokenFrames
-from cogvideo.weights.catalog import LICENCE, Places
+from cogvideo.weights.catalog import LICENCE, WeightPaths
 
 if TYPE_CHECKING:
-    from cogvideo.tokenizers.prompt import CheckedPrompt, Reading
+    from cogvideo.tokenizers.prompt import CheckedPrompt, TokenizedPrompt
 
 LOG = logging.getLogger(__name__)
 
@@ -27,17 +27,17 @@ Which = tuple[str, str | None]
 """A model and the memory preset that somebody asked for, None: what fits."""
 
 
-class Registry:
+class ModelRegistry:
     """`offers`: what may be asked for, the server's own model first."""
 
-    def __init__(self, offers: Sequence[Offer]) -> None:
-        self.offers: dict[str, Offer] = {offer.name: offer for offer in offers}
+    def __init__(self, offers: Sequence[ModelEntry]) -> None:
+        self.offers: dict[str, ModelEntry] = {offer.name: offer for offer in offers}
         self.own = offers[0].name
         self._made: dict[Which, Pipeline] = {}
         self._loaded: set[Which] = set()  # which of them may have read weights
         self._making = threading.Lock()
 
-    def offer(self, model: str) -> Offer:
+    def offer(self, model: str) -> ModelEntry:
         """The model of that name. Raises RequestError where this server does not know it."""
         if model not in self.offers:
             raise RequestError(
@@ -67,12 +67,12 @@ class Registry:
         except CogVideoError as error:
             LOG.info("No pipeline of %s: %s", model, error)
             return None
-        return pipeline.kind, pipeline.memory
+        return pipeline.device_type, pipeline.memory
 
-    def ready(self, model: str, memory: str | None) -> Pipeline:
+    def activate(self, model: str, memory: str | None) -> Pipeline:
         """The pipeline that may have its weights now; any other lets go of them."""
         pipeline = self.pipeline(model, memory)
-        self.let_go((model, memory))
+        self.unload_others((model, memory))
         self._loaded.add((model, memory))
         return pipeline
 
@@ -80,7 +80,7 @@ class Registry:
         """The model, as the server holds it by itself, may have read some of its files."""
         self._loaded.add((model, None))
 
-    def let_go(self, following: Which | None) -> None:
+    def unload_others(self, following: Which | None) -> None:
         """Frees the memory of all models but the `following` one."""
         for which in self._loaded - {following}:
             self._made[which].unload()
@@ -90,11 +90,11 @@ class Registry:
 class Pipeline(Protocol):
     """What jobs need of a pipeline (`cogvideo.pipeline.CogVideoPipeline`)."""
 
-    def check(self, request: VideoRequest) -> CheckedPrompt:
+    def check_inputs(self, request: VideoRequest) -> CheckedPrompt:
         """What the model reads, and notes about it. Raises RequestError."""
         ...
 
-    def read(self, request: VideoRequest) -> Reading:
+    def tokenize_prompt(self, request: VideoRequest) -> TokenizedPrompt:
         """The prompt as the model reads it. Raises RequestError."""
         ...
 
@@ -119,7 +119,7 @@ class Pipeline(Protocol):
         ...
 
     @property
-    def kind(self) -> str:
+    def device_type(self) -> str:
         """Of device that it computes on: "cuda" or "cpu"."""
         ...
 
@@ -129,7 +129,7 @@ class Pipeline(Protocol):
         ...
 
     @property
-    def how(self) -> str:
+    def profile_key(self) -> str:
         """Both of these in a word, "KIND-MEMORY": speeds are kept for each."""
         ...
 
@@ -139,12 +139,12 @@ Make = Callable[[str | None], Pipeline]
 
 
 @dataclass(frozen=True)
-class Offer:
+class ModelEntry:
     """One model that a server has, or could have."""
 
     preset: Preset
     make: Make
-    missing: Callable[[], Sentence | None]
+    missing: Callable[[], BilingualText | None]
     """What it takes to have it, None where nothing is missing."""
 
     @property
@@ -152,9 +152,9 @@ class Offer:
         return self.preset.name
 
 
-def offers(
+def available_models(
     first: str, device: str | None = None, eight_bit: bool = False, offload: bool = False, memory: str | None = None
-) -> list[Offer]:
+) -> list[ModelEntry]:
     """The presets, `first` in front; the rest as in `CogVideoPipeline.from_pretrained`. Raises RequestError."""
     if first not in PRESETS:
         names = ", ".join(PRESETS)
@@ -162,7 +162,7 @@ def offers(
             f"没有名为 {first} 的模型：可用的有 {names}。", f"There is no model called {first}: there are {names}."
         )
 
-    def offer(name: str) -> Offer:
+    def offer(name: str) -> ModelEntry:
         def make(smaller: str | None) -> Pipeline:
             from cogvideo.pipeline import CogVideoPipeline
 
@@ -172,14 +172,14 @@ def offers(
                 name, device, eight_bit=eight_bit and by_hand, offload=offload and by_hand, memory=wanted
             )
 
-        return Offer(PRESETS[name], make, missing_files if name == "cogvideo" else lambda: None)
+        return ModelEntry(PRESETS[name], make, missing_files if name == "cogvideo" else lambda: None)
 
     return [offer(name) for name in sorted(PRESETS, key=lambda name: name != first)]
 
 
-def missing_files() -> Sentence | None:
+def missing_files() -> BilingualText | None:
     """What the published model takes, None where its files are complete."""
-    places = Places.usual()
+    places = WeightPaths.usual()
     if places.complete():
         return None
     size = sum(file.size for file in places.missing())

@@ -14,9 +14,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from cogvideo.errors import CapacityError, RequestError
-from cogvideo.jobs.repository import Archive, stored
-from cogvideo.jobs.scheduling import order, refuse_when_full
-from cogvideo.jobs.state import View, fold
+from cogvideo.jobs.repository import JobRepository, stored
+from cogvideo.jobs.scheduling import check_capacity, fair_order
+from cogvideo.jobs.state import JobState, apply_log_entry
 from cogvideo.jobs.store import Record, Store
 
 
@@ -36,7 +36,7 @@ class Limits:
     """A waiting job that nobody has looked at for so long is dropped; None: never."""
     idle_seconds: float | None = None
     """A server without work for so long lets go of the weights; None: never."""
-    errand_seconds: float = 120.0
+    call_timeout_seconds: float = 120.0
     """How long a page waits for the worker to look at a picture."""
     preview_seconds: float = 0.2
     """Least time between two pictures of a keyframe that is being painted."""
@@ -46,7 +46,7 @@ class Limits:
     """How long `close` waits for the worker to notice."""
 
 
-class Stop:
+class CancelFlags:
     """What the worker asks between tokens: has anybody had enough?"""
 
     def __init__(self) -> None:
@@ -54,25 +54,25 @@ class Stop:
         self.after_level = threading.Event()
 
 
-class Queue:
+class JobQueue:
     """All jobs that are not final; begins with those that waited when the server ended.
 
     `changed`: notified when there may be something to do. Whoever holds it sees no change by others.
     """
 
-    def __init__(self, store: Store, archive: Archive, limits: Limits) -> None:
+    def __init__(self, store: Store, archive: JobRepository, limits: Limits) -> None:
         self._store, self._archive, self._limits = store, archive, limits
         self.changed = threading.Condition()  # guards everything below
         self.closing = False
-        self._views: dict[str, View] = {}  # oldest first
+        self._views: dict[str, JobState] = {}  # oldest first
         self._owners: dict[str, str] = {}
         self._served: dict[str, int] = {}  # owner -> number of the turn last given
         self._seen: dict[str, float] = {}  # job -> when somebody last looked, monotonic
-        self._stops: dict[str, Stop] = {}
+        self._stops: dict[str, CancelFlags] = {}
         self._turns = 0
         self._places: dict[str, int] | None = None  # waiting job -> jobs before it; None: to be counted anew
         for record in archive.recover():
-            self._enter(archive.view(record), record.owner)
+            self._enter(archive.state(record), record.owner)
         self._tidy()
 
     def __len__(self) -> int:
@@ -82,19 +82,19 @@ class Queue:
 
     # What people do.
 
-    def add(self, views: Sequence[View], owner: str) -> None:
+    def add(self, views: Sequence[JobState], owner: str) -> None:
         """Takes all of `views` in, or none. Raises CapacityError."""
         with self.changed:
             self._drop_abandoned()
             mine = sum(1 for job in self._views if self._owners[job] == owner)
-            refuse_when_full(len(views), mine, self._limits.per_owner, len(self._waiting()), self._limits.waiting)
+            check_capacity(len(views), mine, self._limits.per_owner, len(self._waiting()), self._limits.waiting)
             self._store.add(*(Record(view.id, owner, stored(view), "queued", view.created, None, 0) for view in views))
             for view in views:
                 self._enter(view, owner)
             self._places = None
             self.changed.notify_all()
 
-    def view(self, job: str) -> View | None:
+    def view(self, job: str) -> JobState | None:
         """The job as it is now, None where it is final or not there. Whoever looks keeps it from being dropped."""
         with self.changed:
             view = self._views.get(job)
@@ -139,7 +139,7 @@ class Queue:
 
     # What the worker does.
 
-    def begin(self) -> tuple[View, Stop] | None:
+    def begin(self) -> tuple[JobState, CancelFlags] | None:
         """The next job, running from now on; None where nobody waits. Raises CapacityError where it cannot be noted."""
         with self.changed:
             self._drop_abandoned()
@@ -151,16 +151,16 @@ class Queue:
             self._turns += 1
             self._places = None
             self._served[self._owners[job]] = self._turns
-            self._stops[job] = Stop()
+            self._stops[job] = CancelFlags()
             self._views[job] = replace(self._views[job], status="running", place=None, stage="load")
             return self._views[job], self._stops[job]
 
     def note(self, job: str, kind: str, data: dict[str, Any]) -> None:
         """One more entry in the log of the job that runs. Raises CapacityError where the disk does not take it."""
         self._store.append(job, time.time(), kind, data)
-        self.change(job, lambda view: fold(view, kind, data))
+        self.change(job, lambda view: apply_log_entry(view, kind, data))
 
-    def change(self, job: str, change: Callable[[View], View]) -> None:
+    def change(self, job: str, change: Callable[[JobState], JobState]) -> None:
         """What passes and is not kept."""
         with self.changed:
             self._views[job] = change(self._views[job])
@@ -171,7 +171,7 @@ class Queue:
             if job not in self._views:
                 return
             data = {**data, "done": self._views[job].done}
-            self._store.finish(job, time.time(), status, data, self._archive.folder(job).size())
+            self._store.finish(job, time.time(), status, data, self._archive.artifacts(job).size())
             self._drop(job)
             if not self._views:
                 self._served.clear()  # with an empty queue all owners are equal again
@@ -181,7 +181,7 @@ class Queue:
 
     # All of these are called with `changed` held.
 
-    def _enter(self, view: View, owner: str) -> None:
+    def _enter(self, view: JobState, owner: str) -> None:
         self._views[view.id], self._owners[view.id] = view, owner
         self._seen[view.id] = time.monotonic()
 
@@ -189,7 +189,7 @@ class Queue:
         return [job for job, view in self._views.items() if view.status == "queued"]
 
     def _order(self) -> list[str]:
-        return order([(job, self._owners[job]) for job in self._waiting()], self._served, self._turns)
+        return fair_order([(job, self._owners[job]) for job in self._waiting()], self._served, self._turns)
 
     def _place(self, job: str) -> int:
         if self._places is None:

@@ -13,28 +13,28 @@ from typing import Any
 import numpy as np
 
 from cogvideo.events import (
-    Done,
     Event,
     Frames,
-    KeyframeDone,
-    KeyframePainted,
-    LevelDone,
+    FrameUpscaled,
+    KeyframeCompleted,
+    KeyframePreview,
     Loading,
     Progress,
-    SuperResolved,
+    RoundCompleted,
+    VideoCompleted,
 )
-from cogvideo.jobs.artifacts import Folder
-from cogvideo.jobs.eta import Pace
-from cogvideo.jobs.state import View
+from cogvideo.jobs.artifacts import JobArtifacts
+from cogvideo.jobs.eta import ThroughputEstimator
+from cogvideo.jobs.state import JobState
 from cogvideo.media.images import side_by_side, thumbnail
-from cogvideo.media.video import Film
+from cogvideo.media.video import VideoWriter
 from cogvideo.request import VideoRequest
 
 Clip = dict[str, Any]
 """A clip's files and number of frames, as the log keeps them (`Folder.clip`)."""
 
 
-class Take:
+class EventRecorder:
     """What one run has made so far, and the files that show it.
 
     The clip of a level is encoded while the next level is drawn, that of enlarged frames while others are enlarged.
@@ -44,7 +44,7 @@ class Take:
 
     def __init__(
         self,
-        folder: Folder,
+        folder: JobArtifacts,
         request: VideoRequest,
         comment: dict[str, Any] | None,
         tell: Callable[[str, dict[str, Any]], None],
@@ -54,11 +54,11 @@ class Take:
         self._level: Frames | None = None
         self._finished: Frames | None = None
         self._clip: Future[Clip] | None = None  # of the last level
-        self._film: Film | None = None  # of enlarged frames
+        self._film: VideoWriter | None = None  # of enlarged frames
         self._open = ExitStack()
         self._encoder = self._open.enter_context(ThreadPoolExecutor(1, "cogvideo-clips"))
 
-    def __enter__(self) -> Take:
+    def __enter__(self) -> EventRecorder:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -68,23 +68,23 @@ class Take:
         """Writes what the event brought, and tells of it. Raises what the clip of a level met, too."""
         if self._clip and self._clip.done():
             self._clip.result()
-        if isinstance(event, KeyframeDone):
+        if isinstance(event, KeyframeCompleted):
             self._keyframes.append(event.frame)
             file = self._folder.keyframe(event.index, event.frame, event.draft)
             self._tell("keyframe", {"index": event.index, "file": file})
-        elif isinstance(event, LevelDone):
+        elif isinstance(event, RoundCompleted):
             if self._clip:
                 self._clip.result()  # one at a time, and none whose error nobody hears
             self._level = event.frames
             if event.tokens is not None:
                 self._folder.keep_tokens(event.tokens)
-            self._clip = self._encoder.submit(self._write_level, event.level, event.frames)
-        elif isinstance(event, SuperResolved):
+            self._clip = self._encoder.submit(self._write_level, event.round, event.frames)
+        elif isinstance(event, FrameUpscaled):
             self._film = self._film or self._open.enter_context(
                 self._folder.film("final.mp4", event.total, *self._about)
             )
             self._film.add(event.frame[None])
-        elif isinstance(event, Done):
+        elif isinstance(event, VideoCompleted):
             self._finished = event.frames
 
     def final(self) -> Clip:
@@ -102,7 +102,7 @@ class Take:
         """The clip of a run that ended early: its last level, or the keyframes so far, or nothing."""
         if self._clip:
             wait([self._clip])  # the log has it first
-        drafts = self._request.drafts
+        drafts = self._request.num_drafts
         whole = self._keyframes[: len(self._keyframes) // drafts * drafts]
         frames = self._level
         if frames is None and whole:
@@ -118,7 +118,7 @@ class Take:
 
     def _write_level(self, level: int, frames: Frames) -> Clip:
         request = self._request
-        if request.drafts > 1 or (level == request.rounds and not request.superres):  # nothing comes after it
+        if request.num_drafts > 1 or (level == request.rounds and not request.superres):  # nothing comes after it
             clip = self._folder.clip("final", frames, *self._about)
         else:
             clip = self._folder.clip(f"level-{level}", frames, request, None)
@@ -126,19 +126,19 @@ class Take:
         return clip
 
 
-class Meter:
+class ProgressTracker:
     """What people see of a run and nobody keeps: how far it is, how long it takes, the keyframe that is being painted.
 
     `plan`: tokens per stage. `preview_seconds`: least time between two pictures of one keyframe.
     """
 
-    def __init__(self, plan: dict[str, int], pace: Pace, drafts: int, preview_seconds: float) -> None:
+    def __init__(self, plan: dict[str, int], pace: ThroughputEstimator, drafts: int, preview_seconds: float) -> None:
         self._plan, self._pace, self._drafts = plan, pace, drafts
         self._painted: list[str] = []
         self._preview_seconds = preview_seconds
         self._last_preview = -preview_seconds
 
-    def show(self, view: View, event: Event) -> View:
+    def show(self, view: JobState, event: Event) -> JobState:
         """The view after an event."""
         if isinstance(event, Loading):
             return replace(view, stage="load", parts=(event.done, event.total))
@@ -146,13 +146,13 @@ class Meter:
             self._pace.advance(event.stage, event.done, time.monotonic())
             left = self._pace.seconds_left(self._plan, event.done)
             return replace(view, stage=event.stage, done=event.done, total=event.total, seconds_left=left)
-        if isinstance(event, KeyframePainted):
+        if isinstance(event, KeyframePreview):
             return self._paint(view, event)
-        if isinstance(event, SuperResolved):
+        if isinstance(event, FrameUpscaled):
             return replace(view, stage="superres")
         return view
 
-    def _paint(self, view: View, event: KeyframePainted) -> View:
+    def _paint(self, view: JobState, event: KeyframePreview) -> JobState:
         """The keyframe as far as it is painted, once it came for all drafts and the last picture is old enough."""
         if event.draft == 0:
             self._painted = []

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from cogvideo.errors import CapacityError, RequestError
-from cogvideo.jobs.artifacts import EXPORTS, Folder, OpenFilm
-from cogvideo.jobs.model_registry import Registry
-from cogvideo.jobs.state import ACTIVE, FINAL, View, fold
+from cogvideo.jobs.artifacts import EXPORTS, JobArtifacts, OpenVideo
+from cogvideo.jobs.model_registry import ModelRegistry
+from cogvideo.jobs.state import ACTIVE, FINAL, JobState, apply_log_entry
 from cogvideo.jobs.store import Entry, Record, Store
 from cogvideo.request import request_from_dict, request_to_dict, tokens_per_stage
 from cogvideo.token_frames import TokenFrames
@@ -29,10 +29,10 @@ GONE = RequestError(
 )
 
 
-class Archive:
+class JobRepository:
     """All jobs on disk. `registry`: knows their models, whose sizes their tokens follow from."""
 
-    def __init__(self, store: Store, results: Path, open_film: OpenFilm, registry: Registry) -> None:
+    def __init__(self, store: Store, results: Path, open_film: OpenVideo, registry: ModelRegistry) -> None:
         self.results = results
         self._store, self._open_film, self._registry = store, open_film, registry
         self._clock = _clock()
@@ -47,11 +47,11 @@ class Archive:
             raise GONE
         return record
 
-    def view(self, record: Record) -> View:
+    def state(self, record: Record) -> JobState:
         """The view of a job, from its row and its log alone."""
         stored = record.request
         request = request_from_dict(stored["request"])
-        view = View(
+        view = JobState(
             id=record.id,
             status=record.status,
             request=request,
@@ -63,15 +63,15 @@ class Archive:
         )
         view = replace(view, total=sum(tokens_per_stage(self._registry.preset(view.model).model, request).values()))
         for entry in self._store.log(record.id):
-            view = fold(view, entry.kind, entry.data)
+            view = apply_log_entry(view, entry.kind, entry.data)
         return view
 
-    def folder(self, job: str) -> Folder:
-        return Folder(self.results / job, self._open_film)
+    def artifacts(self, job: str) -> JobArtifacts:
+        return JobArtifacts(self.results / job, self._open_film)
 
     def tokens(self, job: str, draft: int) -> TokenFrames | None:
         """The frames that a job has drawn, before super-resolution; None where it kept none."""
-        return self.folder(job).tokens(draft) if plain(job) else None
+        return self.artifacts(job).tokens(draft) if plain(job) else None
 
     def file(self, job: str, name: str) -> Path | None:
         """The path of one of a job's files; None where there is none, whatever the two strings hold.
@@ -89,8 +89,8 @@ class Archive:
         record = self._store.job(job)
         if record is None or record.status not in FINAL:
             return None
-        view = self.view(record)
-        folder = self.folder(job)
+        view = self.state(record)
+        folder = self.artifacts(job)
         with self._exporting:  # once, however many ask
             path = folder.export(name, view.request, comment(view))
         self._store.resize(job, folder.size())
@@ -111,8 +111,8 @@ class Archive:
         """After a restart: a running job was interrupted, strangers' folders go. Returns waiting ones, oldest first."""
         for record in self._store.with_status(["running"]):
             kept = _last_clip(self._store.log(record.id))
-            self.folder(record.id).clear()
-            self._store.finish(record.id, time.time(), "interrupted", kept, self.folder(record.id).size())
+            self.artifacts(record.id).clear()
+            self._store.finish(record.id, time.time(), "interrupted", kept, self.artifacts(record.id).size())
         known = {record.id for record in self._store.with_status([*ACTIVE, *FINAL])}
         for folder in self.results.iterdir():
             if folder.name not in known:
@@ -133,17 +133,17 @@ class Archive:
         return gone
 
 
-def stored(view: View) -> dict[str, Any]:
+def stored(view: JobState) -> dict[str, Any]:
     """What the row of a new job keeps of it."""
     kept = {name: getattr(view, name) for name in ("notes", "comment", "model", "memory")}
     return {"request": request_to_dict(view.request), **kept}
 
 
-def comment(view: View) -> dict[str, Any] | None:
+def comment(view: JobState) -> dict[str, Any] | None:
     """What is written into the video file; None where the person opted out."""
     if not view.comment:
         return None
-    settings = request_to_dict(replace(view.request, clip=None))  # which the seed gives again
+    settings = request_to_dict(replace(view.request, initial_tokens=None))  # which the seed gives again
     return {"app": "CogVideo for everyone", "model": view.model, **settings}
 
 

@@ -9,7 +9,7 @@ from heapq import heapify, heappop, heappush
 from cogvideo.errors import CapacityError
 
 
-def order(waiting: Iterable[tuple[str, str]], served: Mapping[str, int], turn: int) -> list[str]:
+def fair_order(waiting: Iterable[tuple[str, str]], served: Mapping[str, int], turn: int) -> list[str]:
     """Jobs in the order in which they will run: owners take turns, each owner's own jobs in order.
 
     `waiting`: (job, owner), oldest first. `served`: owner -> the turn they had last, `turn` being the newest of all.
@@ -30,7 +30,7 @@ def order(waiting: Iterable[tuple[str, str]], served: Mapping[str, int], turn: i
     return ordered
 
 
-def refuse_when_full(count: int, mine: int, per_owner: int, waiting: int, most: int) -> None:
+def check_capacity(count: int, mine: int, per_owner: int, waiting: int, most: int) -> None:
     """Raises CapacityError where `count` more jobs are too many for somebody who has `mine`, or for the queue."""
     if count > 1 and mine + count > per_owner:
         raise CapacityError(

@@ -20,24 +20,24 @@ from typing import TYPE_CHECKING, TypeVar
 from cogvideo.config import Preset
 from cogvideo.errors import RequestError
 from cogvideo.events import Frames
-from cogvideo.jobs.artifacts import OpenFilm
+from cogvideo.jobs.artifacts import OpenVideo
 from cogvideo.jobs.artifacts import read_settings as read_settings
-from cogvideo.jobs.eta import Speeds
-from cogvideo.jobs.model_registry import Offer, Pipeline, Registry, offers
+from cogvideo.jobs.eta import ThroughputStore
+from cogvideo.jobs.model_registry import ModelEntry, ModelRegistry, Pipeline, available_models
+from cogvideo.jobs.queue import JobQueue
 from cogvideo.jobs.queue import Limits as Limits
-from cogvideo.jobs.queue import Queue
-from cogvideo.jobs.repository import Archive
-from cogvideo.jobs.state import View
+from cogvideo.jobs.repository import JobRepository
+from cogvideo.jobs.state import JobState
 from cogvideo.jobs.store import Entry, Store, lock_folder
-from cogvideo.jobs.worker import Errands, Worker
-from cogvideo.media.video import Film
+from cogvideo.jobs.worker import Worker, WorkerCalls
+from cogvideo.media.video import VideoWriter
 from cogvideo.request import VideoRequest, tokens_per_stage
 from cogvideo.request import new_seed as new_seed
 from cogvideo.runtime.model_selection import default_model
 from cogvideo.token_frames import TokenFrames
 
 if TYPE_CHECKING:
-    from cogvideo.tokenizers.prompt import Reading
+    from cogvideo.tokenizers.prompt import TokenizedPrompt
 
 Result = TypeVar("Result")
 
@@ -47,7 +47,7 @@ FORBIDDEN = RequestError(
 )
 
 
-class Jobs:
+class JobService:
     """All jobs of one server and one accelerator.
 
     `data`: folder for the log and the clips, made where missing, used by one server at a time (CapacityError).
@@ -61,21 +61,21 @@ class Jobs:
         data: Path,
         preset: Preset,
         pipeline: Callable[[], Pipeline],
-        film: OpenFilm = Film,
+        film: OpenVideo = VideoWriter,
         limits: Limits | None = None,
-        others: Sequence[Offer] = (),
+        others: Sequence[ModelEntry] = (),
     ) -> None:
         self.preset = preset
-        own = Offer(preset, lambda _: pipeline(), lambda: None)
-        self._registry = Registry([own, *others])
+        own = ModelEntry(preset, lambda _: pipeline(), lambda: None)
+        self._registry = ModelRegistry([own, *others])
         self.limits = limits or Limits()
         self.results = data / "results"
         self._lock_file = lock_folder(data)
         self._store = Store(data / "jobs.sqlite")
-        self._speeds = Speeds(self._store)
-        self._archive = Archive(self._store, self.results, film, self._registry)
-        self._queue = Queue(self._store, self._archive, self.limits)
-        self._errands = Errands(self._queue.wake)
+        self._speeds = ThroughputStore(self._store)
+        self._archive = JobRepository(self._store, self.results, film, self._registry)
+        self._queue = JobQueue(self._store, self._archive, self.limits)
+        self._errands = WorkerCalls(self._queue.wake)
         self._thread: threading.Thread | None = None
 
     # Life of the server.
@@ -108,7 +108,7 @@ class Jobs:
         comment: bool = True,
         model: str | None = None,
         memory: str | None = None,
-    ) -> View:
+    ) -> JobState:
         """Checks the request and queues it. Raises RequestError and CapacityError; then nothing is stored.
 
         `model` None: the server's own. `memory`: the memory preset to run it under, None for what fits.
@@ -122,16 +122,16 @@ class Jobs:
         comment: bool = True,
         model: str | None = None,
         memory: str | None = None,
-    ) -> list[View]:
+    ) -> list[JobState]:
         """As `submit`, all of `requests` or none."""
         owner = owner_of(key)
         views = [self._new(request, comment, model or self.preset.name, memory) for request in requests]
         self._queue.add(views, owner)
-        return [self.view(view.id) for view in views]
+        return [self.state(view.id) for view in views]
 
-    def _new(self, request: VideoRequest, comment: bool, model: str, memory: str | None) -> View:
-        checked = self._registry.pipeline(model, memory).check(request)
-        return View(
+    def _new(self, request: VideoRequest, comment: bool, model: str, memory: str | None) -> JobState:
+        checked = self._registry.pipeline(model, memory).check_inputs(request)
+        return JobState(
             id=secrets.token_urlsafe(16),
             status="queued",
             request=replace(request, prompt=checked.text),
@@ -153,23 +153,23 @@ class Jobs:
         self._demand(job, key)
         self._queue.delete(job)
 
-    def again(self, job: str, key: str) -> View:
+    def resubmit(self, job: str, key: str) -> JobState:
         """A new job with the same settings, for whoever asks."""
-        view = self.view(job)
+        view = self.state(job)
         return self.submit(view.request, key, view.comment, view.model, view.memory)
 
     def _demand(self, job: str, key: str) -> None:
         self._archive.record(job)
-        if not self.holds(job, key):
+        if not self.is_owner(job, key):
             raise FORBIDDEN
 
     # What people see.
 
-    def view(self, job: str) -> View:
+    def state(self, job: str) -> JobState:
         """The job as it is now. Raises RequestError where there is none."""
-        return self._queue.view(job) or self._archive.view(self._archive.record(job))
+        return self._queue.view(job) or self._archive.state(self._archive.record(job))
 
-    def holds(self, job: str, key: str) -> bool:
+    def is_owner(self, job: str, key: str) -> bool:
         """Whether the job belongs to `key`."""
         try:
             return secrets.compare_digest(self._archive.record(job).owner, owner_of(key))
@@ -180,23 +180,23 @@ class Jobs:
         """The job's log entries with seq > `after`."""
         return self._store.log(job, after)
 
-    def history(self, key: str, limit: int = 24) -> list[View]:
+    def history(self, key: str, limit: int = 24) -> list[JobState]:
         """The key's own jobs, newest first."""
         views = []
         for record in self._store.of_owner(owner_of(key), limit):
             with suppress(RequestError):  # deleted a moment ago
-                views.append(self.view(record.id))
+                views.append(self.state(record.id))
         return views
 
-    async def follow(self, job: str, tick: float = 0.1, beat: float | None = None) -> AsyncIterator[View]:
+    async def follow(self, job: str, tick: float = 0.1, beat: float | None = None) -> AsyncIterator[JobState]:
         """Yields the job's view now and after every change, at most once per `tick`; ends with a final one.
 
         With `beat` an unchanged view comes again after so many seconds, as a sign of life.
         """
-        last: View | None = None
+        last: JobState | None = None
         since = 0.0
         while True:
-            view = self.view(job)
+            view = self.state(job)
             now = time.monotonic()
             if view != last or (beat is not None and now - since >= beat):
                 yield view
@@ -223,19 +223,19 @@ class Jobs:
     # Its models.
 
     @property
-    def offers(self) -> dict[str, Offer]:
+    def offers(self) -> dict[str, ModelEntry]:
         """The models that may be asked for, by name, the server's own first."""
         return self._registry.offers
 
-    def offer(self, model: str) -> Offer:
+    def offer(self, model: str) -> ModelEntry:
         """The model of that name. Raises RequestError where this server does not know it."""
         return self._registry.offer(model)
 
-    def preset_of(self, view: View) -> Preset:
+    def preset_of(self, view: JobState) -> Preset:
         """The job's model; the server's own where it does not know that one any more."""
         return self._registry.preset(view.model)
 
-    def held(self, model: str) -> tuple[str, str] | None:
+    def memory_summary(self, model: str) -> tuple[str, str] | None:
         """The kind of device and the memory preset that fit the model; None where it cannot be made here."""
         return self._registry.held(model)
 
@@ -243,9 +243,9 @@ class Jobs:
         """Seconds that `request` would take once it runs, as far as speeds were measured."""
         return self._speeds.estimate(self.offer(model or self.preset.name).preset, request, memory)
 
-    def read(self, request: VideoRequest, model: str | None = None) -> Reading:
+    def tokenize_prompt(self, request: VideoRequest, model: str | None = None) -> TokenizedPrompt:
         """The prompt as the model reads it, piece by piece. Raises RequestError."""
-        return self._registry.pipeline(model or self.preset.name).read(request)
+        return self._registry.pipeline(model or self.preset.name).tokenize_prompt(request)
 
     def encode(self, picture: Frames, model: str | None = None) -> TokenFrames:
         """A picture uint8 [H, W, 3] of the model's frame size -> tokens, by the worker. Raises CogVideoError."""
@@ -264,7 +264,7 @@ class Jobs:
             self._registry.used(name)
             return work(pipeline)
 
-        return errand() if self._thread is None else self._errands.ask(errand, self.limits.errand_seconds)
+        return errand() if self._thread is None else self._errands.submit(errand, self.limits.call_timeout_seconds)
 
 
 def open_jobs(
@@ -275,10 +275,10 @@ def open_jobs(
     eight_bit: bool = False,
     offload: bool = False,
     memory: str | None = None,
-) -> Jobs:
+) -> JobService:
     """Jobs for the model called `model` (None: the best there is), with the real pipeline, imported when needed."""
-    first, *others = offers(model or default_model(device), device, eight_bit, offload, memory)
-    return Jobs(data, first.preset, lambda: first.make(None), limits=limits, others=[first, *others])
+    first, *others = available_models(model or default_model(device), device, eight_bit, offload, memory)
+    return JobService(data, first.preset, lambda: first.make(None), limits=limits, others=[first, *others])
 
 
 def new_key() -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from cogvideo.errors import Sentence
+from cogvideo.errors import BilingualText
 from cogvideo.request import VideoRequest
 
 ACTIVE = ("queued", "running")
@@ -17,14 +17,14 @@ FINAL = ("done", "stopped", "failed", "interrupted")
 
 
 @dataclass(frozen=True)
-class View:
+class JobState:
     """A job at one moment. File names are relative to the job's folder."""
 
     id: str
     status: str
     request: VideoRequest
     created: float
-    notes: tuple[Sentence, ...] = ()
+    notes: tuple[BilingualText, ...] = ()
     """What the check at the door had to say: converted characters, words the model never saw."""
     comment: bool = True
     """Whether the settings are written into the video file."""
@@ -43,7 +43,7 @@ class View:
     poster: str | None = None
     frames: int = 0
     """Frames in `strip` and `video`."""
-    error: Sentence | None = None
+    error: BilingualText | None = None
     stage: str | None = None
     done: int = 0
     total: int = 0
@@ -63,7 +63,7 @@ class View:
         return self.status in ACTIVE
 
 
-def fold(view: View, kind: str, data: dict[str, Any]) -> View:
+def apply_log_entry(view: JobState, kind: str, data: dict[str, Any]) -> JobState:
     """The view after one more log entry."""
     if kind == "queued":
         return view

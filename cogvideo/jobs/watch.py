@@ -13,25 +13,25 @@ from contextlib import suppress
 from typing import Any
 
 from cogvideo.errors import RequestError
-from cogvideo.jobs.service import Jobs
-from cogvideo.jobs.state import View
+from cogvideo.jobs.service import JobService
+from cogvideo.jobs.state import JobState
 
 Value = dict[str, Any]
 
 
-class Live:
+class JobWatcher:
     """What can be watched of `jobs`. Belongs to one event loop; costs nothing while nobody watches.
 
     `show`: a view as the plain data that watchers get. `beat`: seconds between signs of life of an unchanged job.
     """
 
-    def __init__(self, jobs: Jobs, show: Callable[[View], Value], beat: float) -> None:
+    def __init__(self, jobs: JobService, show: Callable[[JobState], Value], beat: float) -> None:
         self._jobs, self._show, self._beat = jobs, show, beat
         self._readers: dict[str, _Reader] = {}
 
     def now(self, job: str) -> Value:
         """What is to be seen of the job at this moment, for pages that nobody looks at. Raises RequestError."""
-        return self._show(self._jobs.view(job))
+        return self._show(self._jobs.state(job))
 
     async def watch(self, job: str) -> AsyncIterator[str]:
         """JSON texts until the job is final; "" is a sign of life. A job that is not there ends with {"gone": job}."""
@@ -40,7 +40,7 @@ class Live:
             reader = self._readers[job] = _Reader()
             reader.task = asyncio.create_task(self._read(job, reader))
         reader.watchers += 1
-        seen = Seen()
+        seen = ClientCursor()
         try:
             while True:
                 news = await reader.news(seen, self._beat)
@@ -69,7 +69,7 @@ class Live:
             reader.task.cancel()
 
 
-class Seen:
+class ClientCursor:
     """What one watcher was told last."""
 
     def __init__(self) -> None:
@@ -101,7 +101,7 @@ class _Reader:
         self.ended = True
         self._wake()
 
-    async def news(self, seen: Seen, beat: float) -> str | None:
+    async def news(self, seen: ClientCursor, beat: float) -> str | None:
         """What the watcher does not know yet, as soon as there is any; None after the end."""
         if seen.number == self._number and not self.ended:
             with suppress(TimeoutError):

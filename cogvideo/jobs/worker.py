@@ -14,14 +14,14 @@ from contextlib import closing
 from functools import partial
 from typing import Any, TypeVar
 
-from cogvideo.errors import Cancelled, CapacityError, CogVideoError, OutOfMemory, sentence
-from cogvideo.events import Done, Event, LevelDone
-from cogvideo.jobs.eta import Speeds
-from cogvideo.jobs.model_registry import Pipeline, Registry
-from cogvideo.jobs.queue import Limits, Queue, Stop
-from cogvideo.jobs.recorder import Meter, Take
-from cogvideo.jobs.repository import Archive, comment
-from cogvideo.jobs.state import View
+from cogvideo.errors import Cancelled, CapacityError, CogVideoError, OutOfMemoryError, user_message
+from cogvideo.events import Event, RoundCompleted, VideoCompleted
+from cogvideo.jobs.eta import ThroughputStore
+from cogvideo.jobs.model_registry import ModelRegistry, Pipeline
+from cogvideo.jobs.queue import CancelFlags, JobQueue, Limits
+from cogvideo.jobs.recorder import EventRecorder, ProgressTracker
+from cogvideo.jobs.repository import JobRepository, comment
+from cogvideo.jobs.state import JobState
 from cogvideo.request import tokens_per_stage
 
 LOG = logging.getLogger(__name__)
@@ -31,7 +31,13 @@ class Worker:
     """Everything but `__init__` runs in the worker's thread."""
 
     def __init__(
-        self, queue: Queue, archive: Archive, registry: Registry, speeds: Speeds, errands: Errands, limits: Limits
+        self,
+        queue: JobQueue,
+        archive: JobRepository,
+        registry: ModelRegistry,
+        speeds: ThroughputStore,
+        errands: WorkerCalls,
+        limits: Limits,
     ) -> None:
         self._queue, self._archive, self._registry = queue, archive, registry
         self._speeds, self._errands, self._limits = speeds, errands, limits
@@ -40,7 +46,7 @@ class Worker:
         """Draws until the queue is closed. `preload`: the model that is read before anybody asks for it."""
         if preload:
             try:
-                self._registry.ready(preload, None).load()
+                self._registry.activate(preload, None).load()
             except Exception:  # the first job meets the same error and shows it to a person
                 LOG.exception("The model could not be loaded ahead of time")
             # What is there now stays: looking through it for garbage takes 0.3 s, in which no page is answered.
@@ -49,12 +55,12 @@ class Worker:
         while claimed := self._claim():
             view, stop = claimed
             try:
-                self._run(view, stop, self._registry.ready(view.model, view.memory))
+                self._run(view, stop, self._registry.activate(view.model, view.memory))
             except (Exception, SystemExit) as error:  # whatever a library does, the next job runs
                 LOG.exception("Job failed")
-                self._end(view.id, "failed", {"error": sentence(error)})
+                self._end(view.id, "failed", {"error": user_message(error)})
 
-    def _claim(self) -> tuple[View, Stop] | None:
+    def _claim(self) -> tuple[JobState, CancelFlags] | None:
         """Waits for the next job; None when the server closes. Does errands meanwhile."""
         while True:
             self._errands.run()
@@ -69,16 +75,18 @@ class Worker:
                     continue
                 if self._errands or self._queue.changed.wait(self._limits.idle_seconds):
                     continue
-            self._registry.let_go(None)
+            self._registry.unload_others(None)
 
-    def _run(self, view: View, stop: Stop, pipeline: Pipeline) -> None:
+    def _run(self, view: JobState, stop: CancelFlags, pipeline: Pipeline) -> None:
         """Draws one video. Returns once the pipeline has let go of the accelerator."""
         job = view.id
-        pace = self._speeds.pace(view.model, pipeline.how)
+        pace = self._speeds.pace(view.model, pipeline.profile_key)
         plan = tokens_per_stage(self._registry.preset(view.model).model, view.request)
-        meter = Meter(plan, pace, view.request.drafts, self._limits.preview_seconds)
+        meter = ProgressTracker(plan, pace, view.request.num_drafts, self._limits.preview_seconds)
         trouble: CogVideoError | None = None
-        with Take(self._archive.folder(job), view.request, comment(view), partial(self._queue.note, job)) as take:
+        with EventRecorder(
+            self._archive.artifacts(job), view.request, comment(view), partial(self._queue.note, job)
+        ) as take:
             try:
                 self._draw(job, take, meter, stop, pipeline.stream(view.request, stop.now.is_set))
                 status, left = "done", take.final()
@@ -89,22 +97,29 @@ class Worker:
                 trouble = error.with_traceback(None)  # whose frames would hold what is to be freed
             if trouble:
                 if isinstance(trouble, CapacityError):
-                    self._registry.let_go(None)
-                smaller = trouble.next_preset if isinstance(trouble, OutOfMemory) else None
-                status, left = "failed", {**take.kept(), "error": sentence(trouble), "smaller": smaller}
+                    self._registry.unload_others(None)
+                smaller = trouble.next_preset if isinstance(trouble, OutOfMemoryError) else None
+                status, left = "failed", {**take.kept(), "error": user_message(trouble), "smaller": smaller}
         self._end(job, status, left)
-        self._speeds.keep(view.model, pipeline.how, pace)
+        self._speeds.keep(view.model, pipeline.profile_key, pace)
 
-    def _draw(self, job: str, take: Take, meter: Meter, stop: Stop, events: Generator[Event, None, None]) -> None:
+    def _draw(
+        self,
+        job: str,
+        take: EventRecorder,
+        meter: ProgressTracker,
+        stop: CancelFlags,
+        events: Generator[Event, None, None],
+    ) -> None:
         """Hears all events of a run, and does errands between them. Raises what the pipeline raises, and Cancelled."""
         with closing(events):
             for event in events:
                 take.keep(event)
                 self._queue.change(job, partial(meter.show, event=event))
                 self._errands.run()
-                if stop.now.is_set() and not isinstance(event, Done):
+                if stop.now.is_set() and not isinstance(event, VideoCompleted):
                     raise Cancelled
-                if stop.after_level.is_set() and isinstance(event, LevelDone):
+                if stop.after_level.is_set() and isinstance(event, RoundCompleted):
                     raise Cancelled
 
     def _end(self, job: str, status: str, data: dict[str, Any]) -> None:
@@ -126,7 +141,7 @@ class Worker:
 Result = TypeVar("Result")
 
 
-class Errands:
+class WorkerCalls:
     """What waits for the worker. `wake` is called when something new does."""
 
     def __init__(self, wake: Callable[[], None]) -> None:
@@ -137,7 +152,7 @@ class Errands:
         """Whether anything waits."""
         return bool(self._waiting)
 
-    def ask(self, work: Callable[[], Result], seconds: float) -> Result:
+    def submit(self, work: Callable[[], Result], seconds: float) -> Result:
         """What `work` returns once the worker has done it. Raises what it raises, CapacityError after `seconds`."""
         future: Future[Result] = Future()
         self._waiting.append((future, work))

@@ -38,7 +38,7 @@ def thumbnail(frame: Frames) -> bytes:
     return buffer.getvalue()
 
 
-def sprite(frames: Frames) -> bytes:
+def filmstrip(frames: Frames) -> bytes:
     """All frames [F, H, W, 3] side by side in one WebP, thumbnail size each."""
     thumbs = [Image.fromarray(frame) for frame in frames]
     for thumb in thumbs:
@@ -59,7 +59,7 @@ UNPACKING: Final = threading.Lock()
 """One picture at a time, however many are sent."""
 
 
-def read_picture(path: Path, size: tuple[int, int]) -> Frames:
+def read_image(path: Path, size: tuple[int, int]) -> Frames:
     """The middle of a picture file of any size, as uint8 [H, W, 3] with `size` (height, width). Raises RequestError."""
     try:
         with warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning):

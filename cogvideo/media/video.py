@@ -20,12 +20,12 @@ from typing import Final
 
 import numpy as np
 
-from cogvideo.config import CLIP_FRAMES
+from cogvideo.config import FRAME_COUNTS
 from cogvideo.errors import CapacityError
 from cogvideo.events import Frames
 from cogvideo.media.metadata import Metadata
 
-STEPS: Final = CLIP_FRAMES[-1] - 1
+STEPS: Final = FRAME_COUNTS[-1] - 1
 """Steps from the first to the last picture of a file: at 4 seconds this makes 8 pictures a second."""
 
 KEY_EVERY: Final = 8
@@ -40,12 +40,12 @@ def write_video(path: Path, frames: Frames, seconds: float, metadata: Metadata |
 
     `metadata`: JSON values to keep in the file, or None for none.
     """
-    with Film(path, len(frames), seconds, metadata) as film:
+    with VideoWriter(path, len(frames), seconds, metadata) as film:
         film.add(frames)
         return film.finish()
 
 
-class Film:
+class VideoWriter:
     """A file of `count` frames that is written by a thread of its own, from the first frame on; see `write_video`.
 
         with Film(path, 33, 4.0) as film:
@@ -65,7 +65,7 @@ class Film:
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._encode, name=f"film {path.name}", daemon=True)
 
-    def __enter__(self) -> Film:
+    def __enter__(self) -> VideoWriter:
         self._thread.start()
         return self
 
@@ -112,7 +112,7 @@ class Film:
             yield frame
 
 
-def timeline(count: int, steps: int) -> list[int]:
+def frame_schedule(count: int, steps: int) -> list[int]:
     """Which of `count` frames shows at each of the steps 0..steps: the one that is nearest in time."""
     return [(2 * step * (count - 1) + steps) // (2 * steps) for step in range(steps + 1)]
 
@@ -122,7 +122,7 @@ def _write_mp4(path: Path, frames: Iterator[Frames], count: int, seconds: float,
     from moviepy.video.io.ffmpeg_writer import FFMPEG_VideoWriter
 
     steps = max(STEPS, count - 1)
-    shown = Counter(timeline(count, steps))
+    shown = Counter(frame_schedule(count, steps))
     first = _even(next(frames))
     height, width = first.shape[:2]
     options = ["-pix_fmt", "yuv420p", "-crf", "16", "-g", str(KEY_EVERY), "-movflags", "+faststart"]

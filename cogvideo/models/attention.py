@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from cogvideo.config import ModelConfig
 from cogvideo.models.sat_adapter import BaseMixin
-from cogvideo.token_layout import Layout, Stage
+from cogvideo.token_layout import Stage, TokenLayout
 from kernels.dense_attention import dense_attention
 
 INIT_STD = 0.02
@@ -53,17 +53,17 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     return dense_attention(q, k, v, mask)
 
 
-def additive(seen: Tensor, dtype: torch.dtype) -> Tensor:
+def to_additive_mask(seen: Tensor, dtype: torch.dtype) -> Tensor:
     """Boolean "may be seen" -> 0 or -inf."""
     return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, float("-inf"))
 
 
-def text_seen(text_length: Tensor, slots: int) -> Tensor:
+def text_padding_mask(text_length: Tensor, slots: int) -> Tensor:
     """Which of the left-padded text slots are real, [B, slots] bool; `text_length` [B], each at least 1."""
     return torch.arange(slots, device=text_length.device) >= slots - text_length[:, None]
 
 
-class Pattern(Protocol):
+class AttentionPattern(Protocol):
     """How one forward pass attends. `layer` counts from 0, `backbone` is its attention, `own` the second one's."""
 
     def __call__(self, backbone: Any, own: AttentionPlus, layer: int, hidden: Tensor) -> Tensor: ...
@@ -88,7 +88,7 @@ class AttentionPlus(BaseMixin):
                 own.load_state_dict(layer.attention.query_key_value.state_dict())
 
     def attention_forward(
-        self, hidden_states: Tensor, mask: Tensor, *, layer_id: Tensor, pattern: Pattern, **_: Any
+        self, hidden_states: Tensor, mask: Tensor, *, layer_id: Tensor, pattern: AttentionPattern, **_: Any
     ) -> Tensor:
         """sat's hook in place of its own attention; `mask` is not used."""
         layer = int(layer_id)
@@ -108,7 +108,7 @@ def _linear(inputs: int, outputs: int) -> nn.Linear:
 
 
 @dataclass(frozen=True)
-class ImagePattern:
+class ImageAttention:
     """The backbone alone over text and one frame: text sees text, the frame sees text and itself, causally."""
 
     text: int
@@ -116,10 +116,14 @@ class ImagePattern:
     frame_mask: Tensor  # [B, 1, N, T + N]
 
     @classmethod
-    def of(cls, layout: Layout, text_length: Tensor, text: int, dtype: torch.dtype) -> ImagePattern:
-        seen = text_seen(text_length, text)
+    def of(cls, layout: TokenLayout, text_length: Tensor, text: int, dtype: torch.dtype) -> ImageAttention:
+        seen = text_padding_mask(text_length, text)
         own = torch.as_tensor(layout.spatial_mask(1, 0), device=seen.device)
-        return cls(text, additive(seen, dtype)[:, None, None], additive(_beside_text(seen, own[None]), dtype)[:, None])
+        return cls(
+            text,
+            to_additive_mask(seen, dtype)[:, None, None],
+            to_additive_mask(_beside_text(seen, own[None]), dtype)[:, None],
+        )
 
     def __call__(self, backbone: Any, own: AttentionPlus, layer: int, hidden: Tensor) -> Tensor:
         q, k, v = split_heads(linear(backbone.query_key_value, hidden), own.heads)
@@ -129,33 +133,33 @@ class ImagePattern:
         return linear(backbone.dense, merge_heads(torch.cat((text, frame), dim=2)))
 
 
-class Keeper(Protocol):
+class KVWriter(Protocol):
     """Takes the keys and values of a pass for later; see `cache.py`. All [B, heads, T + F * N, d]."""
 
-    def keep_spatial(self, layer: int, k: Tensor, v: Tensor) -> None: ...
+    def write_spatial(self, layer: int, k: Tensor, v: Tensor) -> None: ...
 
-    def keep_temporal(self, layer: int, k: Tensor, v: Tensor) -> None: ...
+    def write_temporal(self, layer: int, k: Tensor, v: Tensor) -> None: ...
 
 
 @dataclass(frozen=True)
-class TextPattern:
+class TextAttention:
     """The backbone alone over text alone: what the first frame is drawn after."""
 
     text_mask: Tensor  # [B, 1, 1, T]
-    keeper: Keeper
+    keeper: KVWriter
 
     @classmethod
-    def of(cls, seen: Tensor, dtype: torch.dtype, keeper: Keeper) -> TextPattern:
-        return cls(additive(seen, dtype)[:, None, None], keeper)
+    def of(cls, seen: Tensor, dtype: torch.dtype, keeper: KVWriter) -> TextAttention:
+        return cls(to_additive_mask(seen, dtype)[:, None, None], keeper)
 
     def __call__(self, backbone: Any, own: AttentionPlus, layer: int, hidden: Tensor) -> Tensor:
         q, k, v = split_heads(linear(backbone.query_key_value, hidden), own.heads)
-        self.keeper.keep_spatial(layer, k, v)
+        self.keeper.write_spatial(layer, k, v)
         return linear(backbone.dense, merge_heads(attend(q, k, v, self.text_mask)))
 
 
 @dataclass(frozen=True)
-class ClipPattern:
+class VideoAttention:
     """Both channels over text and whole frames in one pass: the form that is trained.
 
     With a `keeper` it is also the pass that reads the given frames before others are drawn; only then `boost` may
@@ -166,33 +170,35 @@ class ClipPattern:
     frames: int
     text_mask: Tensor  # [B, 1, 1, T]
     spatial_mask: Tensor  # [B * F, 1, N, T + N]
-    temporal: TemporalPattern
-    keeper: Keeper | None = None
+    temporal: TemporalAttention
+    keeper: KVWriter | None = None
 
     @classmethod
     def of(
         cls,
-        layout: Layout,
+        layout: TokenLayout,
         stage: Stage,
         frames: tuple[int, ...],
         seen: Tensor,
         dtype: torch.dtype,
-        keeper: Keeper | None = None,
+        keeper: KVWriter | None = None,
         boost: float = 0.0,
-    ) -> ClipPattern:
+    ) -> VideoAttention:
         """`frames`: their numbers in time order; `seen` [B, T]: real text slots."""
         text = seen.shape[1]
         own = torch.stack([torch.as_tensor(layout.spatial_mask(stage, f), device=seen.device) for f in frames])
         # batch-major: rows of one sample's frames follow each other
         spatial = _beside_text(seen.repeat_interleave(len(frames), 0), own.repeat(len(seen), 1, 1))
-        spatial_mask = additive(spatial, dtype)[:, None]
+        spatial_mask = to_additive_mask(spatial, dtype)[:, None]
         spatial_mask[..., :text] += boost
         return cls(
             text=text,
             frames=len(frames),
-            text_mask=additive(seen, dtype)[:, None, None],
+            text_mask=to_additive_mask(seen, dtype)[:, None, None],
             spatial_mask=spatial_mask,
-            temporal=(CausalFrames if stage == 1 else WindowedFrames).of(layout, frames, seen, dtype),
+            temporal=(CausalTemporalAttention if stage == 1 else WindowedTemporalAttention).of(
+                layout, frames, seen, dtype
+            ),
             keeper=keeper,
         )
 
@@ -200,7 +206,7 @@ class ClipPattern:
         spatial = linear(backbone.dense, merge_heads(self._spatial(backbone, own.heads, layer, hidden)))
         q, k, v = split_heads(own.query_key_value[layer](hidden), own.heads)
         if self.keeper is not None:
-            self.keeper.keep_temporal(layer, k, v)
+            self.keeper.write_temporal(layer, k, v)
         temporal = own.dense[layer](merge_heads(self.temporal(layer, q[:, :, self.text :], k, v)))
         mixed = own.mix(layer, spatial[:, self.text :], temporal)
         return torch.cat((spatial[:, : self.text], mixed), dim=1)
@@ -209,7 +215,7 @@ class ClipPattern:
         """Frames become rows of the batch, so that no frame meets another: -> [B, heads, S, d]."""
         q, k, v = split_heads(linear(backbone.query_key_value, hidden), heads)
         if self.keeper is not None:
-            self.keeper.keep_spatial(layer, k, v)
+            self.keeper.write_spatial(layer, k, v)
         t = self.text
         text = attend(q[:, :, :t], k[:, :, :t], v[:, :, :t], self.text_mask)
         rows = attend(self._fold(q[:, :, t:]), self._beside(k), self._beside(v), self.spatial_mask)
@@ -227,7 +233,7 @@ class ClipPattern:
         return torch.cat((text, frames), dim=3).flatten(0, 1)
 
 
-class TemporalPattern(Protocol):
+class TemporalAttention(Protocol):
     """The second channel of a whole clip."""
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -236,17 +242,22 @@ class TemporalPattern(Protocol):
 
 
 @dataclass(frozen=True)
-class CausalFrames:
+class CausalTemporalAttention:
     """Stage 1: each frame sees text, all earlier frames and itself causally. One call a frame: no later keys."""
 
     masks: tuple[Tensor, ...]  # frame i: [B, 1, N, T + (i + 1) * N]
 
     @classmethod
-    def of(cls, layout: Layout, frames: tuple[int, ...], seen: Tensor, dtype: torch.dtype) -> CausalFrames:
+    def of(
+        cls, layout: TokenLayout, frames: tuple[int, ...], seen: Tensor, dtype: torch.dtype
+    ) -> CausalTemporalAttention:
         own = torch.as_tensor(layout.spatial_mask(1, 0), device=seen.device)
         earlier = [own.new_ones(len(own), i * len(own)) for i in range(len(frames))]
         return cls(
-            tuple(additive(_beside_text(seen, torch.cat((past, own), 1)[None]), dtype)[:, None] for past in earlier)
+            tuple(
+                to_additive_mask(_beside_text(seen, torch.cat((past, own), 1)[None]), dtype)[:, None]
+                for past in earlier
+            )
         )
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -262,7 +273,7 @@ class CausalFrames:
 
 
 @dataclass(frozen=True)
-class WindowedFrames:
+class WindowedTemporalAttention:
     """Stage 2: windows become rows of the batch; odd layers have their own windows."""
 
     text: int
@@ -271,7 +282,9 @@ class WindowedFrames:
     masks: tuple[Tensor, Tensor]  # [B * W, 1, F * w * w, T + F * w * w]
 
     @classmethod
-    def of(cls, layout: Layout, frames: tuple[int, ...], seen: Tensor, dtype: torch.dtype) -> WindowedFrames:
+    def of(
+        cls, layout: TokenLayout, frames: tuple[int, ...], seen: Tensor, dtype: torch.dtype
+    ) -> WindowedTemporalAttention:
         frame = torch.arange(len(frames), device=seen.device)[:, None] * layout.tokens_per_frame
         orders, masks = [], []
         for parity in (0, 1):
@@ -279,7 +292,7 @@ class WindowedFrames:
             near = torch.as_tensor(layout.window_mask(layout.shift(parity), frames), device=seen.device)
             orders.append((frame + cells[:, None]).flatten())
             rows = _beside_text(seen.repeat_interleave(len(near), 0), near.repeat(len(seen), 1, 1))
-            masks.append(additive(rows, dtype)[:, None])
+            masks.append(to_additive_mask(rows, dtype)[:, None])
         even, odd = orders
         return cls(seen.shape[1], (even, odd), (even.argsort(), odd.argsort()), (masks[0], masks[1]))
 
@@ -299,7 +312,7 @@ class WindowedFrames:
         return torch.cat((text, inside), dim=3).flatten(0, 1)
 
 
-class Seen(NamedTuple):
+class AttentionContext(NamedTuple):
     """What slots being drawn see: keys and values [B, heads, seen, d], an additive mask, and how many slots it is."""
 
     k: Tensor
@@ -308,7 +321,7 @@ class Seen(NamedTuple):
     slots: int = 1
 
 
-class Shelves(Protocol):
+class StepCache(Protocol):
     """The cache as a step sees it; see `cache.py`."""
 
     def attend(self, layer: int, channels: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
@@ -319,13 +332,13 @@ class Shelves(Protocol):
 
 
 @dataclass(frozen=True)
-class StepPattern:
+class DecodeStepAttention:
     """One slot of each frame being drawn: its keys and values join the cache, then it attends to what it may see.
 
     `both`: whether the temporal channel takes part; the first frame is drawn by the backbone alone.
     """
 
-    shelves: Shelves
+    shelves: StepCache
     both: bool
 
     def __call__(self, backbone: Any, own: AttentionPlus, layer: int, hidden: Tensor) -> Tensor:
@@ -347,7 +360,7 @@ class StepPattern:
         return parts[0], parts[1:]
 
 
-def attend_step(q: Tensor, seen: list[Seen]) -> Tensor:
+def attend_step(q: Tensor, seen: list[AttentionContext]) -> Tensor:
     """q [B, heads, Q, d] and what its slots see, in their order -> [B, heads, Q, d]."""
     if len(seen) == 1:
         return attend(q, seen[0].k, seen[0].v, seen[0].mask)

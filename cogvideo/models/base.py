@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from cogvideo.config import ModelConfig
 from cogvideo.models.attention import INIT_STD, linear
 from cogvideo.models.sat_adapter import BaseMixin, BaseModel, Transformer, build_transformer, sat_arguments
-from cogvideo.token_layout import Layout
+from cogvideo.token_layout import TokenLayout
 
 IMPLAUSIBLE: Final = -1e4
 """Score of a token that is never drawn: finite, as scores that are not are taken for damage."""
@@ -57,7 +57,7 @@ class TokenModel(BaseModel):
         backbone = build_transformer(config, device) if transformer is None else transformer
         super().__init__(sat_arguments(config), transformer=backbone)
         self.config = config
-        self.layout = Layout(config)
+        self.layout = TokenLayout(config)
         self.full_head: Tensor | None = None  # see `keep_heads`
 
     @property
@@ -81,12 +81,12 @@ class TokenModel(BaseModel):
         return linear(mlp.dense_4h_to_h, F.gelu(linear(mlp.dense_h_to_4h, hidden_states), approximate="tanh"))
 
     def final_forward(
-        self, hidden: Tensor, *, scored: Tensor | slice, guidance: Guide | None = None, **_: Any
+        self, hidden: Tensor, *, scored: Tensor | slice, guidance: GuidanceConfig | None = None, **_: Any
     ) -> Tensor:
         """Logits of the `scored` places: [B, S, h] -> [B, places, image_tokens], fp32, as `guided_scores` has them."""
-        return guided_scores(hidden[:, scored], guidance, self._scores)
+        return guided_logits(hidden[:, scored], guidance, self._logits)
 
-    def _scores(self, hidden: Tensor) -> Tensor:
+    def _logits(self, hidden: Tensor) -> Tensor:
         # Under autocast the product is in its precision: a sixth of the work of training a small model.
         return F.linear(hidden.float(), self.head.float()).float()
 
@@ -96,7 +96,7 @@ class TokenModel(BaseModel):
         return torch.cat((start, frames[..., :-1]), dim=-1)
 
 
-def keep_heads(networks: Sequence[TokenModel]) -> None:
+def cache_fp32_heads(networks: Sequence[TokenModel]) -> None:
     """For drawing: the heads are kept in full precision, in which logits are computed, instead of cast at every step.
 
     Networks that share theirs share this one. Later changes of the weights are not seen.
@@ -110,7 +110,7 @@ def keep_heads(networks: Sequence[TokenModel]) -> None:
             network.full_head = heads[place]
 
 
-class Guide(NamedTuple):
+class GuidanceConfig(NamedTuple):
     """How rows with a prompt are led away from rows without."""
 
     weight: float
@@ -119,7 +119,7 @@ class Guide(NamedTuple):
     """See `TokenSampling`."""
 
 
-def guided_scores(hidden: Tensor, guidance: Guide | None, scores: Callable[[Tensor], Tensor]) -> Tensor:
+def guided_logits(hidden: Tensor, guidance: GuidanceConfig | None, scores: Callable[[Tensor], Tensor]) -> Tensor:
     """States [2B, S, h], conditional rows first -> guided logits [B, S, image_tokens] fp32; None: `hidden`'s own.
 
     `scores` is linear: its product with the guided states is the guided logits, for half the rows.

@@ -8,28 +8,28 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from cogvideo.config import STORAGES
-from cogvideo.models.kv_cache import Cache
+from cogvideo.config import MAX_IDLE_CACHES
+from cogvideo.models.kv_cache import KVCache
 from cogvideo.token_layout import Stage
 
 TEXT_STEP = 16
 """Text slots come in multiples of this, so that prompts of different length have the same shape."""
 
 
-class Shape(NamedTuple):
+class CacheKey(NamedTuple):
     """What storage and captured steps depend on; see `Cache`."""
 
     stage: Stage
     rows: int
     text: int
     given: tuple[int, ...]
-    both: bool
-    boost: float
-    lanes: int
+    use_temporal: bool
+    text_attention_bias: float
+    parallel_frames: int
     int8: bool
 
 
-class Kept:
+class CachePool:
     """At most `STORAGES` caches, which with the one that is drawn with take `limit` bytes; the oldest go first.
 
     So they never take more than the largest batch does, for which memory has to suffice anyway. 0: none is kept.
@@ -37,21 +37,21 @@ class Kept:
 
     def __init__(self, limit: int = 0) -> None:
         self.limit = limit
-        self._idle: dict[Shape, Cache] = {}
+        self._idle: dict[CacheKey, KVCache] = {}
 
-    def take(self, shape: Shape) -> Cache | None:
+    def acquire(self, shape: CacheKey) -> KVCache | None:
         """One that nobody else draws with until it is given back."""
         return self._idle.pop(shape, None)
 
-    def give_back(self, shape: Shape, cache: Cache) -> None:
+    def release(self, shape: CacheKey, cache: KVCache) -> None:
         """Nobody draws with `cache` any more. Where nothing can be captured on it, it is not worth its memory."""
-        if cache.why_not_fast is None and cache.nbytes <= self.limit:
-            self.make_room(cache.nbytes)
+        if cache.fast_path_unsupported_reason is None and cache.nbytes <= self.limit:
+            self.evict(cache.nbytes)
             self._idle[shape] = cache
 
-    def make_room(self, size: int) -> None:
+    def evict(self, size: int) -> None:
         """Lets go of as many as it takes for one more of `size` bytes."""
-        while self._idle and (len(self._idle) >= STORAGES or self._bytes() + size > self.limit):
+        while self._idle and (len(self._idle) >= MAX_IDLE_CACHES or self._bytes() + size > self.limit):
             del self._idle[next(iter(self._idle))]
 
     def clear(self) -> None:

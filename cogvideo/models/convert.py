@@ -13,15 +13,15 @@ from pathlib import Path
 
 from cogvideo.config import PRESET_FILE, ModelConfig, describe_preset
 from cogvideo.errors import CapacityError, RequestError
-from cogvideo.models.loader import BACKBONE, PARTS, Part, Sizes, expected, gigabytes
+from cogvideo.models.loader import BACKBONE, NETWORKS, LoadedSizes, Network, expected, format_gigabytes
 from cogvideo.weights import checkpoint, published_format
 from cogvideo.weights.catalog import checkpoint_folder
 
 
-def convert(directory: Path, out: Path) -> Sizes:
+def convert(directory: Path, out: Path) -> LoadedSizes:
     """Writes `out`, a new folder. Raises RequestError, WeightsError, CapacityError; then nothing is there."""
     config = published_format.published_config(directory)
-    networks = {part: _read(directory, config, part) for part in PARTS}
+    networks = {part: _read(directory, config, part) for part in NETWORKS}
     files, own = _share(networks)
     before = sum(_bytes(tensors) for tensors in networks.values())
     after = sum(_bytes(tensors) for tensors in files.values())
@@ -30,10 +30,10 @@ def convert(directory: Path, out: Path) -> Sizes:
         for name, tensors in files.items():
             checkpoint.write_safetensors(folder / f"{name}.safetensors", tensors)
         (folder / PRESET_FILE).write_text(describe_preset("cogvideo", config), encoding="utf-8")
-    return Sizes(before, after, own)
+    return LoadedSizes(before, after, own)
 
 
-def _read(directory: Path, config: ModelConfig, part: Part) -> checkpoint.Tensors:
+def _read(directory: Path, config: ModelConfig, part: Network) -> checkpoint.Tensors:
     """The tensors that the network has, mapped from its file. Raises WeightsError."""
     folder = checkpoint_folder(directory, published_format.PUBLISHED[part])
     path, tensors = published_format.checkpoint_file(folder), published_format.read_published(folder)
@@ -42,13 +42,17 @@ def _read(directory: Path, config: ModelConfig, part: Part) -> checkpoint.Tensor
     return type(tensors)({name: tensors[name] for name in wanted})
 
 
-def _share(networks: Mapping[Part, checkpoint.Tensors]) -> tuple[dict[str, checkpoint.Tensors], dict[Part, list[str]]]:
+def _share(
+    networks: Mapping[Network, checkpoint.Tensors],
+) -> tuple[dict[str, checkpoint.Tensors], dict[Network, list[str]]]:
     """(content of each file, names that each part has of its own): the first network's backbone is the common one."""
     first = next(iter(networks.values()))
     files = {"backbone": {name: tensor for name, tensor in first.items() if name.startswith(BACKBONE)}}
-    own: dict[Part, list[str]] = {}
+    own: dict[Network, list[str]] = {}
     for part, tensors in networks.items():
-        own[part] = [n for n in files["backbone"] if tensors is not first and not checkpoint.equal(tensors, first, n)]
+        own[part] = [
+            n for n in files["backbone"] if tensors is not first and not checkpoint.tensors_equal(tensors, first, n)
+        ]
         files[part] = {n: t for n, t in tensors.items() if not n.startswith(BACKBONE) or n in own[part]}
     return files, own
 
@@ -80,8 +84,10 @@ def _require_space(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise CapacityError(
-            f"{folder.parent} 所在磁盘仅剩 {gigabytes(free)} GB，需要 {gigabytes(needed)} GB：请清理磁盘。",
-            f"The disk of {folder.parent} has {gigabytes(free)} GB free where {gigabytes(needed)} GB are needed: "
+            f"{folder.parent} 所在磁盘仅剩 {format_gigabytes(free)} GB，"
+            f"需要 {format_gigabytes(needed)} GB：请清理磁盘。",
+            f"The disk of {folder.parent} has {format_gigabytes(free)} GB free, "
+            f"{format_gigabytes(needed)} GB are needed: "
             "make room, or choose another place.",
         )
 

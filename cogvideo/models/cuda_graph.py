@@ -15,7 +15,7 @@ WARM_UPS = 2
 """Steps before the capture, which may choose algorithms and compile kernels."""
 
 
-def why_not(ids: Tensor) -> str | None:
+def unsupported_reason(ids: Tensor) -> str | None:
     """Why a step on this device cannot be captured, in words; None where it can."""
     if ids.device.type != "cuda":
         return f"graphs are captured on NVIDIA cards, and the tokens are on {ids.device.type}"
@@ -24,7 +24,7 @@ def why_not(ids: Tensor) -> str | None:
     return None
 
 
-class StepGraph:
+class CudaGraphStep:
     """`compute`: ids [samples, Q] -> scores [samples, Q, V]. It must find all else in tensors that stay where they are,
     ask the device for no number, and give the same when it is repeated.
     """
@@ -33,7 +33,7 @@ class StepGraph:
         self._compute, self._ids = compute, torch.empty_like(ids)
         self._graph: torch.cuda.CUDAGraph | None = None
         self._scores: Tensor | None = None
-        self._why_not = why_not(ids)
+        self._why_not = unsupported_reason(ids)
 
     def __call__(self, ids: Tensor) -> Tensor:
         """The scores, until the next call."""

@@ -12,15 +12,15 @@ import torch
 from torch import Tensor
 
 from cogvideo.config import ModelConfig
-from cogvideo.models.attention import additive, attend_step, merge_heads
-from cogvideo.models.kv_storage import Arena, CacheFull, Int8Arena, Run, _append
-from cogvideo.token_layout import Layout, Shelf, Stage, Stretch
-from kernels.cpu_decode import Arenas
-from kernels.decode_attention import decode_attention, why_not
+from cogvideo.models.attention import attend_step, merge_heads, to_additive_mask
+from cogvideo.models.kv_storage import CacheOverflowError, Int8KVBuffer, KVBuffer, SlotRun, append_runs
+from cogvideo.token_layout import KeyRange, Stage, TemporalKeyLayout, TokenLayout
+from kernels.cpu_decode import KVBuffers
+from kernels.decode_attention import decode_attention, unsupported_reason
 from kernels.reference import Channel
 
 
-class Place(NamedTuple):
+class TokenSlot(NamedTuple):
     """A slot to be drawn."""
 
     frame: int
@@ -28,25 +28,25 @@ class Place(NamedTuple):
     slot: int
 
 
-def why_not_fast(config: ModelConfig, like: Tensor, int8: bool) -> str | None:
+def fast_path_unsupported_reason(config: ModelConfig, like: Tensor, int8: bool) -> str | None:
     """Why the fast kernel, and with it captured steps, cannot serve such a cache, in words; None: it can."""
     probe = like.new_empty(1, 1, 1, config.head_size)
-    return "keys and values are in 8 bits" if int8 else why_not([Channel(probe, probe, probe)])
+    return "keys and values are in 8 bits" if int8 else unsupported_reason([Channel(probe, probe, probe)])
 
 
-class _Drawn:
+class _WrittenSlots:
     """A frame being drawn: where its slots are kept and what they see."""
 
     def __init__(
-        self, layout: Layout, shelves: Sequence[Shelf], frame: int, start: int, text: int, like: Tensor
+        self, layout: TokenLayout, shelves: Sequence[TemporalKeyLayout], frame: int, start: int, text: int, like: Tensor
     ) -> None:
         """`start`: where its compartment in the spatial channel begins: text, then its own slots."""
         self.rows = torch.as_tensor(layout.frame_rows(frame), device=like.device)[None]  # [1, N]
-        self.own = [Stretch(start, start + text + slot + 1) for slot in range(layout.tokens_per_frame)]
-        self.across = [shelf.stretches(frame) for shelf in shelves]
+        self.own = [KeyRange(start, start + text + slot + 1) for slot in range(layout.tokens_per_frame)]
+        self.across = [shelf.key_ranges(frame) for shelf in shelves]
 
 
-class Cache:
+class KVCache:
     """The cache of one batch of rows while frames of it are drawn. Rows may have texts of different length.
 
     text: slots of the left-padded text. given: frames that `VideoLM.prefill` reads. both: whether the temporal channel
@@ -56,15 +56,15 @@ class Cache:
 
     def __init__(
         self,
-        layout: Layout,
+        layout: TokenLayout,
         stage: Stage,
         rows: int,
         text: int,
         given: tuple[int, ...],
-        both: bool,
-        boost: float,
+        use_temporal: bool,
+        text_attention_bias: float,
         like: Tensor,
-        lanes: int = 1,
+        parallel_frames: int = 1,
         int8: bool = False,
     ) -> None:
         config = layout.config
@@ -73,69 +73,76 @@ class Cache:
                 f"{text} text slots run into the first frame's positions, which start at {layout.image_start}"
             )
         self.layout, self.stage, self.rows, self.text = layout, stage, rows, text
-        self.given, self.both, self.boost, self.lanes = given, both, boost, lanes
+        self.num_given, self.use_temporal, self.text_attention_bias, self.parallel_frames = (
+            given,
+            use_temporal,
+            text_attention_bias,
+            parallel_frames,
+        )
         self.like = like
         sizes = (rows, config.heads)
         self._lane = text + layout.tokens_per_frame
-        arena = Int8Arena if int8 else Arena
-        self._spatial = [arena(*sizes, lanes * self._lane, config.head_size, like) for _ in range(config.layers)]
-        self._shelves = [layout.shelf(stage, parity, text) for parity in (0, 1)]
+        arena = Int8KVBuffer if int8 else KVBuffer
+        self._spatial = [
+            arena(*sizes, parallel_frames * self._lane, config.head_size, like) for _ in range(config.layers)
+        ]
+        self._shelves = [layout.temporal_keys(stage, parity, text) for parity in (0, 1)]
         self._temporal = [
             arena(*sizes, self._shelves[layer % 2].capacity, config.head_size, like)
-            for layer in range(config.layers if both else 0)
+            for layer in range(config.layers if use_temporal else 0)
         ]
-        self.text_scores: Tensor | None = None  # [B, T], added to the scores of frames and text
+        self.text_bias: Tensor | None = None  # [B, T], added to the scores of frames and text
         self._mask: Tensor | None = None
-        self._drawn: dict[int, _Drawn] = {}
-        self.places: Sequence[Place] = ()  # of the present step
+        self._drawn: dict[int, _WrittenSlots] = {}
+        self.slots: Sequence[TokenSlot] = ()  # of the present step
         # What its slots see: in their own frame; across frames on even and on odd layers.
-        self._own: list[Run] | None = None
-        self._across: list[list[Run] | None] = [None, None]
-        self._arenas: Arenas | None = None
+        self._own: list[SlotRun] | None = None
+        self._across: list[list[SlotRun] | None] = [None, None]
+        self._arenas: KVBuffers | None = None
         self.graphs: dict[object, object] = {}
         """What `VideoLM` has captured of its steps on this storage."""
         # Frames that are drawn, in the order of drawing.
-        self.drawn = tuple(f for f in range(layout.frames) if f not in given) if both else (0,)
-        self._numbers: _Numbers | None = None
-        self.why_not_fast = why_not_fast(config, like, int8)
+        self.drawn = tuple(f for f in range(layout.frames) if f not in given) if use_temporal else (0,)
+        self._numbers: _SlotIndices | None = None
+        self.fast_path_unsupported_reason = fast_path_unsupported_reason(config, like, int8)
         """Why the fast kernel does not attend here, in words; None: it does."""
 
     # -- reading the text and the given frames --------------------------------------------------------------------
 
     def set_text(self, seen: Tensor) -> None:
         """seen [B, T]: which text slots are real. A captured step finds them where those of the last text were."""
-        self._mask, scores = None, additive(seen, self.like.dtype) + self.boost
-        if self.why_not_fast is None and self.text_scores is not None:
-            self.text_scores.copy_(scores)
-        elif self.why_not_fast is None or self.boost or not bool(seen.all()):
-            self.text_scores = scores
+        self._mask, scores = None, to_additive_mask(seen, self.like.dtype) + self.text_attention_bias
+        if self.fast_path_unsupported_reason is None and self.text_bias is not None:
+            self.text_bias.copy_(scores)
+        elif self.fast_path_unsupported_reason is None or self.text_attention_bias or not bool(seen.all()):
+            self.text_bias = scores
         else:
-            self.text_scores = None
-        if self.text_scores is not None:
+            self.text_bias = None
+        if self.text_bias is not None:
             widest = self.text + self.layout.frames * self.layout.tokens_per_frame
             self._mask = self.like.new_zeros(self.rows, 1, 1, widest)
-            self._mask[:, 0, 0, : self.text] = self.text_scores
+            self._mask[:, 0, 0, : self.text] = self.text_bias
 
-    def keep_spatial(self, layer: int, k: Tensor, v: Tensor) -> None:
+    def write_spatial(self, layer: int, k: Tensor, v: Tensor) -> None:
         """The text's keys and values, of [B, heads, T + F * N, d]: a drawn frame sees no other frame here."""
-        tokens, places = self.spatial_places().to(k.device)
-        self._spatial[layer].keep(places, torch.stack((k, v))[:, :, :, tokens])
+        tokens, places = self.spatial_slots().to(k.device)
+        self._spatial[layer].write(places, torch.stack((k, v))[:, :, :, tokens])
 
-    def keep_temporal(self, layer: int, k: Tensor, v: Tensor) -> None:
+    def write_temporal(self, layer: int, k: Tensor, v: Tensor) -> None:
         """Keys and values of text and given frames, [B, heads, T + F * N, d]."""
-        tokens, places = self.temporal_places(layer % 2).to(k.device)
-        self._temporal[layer].keep(places, torch.stack((k, v))[:, :, :, tokens])
+        tokens, places = self.temporal_slots(layer % 2).to(k.device)
+        self._temporal[layer].write(places, torch.stack((k, v))[:, :, :, tokens])
 
-    def spatial_places(self) -> Tensor:
+    def spatial_slots(self) -> Tensor:
         """Which of the tokens that are read the spatial channel keeps, and where, [2, K]: in each lane the text."""
-        tokens = torch.arange(self.text).expand(self.lanes, -1)
-        return torch.stack((tokens, tokens + torch.arange(self.lanes)[:, None] * self._lane)).flatten(1)
+        tokens = torch.arange(self.text).expand(self.parallel_frames, -1)
+        return torch.stack((tokens, tokens + torch.arange(self.parallel_frames)[:, None] * self._lane)).flatten(1)
 
-    def temporal_places(self, parity: int) -> Tensor:
+    def temporal_slots(self, parity: int) -> Tensor:
         """The same for the temporal channel of even or odd layers, [2, K]: in each region the text, then all frames."""
         shelf, size = self._shelves[parity], self.layout.tokens_per_frame
-        texts = torch.as_tensor(shelf.text_places())  # [regions, T]
-        frames = [torch.as_tensor(shelf.frame_places(frame)) for frame in self.given]
+        texts = torch.as_tensor(shelf.text_slots())  # [regions, T]
+        frames = [torch.as_tensor(shelf.frame_slots(frame)) for frame in self.num_given]
         tokens = [torch.arange(self.text).repeat(len(texts)), self.text + torch.arange(len(frames) * size)]
         return torch.stack((torch.cat(tokens), torch.cat([texts.flatten(), *frames])))
 
@@ -144,30 +151,30 @@ class Cache:
         """Of the storage."""
         return sum(arena.nbytes for arena in (*self._spatial, *self._temporal))
 
-    def blank(self) -> None:
+    def mark_all_written(self) -> None:
         """Pretend that everything has been drawn: for measuring in the middle of a clip."""
         for arena in (*self._spatial, *self._temporal):
             arena.k_v.zero_()
 
     # -- drawing -----------------------------------------------------------------------------------------------
 
-    def seek(self, places: Sequence[Place]) -> None:
+    def select_slots(self, places: Sequence[TokenSlot]) -> None:
         """The slots of the next step. Slots of a frame are ascending."""
         for frame, slot in places:
             if frame not in self._drawn:
                 self._begin(frame)
             if not 0 <= slot < self.layout.tokens_per_frame:
-                raise CacheFull(f"slot {slot} of a frame of {self.layout.tokens_per_frame}")
-        self.places, self._own, self._across = places, None, [None, None]
+                raise CacheOverflowError(f"slot {slot} of a frame of {self.layout.tokens_per_frame}")
+        self.slots, self._own, self._across = places, None, [None, None]
         if self.fast:
             if self._numbers is None:
-                self._numbers = _Numbers(self)
+                self._numbers = _SlotIndices(self)
             self._numbers.seek(places)
 
     @property
     def fast(self) -> bool:
         """Whether the fast kernel attends for the present step: no two of its slots may be of one frame."""
-        return self.why_not_fast is None and len({frame for frame, _ in self.places}) == len(self.places)
+        return self.fast_path_unsupported_reason is None and len({frame for frame, _ in self.slots}) == len(self.slots)
 
     def prepare(self) -> None:
         """First thing in a step, after `seek`: what follows from the slots' numbers on the device, without Python."""
@@ -183,19 +190,19 @@ class Cache:
         """Rows of the step's slots in their position table, [1, Q]."""
         if self.fast and self._numbers is not None:
             return self._numbers.rows
-        rows = [self._drawn[frame].rows[:, slot : slot + 1] for frame, slot in self.places]
+        rows = [self._drawn[frame].rows[:, slot : slot + 1] for frame, slot in self.slots]
         return rows[0] if len(rows) == 1 else torch.cat(rows, dim=1)
 
     def attend(self, layer: int, channels: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
         """For one channel or both q [B, heads, Q, d] of the step's slots and k_v [2, B, heads, Q, d], which are kept
         -> what the slots see, [B, Q, channels * h].
         """
-        arenas = (self._spatial[layer], self._temporal[layer]) if self.both else (self._spatial[layer],)
+        arenas = (self._spatial[layer], self._temporal[layer]) if self.use_temporal else (self._spatial[layer],)
         if self.fast and self._numbers is not None:
             asked = [Channel(q, k_v, arena.k_v) for (q, k_v), arena in zip(channels, arenas)]
-            return decode_attention(asked, self._numbers.spans[layer % 2], self.text_scores).flatten(2)
-        runs = (self._own_runs(), self._across_runs(layer % 2)) if self.both else (self._own_runs(),)
-        done = [attend_step(q, _append(arena, run, k_v)) for (q, k_v), arena, run in zip(channels, arenas, runs)]
+            return decode_attention(asked, self._numbers.spans[layer % 2], self.text_bias).flatten(2)
+        runs = (self._own_runs(), self._across_runs(layer % 2)) if self.use_temporal else (self._own_runs(),)
+        done = [attend_step(q, append_runs(arena, run, k_v)) for (q, k_v), arena, run in zip(channels, arenas, runs)]
         return merge_heads(done[0] if len(done) == 1 else torch.cat(done, dim=1))
 
     def spans(self) -> list[int]:
@@ -203,17 +210,17 @@ class Cache:
         on odd ones (where only the backbone takes part, the first part again), 6 * Q numbers.
         """
         own = self._own_stretches()
-        across = [self._across_stretches(parity) if self.both else own for parity in (0, 1)]
+        across = [self._across_stretches(parity) if self.use_temporal else own for parity in (0, 1)]
         return [place for stretches in (own, *across) for stretch in stretches for place in stretch]
 
-    def arenas(self) -> Arenas:
+    def buffers(self) -> KVBuffers:
         """All storage, for the compiled step."""
         if self._arenas is None:
-            channels = (self._spatial, self._temporal) if self.both else (self._spatial,)
-            self._arenas = Arenas([[arena.k_v for arena in layer] for layer in zip(*channels, strict=True)])
+            channels = (self._spatial, self._temporal) if self.use_temporal else (self._spatial,)
+            self._arenas = KVBuffers([[arena.k_v for arena in layer] for layer in zip(*channels, strict=True)])
         return self._arenas
 
-    def seen(self, place: Place) -> list[list[Stretch]]:
+    def context(self, place: TokenSlot) -> list[list[KeyRange]]:
         """What a slot sees in each channel, on even layers and on odd ones."""
         frame, slot = place
         if frame not in self._drawn:
@@ -225,37 +232,37 @@ class Cache:
 
     def _begin(self, frame: int) -> None:
         if frame not in self.drawn:
-            raise CacheFull(f"frame {frame} has no place in this cache")
-        start = self.drawn.index(frame) % self.lanes * self._lane
-        shelves = self._shelves if self.both else ()
-        self._drawn[frame] = _Drawn(self.layout, shelves, frame, start, self.text, self.like)
+            raise CacheOverflowError(f"frame {frame} has no place in this cache")
+        start = self.drawn.index(frame) % self.parallel_frames * self._lane
+        shelves = self._shelves if self.use_temporal else ()
+        self._drawn[frame] = _WrittenSlots(self.layout, shelves, frame, start, self.text, self.like)
 
-    def _own_runs(self) -> list[Run]:
+    def _own_runs(self) -> list[SlotRun]:
         if self._own is None:
             self._own = self._runs(self._own_stretches())
         return self._own
 
-    def _across_runs(self, parity: int) -> list[Run]:
+    def _across_runs(self, parity: int) -> list[SlotRun]:
         runs = self._across[parity]
         if runs is None:
             runs = self._across[parity] = self._runs(self._across_stretches(parity))
         return runs
 
-    def _own_stretches(self) -> list[Stretch]:
-        return [self._drawn[frame].own[slot] for frame, slot in self.places]
+    def _own_stretches(self) -> list[KeyRange]:
+        return [self._drawn[frame].own[slot] for frame, slot in self.slots]
 
-    def _across_stretches(self, parity: int) -> list[Stretch]:
-        return [self._drawn[frame].across[parity][slot] for frame, slot in self.places]
+    def _across_stretches(self, parity: int) -> list[KeyRange]:
+        return [self._drawn[frame].across[parity][slot] for frame, slot in self.slots]
 
-    def _runs(self, stretches: list[Stretch]) -> list[Run]:
+    def _runs(self, stretches: list[KeyRange]) -> list[SlotRun]:
         """Neighbours together, with the part of the mask that is as long: text comes first in every stretch."""
-        joined: list[tuple[Stretch, int]] = []
+        joined: list[tuple[KeyRange, int]] = []
         for start, end in stretches:
             if joined and joined[-1][0] == (start, end - 1):
-                joined[-1] = (Stretch(start, end), joined[-1][1] + 1)
+                joined[-1] = (KeyRange(start, end), joined[-1][1] + 1)
             else:
-                joined.append((Stretch(start, end), 1))
-        return [Run(stretch, slots, self._masked(stretch.end - stretch.start, slots)) for stretch, slots in joined]
+                joined.append((KeyRange(start, end), 1))
+        return [SlotRun(stretch, slots, self._masked(stretch.end - stretch.start, slots)) for stretch, slots in joined]
 
     def _masked(self, length: int, slots: int) -> Tensor | None:
         text = None if self._mask is None else self._mask[..., :length]
@@ -265,19 +272,19 @@ class Cache:
         return later[None, None] if text is None else text + later
 
 
-class _Numbers:
+class _SlotIndices:
     """What every slot sees, on the device: a step's slots are found by their numbers there, and no number of a slot is
     part of the program, so that a captured step serves all slots.
     """
 
-    def __init__(self, cache: Cache) -> None:
+    def __init__(self, cache: KVCache) -> None:
         layout, like = cache.layout, cache.like
-        self._size, channels = layout.tokens_per_frame, 2 if cache.both else 1
+        self._size, channels = layout.tokens_per_frame, 2 if cache.use_temporal else 1
         slots = layout.frames * self._size
-        seen = [[[Stretch(0, 0)] * channels] * slots for _ in (0, 1)]  # of a given frame's slots nothing
+        seen = [[[KeyRange(0, 0)] * channels] * slots for _ in (0, 1)]  # of a given frame's slots nothing
         for frame in cache.drawn:
             for slot in range(self._size):
-                for parity, stretches in enumerate(cache.seen(Place(frame, slot))):
+                for parity, stretches in enumerate(cache.context(TokenSlot(frame, slot))):
                     seen[parity][frame * self._size + slot] = stretches
         spans = torch.tensor(seen, dtype=torch.int32).transpose(1, 2).contiguous()  # [2, channels, F * N, 2]
         rows = torch.cat([torch.as_tensor(layout.frame_rows(frame)) for frame in range(layout.frames)])
@@ -287,7 +294,7 @@ class _Numbers:
         self.spans: tuple[Tensor, ...] = ()  # on even and on odd layers, [channels, Q, 2]
         self.now = self.rows = self._all
 
-    def seek(self, places: Sequence[Place]) -> None:
+    def seek(self, places: Sequence[TokenSlot]) -> None:
         numbers = [self._all.narrow(0, frame * self._size + slot, 1) for frame, slot in places]
         if len(places) not in self._at:
             self._at[len(places)] = torch.empty_like(self._all[: len(places)])

@@ -10,24 +10,24 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from cogvideo.models.attention import Seen
-from cogvideo.token_layout import Stretch
+from cogvideo.models.attention import AttentionContext
+from cogvideo.token_layout import KeyRange
 
 
-class CacheFull(IndexError):
+class CacheOverflowError(IndexError):
     """A slot was to be kept for which there is no place: a mistake of the caller, never of the user."""
 
 
-class Run(NamedTuple):
+class SlotRun(NamedTuple):
     """Slots of one step whose places follow each other: each sees what lies before all of them, and those before it."""
 
-    stretch: Stretch
+    stretch: KeyRange
     """What the last of them sees."""
     slots: int
     mask: Tensor | None
 
 
-class Arena:
+class KVBuffer:
     """Keys and values of one layer and channel: [2, B, heads, capacity, d]."""
 
     def __init__(self, rows: int, heads: int, capacity: int, size: int, like: Tensor) -> None:
@@ -38,25 +38,25 @@ class Arena:
     def nbytes(self) -> int:
         return self.k_v.nbytes
 
-    def keep(self, places: Tensor, k_v: Tensor) -> None:
+    def write(self, places: Tensor, k_v: Tensor) -> None:
         """Keep k_v [2, B, heads, S, d] at `places` [S]."""
         self.k_v[:, :, :, places] = k_v
 
-    def append(self, run: Run, k_v: Tensor) -> Seen:
+    def append(self, run: SlotRun, k_v: Tensor) -> AttentionContext:
         """Keep k_v [2, B, heads, slots, d] at the end of the run's stretch; views of all that is in the stretch."""
         (start, end), slots, mask = run
         self._require(end)
         # `narrow` and `unbind`, since indexing costs as much as the copy of a small step
         self.k_v.narrow(3, end - slots, slots).copy_(k_v)
         k, v = self.k_v.narrow(3, start, end - start).unbind(0)
-        return Seen(k, v, mask, slots)
+        return AttentionContext(k, v, mask, slots)
 
     def _require(self, end: int) -> None:
         if end > self.capacity:
-            raise CacheFull(f"place {end - 1} of a cache of {self.capacity}")
+            raise CacheOverflowError(f"place {end - 1} of a cache of {self.capacity}")
 
 
-class Int8Arena(Arena):
+class Int8KVBuffer(KVBuffer):
     """The same in 8 bits, with a scale for each position and head; what a step sees becomes full numbers for the step.
 
     Half of fp16's memory. The largest number of a key or value is kept exactly, the others to within 1/254 of it.
@@ -71,26 +71,26 @@ class Int8Arena(Arena):
     def nbytes(self) -> int:
         return self.codes.nbytes + self.scales.nbytes
 
-    def keep(self, places: Tensor, k_v: Tensor) -> None:
-        codes, scales = to_int8(k_v)
+    def write(self, places: Tensor, k_v: Tensor) -> None:
+        codes, scales = quantize_int8(k_v)
         self.codes[:, :, :, places], self.scales[:, :, :, places] = codes, scales
 
-    def append(self, run: Run, k_v: Tensor) -> Seen:
+    def append(self, run: SlotRun, k_v: Tensor) -> AttentionContext:
         (start, end), slots, mask = run
         self._require(end)
-        for kept, new in zip((self.codes, self.scales), to_int8(k_v)):
+        for kept, new in zip((self.codes, self.scales), quantize_int8(k_v)):
             kept.narrow(3, end - slots, slots).copy_(new)
         k, v = (self.codes.narrow(3, start, end - start) * self.scales.narrow(3, start, end - start)).unbind(0)
-        return Seen(k, v, mask, slots)
+        return AttentionContext(k, v, mask, slots)
 
 
-def to_int8(x: Tensor) -> tuple[Tensor, Tensor]:
+def quantize_int8(x: Tensor) -> tuple[Tensor, Tensor]:
     """[..., d] -> whole numbers from -127 to 127, and what they are to be multiplied with, [..., 1]."""
     scales = x.abs().amax(-1, keepdim=True).clamp_(min=torch.finfo(x.dtype).tiny * 128) / 127
     return (x / scales).round_().to(torch.int8), scales
 
 
-def _append(arena: Arena, runs: list[Run], k_v: Tensor) -> list[Seen]:
+def append_runs(arena: KVBuffer, runs: list[SlotRun], k_v: Tensor) -> list[AttentionContext]:
     if len(runs) == 1:
         return [arena.append(runs[0], k_v)]
     parts = k_v.split([run.slots for run in runs], dim=3)

@@ -24,25 +24,25 @@ from cogvideo.models.video_lm import VideoLM
 from cogvideo.weights import checkpoint, published_format
 from cogvideo.weights.catalog import CONVERTED, checkpoint_folder, published_home
 
-Part = Literal["stage1", "stage2", "superres"]
-PARTS: tuple[Part, ...] = ("stage1", "stage2", "superres")
+Network = Literal["stage1", "stage2", "superres"]
+NETWORKS: tuple[Network, ...] = ("stage1", "stage2", "superres")
 BACKBONE = "transformer."
 
 LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Sizes:
+class LoadedSizes:
     """Bytes of the networks one by one, and with one backbone; `own`: for each, tensors of the backbone that differ."""
 
     before: int
     after: int
-    own: Mapping[Part, list[str]]
+    own_parts: Mapping[Network, list[str]]
 
     def sentences(self) -> tuple[str, str]:
         """zh, en."""
-        sizes = f"{gigabytes(self.after)} GB", f"{gigabytes(self.before)} GB"
-        different = {part: len(names) for part, names in self.own.items() if names}
+        sizes = f"{format_gigabytes(self.after)} GB", f"{format_gigabytes(self.before)} GB"
+        different = {part: len(names) for part, names in self.own_parts.items() if names}
         if not different:
             return (
                 f"三个网络的主干完全相同，只存一份：{sizes[0]}，原为 {sizes[1]}。",
@@ -56,7 +56,7 @@ class Sizes:
         )
 
 
-def gigabytes(count: int) -> str:
+def format_gigabytes(count: int) -> str:
     """Three digits: 22.7, or 0.00164 for a toy."""
     return f"{count / 1e9:.3g}"
 
@@ -65,12 +65,12 @@ def gigabytes(count: int) -> str:
 class LoadedModels:
     """The networks that were asked for; asking for another is an error of the caller."""
 
-    networks: dict[Part, TokenModel]
-    found: tuple[str, str] | None = None
+    networks: dict[Network, TokenModel]
+    message: tuple[str, str] | None = None
     """What there is to tell a person of the files, zh and en."""
 
     @property
-    def sizes(self) -> Sizes:
+    def sizes(self) -> LoadedSizes:
         """What is kept, beside what the networks would take one by one."""
         states = {part: network.state_dict() for part, network in self.networks.items()}
         kept = {tensor.data_ptr(): tensor.nbytes for state in states.values() for tensor in state.values()}
@@ -79,7 +79,9 @@ class LoadedModels:
             part: [n for n in first if n.startswith(BACKBONE) and state[n].data_ptr() != first[n].data_ptr()]
             for part, state in states.items()
         }
-        return Sizes(sum(tensor.nbytes for s in states.values() for tensor in s.values()), sum(kept.values()), own)
+        return LoadedSizes(
+            sum(tensor.nbytes for s in states.values() for tensor in s.values()), sum(kept.values()), own
+        )
 
     @property
     def stage1(self) -> VideoLM:
@@ -95,7 +97,7 @@ class LoadedModels:
         assert isinstance(network, SuperResLM)
         return network
 
-    def _video(self, part: Part) -> VideoLM:
+    def _video(self, part: Network) -> VideoLM:
         network = self.networks[part]
         assert isinstance(network, VideoLM)
         return network
@@ -105,7 +107,7 @@ def load(
     preset_name: str,
     dtype: torch.dtype | None = torch.float32,
     device: str | torch.device = "cpu",
-    parts: Sequence[Part] = PARTS,
+    parts: Sequence[Network] = NETWORKS,
 ) -> LoadedModels:
     """The networks of a preset. `dtype` None: as in the files, mapped and not copied.
 
@@ -126,7 +128,7 @@ def load_safetensors(
     config: ModelConfig,
     dtype: torch.dtype | None = torch.float32,
     device: str | torch.device = "cpu",
-    parts: Sequence[Part] = PARTS,
+    parts: Sequence[Network] = NETWORKS,
 ) -> LoadedModels:
     """From a folder with `transformer.*` in backbone.safetensors and `mixins.*` in the file of each part.
 
@@ -138,7 +140,7 @@ def load_safetensors(
     networks = {}
     for part in parts:
         path = folder / f"{part}.safetensors"
-        tensors = checkpoint.Mapped({**common, **checkpoint.read_safetensors(path)})
+        tensors = checkpoint.MappedTensors({**common, **checkpoint.read_safetensors(path)})
         backbone = _shared_backbone(config, path, tensors, common, first, dtype, device)
         networks[part] = _network(config, part, backbone, path, tensors, dtype, device)
     return LoadedModels(networks)
@@ -149,14 +151,14 @@ def load_published(
     config: ModelConfig | None = None,
     dtype: torch.dtype | None = torch.float32,
     device: str | torch.device = "cpu",
-    parts: Sequence[Part] = PARTS,
+    parts: Sequence[Network] = NETWORKS,
 ) -> LoadedModels:
     """From the published checkpoints in `directory`; sizes from their `model_config.json` where `config` is None.
 
     Each file has a backbone of its own. Tensor by tensor, what equals the first one's is shared with it.
     """
     config = published_format.published_config(directory) if config is None else config
-    networks: dict[Part, TokenModel] = {}
+    networks: dict[Network, TokenModel] = {}
     first: tuple[checkpoint.Tensors, Transformer] | None = None
     for part in parts:
         folder = checkpoint_folder(directory, published_format.PUBLISHED[part])
@@ -179,7 +181,7 @@ def fill_backbone(
     transformer = build_transformer(config, "meta")
     wanted = transformer.state_dict()
     checkpoint.check(path, tensors, {BACKBONE + name: like for name, like in wanted.items()})
-    filled = {name: checkpoint.take(tensors, BACKBONE + name, device, dtype) for name in wanted}
+    filled = {name: checkpoint.load_tensor(tensors, BACKBONE + name, device, dtype) for name in wanted}
     transformer.load_state_dict(filled, assign=True)
     return transformer
 
@@ -196,18 +198,18 @@ def _shared_backbone(
     """`loaded`, which came from `first`, where `tensors` are equal; else one that shares what is equal."""
     shared = loaded.state_dict()
     checkpoint.check(path, tensors, {BACKBONE + name: like for name, like in shared.items()})
-    own = [name for name in shared if not checkpoint.equal(tensors, first, BACKBONE + name)]
+    own = [name for name in shared if not checkpoint.tensors_equal(tensors, first, BACKBONE + name)]
     if not own:
         return loaded
     transformer = build_transformer(config, "meta")
-    different = {name: checkpoint.take(tensors, BACKBONE + name, device, dtype) for name in own}
+    different = {name: checkpoint.load_tensor(tensors, BACKBONE + name, device, dtype) for name in own}
     transformer.load_state_dict(shared | different, assign=True)
     return transformer
 
 
 def _network(
     config: ModelConfig,
-    part: Part,
+    part: Network,
     backbone: Transformer,
     path: Path,
     tensors: checkpoint.Tensors,
@@ -218,17 +220,17 @@ def _network(
     network = _empty(config, part, backbone)
     wanted = {name: like for name, like in network.state_dict().items() if not name.startswith(BACKBONE)}
     checkpoint.check(path, tensors, wanted)
-    own = {name: checkpoint.take(tensors, name, device, dtype) for name in wanted}
+    own = {name: checkpoint.load_tensor(tensors, name, device, dtype) for name in wanted}
     network.load_state_dict(own, strict=False, assign=True)
     return network.eval().requires_grad_(False)
 
 
-def expected(config: ModelConfig, part: Part) -> checkpoint.Tensors:
+def expected(config: ModelConfig, part: Network) -> checkpoint.Tensors:
     """Names and shapes of a network's tensors, without storage."""
     return _empty(config, part, build_transformer(config, "meta")).state_dict()
 
 
-def _empty(config: ModelConfig, part: Part, backbone: Transformer) -> TokenModel:
+def _empty(config: ModelConfig, part: Network, backbone: Transformer) -> TokenModel:
     """One network on `backbone`, its own weights without storage."""
     if part == "superres":
         return SuperResLM(config, backbone, "meta")

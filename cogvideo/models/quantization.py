@@ -13,12 +13,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cogvideo.config import Weights
+from cogvideo.config import WeightFormat
 from kernels.w8a16 import Int8Linear
 
 
-def compress(
-    network: nn.Module, weights: Weights, device: torch.device, dtype: torch.dtype, store: torch.device | None = None
+def quantize_linear_layers(
+    network: nn.Module,
+    weights: WeightFormat,
+    device: torch.device,
+    dtype: torch.dtype,
+    store: torch.device | None = None,
 ) -> None:
     """Put the matrices of all layers of `network` into fewer bits, in place, one after the other.
 
@@ -28,12 +32,12 @@ def compress(
     if weights == "exact":
         return
     make = _MAKERS[weights]
-    for parent, name, layer in list(matrices(network)):
+    for parent, name, layer in list(linear_layers(network)):
         exact = layer.weight.detach().to(device, dtype), layer.bias.detach().to(device, dtype)
         setattr(parent, name, make(*exact).to(store or device).requires_grad_(False))
 
 
-def matrices(network: nn.Module) -> Iterator[tuple[nn.Module, str, Any]]:
+def linear_layers(network: nn.Module) -> Iterator[tuple[nn.Module, str, Any]]:
     """(parent, name, layer) of all linear layers whose weights are numbers of full length."""
     for parent in network.modules():
         for name, layer in parent.named_children():

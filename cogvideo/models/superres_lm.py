@@ -14,16 +14,16 @@ from torch import Tensor, nn
 from cogvideo.config import ModelConfig
 from cogvideo.models.attention import (
     AttentionPlus,
-    additive,
     attend,
     linear,
     merge_heads,
     split_heads,
-    text_seen,
+    text_padding_mask,
+    to_additive_mask,
 )
 from cogvideo.models.base import ExtraPositions, TokenModel, text_positions
 from cogvideo.models.sat_adapter import Transformer
-from cogvideo.token_layout import Layout
+from cogvideo.token_layout import TokenLayout
 from kernels.local_attention import local_attention
 
 PAD = 0
@@ -31,18 +31,18 @@ PAD = 0
 
 
 @dataclass(frozen=True)
-class TwoLevels:
+class TwoScaleAttention:
     """Text and coarse tokens attend as in the backbone; fine slots attend what lies around them on both grids."""
 
     text: int
-    layout: Layout
+    layout: TokenLayout
     mask: Tensor  # [B, 1, 1, T + N]: every real text slot and all coarse tokens
 
     @classmethod
-    def of(cls, layout: Layout, text_length: Tensor, text: int, dtype: torch.dtype) -> TwoLevels:
-        seen = text_seen(text_length, text)
+    def of(cls, layout: TokenLayout, text_length: Tensor, text: int, dtype: torch.dtype) -> TwoScaleAttention:
+        seen = text_padding_mask(text_length, text)
         whole = torch.cat((seen, seen.new_ones(len(seen), layout.tokens_per_frame)), dim=1)
-        return cls(text, layout, additive(whole, dtype)[:, None, None])
+        return cls(text, layout, to_additive_mask(whole, dtype)[:, None, None])
 
     def __call__(self, backbone: Any, own: AttentionPlus, layer: int, hidden: Tensor) -> Tensor:
         t, config = self.text, self.layout.config
@@ -66,11 +66,11 @@ class TwoLevels:
         return torch.cat((lower, own.dense[layer](merge_heads(fine))), dim=1)
 
 
-class Pass(NamedTuple):
+class UpscalePass(NamedTuple):
     """A pass on its way through the layers."""
 
     hidden: Tensor  # [B, T + N + fine tokens, h]
-    pattern: TwoLevels
+    pattern: TwoScaleAttention
 
 
 class SuperResLM(TokenModel):
@@ -109,30 +109,30 @@ class SuperResLM(TokenModel):
     # -- the same pass in pieces, for layers that are not all on the device and scores that are not all needed at once
 
     @torch.inference_mode()
-    def begin(self, text: Tensor, text_length: Tensor, coarse: Tensor) -> Pass:
+    def begin(self, text: Tensor, text_length: Tensor, coarse: Tensor) -> UpscalePass:
         """As `forward` -> the pass before its first layer."""
         ids, positions, pattern = self._inputs(text, text_length, coarse)
         base = pattern.text + self.layout.tokens_per_frame
         places = self.get_mixin("extra_position_embedding").position_embedding_forward(positions, base_slots=base)
-        return Pass(self.word_embedding_forward(ids) + places, pattern)
+        return UpscalePass(self.word_embedding_forward(ids) + places, pattern)
 
     @torch.inference_mode()
-    def layer(self, number: int, at: Pass) -> Pass:
+    def layer(self, number: int, at: UpscalePass) -> UpscalePass:
         """The pass after layer `number`, which needs the modules of `layer_modules` alone."""
         layer, own = self.transformer.layers[number], self.get_mixin("attention_plus")
         seen = at.pattern(layer.attention, own, number, layer.input_layernorm(at.hidden))
         hidden = at.hidden + layer.third_layernorm(seen)
         wide = self.mlp_forward(layer.post_attention_layernorm(hidden), layer_id=torch.tensor(number))
-        return Pass(hidden + layer.fourth_layernorm(wide), at.pattern)
+        return UpscalePass(hidden + layer.fourth_layernorm(wide), at.pattern)
 
     @torch.inference_mode()
-    def finish(self, at: Pass) -> Tensor:
+    def finish(self, at: UpscalePass) -> Tensor:
         """After the last layer -> states of the fine slots [B, fine tokens, h], of which `scores` makes logits."""
         fine: Tensor = self.transformer.final_layernorm(at.hidden[:, at.pattern.text + self.layout.tokens_per_frame :])
         return fine
 
     @torch.inference_mode()
-    def scores(self, states: Tensor) -> Tensor:
+    def logits(self, states: Tensor) -> Tensor:
         """[R, h] -> [R, image_tokens] fp32."""
         logits: Tensor = self.final_forward(states[None], scored=slice(None))[0]
         return logits
@@ -143,7 +143,7 @@ class SuperResLM(TokenModel):
         parts = (self.transformer.layers, own.query_key_value, own.dense)
         return [list(layer) for layer in zip(*parts, strict=True)]
 
-    def _inputs(self, text: Tensor, text_length: Tensor, coarse: Tensor) -> tuple[Tensor, Tensor, TwoLevels]:
+    def _inputs(self, text: Tensor, text_length: Tensor, coarse: Tensor) -> tuple[Tensor, Tensor, TwoScaleAttention]:
         """-> ids [B, S], positions [B, S] and who sees whom: text, coarse tokens, fine slots."""
         layout, (batch, length) = self.layout, text.shape
         fine = torch.arange(layout.fine_tokens, device=text.device)
@@ -152,5 +152,5 @@ class SuperResLM(TokenModel):
         return (
             torch.cat((text, coarse, start), dim=1),
             torch.cat((text_positions(text_length, length), positions.expand(batch, -1)), dim=1),
-            TwoLevels.of(layout, text_length, length, self.dtype),
+            TwoScaleAttention.of(layout, text_length, length, self.dtype),
         )

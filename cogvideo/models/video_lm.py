@@ -14,19 +14,19 @@ from torch import Tensor
 
 from cogvideo.config import ModelConfig
 from cogvideo.models.attention import (
+    AttentionPattern,
     AttentionPlus,
-    ClipPattern,
-    ImagePattern,
-    Pattern,
-    StepPattern,
-    TextPattern,
-    text_seen,
+    DecodeStepAttention,
+    ImageAttention,
+    TextAttention,
+    VideoAttention,
+    text_padding_mask,
 )
-from cogvideo.models.base import ExtraPositions, Guide, TokenModel, guided_scores, text_positions
-from cogvideo.models.cache_pool import Kept, Shape, text_slots
-from cogvideo.models.cuda_graph import StepGraph
-from cogvideo.models.fused_decode import FusedSteps, fuse
-from cogvideo.models.kv_cache import Cache, Place, why_not_fast
+from cogvideo.models.base import ExtraPositions, GuidanceConfig, TokenModel, guided_logits, text_positions
+from cogvideo.models.cache_pool import CacheKey, CachePool, text_slots
+from cogvideo.models.cuda_graph import CudaGraphStep
+from cogvideo.models.fused_decode import FusedDecoder, fuse
+from cogvideo.models.kv_cache import KVCache, TokenSlot, fast_path_unsupported_reason
 from cogvideo.models.sat_adapter import Transformer
 from cogvideo.token_layout import Stage
 from kernels.cpu_decode import Precision
@@ -47,10 +47,12 @@ class VideoLM(TokenModel):
     ) -> None:
         super().__init__(config, transformer, device)
         self.stage: Stage = stage
-        self._fused: FusedSteps | None = None
-        self.kept = Kept()  # storage and captured steps for the next video, where weights stay where they are
+        self._fused: FusedDecoder | None = None
+        self.cache_pool = (
+            CachePool()
+        )  # storage and captured steps for the next video, where weights stay where they are
         self.int8_cache = False  # whether what is drawn keeps its keys and values in 8 bits
-        self.moving = False  # whether weights come to the device for each step and go again
+        self.swapped = False  # whether weights come to the device for each step and go again
         with torch.random.fork_rng(devices=[]), torch.device(device):
             self.add_mixin("extra_position_embedding", ExtraPositions(config.extra_positions, config.hidden))
             self.add_mixin("attention_plus", AttentionPlus(config, gated=True))
@@ -71,9 +73,9 @@ class VideoLM(TokenModel):
             raise ValueError(
                 f"frames {list(frames.shape)} do not fit {self.layout.frames} frames of {self.config.grid}"
             )
-        seen = text_seen(text_length, text.shape[1])
+        seen = text_padding_mask(text_length, text.shape[1])
         clip = tuple(range(count))
-        pattern = ClipPattern.of(self.layout, self.stage, clip, seen, self.dtype)
+        pattern = VideoAttention.of(self.layout, self.stage, clip, seen, self.dtype)
         wanted = list(range(count) if scored is None else scored)
         slots = torch.arange(count * size, device=text.device).view(count, size)[wanted].flatten() + text.shape[1]
         logits = self._run(text, text_length, self.slots(frames).flatten(1), pattern, slots, clip)
@@ -84,30 +86,32 @@ class VideoLM(TokenModel):
 
         text [B, T] left-padded ids, text_length [B], frames [B, N] -> [B, N, image_tokens] fp32.
         """
-        pattern = ImagePattern.of(self.layout, text_length, text.shape[1], self.dtype)
+        pattern = ImageAttention.of(self.layout, text_length, text.shape[1], self.dtype)
         return self._run(text, text_length, self.slots(frames), pattern, slice(text.shape[1], None), (0,))
 
     @torch.inference_mode()
-    def prefill(self, cache: Cache, text: Tensor, text_length: Tensor, given: Tensor | None = None) -> None:
+    def prefill(self, cache: KVCache, text: Tensor, text_length: Tensor, given: Tensor | None = None) -> None:
         """Read the text and the frames that `cache` says are given; their keys and values go into it.
 
         text [B, T] left-padded ids, text_length [B], given [B, frames, N] in time order (None: no frame).
         """
-        cache.set_text(text_seen(text_length, text.shape[1]))
+        cache.set_text(text_padding_mask(text_length, text.shape[1]))
         slots = text[:, :0] if given is None else self.slots(given).flatten(1)
-        if self._fused is None or not self._fused.read(cache, text, text_length, slots):
-            self.read(cache, text, text_length, slots)
+        if self._fused is None or not self._fused.prefill(cache, text, text_length, slots):
+            self.prefill_fused(cache, text, text_length, slots)
 
     @torch.inference_mode()
-    def read(self, cache: Cache, text: Tensor, text_length: Tensor, slots: Tensor) -> None:
+    def prefill_fused(self, cache: KVCache, text: Tensor, text_length: Tensor, slots: Tensor) -> None:
         """The network's own pass over the same, slots [B, frames * N]: the reference of what is `fuse`d."""
-        seen = text_seen(text_length, text.shape[1])
-        pattern: Pattern
-        if cache.both:
-            pattern = ClipPattern.of(self.layout, self.stage, cache.given, seen, self.dtype, cache, cache.boost)
+        seen = text_padding_mask(text_length, text.shape[1])
+        pattern: AttentionPattern
+        if cache.use_temporal:
+            pattern = VideoAttention.of(
+                self.layout, self.stage, cache.num_given, seen, self.dtype, cache, cache.text_attention_bias
+            )
         else:
-            pattern = TextPattern.of(seen, self.dtype, cache)
-        self._run(text, text_length, slots, pattern, slice(0, 0), cache.given)
+            pattern = TextAttention.of(seen, self.dtype, cache)
+        self._run(text, text_length, slots, pattern, slice(0, 0), cache.num_given)
 
     def fuse(self, precision: Precision = "fp32", compiled: bool = True, threads: int = 1) -> None:
         """From now on decode with weights laid side by side: fewer products, a copy of the layers, changes not seen.
@@ -118,61 +122,74 @@ class VideoLM(TokenModel):
         positions = self.get_mixin("extra_position_embedding").position_embeddings.weight
         parts = (self.transformer, self.get_mixin("attention_plus"), positions, self.head)
         self._fused = fuse(self.layout, *parts, precision, compiled, threads)
-        self.kept.clear()  # what was captured before computes otherwise
+        self.cache_pool.clear()  # what was captured before computes otherwise
 
-    def storage(self, rows: int, longest: int, given: tuple[int, ...], both: bool, boost: float, lanes: int) -> Cache:
+    def acquire_cache(
+        self, rows: int, longest: int, given: tuple[int, ...], both: bool, boost: float, lanes: int
+    ) -> KVCache:
         """A cache for texts of at most `longest` tokens, perhaps one that an earlier video left; `prefill` it first.
 
         The other sizes: see `Cache`. Who is done with it says so, `give_back`.
         """
         weight = self.transformer.word_embeddings.weight
-        why_not = "a captured step expects its weights where they were" if self.moving else None
-        why_not = why_not or why_not_fast(self.config, weight, self.int8_cache)
+        why_not = "a captured step expects its weights where they were" if self.swapped else None
+        why_not = why_not or fast_path_unsupported_reason(self.config, weight, self.int8_cache)
         text = longest if why_not is not None else text_slots(longest, self.config.text_length)
-        shape = Shape(self.stage, rows, text, given, both, boost, lanes, self.int8_cache)
-        cache = self.kept.take(shape)
+        shape = CacheKey(self.stage, rows, text, given, both, boost, lanes, self.int8_cache)
+        cache = self.cache_pool.acquire(shape)
         if cache is None:
-            make = partial(Cache, self.layout, *shape[:-2], lanes=lanes, int8=self.int8_cache)
-            self.kept.make_room(make(like=weight.new_empty(0, device="meta")).nbytes)
+            make = partial(KVCache, self.layout, *shape[:-2], parallel_frames=lanes, int8=self.int8_cache)
+            self.cache_pool.evict(make(like=weight.new_empty(0, device="meta")).nbytes)
             cache = make(like=weight)
-        cache.why_not_fast = why_not
+        cache.fast_path_unsupported_reason = why_not
         return cache
 
-    def give_back(self, cache: Cache) -> None:
+    def release_cache(self, cache: KVCache) -> None:
         """Nobody draws with `cache` any more: storage and captured steps may serve the next video."""
-        sizes = (cache.rows, cache.text, cache.given, cache.both, cache.boost, cache.lanes)
-        self.kept.give_back(Shape(self.stage, *sizes, self.int8_cache), cache)
+        sizes = (
+            cache.rows,
+            cache.text,
+            cache.num_given,
+            cache.use_temporal,
+            cache.text_attention_bias,
+            cache.parallel_frames,
+        )
+        self.cache_pool.release(CacheKey(self.stage, *sizes, self.int8_cache), cache)
 
     @torch.inference_mode()
-    def decode_one(self, cache: Cache, ids: Tensor, places: Sequence[Place], guidance: Guide | None = None) -> Tensor:
+    def decode_one(
+        self, cache: KVCache, ids: Tensor, places: Sequence[TokenSlot], guidance: GuidanceConfig | None = None
+    ) -> Tensor:
         """What slots predict, one or more of one frame or of several; their keys and values join `cache`.
 
         ids [B, places]: what the slots hold -> logits [B, places, image_tokens] fp32. Slots of a frame come in
         ascending order. With `guidance` rows are conditional ones, then as many unconditional ones -> logits
         [B / 2, places, image_tokens] of the guided distribution.
         """
-        cache.seek(places)
+        cache.select_slots(places)
         if not cache.fast:
             return self._step(cache, ids, guidance)
         graph = cache.graphs.get((len(places), guidance))
-        if not isinstance(graph, StepGraph):
+        if not isinstance(graph, CudaGraphStep):
             storage = proxy(cache)  # which keeps the graph, and is to be freed with it as soon as nobody draws with it
-            graph = cache.graphs[len(places), guidance] = StepGraph(lambda ids: self._step(storage, ids, guidance), ids)
+            graph = cache.graphs[len(places), guidance] = CudaGraphStep(
+                lambda ids: self._step(storage, ids, guidance), ids
+            )
         return graph(ids)
 
-    def _step(self, cache: Cache, ids: Tensor, guidance: Guide | None) -> Tensor:
+    def _step(self, cache: KVCache, ids: Tensor, guidance: GuidanceConfig | None) -> Tensor:
         """Scores of the slots that `cache` was told to `seek`; where it is `fast`, without anything that Python knows
         of them.
         """
         cache.prepare()
         if self._fused is not None:
-            return guided_scores(self._fused.run(ids, cache), guidance, self._fused.scores)
+            return guided_logits(self._fused.step(ids, cache), guidance, self._fused.logits)
         logits: Tensor = self(
             ids,
             cache.position_rows(),
             None,
-            pattern=StepPattern(cache, cache.both),
-            base_slots=0 if cache.both else ids.shape[1],
+            pattern=DecodeStepAttention(cache, cache.use_temporal),
+            base_slots=0 if cache.use_temporal else ids.shape[1],
             scored=slice(None),
             guidance=guidance,
         )[0]
@@ -183,7 +200,7 @@ class VideoLM(TokenModel):
         text: Tensor,
         text_length: Tensor,
         slots: Tensor,
-        pattern: Pattern,
+        pattern: AttentionPattern,
         scored: Tensor | slice,
         frames: tuple[int, ...],
     ) -> Tensor:

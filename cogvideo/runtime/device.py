@@ -17,19 +17,19 @@ from torch import nn
 
 from cogvideo.config import ModelConfig
 from cogvideo.errors import CapacityError, RequestError
-from cogvideo.runtime.memory_estimate import choose
-from cogvideo.runtime.memory_presets import MEMORY, MemoryPreset
+from cogvideo.runtime.memory_estimate import choose_preset
+from cogvideo.runtime.memory_presets import MEMORY_PRESETS, MemoryPreset
 
 Module = TypeVar("Module", bound=nn.Module)
 
 
 @dataclass(frozen=True)
-class Place:
+class DevicePlacement:
     """Where models compute, in which precision, and how they are held there."""
 
     device: torch.device
     dtype: torch.dtype
-    memory: MemoryPreset = MEMORY["cpu"]
+    memory: MemoryPreset = MEMORY_PRESETS["cpu"]
 
     @property
     def read_as(self) -> torch.dtype | None:
@@ -44,10 +44,10 @@ class Place:
     @property
     def home(self) -> torch.device:
         """Where a network's own part waits."""
-        return torch.device("cpu") if self.memory.swap else self.device
+        return torch.device("cpu") if self.memory.swap_networks else self.device
 
 
-def pick_place(device: str | None = None, eight_bit: bool = False, offload: bool = False) -> Place:
+def default_placement(device: str | None = None, eight_bit: bool = False, offload: bool = False) -> DevicePlacement:
     """The best place of this machine, or the named one ("cpu", "cuda", "cuda:1"), whatever fits.
 
     fp32 on a CPU, where half precision is slower, and fp16, as published, on a GPU. `eight_bit`: LLM.int8 of
@@ -61,7 +61,7 @@ def pick_place(device: str | None = None, eight_bit: bool = False, offload: bool
         )
     chosen = torch.device(name)
     gpu = chosen.type == "cuda"
-    memory = MEMORY["48g" if gpu else "cpu"]
+    memory = MEMORY_PRESETS["48g" if gpu else "cpu"]
     if eight_bit and offload:
         raise RequestError(
             "--eight-bit 与 --offload 不能同时使用：请改用 --memory 16g 或 8g。",
@@ -71,17 +71,17 @@ def pick_place(device: str | None = None, eight_bit: bool = False, offload: bool
         memory = replace(memory, name="offload", offload=True)
     if eight_bit:
         memory = replace(memory, name="eight-bit", weights="bnb8")
-    return Place(chosen, torch.float16 if gpu else torch.float32, memory)
+    return DevicePlacement(chosen, torch.float16 if gpu else torch.float32, memory)
 
 
-def fit_place(model: ModelConfig, device: str | None = None, memory: str | None = None) -> Place:
+def placement_for(model: ModelConfig, device: str | None = None, memory: str | None = None) -> DevicePlacement:
     """The best place, and the named memory preset or the best one that fits. Raises RequestError, CapacityError.
 
     A CPU is given the model even where memory may not do: other programs may make room, and files are mapped.
     """
-    place = pick_place(device)
+    place = default_placement(device)
     free = torch.cuda.mem_get_info(place.device)[0] if place.kind == "cuda" else 2**63 - 1
-    return replace(place, memory=choose(model, place.kind, free, memory))
+    return replace(place, memory=choose_preset(model, place.kind, free, memory))
 
 
 def has_room(model: ModelConfig, device: str | None = None) -> bool:
@@ -89,14 +89,14 @@ def has_room(model: ModelConfig, device: str | None = None) -> bool:
     if not torch.cuda.is_available():
         return False
     try:
-        fit_place(model, device)
+        placement_for(model, device)
     except CapacityError:
         return False
     return True
 
 
 @contextmanager
-def threads(count: int | None = None) -> Iterator[None]:
+def torch_threads(count: int | None = None) -> Iterator[None]:
     """Inside the block torch computes with `count` threads (None: one per core that this process may use).
 
     Drawing token by token is faster with one: PyTorch's operations are so small that its threads only wait for each

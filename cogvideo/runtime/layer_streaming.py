@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 
 @contextmanager
-def streamed(
+def streamed_layers(
     network: nn.Module, groups: Sequence[Sequence[nn.Module]], device: torch.device, dtype: torch.dtype
 ) -> Iterator[Callable[[], Iterator[int]]]:
     """Inside the block all of `network` but `groups` is on `device`, in `dtype`; what is given goes through them.
@@ -24,29 +24,31 @@ def streamed(
     memory that is pinned is copied while the device computes.
     """
     inside = {id(tensor) for group in groups for tensor in _tensors(group)}
-    rest = _Lent([tensor for tensor in _tensors([network]) if id(tensor) not in inside], device, dtype, None)
+    rest = _TransferredTensors(
+        [tensor for tensor in _tensors([network]) if id(tensor) not in inside], device, dtype, None
+    )
     try:
         yield lambda: _through(groups, device, dtype)
     finally:
-        rest.give_back()
+        rest.restore()
 
 
 def _through(groups: Sequence[Sequence[nn.Module]], device: torch.device, dtype: torch.dtype) -> Iterator[int]:
     aside = torch.cuda.Stream(device) if device.type == "cuda" else None
-    lent = [_Lent(_tensors(groups[0]), device, dtype, aside)] if groups else []
+    lent = [_TransferredTensors(_tensors(groups[0]), device, dtype, aside)] if groups else []
     try:
         for number in range(len(groups)):
             if number + 1 < len(groups):
-                lent.append(_Lent(_tensors(groups[number + 1]), device, dtype, aside))
+                lent.append(_TransferredTensors(_tensors(groups[number + 1]), device, dtype, aside))
             lent[0].wait()
             yield number
-            lent.pop(0).give_back()
+            lent.pop(0).restore()
     finally:
         for each in lent:
-            each.give_back()
+            each.restore()
 
 
-class _Lent:
+class _TransferredTensors:
     """Tensors whose storage is on the device for a while. `aside`: the stream that copies; None: the computing one."""
 
     def __init__(
@@ -69,7 +71,7 @@ class _Lent:
         for tensor in self._tensors:
             tensor.data.record_stream(here)  # its memory is free again only when this stream is done with it
 
-    def give_back(self) -> None:
+    def restore(self) -> None:
         for tensor, home in zip(self._tensors, self._homes, strict=True):
             tensor.data = home
 

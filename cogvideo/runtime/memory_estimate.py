@@ -9,10 +9,10 @@ from __future__ import annotations
 import os
 from typing import Final
 
-from cogvideo.config import CLIP_FRAMES, STORAGES, ModelConfig
+from cogvideo.config import FRAME_COUNTS, MAX_IDLE_CACHES, ModelConfig
 from cogvideo.errors import CapacityError, RequestError
-from cogvideo.runtime.memory_presets import MEMORY, MemoryPreset
-from cogvideo.token_layout import Layout, Stage
+from cogvideo.runtime.memory_presets import MEMORY_PRESETS, MemoryPreset
+from cogvideo.token_layout import Stage, TokenLayout
 
 HALF: Final = 2
 """Bytes of a number on a GPU (fp16)."""
@@ -36,7 +36,7 @@ NF4_TABLES: Final = (16 + 256 + 1) * FULL
 WIDTHS: Final = 15
 """Hidden states' worth of memory that a layer takes while it reads many slots (measured: 14.1)."""
 
-AT_ONCE: Final = 128
+PARALLEL_FRAMES: Final = 128
 """Fine tokens that a CPU draws at once; a GPU draws a frame."""
 
 DRAWING: Final = 4
@@ -67,7 +67,7 @@ def parameters(model: ModelConfig) -> tuple[int, int, dict[str, int]]:
     return matrices, rest, {"stage1": video, "stage2": video, "superres": attention + fine * h}
 
 
-def matrix_bytes(outputs: int, inputs: int, memory: MemoryPreset, number: int) -> int:
+def linear_bytes(outputs: int, inputs: int, memory: MemoryPreset, number: int) -> int:
     """One matrix of a layer."""
     count = outputs * inputs
     if memory.weights == "exact":
@@ -82,14 +82,14 @@ def backbone_bytes(model: ModelConfig, memory: MemoryPreset, number: int) -> int
     """What all networks share."""
     h, rest = model.hidden, parameters(model)[1]
     shapes = ((3 * h, h), (h, h), (4 * h, h), (h, 4 * h))
-    return model.layers * sum(matrix_bytes(*shape, memory, number) for shape in shapes) + rest * number
+    return model.layers * sum(linear_bytes(*shape, memory, number) for shape in shapes) + rest * number
 
 
-def pack_bytes(model: ModelConfig, part: str, memory: MemoryPreset, number: int) -> int:
+def network_bytes(model: ModelConfig, part: str, memory: MemoryPreset, number: int) -> int:
     """What a network has of its own: the second attention, extra positions."""
     h = model.hidden
     other = parameters(model)[2][part] - 4 * h * h * model.layers
-    small = matrix_bytes(3 * h, h, memory, number) + matrix_bytes(h, h, memory, number)
+    small = linear_bytes(3 * h, h, memory, number) + linear_bytes(h, h, memory, number)
     return model.layers * small + other * number
 
 
@@ -105,41 +105,41 @@ def weight_bytes(model: ModelConfig, memory: MemoryPreset, device: str | None = 
     common = backbone_bytes(model, memory, number) + head
     if memory.fused and number == HALF:  # of both stages
         common += 2 * 8 * h * h * model.layers * number
-    packs = [pack_bytes(model, part, memory, number) for part in ("stage1", "stage2", "superres")]
-    if memory.stream:  # two exact layers at a time; on a CPU the rest is copied too
+    packs = [network_bytes(model, part, memory, number) for part in ("stage1", "stage2", "superres")]
+    if memory.stream_layers:  # two exact layers at a time; on a CPU the rest is copied too
         other = parameters(model)[2]["superres"] - 4 * h * h * model.layers
         packs[2] = (2 * (16 * h * h + 17 * h) + other) * number + (rest if number == FULL else 0)
-    if memory.swap:
+    if memory.swap_networks:
         return {phase: common + pack for phase, pack in zip(PHASES, packs, strict=True)}
     return dict.fromkeys(PHASES, common + sum(packs))
 
 
 def cache_bytes(model: ModelConfig, stage: Stage, rows: int, memory: MemoryPreset, device: str | None = None) -> int:
     """Keys and values of `rows` sequences of a stage, for the longest text."""
-    layout, text, number = Layout(model), model.text_length, _number(memory, device)
+    layout, text, number = TokenLayout(model), model.text_length, _number(memory, device)
     lane = (1 if stage == 1 else LANES) * (text + model.tokens_per_frame)
-    places = sum(lane + layout.shelf(stage, layer % 2, text).capacity for layer in range(model.layers))
+    places = sum(lane + layout.temporal_keys(stage, layer % 2, text).capacity for layer in range(model.layers))
     position = model.hidden + model.heads * number if memory.int8_cache else model.hidden * number
     return 2 * rows * places * position  # keys and values
 
 
-def storage_bytes(model: ModelConfig, memory: MemoryPreset, device: str | None = None) -> int:
+def cache_pool_bytes(model: ModelConfig, memory: MemoryPreset, device: str | None = None) -> int:
     """The cache of the largest batch; that of the present batch and what earlier ones left never take more together."""
-    batches: tuple[tuple[Stage, int], ...] = (1, GUIDED_ROWS), (2, memory.rows)
+    batches: tuple[tuple[Stage, int], ...] = (1, GUIDED_ROWS), (2, memory.max_batch_rows)
     return max(cache_bytes(model, stage, rows, memory, device) for stage, rows in batches)
 
 
-def left_bytes(model: ModelConfig, memory: MemoryPreset, device: str | None = None) -> int:
+def idle_cache_bytes(model: ModelConfig, memory: MemoryPreset, device: str | None = None) -> int:
     """Storage that may be there in any phase, since earlier batches left it; 0 where none is kept (`models.kept`)."""
-    kept = (device or memory.device) == "cuda" and not (memory.swap or memory.offload or memory.int8_cache)
-    return storage_bytes(model, memory, device) if kept else 0
+    kept = (device or memory.device) == "cuda" and not (memory.swap_networks or memory.offload or memory.int8_cache)
+    return cache_pool_bytes(model, memory, device) if kept else 0
 
 
 def captured_bytes(memory: MemoryPreset, device: str | None = None) -> int:
     """Of captured steps (`models.graphs`): on each cache two, of one frame and of two."""
     if (device or memory.device) != "cuda" or memory.offload or memory.int8_cache:
         return 0
-    return 2 * CAPTURED * (1 if memory.swap else STORAGES)
+    return 2 * CAPTURED * (1 if memory.swap_networks else MAX_IDLE_CACHES)
 
 
 def step_bytes(model: ModelConfig, memory: MemoryPreset, rows: int, given: int, device: str | None = None) -> int:
@@ -155,9 +155,9 @@ def superres_bytes(model: ModelConfig, memory: MemoryPreset, device: str | None 
     number, frames = _number(memory, device), memory.frames_per_pass
     fine = model.fine_grid[0] * model.fine_grid[1]
     slots = model.superres_text_length + model.tokens_per_frame + fine
-    rows = AT_ONCE if number == FULL else fine
+    rows = PARALLEL_FRAMES if number == FULL else fine
     drawing = (rows * DRAWING + model.hidden) * model.image_tokens * FULL
-    waiting = (CLIP_FRAMES[-1] if memory.stream else frames) * slots * model.hidden * number
+    waiting = (FRAME_COUNTS[-1] if memory.stream_layers else frames) * slots * model.hidden * number
     return max(frames * slots * model.hidden * WIDTHS * number, drawing) + waiting
 
 
@@ -165,7 +165,7 @@ def phase_bytes(model: ModelConfig, memory: MemoryPreset, device: str | None = N
     """The most memory that each phase of a video of 33 frames is expected to take on the device."""
     weights = weight_bytes(model, memory, device)
     given = -(-model.keyframes // 2)
-    rows, left = memory.rows, left_bytes(model, memory, device)
+    rows, left = memory.max_batch_rows, idle_cache_bytes(model, memory, device)
     stored = {
         "keyframes": max(left, cache_bytes(model, 1, GUIDED_ROWS, memory, device)),
         "interpolate": max(left, cache_bytes(model, 2, rows, memory, device)),
@@ -189,15 +189,15 @@ def gigabytes_read(model: ModelConfig, memory: MemoryPreset, device: str | None 
     """What drawing the tokens of a video of 33 frames reads of the weights, each step all of them once."""
     number, h = _number(memory, device), model.hidden
     head = model.image_tokens * h * number
-    attention = model.layers * (matrix_bytes(3 * h, h, memory, number) + matrix_bytes(h, h, memory, number))
-    backbone = attention + model.layers * 2 * matrix_bytes(4 * h, h, memory, number) + head
-    layout, size = Layout(model), model.tokens_per_frame
-    passes = sum(-(-(2**level) // memory.rows) for level in range(1, len(CLIP_FRAMES)))
+    attention = model.layers * (linear_bytes(3 * h, h, memory, number) + linear_bytes(h, h, memory, number))
+    backbone = attention + model.layers * 2 * linear_bytes(4 * h, h, memory, number) + head
+    layout, size = TokenLayout(model), model.tokens_per_frame
+    passes = sum(-(-(2**level) // memory.max_batch_rows) for level in range(1, len(FRAME_COUNTS)))
     both = (model.keyframes - 1) * size + passes * (size + layout.wavefront_lag)
     return (size * backbone + both * (backbone + attention)) / 1e9
 
 
-def takes_long(model: ModelConfig, memory: MemoryPreset, device: str | None = None) -> bool:
+def is_slow(model: ModelConfig, memory: MemoryPreset, device: str | None = None) -> bool:
     """Whether somebody wants to know beforehand how long a video takes."""
     return gigabytes_read(model, memory, device) > LONG
 
@@ -207,10 +207,10 @@ def superres_gigaflop(model: ModelConfig) -> float:
     fine = model.fine_grid[0] * model.fine_grid[1]
     slots = model.superres_text_length + model.tokens_per_frame + fine
     frame = 2 * 12 * model.hidden**2 * slots * model.layers + 2 * fine * model.image_tokens * model.hidden
-    return CLIP_FRAMES[-1] * frame / 1e9
+    return FRAME_COUNTS[-1] * frame / 1e9
 
 
-def choose(model: ModelConfig, device: str, free: int, wanted: str | None = None) -> MemoryPreset:
+def choose_preset(model: ModelConfig, device: str, free: int, wanted: str | None = None) -> MemoryPreset:
     """The named preset, or the first one for `device` ("cuda", "cpu") that fits into `free` bytes.
 
     `wanted` None: what the environment's COGVIDEO_MEMORY says, if anything. Raises RequestError for a name that does
@@ -218,14 +218,14 @@ def choose(model: ModelConfig, device: str, free: int, wanted: str | None = None
     """
     name = wanted or os.environ.get(ENVIRONMENT) or None
     if name is not None:
-        if name not in MEMORY:
-            there = ", ".join(MEMORY)
+        if name not in MEMORY_PRESETS:
+            there = ", ".join(MEMORY_PRESETS)
             raise RequestError(
                 f"没有名为 {name} 的显存预设：可用的有 {there}。",
                 f"There is no memory preset {name}: there are {there}.",
             )
-        return MEMORY[name]
-    rows = [row for row in MEMORY.values() if row.device == device]
+        return MEMORY_PRESETS[name]
+    rows = [row for row in MEMORY_PRESETS.values() if row.device == device]
     for row in rows:
         if peak_bytes(model, row) <= free:
             return row
@@ -238,10 +238,10 @@ def choose(model: ModelConfig, device: str, free: int, wanted: str | None = None
     )
 
 
-def smaller(model: ModelConfig, memory: MemoryPreset, device: str) -> MemoryPreset | None:
+def smaller_preset(model: ModelConfig, memory: MemoryPreset, device: str) -> MemoryPreset | None:
     """The best preset that takes less than `memory` does on `device` ("cuda", "cpu"); None where there is none."""
     limit = peak_bytes(model, memory, device)
-    rows = [row for row in MEMORY.values() if row.device == "cuda"]
+    rows = [row for row in MEMORY_PRESETS.values() if row.device == "cuda"]
     return next((row for row in rows if peak_bytes(model, row, device) < limit), None)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cogvideo.config import Weights
+from cogvideo.config import WeightFormat
 
 
 @dataclass(frozen=True)
@@ -20,21 +20,21 @@ class MemoryPreset:
     """"cuda" or "cpu": where it is chosen from. Named, it may be used anywhere."""
     zh: str
     en: str
-    card: int = 0
+    vram_gb: int = 0
     """GiB of the card that it is made for."""
-    weights: Weights = "exact"
+    weights: WeightFormat = "exact"
     fused: bool = False
     """On a GPU with room besides a copy of some weights, laid side by side for quicker steps (`models.fused`)."""
-    swap: bool = False
+    swap_networks: bool = False
     """The backbone stays on the device; of the networks' own parts only that of the one at work is there."""
-    stream: bool = False
+    stream_layers: bool = False
     """Super-resolution with exact weights, which come from host memory layer by layer, for all frames at once."""
     offload: bool = False
     """Every matrix waits in host memory and comes for its product (accelerate): least memory, by far the slowest."""
     int8_cache: bool = False
     """Keys and values in 8 bits, with a scale for every position and head. The fast kernels and graphs of a card do not
     take them, so steps are slower: for a card that has no other way."""
-    rows: int = 8
+    max_batch_rows: int = 8
     """Sequences of one batch: a video's last round of interpolation has 8, each needs keys and values of its own."""
     frames_per_pass: int = 4
     """Frames that super-resolution and the codec compute at once."""
@@ -45,7 +45,7 @@ class MemoryPreset:
         return f"{self.zh} / {self.en}"
 
 
-MEMORY: dict[str, MemoryPreset] = {
+MEMORY_PRESETS: dict[str, MemoryPreset] = {
     row.name: row
     for row in (
         MemoryPreset(
@@ -53,20 +53,20 @@ MEMORY: dict[str, MemoryPreset] = {
             "cuda",
             "半精度，所有网络都在显卡上",
             "half precision, all on the card",
-            card=80,
+            vram_gb=80,
             fused=True,
-            rows=16,
+            max_batch_rows=16,
             frames_per_pass=8,
         ),
-        MemoryPreset("48g", "cuda", "同上，每批更小", "the same, smaller batches", card=48),
+        MemoryPreset("48g", "cuda", "同上，每批更小", "the same, smaller batches", vram_gb=48),
         MemoryPreset(
             "24g",
             "cuda",
             "8 位权重，所有网络都在显卡上",
             "weights in 8 bits, all on the card",
-            card=24,
+            vram_gb=24,
             weights="int8",
-            rows=4,
+            max_batch_rows=4,
             frames_per_pass=2,
         ),
         MemoryPreset(
@@ -74,11 +74,11 @@ MEMORY: dict[str, MemoryPreset] = {
             "cuda",
             "8 位权重，各网络自己的部分轮流上卡，超分逐层精确计算",
             "weights in 8 bits, the networks' own parts take turns, exact super-resolution layer by layer",
-            card=16,
+            vram_gb=16,
             weights="int8",
-            swap=True,
-            stream=True,
-            rows=2,
+            swap_networks=True,
+            stream_layers=True,
+            max_batch_rows=2,
             frames_per_pass=2,
         ),
         MemoryPreset(
@@ -86,12 +86,12 @@ MEMORY: dict[str, MemoryPreset] = {
             "cuda",
             "同上，权重为 4 位（NF4），缓存为 8 位",
             "the same with weights in 4 bits (NF4) and the cache in 8",
-            card=8,
+            vram_gb=8,
             weights="nf4",
-            swap=True,
-            stream=True,
+            swap_networks=True,
+            stream_layers=True,
             int8_cache=True,
-            rows=1,
+            max_batch_rows=1,
             frames_per_pass=1,
         ),
         MemoryPreset("cpu", "cpu", "全精度，不用显卡", "full precision, no card"),

@@ -6,7 +6,7 @@ import os
 from typing import Final
 
 from cogvideo.config import PRESETS
-from cogvideo.weights.catalog import Places
+from cogvideo.weights.catalog import WeightPaths
 
 ENVIRONMENT: Final = "COGVIDEO_MODEL"
 
@@ -19,7 +19,7 @@ def default_model(device: str | None = None) -> str:
     """
     if name := os.environ.get(ENVIRONMENT):
         return name
-    if (device is None or device.startswith("cuda")) and Places.usual().complete():
+    if (device is None or device.startswith("cuda")) and WeightPaths.usual().complete():
         from cogvideo.runtime.device import has_room
 
         if has_room(PRESETS["cogvideo"].model, device):
@@ -27,7 +27,7 @@ def default_model(device: str | None = None) -> str:
     return "mini"
 
 
-def own_device() -> str | None:
+def local_rank_device() -> str | None:
     """The card of this process, one of several started together: cuda:N for the N-th on its machine. None: any.
 
     `accelerate launch` and torchrun number the processes of a machine by LOCAL_RANK.

@@ -37,7 +37,7 @@ OLD_CLASS_MODULE: Final = "cogvideo.models.codec."
 Pixels = npt.NDArray[np.uint8]
 
 
-class FrameCodec:
+class ImageTokenizer:
     """Turns frames into tokens and back. `model` is an HVQVAE in evaluation mode.
 
     `tokens_per_pass`: work is cut into so many tokens (at least one frame), by default four published enlarged frames.
@@ -54,11 +54,11 @@ class FrameCodec:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         folder: Path | None = None,
-    ) -> FrameCodec:
+    ) -> ImageTokenizer:
         """Read the preset's codec from `folder` (default: its assets, else icetk's folder). Raises WeightsError."""
         folder = folder or ASSETS / preset.name
         if (folder / "codec.json").is_file():
-            model, path = build_codec(folder / "codec.json", device="meta"), folder / "codec.safetensors"
+            model, path = build_vqvae(folder / "codec.json", device="meta"), folder / "codec.safetensors"
             tensors = _read(path, load_file)
         else:
             model, path = _published_codec(), ICETK_FOLDER.expanduser() / "ice_image.pt"
@@ -80,10 +80,10 @@ class FrameCodec:
         codes = tokens.to(self._embedding.device, torch.long).unflatten(1, grid)  # [B, h, w]
         return np.concatenate([self._decode(part) for part in codes.split(self._frames_at_once(grid[0] * grid[1]))])
 
-    def decode_enlarged(self, fine: Tensor, coarse: Tensor, preset: Preset) -> Pixels:
+    def decode_upscaled(self, fine: Tensor, coarse: Tensor, preset: Preset) -> Pixels:
         """Super-resolution's tokens [B, fine tokens] and those [B, N] that it enlarged -> uint8 [B, H, W, 3]."""
         large, share = self.decode(fine, preset.model.fine_grid), preset.back_projection
-        return project_back(large, self.decode(coarse, preset.model.grid), share) if share else large
+        return back_project(large, self.decode(coarse, preset.model.grid), share) if share else large
 
     def decode_partial(self, tokens: Tensor, grid: tuple[int, int]) -> Pixels:
         """The first tokens int [k] of one frame, k >= w -> uint8 [8h, 8w, 3]; missing rows show the mean colour."""
@@ -118,7 +118,7 @@ class FrameCodec:
         return bytes_.contiguous().cpu().numpy()
 
 
-def project_back(large: Pixels, small: Pixels, share: float) -> Pixels:
+def back_project(large: Pixels, small: Pixels, share: float) -> Pixels:
     """Enlarged frames uint8 [F, kH, kW, 3] -> the same, nearer to the small ones [F, H, W, 3] that they came from.
 
     What their averages over k x k pixels lack of the small frames is enlarged and added: detail stays, what stands in
@@ -134,7 +134,7 @@ def project_back(large: Pixels, small: Pixels, share: float) -> Pixels:
     return drawn.clamp_(0, 255).round_().to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
 
 
-def build_codec(config: Path, device: torch.device | str = "cpu") -> Any:
+def build_vqvae(config: Path, device: torch.device | str = "cpu") -> Any:
     """An untrained HVQVAE from a JSON file with its arguments. Raises WeightsError."""
     compat.prepare()
     from icetk.vqvae import HVQVAE

@@ -13,12 +13,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
-from cogvideo.config import CLIP_FRAMES, CLIP_SECONDS, Preset
+from cogvideo.config import DURATIONS, FRAME_COUNTS, Preset
 from cogvideo.errors import RequestError
 from cogvideo.tokenizers.text import (
     TextTokenizer,
-    between_text,
     first_frame_text,
+    interpolation_text,
     round_seconds,
     superres_text,
     video_text,
@@ -48,7 +48,7 @@ class Note:
 
 
 @dataclass(frozen=True)
-class World:
+class KnownConcepts:
     """What a small model has seen, in Chinese words; empty lists: no such limit is known."""
 
     subjects: tuple[str, ...] = ()
@@ -56,7 +56,7 @@ class World:
     motions: tuple[str, ...] = ()
 
     @classmethod
-    def load(cls, path: Path) -> World:
+    def load(cls, path: Path) -> KnownConcepts:
         """Read a `world.json`: lists of words under "subjects", "scenes", "motions". No file: nothing is known."""
         if not path.is_file():
             return cls()
@@ -81,28 +81,28 @@ class CheckedPrompt:
 
 
 def check_prompt(
-    prompt: str, tokenizer: TextTokenizer, preset: Preset, world: World | None = None, superres: bool = True
+    prompt: str, tokenizer: TextTokenizer, preset: Preset, world: KnownConcepts | None = None, superres: bool = True
 ) -> CheckedPrompt:
     """A prompt as somebody typed it -> what the model reads. Raises RequestError, with value, limit and remedy."""
     text, notes = clean_prompt(prompt)
     _check_length(text, tokenizer, preset, superres)
-    notes += _unknown_notes(text, tokenizer, world or World())
+    notes += _unknown_notes(text, tokenizer, world or KnownConcepts())
     return CheckedPrompt(text, tuple(notes))
 
 
 @dataclass(frozen=True)
-class Reading:
+class TokenizedPrompt:
     """How the model reads a prompt: its pieces, whether it knows each, and how many there may be."""
 
     pieces: tuple[tuple[str, bool], ...]
     limit: int
 
 
-def read_prompt(prompt: str, tokenizer: TextTokenizer, preset: Preset, superres: bool = True) -> Reading:
+def tokenize_prompt(prompt: str, tokenizer: TextTokenizer, preset: Preset, superres: bool = True) -> TokenizedPrompt:
     """The reading of a prompt of any length. Raises RequestError where nothing is left to be read."""
     text, _ = clean_prompt(prompt)
     pieces = tokenizer.pieces(text)
-    return Reading(tuple(pieces), len(pieces) - _surplus(text, tokenizer, preset, superres))
+    return TokenizedPrompt(tuple(pieces), len(pieces) - _surplus(text, tokenizer, preset, superres))
 
 
 def clean_prompt(prompt: str) -> tuple[str, list[Note]]:
@@ -187,9 +187,11 @@ def _converter() -> Any:
 def _surplus(text: str, tokenizer: TextTokenizer, preset: Preset, superres: bool) -> int:
     """Tokens too many (negative: still free): room is left for duration and suffix, whatever duration is asked for."""
     texts = [first_frame_text(tokenizer, preset, text)]
-    for seconds in CLIP_SECONDS:
+    for seconds in DURATIONS:
         texts.append(video_text(tokenizer, preset, text, seconds))
-        texts.extend(between_text(tokenizer, text, span) for span in round_seconds(seconds, len(CLIP_FRAMES) - 1))
+        texts.extend(
+            interpolation_text(tokenizer, text, span) for span in round_seconds(seconds, len(FRAME_COUNTS) - 1)
+        )
     surplus = max(map(len, texts)) - preset.model.text_length
     if superres:
         surplus = max(surplus, len(superres_text(tokenizer, text)) - preset.model.superres_text_length)
@@ -206,7 +208,7 @@ def _check_length(text: str, tokenizer: TextTokenizer, preset: Preset, superres:
         )
 
 
-def _unknown_notes(text: str, tokenizer: TextTokenizer, world: World) -> list[Note]:
+def _unknown_notes(text: str, tokenizer: TextTokenizer, world: KnownConcepts) -> list[Note]:
     unknown = tokenizer.unknown_words(text)
     if not unknown:
         return []

@@ -86,7 +86,7 @@ def unconditional_text(tokenizer: TextTokenizer, preset: Preset, seconds: float)
     return duration_text(tokenizer, seconds) + tokenizer.encode(preset.unconditional)
 
 
-def between_text(tokenizer: TextTokenizer, prompt: str, seconds: float) -> list[int]:
+def interpolation_text(tokenizer: TextTokenizer, prompt: str, seconds: float) -> list[int]:
     """Text of stage 2 for a block of five frames that spans `seconds`."""
     return duration_text(tokenizer, seconds) + tokenizer.encode(prompt)
 

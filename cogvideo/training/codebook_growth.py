@@ -15,8 +15,8 @@ from torch import Tensor
 
 from cogvideo.config import ModelConfig
 from cogvideo.errors import RequestError
-from cogvideo.training.vqvae_data import SHOWN, PictureOptions
-from cogvideo.training.vqvae_task import PictureTask, encode, nearest
+from cogvideo.training.vqvae_data import SHOWN, ImageOptions
+from cogvideo.training.vqvae_task import ImageTask, encode, nearest
 
 SEEDINGS = 6
 """Parts in which new codes are chosen; each part sees what those before it left far away."""
@@ -25,7 +25,7 @@ OUTLIER = 4.0
 
 
 @dataclass(frozen=True)
-class CodesOptions(PictureOptions):
+class CodebookGrowthOptions(ImageOptions):
     """How many codes are added, and what they are to show. Raises RequestError for numbers that make no codes."""
 
     more: int = 1024
@@ -44,7 +44,7 @@ class CodesOptions(PictureOptions):
             )
 
 
-def widen(model: ModelConfig, more: int) -> ModelConfig:
+def grow_codebook(model: ModelConfig, more: int) -> ModelConfig:
     """The sizes of a model whose codebook has `more` codes than this one's: text comes after them."""
     return replace(
         model,
@@ -54,10 +54,10 @@ def widen(model: ModelConfig, more: int) -> ModelConfig:
     )
 
 
-class CodeSearch(PictureTask):
+class CodeSearch(ImageTask):
     """Where new codes are wanted: `codec` is trained, `sample` says what it is shown."""
 
-    options: CodesOptions
+    options: CodebookGrowthOptions
 
     def codebook(self) -> Tensor:
         """The codec's codes, and after them the new ones: [n + more, z]."""
@@ -113,7 +113,7 @@ def _squared_distance(vectors: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
     return ids, (vectors - codes[ids]).square().sum(1)
 
 
-def widen_embeddings(embeddings: Tensor, codes: Tensor, model: ModelConfig) -> Tensor:
+def grow_embeddings(embeddings: Tensor, codes: Tensor, model: ModelConfig) -> Tensor:
     """Word embeddings [V, h] of a model of fewer codes -> those of a model with the sizes `model` and all `codes`.
 
     Old codes, text and special tokens keep theirs; a new code has that of the old one that is nearest to it.

@@ -16,12 +16,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cogvideo.training.vqvae_data import SHOWN, PictureOptions, Sample, denormalise
-from cogvideo.training.vqvae_task import PictureTask, encode, nearest, picture_error
+from cogvideo.training.vqvae_data import SHOWN, ImageOptions, Sample, denormalise
+from cogvideo.training.vqvae_task import ImageTask, encode, nearest, picture_error
 
 
 @dataclass(frozen=True)
-class DecoderOptions(PictureOptions):
+class DecoderOptions(ImageOptions):
     """How the decoder is trained."""
 
     wrong: float = 0.03
@@ -30,7 +30,7 @@ class DecoderOptions(PictureOptions):
     """How many codes count as near."""
 
 
-class DecoderTask(PictureTask):
+class DecoderTask(ImageTask):
     """Loss of the decoder for the training loop; `codec` is trained."""
 
     options: DecoderOptions
@@ -42,32 +42,32 @@ class DecoderTask(PictureTask):
         codes = codec.quantize.embed.weight
         self.near = torch.cdist(codes, codes).topk(options.near + 1, largest=False).indices[:, 1:]  # [n, near]
 
-    def loss(self, step: int, share: int = 0, shares: int = 1) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, step: int, micro_batch: int = 0, num_micro_batches: int = 1) -> tuple[Tensor, dict[str, float]]:
         """Weighted squared error of pictures decoded from spoilt tokens; every share holds `options` frames.
 
         Where subjects are marked, every other picture is decoded with the tokens that its subject has before a plain
         ground, which is what the networks learn to draw.
         """
         o = self.options
-        rng = np.random.default_rng((self.seed, share, step))
+        rng = np.random.default_rng((self.seed, micro_batch, step))
         pixels, masks = self.draw(rng)
         tokens = self._tokens(pixels)
         if masks.any():
             shown = F.max_pool2d(masks, pixels.shape[-1] // tokens.shape[-1])[:, 0] > SHOWN  # [B, h, w]
             tokens, pixels = self.cut_out(tokens, shown), self.before_scenes(pixels)
-        return picture_error(self._decode(self.spoil(tokens, rng)), pixels, masks, o)
+        return picture_error(self._decode(self.corrupt(tokens, rng)), pixels, masks, o)
 
     @torch.no_grad()
-    def picture(self) -> npt.NDArray[np.uint8]:
+    def preview_image(self) -> npt.NDArray[np.uint8]:
         """Eight small frames above their reconstructions from sound tokens, and those from spoilt ones."""
         rng = np.random.default_rng(self.seed)
         pixels, _ = self.draw(rng)
         tokens = self._tokens(pixels)
-        spoilt = self.spoil(tokens, rng)
+        spoilt = self.corrupt(tokens, rng)
         rows = [denormalise(p[:8]) for p in (pixels, self._decode(tokens[:8]), self._decode(spoilt[:8]))]
         return np.concatenate([np.concatenate(list(row), axis=1) for row in rows])
 
-    def spoil(self, tokens: Tensor, rng: np.random.Generator) -> Tensor:
+    def corrupt(self, tokens: Tensor, rng: np.random.Generator) -> Tensor:
         """Tokens int64 [B, h, w] -> the same with some of them replaced."""
         count = len(tokens)
         rates = rng.uniform(0, 2 * self.options.wrong, (count, 1, 1))

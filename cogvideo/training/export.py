@@ -43,8 +43,11 @@ def _halves(tensors: Tensors) -> dict[str, Tensor]:
 
 def export_models(tensors: Tensors, folder: Path) -> None:
     """Weights of `WorldModels` by name -> `backbone`, `stage1`, `stage2` and `superres.safetensors` in `folder`."""
-    backbone, mixins = under(tensors, f"{PARTS[0]}.", BACKBONE), under(tensors, f"{PARTS[0]}.", "mixins.")
-    others = {part: under(tensors, f"{part}.") for part in PARTS[1:]}
+    backbone, mixins = (
+        select_prefix(tensors, f"{PARTS[0]}.", BACKBONE),
+        select_prefix(tensors, f"{PARTS[0]}.", "mixins."),
+    )
+    others = {part: select_prefix(tensors, f"{part}.") for part in PARTS[1:]}
     export_parts({"backbone": backbone, PARTS[0]: mixins, **others}, folder)
 
 
@@ -63,7 +66,7 @@ def export_parts(parts: Mapping[str, Tensors], folder: Path) -> None:
         write_tensors(own, folder / f"{part}.safetensors")
 
 
-def under(tensors: Tensors, prefix: str, kind: str = "") -> dict[str, Tensor]:
+def select_prefix(tensors: Tensors, prefix: str, kind: str = "") -> dict[str, Tensor]:
     """The tensors whose names begin with `prefix` and `kind`, without the prefix."""
     return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix + kind)}
 

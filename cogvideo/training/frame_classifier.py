@@ -32,7 +32,7 @@ _WIDTHS: Final = (32, 64, 96, 128)
 
 
 @dataclass(frozen=True)
-class EyeOptions:
+class FrameClassifierOptions:
     """What a step's drawings are like."""
 
     batch: int = 96
@@ -45,7 +45,7 @@ class EyeOptions:
     """Shares of foreign cells up to which a patched subject is what it was, and from which it is nothing known."""
 
 
-class Eye(nn.Module):
+class FrameClassifier(nn.Module):
     """Frames [B, 3, 64, 64] in 0..1 -> logits of subjects [B, 25] (the last: nothing) and of scenes [B, 6]."""
 
     def __init__(self) -> None:
@@ -63,7 +63,7 @@ class Eye(nn.Module):
         return self.subject(seen), self.scene(seen)
 
 
-def name_frames(frames: Pixels) -> list[tuple[int, int]]:
+def classify_frames(frames: Pixels) -> list[tuple[int, int]]:
     """Frames [F, H, W, 3] of the world's small or large size -> (subject, scene) of each; subject -1: nothing known."""
     factor = frames.shape[1] // SIDE
     pixels = torch.from_numpy(frames.astype(np.float32)).permute(0, 3, 1, 2) / 255
@@ -73,7 +73,7 @@ def name_frames(frames: Pixels) -> list[tuple[int, int]]:
 
 
 @lru_cache(maxsize=1)
-def _shipped() -> Eye:
+def _shipped() -> FrameClassifier:
     path = ASSETS / "mini" / FILE
     if not path.is_file():
         raise WeightsError(
@@ -81,16 +81,16 @@ def _shipped() -> Eye:
             f"The judge's weights {path} are missing: clone the repository anew, or make them with "
             "train examples/train_mini.toml --part judge.",
         )
-    eye = Eye()
+    eye = FrameClassifier()
     eye.load_state_dict({name: value.float() for name, value in load_file(path).items()})
     return eye.eval()
 
 
-class EyeTask:
+class FrameClassifierTask:
     """Loss of the eye for the training loop: the subject's class, and the scene's."""
 
-    def __init__(self, options: EyeOptions, seed: int) -> None:
-        self.eye = Eye()
+    def __init__(self, options: FrameClassifierOptions, seed: int) -> None:
+        self.eye = FrameClassifier()
         self.options = options
         self.seed = seed
 
@@ -99,14 +99,14 @@ class EyeTask:
         return self.eye
 
     @property
-    def learnt(self) -> nn.Module:
+    def trainable(self) -> nn.Module:
         return self.eye
 
-    def loss(self, step: int, share: int = 0, shares: int = 1) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, step: int, micro_batch: int = 0, num_micro_batches: int = 1) -> tuple[Tensor, dict[str, float]]:
         """Sum of both cross-entropies in nats; how many subjects were named rightly."""
-        rng = np.random.default_rng((self.seed, share, step))
+        rng = np.random.default_rng((self.seed, micro_batch, step))
         frames, subjects, scenes = self.draw(rng)
-        seen = self.eye(worsen(frames, rng))
+        seen = self.eye(degrade(frames, rng))
         loss = F.cross_entropy(seen[0], subjects) + F.cross_entropy(seen[1], scenes)
         return loss, {"right": float((seen[0].argmax(1) == subjects).float().mean())}
 
@@ -118,14 +118,14 @@ class EyeTask:
         subjects, scenes = (torch.tensor([row[i] for row in drawn], device=device) for i in (1, 2))
         return frames.permute(0, 3, 1, 2).to(device), subjects, scenes
 
-    def picture(self) -> Pixels:
+    def preview_image(self) -> Pixels:
         """Sixteen of the frames that it learns from, in two rows."""
         rng = np.random.default_rng(self.seed)
-        frames = worsen(self.draw(rng)[0][:16], rng).clamp(0, 1).mul(255).byte().permute(0, 2, 3, 1).cpu().numpy()
+        frames = degrade(self.draw(rng)[0][:16], rng).clamp(0, 1).mul(255).byte().permute(0, 2, 3, 1).cpu().numpy()
         return np.concatenate([np.concatenate(list(row), axis=1) for row in np.array_split(frames, 2)])
 
 
-def _draw_one(rng: np.random.Generator, options: EyeOptions) -> tuple[Pixels, int, int]:
+def _draw_one(rng: np.random.Generator, options: FrameClassifierOptions) -> tuple[Pixels, int, int]:
     """A frame [64, 64, 3], its subject and scene: any subject in any state anywhere, nothing is kept from a judge."""
     scene, variant = int(rng.integers(len(SCENES))), int(rng.integers(2))
     subject = int(rng.integers(len(SUBJECTS)))
@@ -155,7 +155,7 @@ def _pick(rng: np.random.Generator, cells: npt.NDArray[np.bool_], share: float) 
     return picked.reshape(cells.shape)
 
 
-def worsen(frames: Tensor, rng: np.random.Generator) -> Tensor:
+def degrade(frames: Tensor, rng: np.random.Generator) -> Tensor:
     """Frames [B, 3, H, W] -> blurred up to four times, with coarse and fine noise, as a codec might leave them."""
     count, side = len(frames), frames.shape[-1]
     times = torch.from_numpy(rng.integers(0, 5, (count, 1, 1, 1))).to(frames.device)

@@ -21,11 +21,11 @@ import torch
 from torch import Tensor
 
 from cogvideo.config import Preset
-from cogvideo.data.synthetic_world import draw_held_out
-from cogvideo.token_layout import Layout
+from cogvideo.data.synthetic_world import sample_held_out
+from cogvideo.token_layout import TokenLayout
 from cogvideo.tokenizers.text import TextTokenizer
-from cogvideo.training.joint_models import WorldModels
-from cogvideo.training.joint_task import ObjectiveOptions, WorldTask
+from cogvideo.training.joint_models import JointModels
+from cogvideo.training.joint_task import JointTask, JointTaskOptions
 from cogvideo.training.vqvae_task import tokenise
 
 _PART = 12  # numbers of a row or column code
@@ -39,7 +39,7 @@ _WHEN = slice(4 * _PART, _CODE)
 
 
 @dataclass(frozen=True)
-class Gaze:
+class AttentionOffset:
     """Where a head begins to look: rows down, columns right, frames later."""
 
     down: int
@@ -83,17 +83,17 @@ def _cells(count: int, width: int) -> Tensor:
     return torch.stack((numbers // width, numbers % width), dim=1)
 
 
-def make_world_task(preset: Preset, assets: Path, codec: Any, options: ObjectiveOptions) -> WorldTask:
+def make_world_task(preset: Preset, assets: Path, codec: Any, options: JointTaskOptions) -> JointTask:
     """Fresh networks to learn the synthetic world. `codec`: the trained HVQVAE; `assets`: folder of the text model."""
     codec.eval().requires_grad_(False)
-    models = WorldModels(preset)
-    start_small(models, codec.quantize.embed.weight)
+    models = JointModels(preset)
+    init_structured(models, codec.quantize.embed.weight)
     tokenizer = TextTokenizer(assets / "text.model", preset.model.image_tokens)
-    return WorldTask(models, preset, tokenizer, partial(tokenise, codec), draw_held_out(), options)
+    return JointTask(models, preset, tokenizer, partial(tokenise, codec), sample_held_out(), options)
 
 
 @torch.no_grad()
-def start_small(models: WorldModels, codes: Tensor | None = None, scale: float = 0.06, gain: float = 1.1) -> None:
+def init_structured(models: JointModels, codes: Tensor | None = None, scale: float = 0.06, gain: float = 1.1) -> None:
     """Put the starting values into freshly built models. `codes` [image tokens, z]: the codec's codebook."""
     layout, config = models.stage1.layout, models.stage1.config
     if codes is not None:
@@ -103,12 +103,12 @@ def start_small(models: WorldModels, codes: Tensor | None = None, scale: float =
     for layer in range(config.layers):
         backbone = models.stage1.transformer.layers[layer].attention.query_key_value.weight
         # Half of the backbone's heads stay random: they are free for the text.
-        _aim(backbone, size, [Gaze(*_NEAR[(layer + i) % 5 + 1], 0) for i in range(config.heads // 2)], gain)
-        later = [Gaze(*_NEAR[(layer + i) % len(_NEAR)], -1) for i in range(config.heads - 2)]
+        _aim(backbone, size, [AttentionOffset(*_NEAR[(layer + i) % 5 + 1], 0) for i in range(config.heads // 2)], gain)
+        later = [AttentionOffset(*_NEAR[(layer + i) % len(_NEAR)], -1) for i in range(config.heads - 2)]
         _aim(_own(models.stage1, layer), size, later, gain)
-        between = [Gaze(*_NEAR[(layer + i) % 5], 1 if i % 2 else -1) for i in range(config.heads - 1)]
+        between = [AttentionOffset(*_NEAR[(layer + i) % 5], 1 if i % 2 else -1) for i in range(config.heads - 1)]
         _aim(_own(models.stage2, layer), size, between, gain)
-        same = [Gaze(*_NEAR[(layer + i) % 5], 0) for i in range(config.heads - 2)]
+        same = [AttentionOffset(*_NEAR[(layer + i) % 5], 0) for i in range(config.heads - 2)]
         _aim(_own(models.superres, layer), size, same, gain)
 
 
@@ -131,7 +131,7 @@ def _own(model: torch.nn.Module, layer: int) -> Tensor:
     return weight
 
 
-def _aim(weight: Tensor, size: int, gazes: list[Gaze], gain: float) -> None:
+def _aim(weight: Tensor, size: int, gazes: list[AttentionOffset], gain: float) -> None:
     """Make the first heads of a fused q, k, v matrix [3h, h] look where `gazes` say."""
     hidden = weight.shape[1]
     for head, gaze in enumerate(gazes):
@@ -152,7 +152,7 @@ def _aim(weight: Tensor, size: int, gazes: list[Gaze], gain: float) -> None:
         weight[hidden + rows.start : hidden + rows.stop] = key
 
 
-def _write_positions(models: WorldModels, layout: Layout, scale: float) -> None:
+def _write_positions(models: JointModels, layout: TokenLayout, scale: float) -> None:
     width = layout.config.grid[1]
     count = layout.tokens_per_frame
     aim = _cells(count, width).float()

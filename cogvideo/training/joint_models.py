@@ -17,16 +17,16 @@ from torch import Tensor, nn
 from cogvideo.config import Preset
 from cogvideo.models.superres_lm import SuperResLM
 from cogvideo.models.video_lm import VideoLM
-from cogvideo.training.export import BACKBONE, PARTS, under
+from cogvideo.training.export import BACKBONE, PARTS, select_prefix
 
-AlonePart = Literal["stage2", "superres"]
-ALONE: tuple[AlonePart, ...] = ("stage2", "superres")
+SingleNetwork = Literal["stage2", "superres"]
+ALONE: tuple[SingleNetwork, ...] = ("stage2", "superres")
 """Networks that may learn on alone when all have learnt together."""
 OWN = ("layers", "final_layernorm")
 """What a network has of the backbone for itself where that is not frozen: words and places stay everybody's."""
 
 
-class WorldModels(nn.Module):
+class JointModels(nn.Module):
     """The three networks on one backbone; stage 2 and super-resolution may come to have one of their own."""
 
     def __init__(self, preset: Preset) -> None:
@@ -36,7 +36,7 @@ class WorldModels(nn.Module):
         self.stage2 = VideoLM(preset.model, 2, transformer=self.stage1.transformer)
         self.superres = SuperResLM(preset.model, transformer=self.stage1.transformer)
 
-    def give_own_backbone(self, part: AlonePart, modules: Collection[str] = OWN) -> None:
+    def give_own_backbone(self, part: SingleNetwork, modules: Collection[str] = OWN) -> None:
         """What this network learns of these modules of the backbone stays its own from now on; the others are shared.
 
         A network that has its own already keeps it.
@@ -57,7 +57,7 @@ class WorldModels(nn.Module):
 
         A network may lack what it shares with stage 1. Raises RuntimeError where something else is missing.
         """
-        networks = {name: under(tensors, f"{name}.") for name in PARTS}
+        networks = {name: select_prefix(tensors, f"{name}.") for name in PARTS}
         common = {n: t for n, t in networks["stage1"].items() if n.startswith(BACKBONE)}
         for part in ALONE:
             read = {n: t for n, t in networks[part].items() if n.startswith(BACKBONE)}

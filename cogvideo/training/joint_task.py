@@ -27,13 +27,13 @@ from cogvideo.models.superres_lm import PAD
 from cogvideo.models.video_lm import VideoLM
 from cogvideo.tokenizers.text import (
     TextTokenizer,
-    between_text,
     first_frame_text,
+    interpolation_text,
     superres_text,
     unconditional_text,
     video_text,
 )
-from cogvideo.training.joint_models import OWN, AlonePart, WorldModels
+from cogvideo.training.joint_models import OWN, JointModels, SingleNetwork
 from cogvideo.training.vqvae_data import SHOWN
 
 DATA = "training data"
@@ -44,7 +44,7 @@ Tokenise = Callable[[npt.NDArray[np.uint8]], Tensor]
 
 
 @dataclass(frozen=True)
-class ObjectiveOptions:
+class JointTaskOptions:
     """How many sequences of each kind a step holds, and what counts in them."""
 
     images: int = 16
@@ -69,9 +69,9 @@ class ObjectiveOptions:
     round_odds: Sequence[float] = (1, 1, 1)
     """How often stage 2 is shown a window of each round of interpolation, from five frames on; a film of 33 frames has
     4, 8 and 16 frames of them."""
-    drifting: float = 0.2
+    drift_probability: float = 0.2
     """Share of the clips that move freely, with a verb of their own: who is not shown turning is seen turned there."""
-    spoilt: float = 0.02
+    corruption_rate: float = 0.02
     """Mean share of the tokens of clips and windows that are replaced where the networks read them, half by what
     another frame of the clip has there, half by another clip's: what they go on from when drawing has errors too."""
     drawn_alone: float = 0.5
@@ -81,7 +81,7 @@ class ObjectiveOptions:
 
 
 @dataclass(frozen=True)
-class AloneOptions(ObjectiveOptions):
+class SingleNetworkOptions(JointTaskOptions):
     """The same of a network that learns alone."""
 
     freeze_backbone: bool = True
@@ -110,7 +110,7 @@ def window_times(
 
 
 @dataclass(frozen=True)
-class Rows:
+class TokenRows:
     """Tokens [B, F, N] with the weights of their losses, and the text that goes before them."""
 
     text: Tensor
@@ -119,17 +119,17 @@ class Rows:
     weights: Tensor
 
 
-class WorldTask:
+class JointTask:
     """Loss of all four objectives for the training loop."""
 
     def __init__(
         self,
-        models: WorldModels,
+        models: JointModels,
         preset: Preset,
         tokenizer: TextTokenizer,
         tokenise: Tokenise,
         held_out: HeldOut,
-        options: ObjectiveOptions,
+        options: JointTaskOptions,
     ) -> None:
         self.models = models
         self.preset = preset
@@ -145,15 +145,15 @@ class WorldTask:
         return self.models
 
     @property
-    def learnt(self) -> nn.Module:
+    def trainable(self) -> nn.Module:
         return self.models
 
-    def picture(self) -> None:
+    def preview_image(self) -> None:
         """Nothing: `python -m cogvideo evaluate` shows what this model draws."""
 
-    def loss(self, step: int, share: int = 0, shares: int = 1) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, step: int, micro_batch: int = 0, num_micro_batches: int = 1) -> tuple[Tensor, dict[str, float]]:
         """Sum of the four losses of step `step`, and each of them by name. Every share draws clips of its own."""
-        rng = np.random.default_rng((self.options.seed, share, step))
+        rng = np.random.default_rng((self.options.seed, micro_batch, step))
         losses = {name: objective(rng) for name, objective in self.objectives.items()}
         o = self.options
         portions = {"image": 1.0, "stage1": o.stage1_share, "stage2": o.stage2_share, "superres": o.superres_share}
@@ -195,20 +195,20 @@ class WorldTask:
         clips = self._sample(rng, self.options.windows)
         windows = [window_times(rng, clip, self.options.round_odds) for clip in clips]
         texts = [
-            between_text(self.tokenizer, caption(rng, c), seconds)
+            interpolation_text(self.tokenizer, caption(rng, c), seconds)
             for c, (seconds, _) in zip(clips, windows, strict=True)
         ]
         rows = self._rows(texts, clips, [times for _, times in windows], self.options.subject_weight)
         return self._score(self.models.stage2, rows, rng, self.models.stage2.layout.generated)
 
-    def _score(self, network: VideoLM, rows: Rows, rng: np.random.Generator, wanted: Sequence[int]) -> Tensor:
+    def _score(self, network: VideoLM, rows: TokenRows, rng: np.random.Generator, wanted: Sequence[int]) -> Tensor:
         """Loss of the `wanted` frames; the others are read, but nothing is computed of what would come there."""
         frames = list(wanted)
-        logits = network.forward_training(rows.text, rows.text_length, self.spoil(rows.tokens, rng), frames)
+        logits = network.forward_training(rows.text, rows.text_length, self.corrupt(rows.tokens, rng), frames)
         return weighted_loss(logits, rows.tokens[:, frames], rows.weights[:, frames])
 
     @torch.no_grad()
-    def known_keyframes(self, clips: Sequence[Clip], rng: np.random.Generator) -> float:
+    def teacher_forced_accuracy(self, clips: Sequence[Clip], rng: np.random.Generator) -> float:
         """Share of the tokens of frames 2..5 that stage 1 finds the likeliest, given the true ones before them.
 
         Those count that stand where the subject is in any frame.
@@ -218,28 +218,32 @@ class WorldTask:
         return self._known(self.models.stage1, rows, range(1, KEYFRAMES))
 
     @torch.no_grad()
-    def known_betweens(self, clips: Sequence[Clip], round_: int, rng: np.random.Generator) -> float:
+    def teacher_forced_interpolation_accuracy(
+        self, clips: Sequence[Clip], round_: int, rng: np.random.Generator
+    ) -> float:
         """The same of stage 2, in windows of one round (1, 2 or 3) of interpolation."""
         odds = [float(number == round_) for number in (1, 2, 3)]
         windows = [window_times(rng, clip, odds) for clip in clips]
-        texts = [between_text(self.tokenizer, caption(rng, c), s) for c, (s, _) in zip(clips, windows, strict=True)]
+        texts = [
+            interpolation_text(self.tokenizer, caption(rng, c), s) for c, (s, _) in zip(clips, windows, strict=True)
+        ]
         rows = self._rows(texts, clips, [times for _, times in windows], 1.0)
         return self._known(self.models.stage2, rows, self.models.stage2.layout.generated)
 
-    def _known(self, network: VideoLM, rows: Rows, wanted: Sequence[int]) -> float:
+    def _known(self, network: VideoLM, rows: TokenRows, wanted: Sequence[int]) -> float:
         frames = list(wanted)
         likeliest = network.forward_training(rows.text, rows.text_length, rows.tokens, frames).argmax(-1)
         subject = rows.weights[:, frames] > self.options.background_weight
         return float((likeliest == rows.tokens[:, frames])[subject].float().mean())
 
-    def spoil(self, tokens: Tensor, rng: np.random.Generator) -> Tensor:
+    def corrupt(self, tokens: Tensor, rng: np.random.Generator) -> Tensor:
         """Tokens [B, F, N] -> the same with some of them replaced; a clip has up to twice the mean share."""
         clips, frames, _ = tokens.shape
         elsewhere = (
             tokens.roll(int(rng.integers(1, frames)), 1),
             tokens.roll(int(rng.integers(1, max(2, clips))), 0),
         )
-        rates = rng.uniform(0, 2 * self.options.spoilt, (clips, 1, 1))
+        rates = rng.uniform(0, 2 * self.options.corruption_rate, (clips, 1, 1))
         draws = rng.random(tuple(tokens.shape))
         for other, hit in zip(elsewhere, (draws < rates / 2, draws > 1 - rates / 2), strict=True):
             tokens = torch.where(torch.from_numpy(hit).to(tokens.device), other, tokens)
@@ -252,7 +256,7 @@ class WorldTask:
         return weighted_loss(self.models.superres(rows.text, rows.text_length, coarse), fine, rows.weights)
 
     @record_function(DATA)
-    def _pairs(self, rng: np.random.Generator) -> Rows:
+    def _pairs(self, rng: np.random.Generator) -> TokenRows:
         """Frames at both sizes: tokens [B, N + fine tokens], coarse ones first, and weights of the fine ones."""
         clips = self._sample(rng, self.options.superres)
         moments = [float(rng.integers(0, 33)) / 32 * clip.duration for clip in clips]
@@ -264,7 +268,7 @@ class WorldTask:
         small, _ = self._tokenise(shown, COARSE, cut)
         large, cells = self._tokenise(shown, FINE)
         weights = self._weigh(cells, self.options.subject_weight)
-        return Rows(text, text_length, torch.cat((small, large), dim=1).to(self._device), weights)
+        return TokenRows(text, text_length, torch.cat((small, large), dim=1).to(self._device), weights)
 
     def _tokenise(
         self, drawn: Sequence[tuple[Clip, State]], cell: int, cut: npt.NDArray[np.bool_] | None = None
@@ -280,7 +284,7 @@ class WorldTask:
             render_state(c.subject, PLAIN if plain else c.scene, c.variant, state, cell)
             for (c, state), plain in zip(drawn, cut, strict=True)
         ]
-        cells = np.stack([subject_cells(mask, self.preset.cell) for _, mask in frames])
+        cells = np.stack([subject_cells(mask, self.preset.patch_size) for _, mask in frames])
         tokens = self.tokenise(np.stack([picture for picture, _ in frames]))
         scenes = torch.stack([self._scene_tokens(c.scene, c.variant, cell) for c, _ in drawn])
         return torch.where(torch.from_numpy(cut[:, None] & ~cells).to(tokens.device), scenes, tokens), cells
@@ -301,7 +305,7 @@ class WorldTask:
     def _sample(self, rng: np.random.Generator, count: int) -> list[Clip]:
         o = self.options
         return [
-            sample_clip(rng, self.held_out, odds=o.motion_odds, drifting=o.drifting, size_odds=o.size_odds)
+            sample_clip(rng, self.held_out, odds=o.motion_odds, drifting=o.drift_probability, size_odds=o.size_odds)
             for _ in range(count)
         ]
 
@@ -312,7 +316,7 @@ class WorldTask:
         clips: Sequence[Clip],
         times: Sequence[Sequence[float] | npt.NDArray[np.float64]],
         subject_weight: float,
-    ) -> Rows:
+    ) -> TokenRows:
         """Render and tokenise the frames of each clip at its times (as many for every clip)."""
         drawn = [(clip, s) for clip, moments in zip(clips, times, strict=True) for s in clip.states(moments)]
         shape = (len(clips), len(times[0]))
@@ -322,7 +326,7 @@ class WorldTask:
         # and weighing the subject alone would teach it to appear too early in the order of decoding.
         weights = self._weigh(cells.any(1, keepdims=True).repeat(shape[1], 1), subject_weight)
         text, text_length = left_pad(texts, pad=self.pad, device=self._device)
-        return Rows(text, text_length, tokens, weights)
+        return TokenRows(text, text_length, tokens, weights)
 
     def _weigh(self, cells: npt.NDArray[np.bool_], subject_weight: float) -> Tensor:
         o = self.options
@@ -331,14 +335,14 @@ class WorldTask:
         )
 
 
-class AloneTask:
+class SingleNetworkTask:
     """One network alone, beside others that stay what they are: its loss for the training loop.
 
     Learning together, it gets little of a step, and every step of the others moves the backbone under it. What learns
     is its own weights, or, where the backbone is not frozen, the layers of a backbone of its own too.
     """
 
-    def __init__(self, world: WorldTask, part: AlonePart, freeze_backbone: bool = True) -> None:
+    def __init__(self, world: JointTask, part: SingleNetwork, freeze_backbone: bool = True) -> None:
         self.world = world
         self.part = part
         if not freeze_backbone:
@@ -346,20 +350,22 @@ class AloneTask:
         self.module: nn.Module = world.models.requires_grad_(False)
         network = getattr(world.models, part)
         backbone = network.transformer
-        self.learnt: nn.Module = nn.ModuleDict({"mixins": network.mixins.requires_grad_(True)})
+        self.trainable: nn.Module = nn.ModuleDict({"mixins": network.mixins.requires_grad_(True)})
         if backbone is not world.models.stage1.transformer:
-            self.learnt["transformer"] = backbone  # what is its own belongs into its file, frozen or not
+            self.trainable["transformer"] = backbone  # what is its own belongs into its file, frozen or not
         if not freeze_backbone:
             for name in OWN:
                 getattr(backbone, name).requires_grad_(True)
 
-    def loss(self, step: int, share: int = 0, shares: int = 1) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, step: int, micro_batch: int = 0, num_micro_batches: int = 1) -> tuple[Tensor, dict[str, float]]:
         """Cross-entropy in nats a token; every share draws as many frames or windows as the options say."""
-        rng = np.random.default_rng((self.world.options.seed, share, step, 1))  # not what they learnt from together
+        rng = np.random.default_rng(
+            (self.world.options.seed, micro_batch, step, 1)
+        )  # not what they learnt from together
         value = self.world.objectives[self.part](rng)
         return value, {self.part: float(value.detach())}
 
-    def picture(self) -> None:
+    def preview_image(self) -> None:
         """Nothing: `python -m cogvideo evaluate` shows what this model draws."""
 
 

@@ -19,15 +19,15 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from cogvideo.config import Preset
-from cogvideo.data.dataset import KEYFRAMES, ClipDataset, TokenClip, order
+from cogvideo.data.dataset import KEYFRAMES, ClipDataset, TokenClip, epoch_permutation
 from cogvideo.errors import RequestError
 from cogvideo.models.base import TokenModel, left_pad
 from cogvideo.models.superres_lm import PAD, SuperResLM
 from cogvideo.models.video_lm import VideoLM
 from cogvideo.tokenizers.text import (
     TextTokenizer,
-    between_text,
     first_frame_text,
+    interpolation_text,
     superres_text,
     unconditional_text,
     video_text,
@@ -41,7 +41,7 @@ Draw = Callable[[Tensor, tuple[int, int]], npt.NDArray[np.uint8]]
 
 
 @dataclass(frozen=True)
-class PartOptions:
+class NetworkTaskOptions:
     """What a step of one network holds, and what of the network learns."""
 
     batch: int = 16
@@ -57,7 +57,7 @@ class PartOptions:
 
 
 @dataclass(frozen=True)
-class Batch:
+class NetworkBatch:
     """Texts padded on the left, what the network is given, and the tokens that it is to predict."""
 
     text: Tensor  # [B, T]
@@ -66,7 +66,7 @@ class Batch:
     wanted: Tensor  # [B, ..., N]
 
 
-class PartTask:
+class NetworkTask:
     """Loss of one network for the training loop."""
 
     def __init__(
@@ -76,14 +76,14 @@ class PartTask:
         dataset: ClipDataset,
         preset: Preset,
         tokenizer: TextTokenizer,
-        options: PartOptions,
+        options: NetworkTaskOptions,
         draw: Draw | None = None,
     ) -> None:
         self.module: nn.Module = network
         self.network, self.part, self.dataset = network, part, dataset
         self.preset, self.tokenizer, self.options, self.draw = preset, tokenizer, options, draw
         self.pad = PAD if part == "superres" else tokenizer.token("<pad>")
-        self.learnt: nn.Module = self._choose_learnt()
+        self.trainable: nn.Module = self._choose_learnt()
         if options.checkpoint_layers:
             checkpoint_layers(network)
 
@@ -98,21 +98,22 @@ class PartTask:
             learnt = nn.ModuleDict({"transformer": self.network.transformer, "mixins": self.network.mixins})
         return learnt.requires_grad_(True)
 
-    def loss(self, step: int, share: int = 0, shares: int = 1) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, step: int, micro_batch: int = 0, num_micro_batches: int = 1) -> tuple[Tensor, dict[str, float]]:
         """Mean cross-entropy of one of the equal shares of a step's sequences."""
         count = self.options.batch
-        if count % shares:
+        if count % num_micro_batches:
             raise RequestError(
-                f"每步 {count} 个序列不能平分为 {shares} 份（进程数乘以 accumulate）：请修改 batch。",
-                f"The {count} sequences of a step do not divide into {shares} shares (processes times accumulate): "
-                "change batch.",
+                f"每步 {count} 个序列不能平分为 {num_micro_batches} 份"
+                "（进程数乘以 gradient_accumulation_steps）：请修改 batch。",
+                f"The {count} sequences of a step do not divide into {num_micro_batches} shares "
+                "(processes times gradient_accumulation_steps): change batch.",
             )
-        batch = self.batch(range(step * count + share, (step + 1) * count, shares))
+        batch = self.batch(range(step * count + micro_batch, (step + 1) * count, num_micro_batches))
         logits = self._logits(batch)
         value = F.cross_entropy(logits.flatten(0, -2), batch.wanted.flatten())
         return value, {}
 
-    def batch(self, numbers: Sequence[int]) -> Batch:
+    def batch(self, numbers: Sequence[int]) -> NetworkBatch:
         """The sequences with these numbers, counted from the start of training, on the network's device."""
         rows = [self._sequence(number) for number in numbers]
         device = self.network.transformer.word_embeddings.weight.device
@@ -123,7 +124,7 @@ class PartTask:
             torch.from_numpy(np.stack(arrays).astype(np.int64)).to(device)
             for arrays in ([row.given for row in rows], [row.wanted for row in rows])
         )
-        return Batch(text, text_length, given, wanted)
+        return NetworkBatch(text, text_length, given, wanted)
 
     def _sequence(self, number: int) -> _Sequence:
         """Sequence `number`: its clip follows from the epoch's order, everything else from a generator of its own."""
@@ -145,13 +146,13 @@ class PartTask:
 
     def _stage2_sequence(self, clip: TokenClip, rng: np.random.Generator) -> _Sequence:
         frames, seconds = draw_window(clip, rng)
-        return _Sequence(between_text(self.tokenizer, clip.caption, seconds), frames, frames[[1, 3]])
+        return _Sequence(interpolation_text(self.tokenizer, clip.caption, seconds), frames, frames[[1, 3]])
 
     def _superres_sequence(self, clip: TokenClip, rng: np.random.Generator) -> _Sequence:
         at = rng.integers(KEYFRAMES)
         return _Sequence(superres_text(self.tokenizer, clip.caption), clip.keyframes[at], clip.fine[at])
 
-    def _logits(self, batch: Batch) -> Tensor:
+    def _logits(self, batch: NetworkBatch) -> Tensor:
         """Scores of the wanted tokens, [B, ..., N, image tokens]."""
         if isinstance(self.network, SuperResLM):
             return self.network(batch.text, batch.text_length, batch.given)
@@ -162,7 +163,7 @@ class PartTask:
         return self.network.forward_training(batch.text, batch.text_length, batch.given, tuple(scored))
 
     @torch.no_grad()
-    def picture(self) -> npt.NDArray[np.uint8] | None:
+    def preview_image(self) -> npt.NDArray[np.uint8] | None:
         """The tokens to predict of two sequences, above those that the network finds most likely, each given the true
         ones before it: uint8 [H, W, 3].
         """
@@ -187,14 +188,14 @@ class _Sequence:
     wanted: npt.NDArray[np.integer]
 
 
-_SEQUENCES: dict[Part, Callable[[PartTask, TokenClip, np.random.Generator], _Sequence]] = {
-    "backbone": PartTask._backbone_sequence,
-    "stage1": PartTask._stage1_sequence,
-    "stage2": PartTask._stage2_sequence,
-    "superres": PartTask._superres_sequence,
+_SEQUENCES: dict[Part, Callable[[NetworkTask, TokenClip, np.random.Generator], _Sequence]] = {
+    "backbone": NetworkTask._backbone_sequence,
+    "stage1": NetworkTask._stage1_sequence,
+    "stage2": NetworkTask._stage2_sequence,
+    "superres": NetworkTask._superres_sequence,
 }
 
-_cached_order = lru_cache(maxsize=4)(order)
+_cached_order = lru_cache(maxsize=4)(epoch_permutation)
 
 
 def draw_window(clip: TokenClip, rng: np.random.Generator) -> tuple[npt.NDArray[np.integer], float]:

@@ -23,6 +23,17 @@ TRAINED = ("tokenizer", "codec", "codes", "decoder", "judge", "models", "backbon
 PARTS = (*TRAINED, "export", "published")
 NETWORKS = ("backbone", "stage1", "stage2", "superres")
 
+RENAMED_OPTIONS = {
+    "clip": "max_grad_norm",
+    "average": "ema_decay",
+    "start_share": "initial_weight_fraction",
+    "accumulate": "gradient_accumulation_steps",
+    "picture_every": "preview_every",
+    "spoilt": "corruption_rate",
+    "drifting": "drift_probability",
+}
+"""Names in recipes of version 0.1 -> names of the options."""
+
 Options = TypeVar("Options")
 
 
@@ -57,6 +68,7 @@ def _wanted(recipe: dict[str, Any]) -> tuple[str, ...]:
 def options_from(kind: Callable[..., Options], table: dict[str, Any]) -> Options:
     """A table of the recipe as a dataclass. Raises RequestError for a name it does not have, or lacks."""
     known = {field.name for field in fields(kind)}  # type: ignore[arg-type]
+    table = {_current_name(name, known): value for name, value in table.items()}
     unknown = sorted(set(table) - known)
     if unknown:
         raise RequestError(
@@ -67,3 +79,8 @@ def options_from(kind: Callable[..., Options], table: dict[str, Any]) -> Options
         return kind(**table)
     except TypeError as error:
         raise RequestError(f"训练配置不完整：{error}。", f"The recipe is incomplete: {error}.") from error
+
+
+def _current_name(name: str, known: set[str]) -> str:
+    renamed = RENAMED_OPTIONS.get(name, name)
+    return renamed if renamed in known else name

@@ -21,8 +21,8 @@ from cogvideo.config import (
     PRESETS,
     ModelConfig,
     describe_preset,
-    find_preset,
-    resize,
+    load_preset,
+    resize_model,
 )
 from cogvideo.errors import RequestError, WeightsError
 from cogvideo.training.recipe import NETWORKS, TRAINED, options_from
@@ -32,10 +32,10 @@ if TYPE_CHECKING:
 
     from cogvideo.data.dataset import ClipDataset
     from cogvideo.models.base import TokenModel
-    from cogvideo.tokenizers.image import FrameCodec
-    from cogvideo.training.codebook_growth import CodesOptions
-    from cogvideo.training.joint_models import AlonePart
-    from cogvideo.training.joint_task import WorldTask
+    from cogvideo.tokenizers.image import ImageTokenizer
+    from cogvideo.training.codebook_growth import CodebookGrowthOptions
+    from cogvideo.training.joint_models import SingleNetwork
+    from cogvideo.training.joint_task import JointTask
     from cogvideo.training.network_task import Part
     from cogvideo.training.trainer import Task
     from cogvideo.training.vqvae_data import Sample
@@ -46,7 +46,7 @@ SMALL_FILES = ("text.model", "codec.json", "codec.safetensors", "cluster_labels.
 EMBEDDINGS = "transformer.word_embeddings.weight"
 
 
-class Workshop:
+class RecipeRunner:
     """Makes the parts of one recipe; checkpoints go to `out`, finished files to the model's folder.
 
     A recipe with `data` trains each network on its own on clips; one without trains all on the synthetic world, from
@@ -61,14 +61,14 @@ class Workshop:
         self.assets = Path(recipe.get("assets", out / "model"))
         self.own = "data" in recipe
         base = PRESETS[recipe["preset"]]
-        self.start_sizes: ModelConfig = resize(self._known_sizes() or base.model, recipe.get("model", {}))
+        self.start_sizes: ModelConfig = resize_model(self._known_sizes() or base.model, recipe.get("model", {}))
         self.sizes = self._widen(self.start_sizes)
         self.seed = int(recipe["seed"])
         self.processes = PartialState()
         self.preset = base
         if "start" in recipe:
             self._once(self._begin_folder)
-            self.preset = find_preset(str(self.assets))[0]
+            self.preset = load_preset(str(self.assets))[0]
 
     @property
     def plan(self) -> list[str]:
@@ -76,7 +76,7 @@ class Workshop:
         parts = [part for part in TRAINED if part in self.recipe]
         return [*parts, "export"] if self.own or {"models", *NETWORKS} & set(parts) else parts
 
-    def make(self, part: str) -> None:
+    def run_part(self, part: str) -> None:
         """Make one of `PARTS`. Raises RequestError where the recipe has no table for it."""
         if part in TRAINED and part not in self.recipe:
             raise RequestError(f"训练配置没有 [{part}] 部分。", f"The recipe has no part [{part}].")
@@ -121,31 +121,31 @@ class Workshop:
 
     def _make_codec(self) -> None:
         """World frames, or keyframes of prepared clips -> the VQ-VAE, and the clusters of its codes."""
-        from cogvideo.tokenizers.image import build_codec
+        from cogvideo.tokenizers.image import build_vqvae
         from cogvideo.training.export import export_clusters, export_codec
-        from cogvideo.training.vqvae_task import CodecOptions, CodecTask
+        from cogvideo.training.vqvae_task import VQVAEOptions, VQVAETask
 
         def export() -> None:
             tensors = self._trained("codec")
             export_codec(tensors, self.assets)
             export_clusters(tensors["quantize.embed.weight"], int(self.recipe.get("clusters", 256)), self.assets)
 
-        codec = build_codec(self.assets / "codec.json")
-        options = options_from(CodecOptions, self.recipe["codec"].get("data", {}))
-        self._train("codec", CodecTask(codec, self._pictures, options, self.seed))
+        codec = build_vqvae(self.assets / "codec.json")
+        options = options_from(VQVAEOptions, self.recipe["codec"].get("data", {}))
+        self._train("codec", VQVAETask(codec, self._pictures, options, self.seed))
         self._once(export)
 
     def _known_sizes(self) -> ModelConfig | None:
         """The sizes of the model that is the starting point, where its folder tells them."""
         folder = self._start_folder
         told = folder is not None and (folder / PRESET_FILE).is_file()
-        return find_preset(str(folder))[0].model if told else None
+        return load_preset(str(folder))[0].model if told else None
 
     def _widen(self, sizes: ModelConfig) -> ModelConfig:
         """The sizes of what is made from a starting point of `sizes`. Raises RequestError for codes without one."""
         if "codes" not in self.recipe:
             return sizes
-        from cogvideo.training.codebook_growth import widen
+        from cogvideo.training.codebook_growth import grow_codebook
 
         if self._start_folder is None or self._is_published(self._start_folder):
             raise RequestError(
@@ -161,13 +161,13 @@ class Workshop:
                 "[codes] and [codec] do not go into one recipe: codes are added to the codec of `start`. "
                 "Train the codec first, then start from its folder.",
             )
-        return widen(sizes, self._code_options.more)
+        return grow_codebook(sizes, self._code_options.more)
 
     @cached_property
-    def _code_options(self) -> CodesOptions:
-        from cogvideo.training.codebook_growth import CodesOptions
+    def _code_options(self) -> CodebookGrowthOptions:
+        from cogvideo.training.codebook_growth import CodebookGrowthOptions
 
-        return options_from(CodesOptions, self.recipe["codes"].get("data", {}))
+        return options_from(CodebookGrowthOptions, self.recipe["codes"].get("data", {}))
 
     def _make_codes(self) -> None:
         """The starting point's codec -> the same with more codes, and the clusters of all; once made, nothing."""
@@ -213,9 +213,9 @@ class Workshop:
         """The codec that a folder describes, in single precision, with `tensors`, or those of its file."""
         from safetensors.torch import load_file
 
-        from cogvideo.tokenizers.image import build_codec
+        from cogvideo.tokenizers.image import build_vqvae
 
-        codec = build_codec(folder / "codec.json")
+        codec = build_vqvae(folder / "codec.json")
         known = load_file(folder / "codec.safetensors") if tensors is None else tensors
         codec.load_state_dict(codec.state_dict() | known)  # the files that ship have no statistics of the codebook
         return codec.float()
@@ -224,12 +224,12 @@ class Workshop:
     def _pictures(self) -> Sample:
         """What codec and decoder are shown."""
         from cogvideo.data.dataset import PreparedClips
-        from cogvideo.data.synthetic_world import draw_held_out
+        from cogvideo.data.synthetic_world import sample_held_out
         from cogvideo.training.vqvae_data import sample_clips, sample_world
 
         if self.own:
             return sample_clips(PreparedClips(Path(self.recipe["data"]), self.preset), self.sizes.upscale)
-        return sample_world(draw_held_out())
+        return sample_world(sample_held_out())
 
     def _export(self) -> None:
         """The last checkpoints -> the files that are used."""
@@ -255,10 +255,10 @@ class Workshop:
     def _make_judge(self) -> None:
         """Drawings of the world -> the classifier by which `evaluate` names what it sees."""
         from cogvideo.training.export import write_tensors
-        from cogvideo.training.frame_classifier import FILE, EyeOptions, EyeTask
+        from cogvideo.training.frame_classifier import FILE, FrameClassifierOptions, FrameClassifierTask
 
-        options = options_from(EyeOptions, self.recipe["judge"].get("data", {}))
-        self._train("judge", EyeTask(options, self.seed))
+        options = options_from(FrameClassifierOptions, self.recipe["judge"].get("data", {}))
+        self._train("judge", FrameClassifierTask(options, self.seed))
         self._once(lambda: write_tensors(self._trained("judge"), self.assets / FILE))
 
     def _make_models(self) -> None:
@@ -268,30 +268,30 @@ class Workshop:
             self._load_networks(world, self._start_folder)
         self._train("models", world)
 
-    def _world_task(self, part: str) -> WorldTask:
+    def _world_task(self, part: str) -> JointTask:
         from cogvideo.training.initialization import make_world_task
         from cogvideo.training.joint_models import ALONE
-        from cogvideo.training.joint_task import AloneOptions, ObjectiveOptions
+        from cogvideo.training.joint_task import JointTaskOptions, SingleNetworkOptions
 
-        kind = AloneOptions if part in ALONE else ObjectiveOptions
+        kind = SingleNetworkOptions if part in ALONE else JointTaskOptions
         options = options_from(kind, {"seed": self.seed, **self.recipe[part].get("data", {})})
         return make_world_task(self.preset, self.assets, self._trained_codec(), options)
 
-    def _make_alone(self, part: AlonePart) -> None:
+    def _make_alone(self, part: SingleNetwork) -> None:
         """Clips of the world -> one network alone, beside finished ones that stay what they are."""
         from cogvideo.training.export import export_parts
-        from cogvideo.training.joint_task import AloneOptions, AloneTask
+        from cogvideo.training.joint_task import SingleNetworkOptions, SingleNetworkTask
 
         world = self._world_task(part)
         if (self.out / "models" / "checkpoint.pt").is_file():
             world.models.load_weights(self._trained("models"))
         else:
             self._load_networks(world, self._start_folder or self.assets)
-        assert isinstance(world.options, AloneOptions)
-        self._train(part, AloneTask(world, part, world.options.freeze_backbone))
+        assert isinstance(world.options, SingleNetworkOptions)
+        self._train(part, SingleNetworkTask(world, part, world.options.freeze_backbone))
         self._once(lambda: export_parts({part: self._trained(part)}, self.assets))
 
-    def _load_networks(self, world: WorldTask, folder: Path) -> None:
+    def _load_networks(self, world: JointTask, folder: Path) -> None:
         from cogvideo.models.loader import load_safetensors
 
         known = load_safetensors(folder, self.start_sizes if folder == self._start_folder else self.sizes)
@@ -302,9 +302,9 @@ class Workshop:
         """Weights of the starting point, with an embedding for each code that came after it."""
         if "codes" not in self.recipe or len(tensors[EMBEDDINGS]) == self.sizes.vocab_size:
             return tensors
-        from cogvideo.training.codebook_growth import widen_embeddings
+        from cogvideo.training.codebook_growth import grow_embeddings
 
-        return {**tensors, EMBEDDINGS: widen_embeddings(tensors[EMBEDDINGS], self._all_codes, self.sizes)}
+        return {**tensors, EMBEDDINGS: grow_embeddings(tensors[EMBEDDINGS], self._all_codes, self.sizes)}
 
     @cached_property
     def _all_codes(self) -> Tensor:
@@ -342,7 +342,7 @@ class Workshop:
             from cogvideo.weights.catalog import published_home
 
             return published_home()
-        return Path(start) if self._is_published(Path(start)) else find_preset(start)[1]
+        return Path(start) if self._is_published(Path(start)) else load_preset(start)[1]
 
     @staticmethod
     def _is_published(folder: Path) -> bool:
@@ -351,10 +351,10 @@ class Workshop:
         return any((folder / name).is_dir() for name in PUBLISHED.values())
 
     @cached_property
-    def _codec(self) -> FrameCodec:
-        from cogvideo.tokenizers.image import FrameCodec
+    def _codec(self) -> ImageTokenizer:
+        from cogvideo.tokenizers.image import ImageTokenizer
 
-        return FrameCodec.load(self.preset, folder=self.assets)
+        return ImageTokenizer.load(self.preset, folder=self.assets)
 
     @cached_property
     def _dataset(self) -> ClipDataset:
@@ -365,14 +365,16 @@ class Workshop:
     def _make_network(self, part: Part) -> None:
         """Clips -> one network, its backbone frozen unless the recipe says otherwise."""
         from cogvideo.data.dataset import open_tokenizer
-        from cogvideo.training.network_task import PartOptions, PartTask
+        from cogvideo.training.network_task import NetworkTask, NetworkTaskOptions
 
-        options = options_from(PartOptions, {"seed": self.seed, **self.recipe[part].get("data", {})})
+        options = options_from(NetworkTaskOptions, {"seed": self.seed, **self.recipe[part].get("data", {})})
         network = self._build(part, options.fresh)
         tokenizer = open_tokenizer(self.assets, self.preset)
         self._train(
             part,
-            PartTask(network, part, self._dataset, self.preset, tokenizer, options, lambda *a: self._codec.decode(*a)),
+            NetworkTask(
+                network, part, self._dataset, self.preset, tokenizer, options, lambda *a: self._codec.decode(*a)
+            ),
         )
 
     def _build(self, part: Part, fresh: bool) -> TokenModel:
@@ -437,11 +439,11 @@ class Workshop:
     @cached_property
     def _small_start(self) -> dict[str, Tensors]:
         """Starting values that let a small model learn in minutes, by network."""
-        from cogvideo.training.initialization import start_small
-        from cogvideo.training.joint_models import WorldModels
+        from cogvideo.training.initialization import init_structured
+        from cogvideo.training.joint_models import JointModels
 
-        models = WorldModels(self.preset)
-        start_small(models)
+        models = JointModels(self.preset)
+        init_structured(models)
         networks = {part: dict(getattr(models, part).state_dict()) for part in NETWORKS[1:]}
         parts = {p: {n: t for n, t in w.items() if n.startswith("mixins.")} for p, w in networks.items()}
         return {"backbone": {n: t for n, t in networks["stage1"].items() if n.startswith("transformer.")}, **parts}
@@ -449,9 +451,9 @@ class Workshop:
     # Training.
 
     def _train(self, part: str, task: Task) -> None:
-        from cogvideo.training.trainer import RunOptions, Trainer
+        from cogvideo.training.trainer import Trainer, TrainerOptions
 
-        Trainer(task, options_from(RunOptions, self.recipe[part]["run"]), self.out / part).run()
+        Trainer(task, options_from(TrainerOptions, self.recipe[part]["run"]), self.out / part).run()
 
     def _once(self, work: Callable[[], None]) -> None:
         """Do something in the main process alone; the others wait."""
@@ -461,10 +463,10 @@ class Workshop:
 
     def _trained(self, part: str) -> Tensors:
         """What training left in the last checkpoint."""
-        from cogvideo.training.trainer import kept_weights
+        from cogvideo.training.trainer import export_weights
 
         state = self._checkpoint(part)
-        return kept_weights(state["module"], state["average"])
+        return export_weights(state["module"], state["average"])
 
     def _checkpoint(self, part: str) -> dict[str, Any]:
         import torch

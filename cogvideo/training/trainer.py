@@ -34,7 +34,7 @@ Precision = Literal["", "no", "bf16", "fp16"]
 
 
 @dataclass(frozen=True)
-class RunOptions:
+class TrainerOptions:
     """How long and how fast to learn."""
 
     steps: int
@@ -45,24 +45,24 @@ class RunOptions:
     muon_learning_rate: float = 0.0
     """Over 0: matrices and convolutions inside the layers are trained by Muon at this rate, the rest by AdamW."""
     betas: tuple[float, float] = (0.9, 0.95)
-    clip: float = 1.0
-    average: float = 0.0
+    max_grad_norm: float = 1.0
+    ema_decay: float = 0.0
     """Decay of the exponential moving average of the weights; 0 switches it off."""
-    start_share: float = 0.0
+    initial_weight_fraction: float = 0.0
     """Share of the weights that training began with in those that it leaves, 0 to below 1: a little less is learnt, and
     less of what was known is lost (Wortsman et al. 2022, arXiv:2109.01903, section 3)."""
-    accumulate: int = 1
+    gradient_accumulation_steps: int = 1
     """Shares that a process cuts its part of a step into, one after the other: less memory, the same gradients."""
     precision: Precision = ""
     """Of the arithmetic; weights stay fp32. Empty: what `accelerate launch` was told."""
     save_minutes: float = 2.0
     log_every: int = 20
-    picture_every: int = 500
+    preview_every: int = 500
     """Steps between two pictures of what the model makes of its data; 0: none."""
     seed: int = 0
 
 
-def kept_weights(state: Mapping[str, Tensor], average: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def export_weights(state: Mapping[str, Tensor], average: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Of what training holds, what it leaves: all of `state`, or, where averaging is on, the averages.
 
     These hold a tensor that has several names once, under its first one: the others would be what the last step left.
@@ -79,13 +79,13 @@ class Task(Protocol):
         """Everything that computes, frozen parts included: it is moved to the device."""
 
     @property
-    def learnt(self) -> nn.Module:
+    def trainable(self) -> nn.Module:
         """What training changes, a part of `module` or all of it: a checkpoint holds its tensors."""
 
-    def loss(self, step: int, share: int = 0, shares: int = 1) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, step: int, micro_batch: int = 0, num_micro_batches: int = 1) -> tuple[Tensor, dict[str, float]]:
         """The loss of one of the equal `shares` of a step's data, and scalars to log."""
 
-    def picture(self) -> npt.NDArray[np.uint8] | None:
+    def preview_image(self) -> npt.NDArray[np.uint8] | None:
         """Something to look at, uint8 [H, W, 3]; None where there is nothing to show."""
 
 
@@ -97,11 +97,11 @@ class _Step(nn.Module):
         self.computing = task.module
         self.task = task
 
-    def forward(self, step: int, share: int, shares: int) -> tuple[Tensor, dict[str, float]]:
-        return self.task.loss(step, share, shares)
+    def forward(self, step: int, micro_batch: int, num_micro_batches: int) -> tuple[Tensor, dict[str, float]]:
+        return self.task.loss(step, micro_batch, num_micro_batches)
 
 
-def schedule(step: int, options: RunOptions) -> float:
+def schedule(step: int, options: TrainerOptions) -> float:
     """Factor on the learning rate: linear warm-up, then a cosine down to the final rate."""
     if step < options.warmup:
         return (step + 1) / options.warmup
@@ -115,7 +115,7 @@ def _is_inner_matrix(name: str, weight: Tensor) -> bool:
     return weight.ndim in (2, 4) and "embedding" not in name and name.endswith("weight")
 
 
-def make_optimizers(module: nn.Module, options: RunOptions) -> list[torch.optim.Optimizer]:
+def make_optimizers(module: nn.Module, options: TrainerOptions) -> list[torch.optim.Optimizer]:
     """AdamW for everything, or Muon for the layers' matrices and AdamW for the rest."""
     named = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
     inner = [p for n, p in named if options.muon_learning_rate and _is_inner_matrix(n, p)]
@@ -133,7 +133,7 @@ def make_optimizers(module: nn.Module, options: RunOptions) -> list[torch.optim.
 class Trainer:
     """Runs a task to its last step, from wherever the last checkpoint stands."""
 
-    def __init__(self, task: Task, options: RunOptions, folder: Path) -> None:
+    def __init__(self, task: Task, options: TrainerOptions, folder: Path) -> None:
         self.task = task
         self.options = options
         self.folder = folder
@@ -141,17 +141,17 @@ class Trainer:
         AcceleratorState._reset_state()  # or a second run of the same process could not have a precision of its own
         self.accelerator = Accelerator(
             mixed_precision=options.precision or None,
-            gradient_accumulation_steps=options.accumulate,
+            gradient_accumulation_steps=options.gradient_accumulation_steps,
         )
         self._refuse_what_does_not_mix()
         if self._sharded:  # DeepSpeed counts in sequences; a share is one to it, whatever it holds
             self.accelerator.deepspeed_plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = 1
-        optimizers = make_optimizers(task.learnt, options)
+        optimizers = make_optimizers(task.trainable, options)
         self.rates = [[float(g["lr"]) for g in o.param_groups] for o in optimizers]
         self.model, *self.optimizers = self.accelerator.prepare(_Step(task), *optimizers)
-        self.trained = [p for p in task.learnt.parameters() if p.requires_grad]
-        self.average = {n: p.detach().clone() for n, p in self._floats()} if options.average else {}
-        self.began = {n: p.detach().clone() for n, p in self._floats()} if options.start_share else {}
+        self.trained = [p for p in task.trainable.parameters() if p.requires_grad]
+        self.average = {n: p.detach().clone() for n, p in self._floats()} if options.ema_decay else {}
+        self.began = {n: p.detach().clone() for n, p in self._floats()} if options.initial_weight_fraction else {}
         self.step = 0
 
     @property
@@ -160,12 +160,12 @@ class Trainer:
         return self.accelerator.distributed_type == DistributedType.DEEPSPEED
 
     def _refuse_what_does_not_mix(self) -> None:
-        if not 0.0 <= self.options.start_share < 1.0:
+        if not 0.0 <= self.options.initial_weight_fraction < 1.0:
             raise RequestError(
-                f"start_share {self.options.start_share} 超出范围：应不小于 0 且小于 1。",
-                f"start_share {self.options.start_share} is out of range: give a number from 0 to below 1.",
+                f"start_share {self.options.initial_weight_fraction} 超出范围：应不小于 0 且小于 1。",
+                f"start_share {self.options.initial_weight_fraction} is out of range: give a number from 0 to below 1.",
             )
-        averages = self.options.average or self.options.start_share
+        averages = self.options.ema_decay or self.options.initial_weight_fraction
         scaled = self._sharded or self.accelerator.mixed_precision == "fp16"
         if scaled and (self.options.muon_learning_rate or (self._sharded and averages)):
             raise RequestError(
@@ -177,7 +177,7 @@ class Trainer:
 
     def _floats(self) -> list[tuple[str, Tensor]]:
         """Weights and buffers to average, a shared one once."""
-        named = [*self.task.learnt.named_parameters(), *self.task.learnt.named_buffers()]
+        named = [*self.task.trainable.named_parameters(), *self.task.trainable.named_buffers()]
         return [(n, t) for n, t in named if t.is_floating_point()]
 
     @property
@@ -189,7 +189,7 @@ class Trainer:
         if not self.checkpoint.exists():
             return
         state: dict[str, Any] = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
-        self.task.learnt.load_state_dict(state["module"])
+        self.task.trainable.load_state_dict(state["module"])
         if self._sharded:
             self.accelerator.load_state(str(self.folder / state["pieces"]), load_module_strict=False)
         else:
@@ -208,7 +208,7 @@ class Trainer:
         if not self.accelerator.is_main_process:
             return
         state = {
-            "module": self.task.learnt.state_dict(),
+            "module": self.task.trainable.state_dict(),
             "optimizers": [] if self._sharded else [o.state_dict() for o in self.optimizers],
             "average": self.average,
             "step": self.step,
@@ -226,7 +226,7 @@ class Trainer:
 
     def weights(self) -> dict[str, Tensor]:
         """The weights to keep."""
-        return kept_weights(self.task.learnt.state_dict(), self.average)
+        return export_weights(self.task.trainable.state_dict(), self.average)
 
     def _set_rates(self) -> None:
         factor = schedule(self.step, self.options)
@@ -235,16 +235,16 @@ class Trainer:
                 group["lr"] = rate * factor
 
     @torch.no_grad()
-    def _follow_average(self) -> None:
+    def _update_ema(self) -> None:
         # Early weights are far from final: the average's reach grows with the run.
-        decay = min(self.options.average, (1 + self.step) / (10 + self.step))
+        decay = min(self.options.ema_decay, (1 + self.step) / (10 + self.step))
         for name, value in self._floats():
             self.average[name].lerp_(value, 1 - decay)
 
     def update(self) -> dict[str, float]:
         """One step: loss, gradients, weights. Returns the step's scalars, as this process sees them."""
         self._set_rates()
-        count = self.options.accumulate
+        count = self.options.gradient_accumulation_steps
         first, shares = self.accelerator.process_index * count, self.accelerator.num_processes * count
         sums: dict[str, float] = defaultdict(float)
         for share in range(first, first + count):
@@ -257,12 +257,12 @@ class Trainer:
                     sums["norm"] = self._learn()
         self.step += 1
         if self.average:
-            self._follow_average()
+            self._update_ema()
         return dict(sums)
 
     def _learn(self) -> float:
         """Move the weights along their gradients; returns the gradients' norm before clipping."""
-        clipped = self.accelerator.clip_grad_norm_(self.trained, self.options.clip)
+        clipped = self.accelerator.clip_grad_norm_(self.trained, self.options.max_grad_norm)
         norm = 0.0 if clipped is None else float(clipped)
         # A step with a broken gradient is skipped, not learnt; fp16's scaler sees to that itself.
         for optimizer in self.optimizers if math.isfinite(norm) or self.accelerator.scaler is not None else ():
@@ -283,8 +283,8 @@ class Trainer:
                 scalars = self.update()
                 if log:
                     log.add(self.step, scalars)
-                    if self.options.picture_every and self.step % self.options.picture_every == 0:
-                        log.show(self.step, self.task.picture())
+                    if self.options.preview_every and self.step % self.options.preview_every == 0:
+                        log.show(self.step, self.task.preview_image())
                 late = time.monotonic() - saved > 60 * self.options.save_minutes
                 if self._agree(late and self.step < self.options.steps):
                     self.save()
@@ -292,15 +292,17 @@ class Trainer:
         finally:
             if log:
                 log.close()
-        self._mix_in_the_start()
+        self._mix_in_initial_weights()
         self.save()
 
     @torch.no_grad()
-    def _mix_in_the_start(self) -> None:
+    def _mix_in_initial_weights(self) -> None:
         """What is left at the end holds a share of what training began with."""
         left = self.average or dict(self._floats())
         if self.began:
-            self.average = {n: left[n].lerp(value, self.options.start_share) for n, value in self.began.items()}
+            self.average = {
+                n: left[n].lerp(value, self.options.initial_weight_fraction) for n, value in self.began.items()
+            }
 
     def _agree(self, late: bool) -> bool:
         """The main process's answer, where all have to act on it."""
@@ -312,7 +314,7 @@ class Trainer:
 class _Log:
     """Where a run tells how it goes: a progress bar with the time left, lines of JSON, TensorBoard, pictures."""
 
-    def __init__(self, folder: Path, options: RunOptions, step: int) -> None:
+    def __init__(self, folder: Path, options: TrainerOptions, step: int) -> None:
         from tensorboardX import SummaryWriter
 
         self.folder = folder

@@ -17,7 +17,7 @@ import torch
 import torch.distributed
 from torch import Tensor
 
-from cogvideo.data.dataset import KEYFRAMES, PreparedClips, shrink
+from cogvideo.data.dataset import KEYFRAMES, PreparedClips, downscale
 from cogvideo.data.synthetic_render import COARSE, FINE, PLAIN, render_state
 from cogvideo.data.synthetic_vocabulary import SCENES
 from cogvideo.data.synthetic_world import DURATIONS, Clip, HeldOut, sample_clip
@@ -32,7 +32,7 @@ DRIFTING: Final = 0.35
 
 
 @dataclass(frozen=True)
-class PictureOptions:
+class ImageOptions:
     """What pictures a step holds, and what counts in them."""
 
     small_frames: int = 48
@@ -54,7 +54,7 @@ class PictureOptions:
 Pictures = tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]
 """Frames uint8 [B, H, W, 3], and how much of every pixel is the subject, [B, H, W]."""
 
-Sample = Callable[[np.random.Generator, PictureOptions], Pictures]
+Sample = Callable[[np.random.Generator, ImageOptions], Pictures]
 """What to show the codec in a step: `small_frames` whole small frames, then `fine_crops` crops of the same size.
 
 Where subjects are marked, the second half of either kind are the first half's twins: the same before a plain ground."""
@@ -63,7 +63,7 @@ Where subjects are marked, the second half of either kind are the first half's t
 def sample_world(held_out: HeldOut) -> Sample:
     """Frames of the synthetic world, subjects marked, each before its scene and before a plain ground."""
 
-    def sample(rng: np.random.Generator, options: PictureOptions) -> Pictures:
+    def sample(rng: np.random.Generator, options: ImageOptions) -> Pictures:
         if options.small_frames % 2 or options.fine_crops % 2:
             raise RequestError(
                 f"小世界的画面成对出现：small_frames（{options.small_frames}）和 "
@@ -82,11 +82,11 @@ def sample_world(held_out: HeldOut) -> Sample:
 def sample_clips(clips: PreparedClips, upscale: int) -> Sample:
     """Keyframes of prepared clips, nothing marked."""
 
-    def sample(rng: np.random.Generator, options: PictureOptions) -> Pictures:
+    def sample(rng: np.random.Generator, options: ImageOptions) -> Pictures:
         count = options.small_frames + options.fine_crops
         chosen = zip(rng.integers(len(clips), size=count), rng.integers(KEYFRAMES, size=count), strict=True)
         frames = np.stack([clips.pixels(int(clip))[frame] for clip, frame in chosen])
-        small = shrink(frames[: options.small_frames], upscale)
+        small = downscale(frames[: options.small_frames], upscale)
         fine = _crop(rng, frames[options.small_frames :], small.shape[1:3])
         pixels = np.concatenate([small, fine])
         return pixels, np.zeros(pixels.shape[:3], np.float32)
@@ -102,7 +102,7 @@ def _crop(rng: np.random.Generator, pictures: npt.NDArray[np.uint8], size: tuple
 
 
 def sample_frames(
-    rng: np.random.Generator, held_out: HeldOut, count: int, cell: int, options: PictureOptions
+    rng: np.random.Generator, held_out: HeldOut, count: int, cell: int, options: ImageOptions
 ) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
     """`count` frames (an even number) at random moments: uint8 [count, H, W, 3] and masks [count, H, W].
 
@@ -116,7 +116,7 @@ def sample_frames(
     return np.stack([picture for picture, _ in drawn]), np.stack([mask for _, mask in drawn])
 
 
-def _sample_moment(rng: np.random.Generator, held_out: HeldOut, options: PictureOptions) -> tuple[Clip, float]:
+def _sample_moment(rng: np.random.Generator, held_out: HeldOut, options: ImageOptions) -> tuple[Clip, float]:
     """A clip and a moment of it in seconds. Interpolation shows every eighth of a second and less: all count alike.
 
     All clips are the longest: what a shorter one shows, the beginning of a long one shows, but who comes to an end

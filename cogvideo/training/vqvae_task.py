@@ -17,11 +17,11 @@ import torch.distributed
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cogvideo.training.vqvae_data import SHOWN, STD, PictureOptions, Sample, denormalise, normalise
+from cogvideo.training.vqvae_data import SHOWN, STD, ImageOptions, Sample, denormalise, normalise
 
 
 @dataclass(frozen=True)
-class CodecOptions(PictureOptions):
+class VQVAEOptions(ImageOptions):
     """How the codec is trained; the defaults made the shipped one."""
 
     warmup_steps: int = 200
@@ -39,10 +39,10 @@ class CodecOptions(PictureOptions):
     """First step of it. A codec that reproduces pictures well adapts within minutes; from nothing it takes an hour."""
 
 
-class PictureTask:
+class ImageTask:
     """What training of codec and decoder have in common; `codec` is icetk's HVQVAE, used at level 1 alone."""
 
-    def __init__(self, codec: Any, sample: Sample, options: PictureOptions, seed: int) -> None:
+    def __init__(self, codec: Any, sample: Sample, options: ImageOptions, seed: int) -> None:
         self.codec = codec
         self.sample = sample
         self.options = options
@@ -54,7 +54,7 @@ class PictureTask:
         return codec
 
     @property
-    def learnt(self) -> nn.Module:
+    def trainable(self) -> nn.Module:
         return self.module
 
     def draw(self, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
@@ -81,33 +81,33 @@ class PictureTask:
         return torch.cat([part for (own, plain), (at, _) in both for part in (own, torch.where(at, plain, own))])
 
 
-class CodecTask(PictureTask):
+class VQVAETask(ImageTask):
     """Loss of the codec for the training loop."""
 
-    options: CodecOptions
+    options: VQVAEOptions
 
-    def __init__(self, codec: Any, sample: Sample, options: CodecOptions, seed: int) -> None:
+    def __init__(self, codec: Any, sample: Sample, options: VQVAEOptions, seed: int) -> None:
         super().__init__(codec, sample, options, seed)
         codec.quantize.register_buffer("usage", torch.zeros(codec.quantize.n_embed), persistent=False)
         # The codebook follows by averages, and the level above is not used: neither has gradients.
         codec.quantize.embed.weight.requires_grad_(False)
 
-    def batch(self, step: int, share: int = 0) -> tuple[Tensor, Tensor]:
+    def batch(self, step: int, micro_batch: int = 0) -> tuple[Tensor, Tensor]:
         """Pixels and masks of a share of step `step`, as `draw` gives them."""
-        return self.draw(np.random.default_rng((self.seed, share, step)))
+        return self.draw(np.random.default_rng((self.seed, micro_batch, step)))
 
-    def loss(self, step: int, share: int = 0, shares: int = 1) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, step: int, micro_batch: int = 0, num_micro_batches: int = 1) -> tuple[Tensor, dict[str, float]]:
         """Weighted squared error of the reconstruction, plus the commitment of the encoder to its codes.
 
         Every share holds as many frames as the options say: more processes see more.
         """
         o = self.options
-        pixels, masks = self.batch(step, share)
+        pixels, masks = self.batch(step, micro_batch)
         vectors = z = encode(self.codec, pixels)
         regular = z.new_zeros(())  # what is asked of the vectors beside a good picture
         if step >= o.warmup_steps:
             if step == o.warmup_steps:
-                self._start_codebook(step)
+                self._init_kmeans(step)
             z, commitment = self._quantise(z, step)
             regular = regular + o.commitment * commitment
         if o.consistency and step >= o.consistency_from and masks.any():
@@ -125,7 +125,7 @@ class CodecTask(PictureTask):
         ids = nearest(flat, embedding)
         codes = embedding[ids].view(z.shape[0], *z.shape[2:], -1).permute(0, 3, 1, 2)
         commitment = F.mse_loss(z, codes)
-        self._follow(flat, ids, step)
+        self._ema_update(flat, ids, step)
         return z + (codes - z).detach(), commitment
 
     def _difference(self, vectors: Tensor, shown: Tensor) -> Tensor:
@@ -136,7 +136,7 @@ class CodecTask(PictureTask):
         return (square * at).sum() / at.sum().clamp(min=1) / vectors.detach().var()
 
     @torch.no_grad()
-    def picture(self) -> npt.NDArray[np.uint8]:
+    def preview_image(self) -> npt.NDArray[np.uint8]:
         """Eight small frames above their reconstructions."""
         pixels = self.batch(0)[0][:8]
         z = encode(self.codec, pixels)
@@ -146,7 +146,7 @@ class CodecTask(PictureTask):
         return np.concatenate([np.concatenate(list(row), axis=1) for row in rows])
 
     @torch.no_grad()
-    def _start_codebook(self, step: int) -> None:
+    def _init_kmeans(self, step: int) -> None:
         """k-means over the encoder's output of a few fresh batches, the same in every process."""
         vectors = []
         for extra in range(10):
@@ -169,24 +169,24 @@ class CodecTask(PictureTask):
         self.codec.quantize.usage.fill_(1.0)
 
     @torch.no_grad()
-    def _follow(self, flat: Tensor, ids: Tensor, step: int) -> None:
+    def _ema_update(self, flat: Tensor, ids: Tensor, step: int) -> None:
         """Move the codes to the average of their vectors; move codes that nothing chose to random vectors."""
         o, quantize = self.options, self.codec.quantize
-        counts = everywhere(torch.bincount(ids, minlength=quantize.n_embed).float())
-        sums = everywhere(torch.zeros_like(quantize.embed.weight).index_add_(0, ids, flat))
+        counts = all_reduce_sum(torch.bincount(ids, minlength=quantize.n_embed).float())
+        sums = all_reduce_sum(torch.zeros_like(quantize.embed.weight).index_add_(0, ids, flat))
         quantize.cluster_size.mul_(o.decay).add_(counts, alpha=1 - o.decay)
         quantize.embed_avg.mul_(o.decay).add_(sums, alpha=1 - o.decay)
         self.codec.quantize.usage.mul_(0.995).add_(counts, alpha=0.005)
         quantize.embed.weight.copy_(quantize.embed_avg / quantize.cluster_size.clamp(min=1e-5).unsqueeze(1))
         if step % o.restart_every == 0:
-            self._restart_unused(flat, ids)
+            self._expire_codes(flat, ids)
 
-    def _restart_unused(self, flat: Tensor, ids: Tensor) -> None:
+    def _expire_codes(self, flat: Tensor, ids: Tensor) -> None:
         """Give unused codes the vectors that are worst served."""
         quantize = self.codec.quantize
         dead = (quantize.cluster_size < 0.01).nonzero().squeeze(1)
         distance = (flat - quantize.embed.weight[ids]).square().sum(1)
-        vectors = from_first(flat[distance.topk(min(len(dead), len(flat) // 8)).indices])
+        vectors = broadcast_from_rank0(flat[distance.topk(min(len(dead), len(flat) // 8)).indices])
         dead = dead[: len(vectors)]
         quantize.embed.weight[dead] = vectors
         quantize.embed_avg[dead] = vectors * 0.2
@@ -195,7 +195,7 @@ class CodecTask(PictureTask):
 
 
 def picture_error(
-    decoded: Tensor, pixels: Tensor, masks: Tensor, options: PictureOptions
+    decoded: Tensor, pixels: Tensor, masks: Tensor, options: ImageOptions
 ) -> tuple[Tensor, dict[str, float]]:
     """Squared error of normalised pictures [B, 3, H, W], weighted by subject masks [B, 1, H, W]; PSNR in dB by size."""
     error = (decoded - pixels).square()
@@ -217,14 +217,14 @@ def weigh_by_size(masks: Tensor, power: float) -> Tensor:
     return masks * (areas[shown].mean() / areas.clamp(min=1e-3)) ** power
 
 
-def everywhere(values: Tensor) -> Tensor:
+def all_reduce_sum(values: Tensor) -> Tensor:
     """The sum over all processes, so that every one keeps the same codebook."""
     if torch.distributed.is_initialized():
         torch.distributed.all_reduce(values)
     return values
 
 
-def from_first(values: Tensor) -> Tensor:
+def broadcast_from_rank0(values: Tensor) -> Tensor:
     """The first process's values; all have as many."""
     values = values.contiguous()
     if torch.distributed.is_initialized():

@@ -10,11 +10,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, get_type_hints
 
-from cogvideo.config import MAX_DRAFTS, demand
+from cogvideo.config import MAX_DRAFTS, check_type
 from cogvideo.errors import RequestError
-from cogvideo.jobs.follow_ups import go_on, kept_tokens
-from cogvideo.jobs.service import Jobs, new_key
-from cogvideo.jobs.state import View
+from cogvideo.jobs.follow_ups import follow_up, kept_tokens
+from cogvideo.jobs.service import JobService, new_key
+from cogvideo.jobs.state import JobState
 from cogvideo.request import VideoRequest, new_seed
 from cogvideo.token_frames import last_frame
 from cogvideo.web.form import Form
@@ -22,7 +22,7 @@ from cogvideo.web.form import Form
 Endpoint = Callable[..., dict[str, Any]]
 
 
-def endpoints(jobs: Jobs) -> list[Endpoint]:
+def endpoints(jobs: JobService) -> list[Endpoint]:
     """One function for each endpoint, by its name. They raise CogVideoError, also for values of another type."""
     return [_checked(endpoint) for endpoint in (*_making(jobs), *_watching(jobs), *_going_on(jobs))]
 
@@ -33,14 +33,14 @@ def _checked(endpoint: Endpoint) -> Endpoint:
     @functools.wraps(endpoint)
     def answer(*values: Any, **named: Any) -> dict[str, Any]:
         for name, value in (dict(zip(kinds, values)) | named).items():
-            demand(name, value, kinds[name])
+            check_type(name, value, kinds[name])
         return endpoint(*values, **named)
 
     return answer
 
 
-def _making(jobs: Jobs) -> list[Endpoint]:
-    usual = Form.usual(jobs.preset)
+def _making(jobs: JobService) -> list[Endpoint]:
+    usual = Form.default(jobs.preset)
 
     def make_video(
         prompt: str,
@@ -62,7 +62,7 @@ def _making(jobs: Jobs) -> list[Endpoint]:
             guidance: how strictly the prompt counts; 1 switches guidance off, 0 leaves it to the model
             key: whoever has it may stop and delete the video; empty makes one
         """
-        form = Form(prompt, _seed(seed), frames, seconds, guidance or usual.guidance, superres=superres)
+        form = Form(prompt, _seed(seed), frames, seconds, guidance or usual.guidance_scale, superres=superres)
         return _submit(jobs, replace(form, top_k=usual.top_k).request(jobs.preset.sampling), key)
 
     def draft_video(prompt: str, seed: int = -1, drafts: int = MAX_DRAFTS, key: str = "") -> dict[str, Any]:
@@ -75,12 +75,12 @@ def _making(jobs: Jobs) -> list[Endpoint]:
             key: whoever has it may stop and delete them; empty makes one
         """
         request = replace(usual, prompt=prompt, seed=_seed(seed)).request(jobs.preset.sampling)
-        return _submit(jobs, replace(request, drafts=drafts), key)
+        return _submit(jobs, replace(request, num_drafts=drafts), key)
 
     return [make_video, draft_video]
 
 
-def _submit(jobs: Jobs, request: VideoRequest, key: str, model: str | None = None) -> dict[str, Any]:
+def _submit(jobs: JobService, request: VideoRequest, key: str, model: str | None = None) -> dict[str, Any]:
     key = key or new_key()
     view = jobs.submit(request, key, model=model)
     return {"id": view.id, "key": key, "seed": view.request.seed}
@@ -90,14 +90,14 @@ def _seed(seed: int) -> int:
     return new_seed() if seed == -1 else seed
 
 
-def _watching(jobs: Jobs) -> list[Endpoint]:
+def _watching(jobs: JobService) -> list[Endpoint]:
     def video(id: str) -> dict[str, Any]:
         """How far a video is, and where its file lies once there is one.
 
         Args:
             id: as `make_video` gave it
         """
-        return _said(jobs.view(id))
+        return _said(jobs.state(id))
 
     def stop_video(id: str, key: str, after_level: bool = False) -> dict[str, Any]:
         """Stop a video; what was drawn so far is kept.
@@ -123,7 +123,7 @@ def _watching(jobs: Jobs) -> list[Endpoint]:
     return [video, stop_video, delete_video]
 
 
-def _going_on(jobs: Jobs) -> list[Endpoint]:
+def _going_on(jobs: JobService) -> list[Endpoint]:
     def continue_video(id: str, prompt: str = "", seed: int = -1, key: str = "") -> dict[str, Any]:
         """Ask for a video that begins with the last frame of another one.
 
@@ -133,8 +133,8 @@ def _going_on(jobs: Jobs) -> list[Endpoint]:
             seed: 0 to 4294967295; -1 draws one
             key: whoever has it may stop and delete the new video; empty makes one
         """
-        view = jobs.view(id)
-        request = replace(view.request, seed=_seed(seed), between_seed=None, drafts=1, clip=None)
+        view = jobs.state(id)
+        request = replace(view.request, seed=_seed(seed), interpolation_seed=None, num_drafts=1, initial_tokens=None)
         request = replace(request, prompt=prompt or request.prompt, first_frame=last_frame(kept_tokens(jobs, id)))
         return _submit(jobs, request, key, view.model)
 
@@ -149,13 +149,13 @@ def _going_on(jobs: Jobs) -> list[Endpoint]:
             drafts: for "finish", the numbers of the chosen drafts, such as "1,3"
         """
         key = key or new_key()
-        views = go_on(jobs, id, change, key, [number - 1 for number in _numbers(drafts)])
+        views = follow_up(jobs, id, change, key, [number - 1 for number in _numbers(drafts)])
         return {"ids": [view.id for view in views], "key": key}
 
     return [continue_video, change_video]
 
 
-def _said(view: View) -> dict[str, Any]:
+def _said(view: JobState) -> dict[str, Any]:
     names = ("id", "status", "stage", "done", "total", "seconds_left", "place", "error", "notes", "model")
     said = {name: getattr(view, name) for name in names}
     return {**said, "file": f"media/{view.id}/{view.video}" if view.video else None}

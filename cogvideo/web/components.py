@@ -14,14 +14,14 @@ from typing import Any
 import gradio as gr
 
 from cogvideo.config import MAX_GUIDANCE, Preset
-from cogvideo.jobs.model_registry import Offer
+from cogvideo.jobs.model_registry import ModelEntry
 from cogvideo.request import new_seed
-from cogvideo.runtime.memory_presets import MEMORY
+from cogvideo.runtime.memory_presets import MEMORY_PRESETS
 from cogvideo.web import strings as web_form
 from cogvideo.web.form import Form
 from cogvideo.web.model_options import Held, memory_choices, model_choices, model_note
 from cogvideo.web.spaces import duplicate_link, share_base
-from cogvideo.web.strings import FOLDER, Words
+from cogvideo.web.strings import FOLDER, Strings
 
 PARTS = {"screen": ("screen_film", "screen_words", "screen_watch")}
 """Scripts that are several files, in their order."""
@@ -30,25 +30,25 @@ Updates = dict[Any, Any]
 
 
 @dataclass(frozen=True)
-class Chosen:
+class FormContext:
     """What a visitor sees the form for."""
 
     language: str
-    offer: Offer
+    offer: ModelEntry
     held: Held | None = None
     """How the model is held in memory, where that is worth a choice."""
 
 
-class Parts:
+class Components:
     """All components. Made within `gr.Blocks`, where they appear in the order of these methods."""
 
     def __init__(
-        self, words: Words, offers: Sequence[Offer], gallery: Sequence[dict[str, Any]], browser_secret: str
+        self, words: Strings, offers: Sequence[ModelEntry], gallery: Sequence[dict[str, Any]], browser_secret: str
     ) -> None:
         self.words, self.offers = words, offers
-        self.zh = {key: words.say("zh", key) for key in words.pairs if "{" not in words.pairs[key][0]}
-        first = Chosen("zh", offers[0])
-        self.me = gr.BrowserState(None, storage_key="cogvideo", secret=browser_secret)
+        self.zh = {key: words.text("zh", key) for key in words.pairs if "{" not in words.pairs[key][0]}
+        first = FormContext("zh", offers[0])
+        self.session = gr.BrowserState(None, storage_key="cogvideo", secret=browser_secret)
         self._build_top()
         with gr.Row(elem_id="cv-main"):
             with gr.Column(scale=5, min_width=320, elem_id="cv-form"):
@@ -68,7 +68,7 @@ class Parts:
             *(self.superres, self.between, self.begin),
         ]
         """Where a `Form` stands, in its order."""
-        self.clothed = list(self.clothes(first))
+        self.translated = list(self.translate_labels(first))
         """What `clothes` changes."""
 
     # The page from top to bottom.
@@ -103,19 +103,19 @@ class Parts:
                 self.drafts = gr.Button(zh["drafts"], elem_id="cv-drafts", scale=2, min_width=130)
             self.notice = gr.HTML("", apply_default_css=False, elem_id="cv-notice")
 
-    def _build_shape(self, first: Chosen) -> None:
+    def _build_shape(self, first: FormContext) -> None:
         """Length, frame rate and seed."""
-        zh, usual = self.zh, Form.usual(first.offer.preset)
+        zh, usual = self.zh, Form.default(first.offer.preset)
         with gr.Group():
             self.seconds = gr.Radio(
                 web_form.seconds_choices(self.words, "zh"),
-                value=usual.seconds,
+                value=usual.duration,
                 label=zh["seconds"],
                 elem_id="cv-seconds",
             )
             self.frames = gr.Radio(
-                web_form.rate_choices(self.words, "zh", usual.seconds),
-                value=usual.frames,
+                web_form.rate_choices(self.words, "zh", usual.duration),
+                value=usual.num_frames,
                 label=zh["rate"],
                 elem_id="cv-rate",
             )
@@ -134,13 +134,13 @@ class Parts:
         with gr.Accordion(zh["phrases"], open=False, elem_id="cv-phrases") as self.bank:
             self.phrases = drawn_html("chips", json.loads(asset("phrases.json")), None)
 
-    def _build_settings(self, first: Chosen) -> None:
+    def _build_settings(self, first: FormContext) -> None:
         """What most people never touch."""
-        zh, usual = self.zh, Form.usual(first.offer.preset)
+        zh, usual = self.zh, Form.default(first.offer.preset)
         with gr.Accordion(zh["settings"], open=False, elem_id="cv-settings") as self.settings:
             self._build_model(first)
             self.guidance = gr.Slider(
-                1, MAX_GUIDANCE / 2, usual.guidance, step=0.5, label=zh["guidance"], info=zh["guidance_hint"]
+                1, MAX_GUIDANCE / 2, usual.guidance_scale, step=0.5, label=zh["guidance"], info=zh["guidance_hint"]
             )
             self.temperature = gr.Slider(
                 0.5, 1.5, usual.temperature, step=0.05, label=zh["temperature"], info=zh["temperature_hint"]
@@ -153,7 +153,7 @@ class Parts:
             self.comment = gr.Checkbox(value=True, label=zh["comment"])
             self.file = gr.File(label=zh["file"], file_types=[".mp4", ".gif"], height=140, elem_id="cv-file")
 
-    def _build_model(self, first: Chosen) -> None:
+    def _build_model(self, first: FormContext) -> None:
         self.model = gr.Radio(
             model_choices(self.words, "zh", self.offers),
             value=first.offer.name,
@@ -163,7 +163,7 @@ class Parts:
         )
         self.about = gr.HTML(self._about(first), apply_default_css=False, elem_id="cv-about")
         self.memory = gr.Radio(
-            ["", *MEMORY],  # all that it may ever hold: Gradio refuses anything else
+            ["", *MEMORY_PRESETS],  # all that it may ever hold: Gradio refuses anything else
             value="",
             label=self.zh["memory"],
             info=self.zh["memory_hint"],
@@ -178,40 +178,40 @@ class Parts:
         """What `fill` changes, and the notice beside it."""
         return [*self.form, self.model, self.about, self.memory, self.fresh, self.outcome, self.notice]
 
-    def fill(self, form: Form, chosen: Chosen, start: dict[str, Any] | None) -> Updates:
+    def fill(self, form: Form, chosen: FormContext, start: dict[str, Any] | None) -> Updates:
         """The form's values on the page. `start`: its first frame as the page shows it."""
-        values = [form.prompt, form.seed if form.seed is not None else new_seed(), form.frames, form.seconds]
-        values += [form.guidance, form.temperature, form.top_k, form.superres]
-        values += ["" if form.between is None else str(form.between), start]
+        values = [form.prompt, form.seed if form.seed is not None else new_seed(), form.num_frames, form.duration]
+        values += [form.guidance_scale, form.temperature, form.top_k, form.superres]
+        values += ["" if form.interpolation_seed is None else str(form.interpolation_seed), start]
         updates: Updates = {part: gr.update(value=value) for part, value in zip(self.form, values, strict=True)}
         updates |= {self.fresh: gr.update(value=form.seed is None), self.model: gr.update(value=chosen.offer.name)}
         return {**updates, **self.about_model(chosen)}
 
-    def usual(self, preset: Preset) -> Updates:
+    def defaults(self, preset: Preset) -> Updates:
         """The settings that each model has its own of."""
-        form = Form.usual(preset)
-        values = (form.guidance, form.temperature, form.top_k, form.superres)
+        form = Form.default(preset)
+        values = (form.guidance_scale, form.temperature, form.top_k, form.superres)
         return dict(zip((self.guidance, self.temperature, self.top_k, self.superres), values, strict=True))
 
     def rates(self, form: Form, language: str, estimate: float | None, waiting: int = 0) -> Updates:
         """Frame rates of the chosen length, and what comes of it. `waiting`: jobs before this one."""
-        choices = web_form.rate_choices(self.words, language, form.seconds)
+        choices = web_form.rate_choices(self.words, language, form.duration)
         said = outcome_html(self.words, language, form, estimate, waiting)
         return {self.frames: gr.update(choices=choices), self.outcome: said}
 
-    def about_model(self, chosen: Chosen) -> Updates:
+    def about_model(self, chosen: FormContext) -> Updates:
         """What is to be known of a model, and how it may be held in memory."""
         choices = memory_choices(self.words, chosen.language, chosen.held) if chosen.held else []
         shown = gr.update(choices=choices, value="", visible=True) if choices else gr.update(value="", visible=False)
         return {self.about: self._about(chosen), self.memory: shown}
 
-    def clothes(self, chosen: Chosen) -> Updates:
+    def translate_labels(self, chosen: FormContext) -> Updates:
         """Every label in the language."""
         language, words = chosen.language, self.words
 
         def label(key: str, info: str | None = None) -> Any:
-            said = {"label": words.say(language, key)}
-            return {**gr.update(), **said, **({"info": words.say(language, info)} if info else {})}
+            said = {"label": words.text(language, key)}
+            return {**gr.update(), **said, **({"info": words.text(language, info)} if info else {})}
 
         plain = (
             *((self.language, "language"), (self.starting, "start"), (self.picture, "start"), (self.frames, "rate")),
@@ -229,24 +229,26 @@ class Parts:
             **{part: label(key, hint) for part, key, hint in explained},
             self.brand: self._brand(language),
             self.foot: self._foot(language),
-            self.prompt: gr.update(label=words.say(language, "prompt"), placeholder=words.say(language, "prompt_hint")),
-            self.make: words.say(language, "make"),
-            self.drafts: words.say(language, "drafts"),
+            self.prompt: gr.update(
+                label=words.text(language, "prompt"), placeholder=words.text(language, "prompt_hint")
+            ),
+            self.make: words.text(language, "make"),
+            self.drafts: words.text(language, "drafts"),
             self.model: {**label("model"), "choices": model_choices(words, language, self.offers)},
             self.about: self._about(chosen),
             self.memory: memory,
             self.seconds: {**label("seconds"), "choices": web_form.seconds_choices(words, language)},
         }
 
-    def _about(self, chosen: Chosen) -> str:
+    def _about(self, chosen: FormContext) -> str:
         return model_note(self.words, chosen.language, chosen.offer)
 
     def _foot(self, language: str) -> str:
-        said, link = self.words.say(language, "footer"), duplicate_link()
-        return f"{said} · [{self.words.say(language, 'duplicate')}]({link})" if link else said
+        said, link = self.words.text(language, "footer"), duplicate_link()
+        return f"{said} · [{self.words.text(language, 'duplicate')}]({link})" if link else said
 
     def _brand(self, language: str) -> str:
-        title, tagline = self.words.say(language, "title"), self.words.say(language, "tagline")
+        title, tagline = self.words.text(language, "title"), self.words.text(language, "tagline")
         return f'<div class="cv-brand">{asset("favicon.svg")}<div><h1>{title}</h1><p>{tagline}</p></div></div>'
 
 
@@ -256,11 +258,11 @@ def notice_html(words: str, kind: str = "") -> str:
     return f'<p class="cv-say" role="{role}" data-kind="{kind}">{html.escape(words)}</p>' if words else ""
 
 
-def outcome_html(words: Words, language: str, form: Form, estimate: float | None, waiting: int = 0) -> str:
+def outcome_html(words: Strings, language: str, form: Form, estimate: float | None, waiting: int = 0) -> str:
     """What comes of the chosen frame rate and length, how long it takes, and how many wait for the same server."""
-    said = web_form.outcome(words, language, form.frames, form.seconds, estimate)
+    said = web_form.outcome(words, language, form.num_frames, form.duration, estimate)
     if waiting:
-        said += ("" if language == "zh" else " ") + words.say(language, "busy", count=waiting)
+        said += ("" if language == "zh" else " ") + words.text(language, "busy", count=waiting)
     return f"<p>{html.escape(said)}</p>"
 
 

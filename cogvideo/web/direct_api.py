@@ -84,5 +84,5 @@ async def malformed(request: Request, error: Exception) -> Response:
     return JSONResponse({"detail": sentence, "reason": str(error)}, 422)
 
 
-TRIPS = (TypeError, ValueError, LookupError, AttributeError)
+REQUEST_PARSE_ERRORS = (TypeError, ValueError, LookupError, AttributeError)
 """What Gradio raises while it reads such a request."""

@@ -21,21 +21,25 @@ class Form:
 
     prompt: str = ""
     seed: int | None = None
-    frames: int = 33
-    seconds: float = 4.0
-    guidance: float = 3.0
+    num_frames: int = 33
+    duration: float = 4.0
+    guidance_scale: float = 3.0
     temperature: float = 1.0
     top_k: int = 12
     superres: bool = True
-    between: int | None = None
+    interpolation_seed: int | None = None
     """Seed of the frames between keyframes; None: `seed`."""
     start: TokenFrames | None = None
     """The first frame, where one is given."""
 
     @classmethod
-    def usual(cls, preset: Preset) -> Form:
+    def default(cls, preset: Preset) -> Form:
         """What a new page shows: the preset's own options."""
-        return cls(guidance=preset.sampling.guidance, top_k=preset.sampling.video.top_k, superres=preset.enlarge)
+        return cls(
+            guidance_scale=preset.sampling.guidance_scale,
+            top_k=preset.sampling.video.top_k,
+            superres=preset.upscale_by_default,
+        )
 
     def request(self, base: SamplingOptions) -> VideoRequest:
         """The request. `base`: the preset's options. Raises RequestError, also for a seed that is missing."""
@@ -47,24 +51,24 @@ class Form:
         return VideoRequest(
             self.prompt,
             self.seed,
-            self.frames,
-            self.seconds,
+            self.num_frames,
+            self.duration,
             self.superres,
             self._sampling(base),
-            between_seed=self.between,
+            interpolation_seed=self.interpolation_seed,
             first_frame=self.start,
         )
 
     def _sampling(self, base: SamplingOptions) -> SamplingOptions | None:
         """None where nothing differs from the preset, so that the same wish is the same request."""
-        if self == replace(self, guidance=base.guidance, temperature=1.0, top_k=base.video.top_k):
+        if self == replace(self, guidance_scale=base.guidance_scale, temperature=1.0, top_k=base.video.top_k):
             return None
         scale = self.top_k / base.video.top_k
         first, video = (
             replace(token, temperature=token.temperature * self.temperature, top_k=max(1, round(token.top_k * scale)))
             for token in (base.first_frame, base.video)
         )
-        return replace(base, first_frame=first, video=video, guidance=self.guidance)
+        return replace(base, first_frame=first, video=video, guidance_scale=self.guidance_scale)
 
     @classmethod
     def of(cls, request: VideoRequest, base: SamplingOptions) -> Form:
@@ -73,24 +77,24 @@ class Form:
         return cls(
             request.prompt,
             request.seed,
-            request.frames,
-            request.seconds,
-            sampling.guidance,
+            request.num_frames,
+            request.duration,
+            sampling.guidance_scale,
             round(sampling.video.temperature / base.video.temperature, 3),
             sampling.video.top_k,
             request.superres,
-            request.between_seed,
+            request.interpolation_seed,
             request.first_frame,
         )
 
     def query(self, usual: Form) -> dict[str, str]:
         """The rarer settings as short names of a link, where they differ from the usual ones."""
-        short = {"g": "guidance", "t": "temperature", "k": "top_k"}
+        short = {"g": "guidance_scale", "t": "temperature", "k": "top_k"}
         query = {n: f"{getattr(self, f):g}" for n, f in short.items() if getattr(self, f) != getattr(usual, f)}
         if self.superres != usual.superres:
             query["sr"] = str(int(self.superres))
-        if self.between is not None:
-            query["b"] = str(self.between)
+        if self.interpolation_seed is not None:
+            query["b"] = str(self.interpolation_seed)
         return query
 
     @classmethod
@@ -107,7 +111,7 @@ class Form:
                 int(query["s"]) if "s" in query else None,
                 int(query.get("f", "33")),
                 float(query.get("d", "4")),
-                float(query.get("g", usual.guidance)),
+                float(query.get("g", usual.guidance_scale)),
                 float(query.get("t", "1")),
                 int(query.get("k", usual.top_k)),
                 query["sr"] != "0" if "sr" in query else usual.superres,
@@ -120,7 +124,7 @@ class Form:
             ) from None
 
 
-def _form(values: Sequence[Any], seed: int | None) -> Form:
+def form_from_values(values: Sequence[Any], seed: int | None) -> Form:
     """The form from the components' values; `seed` replaces the one on the page. Raises RequestError."""
     prompt, typed, frames, seconds, guidance, temperature, top_k, superres, between, start = values
     return Form(
@@ -133,7 +137,7 @@ def _form(values: Sequence[Any], seed: int | None) -> Form:
         int(top_k),
         bool(superres),
         _whole(between),
-        start_of(start),
+        first_frame_from(start),
     )
 
 
@@ -148,12 +152,12 @@ def _whole(text: str | None) -> int | None:
         ) from None
 
 
-def start_value(first: TokenFrames, seen: str, given: str | None = None) -> dict[str, Any]:
+def first_frame_value(first: TokenFrames, seen: str, given: str | None = None) -> dict[str, Any]:
     """What the page keeps of a first frame. `seen`: address of what the model sees, `given`: of the picture itself."""
     return {"packed": first.packed, "seen": seen, "given": given}
 
 
-def start_of(value: Any) -> TokenFrames | None:
+def first_frame_from(value: Any) -> TokenFrames | None:
     """The inverse of `start_value`, None where the page has no first frame. The model checks the tokens themselves."""
     packed = value.get("packed") if isinstance(value, dict) else None
     return TokenFrames(1, packed) if isinstance(packed, str) else None

@@ -17,15 +17,15 @@ import gradio as gr
 from cogvideo.config import MAX_DRAFTS
 from cogvideo.errors import CogVideoError, RequestError
 from cogvideo.jobs.artifacts import read_settings
-from cogvideo.jobs.follow_ups import go_on, kept_tokens
-from cogvideo.jobs.service import Jobs, new_key
-from cogvideo.jobs.state import View
-from cogvideo.media.images import data_uri, read_picture
+from cogvideo.jobs.follow_ups import follow_up, kept_tokens
+from cogvideo.jobs.service import JobService, new_key
+from cogvideo.jobs.state import JobState
+from cogvideo.media.images import data_uri, read_image
 from cogvideo.request import VideoRequest, new_seed
 from cogvideo.token_frames import TokenFrames, last_frame
 from cogvideo.web import job_json, strings
-from cogvideo.web.components import Chosen, Parts, Updates, merged, notice_html
-from cogvideo.web.form import Form, _form, start_value
+from cogvideo.web.components import Components, FormContext, Updates, merged, notice_html
+from cogvideo.web.form import Form, first_frame_value, form_from_values
 from cogvideo.web.model_options import Held, large
 
 LOG = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ def _said(handler: Callable[..., Updates]) -> Callable[..., Updates]:
     """A handler whose errors become a sentence on the page; nothing else changes then."""
 
     @functools.wraps(handler)
-    def answer(self: Actions, me: Any, *rest: Any) -> Updates:
+    def answer(self: Handlers, me: Any, *rest: Any) -> Updates:
         me = known(me)
         try:
             return handler(self, me, *rest)
@@ -49,17 +49,17 @@ def _said(handler: Callable[..., Updates]) -> Callable[..., Updates]:
     return answer
 
 
-class Actions:
+class Handlers:
     """The handlers of all events, by what people do."""
 
-    def __init__(self, jobs: Jobs, parts: Parts, gallery: Sequence[dict[str, Any]]) -> None:
+    def __init__(self, jobs: JobService, parts: Components, gallery: Sequence[dict[str, Any]]) -> None:
         self.jobs, self.parts, self.gallery = jobs, parts, gallery
         self.own = jobs.preset.name
-        self.say = parts.words.say
+        self.say = parts.words.text
 
     # Coming and going.
 
-    def enter(self, me: Any, request: gr.Request) -> Updates:
+    def on_load(self, me: Any, request: gr.Request) -> Updates:
         """Somebody opens or reloads the page: their language, the job or the settings of the link, their history."""
         query = dict(request.query_params)
         me = known(me, query.get("lang") or request.headers.get("accept-language"))
@@ -69,7 +69,7 @@ class Actions:
         view, start = None, None
         if "job" in query:
             try:
-                view = self.jobs.view(query["job"])
+                view = self.jobs.state(query["job"])
             except RequestError as error:
                 words, kind = (self.say(language, "shared_gone"), "") if form else (error.message(language), "error")
                 words += self.say(language, "shared_without_start") if form and "ff" in query else ""
@@ -80,11 +80,11 @@ class Actions:
         return self._entered(me, form, model, start, view) | {self.parts.notice: notice_html(words, kind)}
 
     def _entered(
-        self, me: dict[str, str], form: Form | None, model: str, start: dict[str, Any] | None, view: View | None
+        self, me: dict[str, str], form: Form | None, model: str, start: dict[str, Any] | None, view: JobState | None
     ) -> Updates:
         parts, language = self.parts, me["language"]
         usual = self._usual(model)
-        updates = merged(parts.clothes(self._chosen(language, model)), self._rates(usual, language, model))
+        updates = merged(parts.translate_labels(self._chosen(language, model)), self._rates(usual, language, model))
         updates = merged(updates, {parts.seed: gr.update(value=new_seed())})
         if form:
             updates = merged(updates, self._fill(form, language, model, start))
@@ -92,23 +92,23 @@ class Actions:
         if value.get("mine"):
             updates = merged(updates, {parts.fresh: gr.update(value=True)})
         return updates | {
-            parts.me: me,
+            parts.session: me,
             parts.language: language,
             parts.reading: self.read(me, form.prompt if form else "", (form or usual).superres, model),
             parts.screen: {**value, "language": language},
             parts.shelf: self.history(me),
         }
 
-    def speak(
+    def change_language(
         self, me: Any, language: str, prompt: str, frames: int, seconds: float, superres: bool, model: str, memory: str
     ) -> Updates:
         """The page in another language."""
         me = {**known(me), "language": language}
-        form = Form(frames=frames, seconds=seconds, superres=superres)
-        clothes = self.parts.clothes(self._chosen(language, model))
+        form = Form(num_frames=frames, duration=seconds, superres=superres)
+        clothes = self.parts.translate_labels(self._chosen(language, model))
         clothes = merged(clothes, {self.parts.memory: gr.update(value=memory)})
         clothes = merged(clothes, self._rates(form, language, model, memory))
-        return {**clothes, self.parts.me: me, self.parts.reading: self.read(me, prompt, superres, model)}
+        return {**clothes, self.parts.session: me, self.parts.reading: self.read(me, prompt, superres, model)}
 
     # Asking for videos.
 
@@ -125,24 +125,24 @@ class Actions:
     def _submit(self, me: dict[str, str], drafts: int, *values: Any) -> Updates:
         *form, model, memory, fresh, comment = values
         preset = self.jobs.offer(model).preset
-        request = _form(form, new_seed() if fresh else None).request(preset.sampling)
-        view = self.jobs.submit(replace(request, drafts=drafts), me["key"], comment, model, memory or None)
+        request = form_from_values(form, new_seed() if fresh else None).request(preset.sampling)
+        view = self.jobs.submit(replace(request, num_drafts=drafts), me["key"], comment, model, memory or None)
         return self._asked(view, me)
 
     @_said
     def again(self, me: Any, event: gr.EventData) -> Updates:
         """New jobs from the one on the screen, with one thing changed; the first of them is shown."""
         drafts = [int(draft) for draft in event.drafts]
-        view, *_ = go_on(self.jobs, str(event.id), str(event.change), me["key"], drafts)
+        view, *_ = follow_up(self.jobs, str(event.id), str(event.change), me["key"], drafts)
         updates = self._fill(self._form_of(view), me["language"], view.model, _start_of_job(view))
         return merged(updates, self._asked(view, me))
 
-    def _asked(self, view: View, me: dict[str, str]) -> Updates:
+    def _asked(self, view: JobState, me: dict[str, str]) -> Updates:
         """A new job is on the screen."""
         language = me["language"]
         notes = "".join(zh if language == "zh" else f"{en} " for zh, en in view.notes)
         return {
-            self.parts.me: me,
+            self.parts.session: me,
             self.parts.screen: {**self._screen(view.id, me["key"]), "asked": True},
             self.parts.notice: notice_html(notes),
             self.parts.seed: view.request.seed,
@@ -167,9 +167,9 @@ class Actions:
         self.jobs.delete(str(event.id), me["key"])
         return {self.parts.shelf: self.history(me), self.parts.notice: ""}
 
-    def look_again(self, me: Any, frames: int, seconds: float, superres: bool, model: str, memory: str) -> Updates:
+    def refresh(self, me: Any, frames: int, seconds: float, superres: bool, model: str, memory: str) -> Updates:
         """Something has ended: the history, and how long the queue is now."""
-        form = Form(frames=frames, seconds=seconds, superres=superres)
+        form = Form(num_frames=frames, duration=seconds, superres=superres)
         rates = self._rates(form, known(me)["language"], model, memory)
         return {self.parts.shelf: self.history(me), self.parts.outcome: rates[self.parts.outcome]}
 
@@ -179,11 +179,11 @@ class Actions:
     # Filling in the form.
 
     @_said
-    def go_on(self, me: Any, event: gr.EventData) -> Updates:
+    def continue_video(self, me: Any, event: gr.EventData) -> Updates:
         """Fills the form so that the next video begins with the last frame of the one on the screen."""
-        view = self.jobs.view(str(event.id))
+        view = self.jobs.state(str(event.id))
         first = last_frame(kept_tokens(self.jobs, view.id))
-        form = replace(self._form_of(view), seed=None, between=None)
+        form = replace(self._form_of(view), seed=None, interpolation_seed=None)
         return self._fill(form, me["language"], view.model, self._begin(first, view.model)) | self._ready(me)
 
     @_said
@@ -193,7 +193,7 @@ class Actions:
         if not file:
             return {parts.notice: ""}
         try:
-            picture = read_picture(Path(file), self.jobs.offer(model).preset.frame_size)
+            picture = read_image(Path(file), self.jobs.offer(model).preset.frame_size)
             start = self._begin(self.jobs.encode(picture, model), model, picture)
         except CogVideoError as error:  # the field is free for another picture
             return {parts.picture: None, parts.notice: notice_html(error.message(me["language"]), "error")}
@@ -203,7 +203,7 @@ class Actions:
 
     def _begin(self, first: TokenFrames, model: str, picture: Any = None) -> dict[str, Any]:
         seen = data_uri(self.jobs.decode(first, model)[0])
-        return start_value(first, seen, None if picture is None else data_uri(picture))
+        return first_frame_value(first, seen, None if picture is None else data_uri(picture))
 
     def _ready(self, me: dict[str, str]) -> Updates:
         return {self.parts.notice: notice_html(self.say(me["language"], "start_ready"))}
@@ -211,7 +211,7 @@ class Actions:
     @_said
     def reuse(self, me: Any, event: gr.EventData) -> Updates:
         """Fills the form with a job's settings, seed included."""
-        view = self.jobs.view(str(event.id))
+        view = self.jobs.state(str(event.id))
         filled = self._fill(self._form_of(view), me["language"], view.model, _start_of_job(view))
         return {**filled, self.parts.notice: ""}
 
@@ -255,51 +255,53 @@ class Actions:
         if not prompt.strip():
             return strings.unwritten_html(self.parts.words, language)
         try:
-            reading = self.jobs.read(VideoRequest(prompt, superres=superres), model)
+            reading = self.jobs.tokenize_prompt(VideoRequest(prompt, superres=superres), model)
         except CogVideoError as error:
             return strings.unread_html(error.message(language))
         return strings.reading_html(self.parts.words, language, reading.pieces, reading.limit)
 
-    def reckon(self, me: Any, frames: int | None, seconds: float, superres: bool, model: str, memory: str) -> Updates:
+    def update_estimate(
+        self, me: Any, frames: int | None, seconds: float, superres: bool, model: str, memory: str
+    ) -> Updates:
         """What comes of the chosen frame rate, length and memory preset."""
         if frames is None:  # the browser is still exchanging one choice for another, and asks again
             return {self.parts.outcome: gr.skip()}
-        form = Form(frames=frames, seconds=seconds, superres=superres)
+        form = Form(num_frames=frames, duration=seconds, superres=superres)
         return self._rates(form, known(me)["language"], model, memory)
 
     def switch(self, me: Any, model: str, frames: int, seconds: float) -> Updates:
         """Another model: its own usual settings; a first frame of the other one means nothing to it."""
         parts, language = self.parts, known(me)["language"]
-        form = replace(self._usual(model), frames=frames, seconds=seconds)
+        form = replace(self._usual(model), num_frames=frames, duration=seconds)
         about = parts.about_model(self._chosen(language, model))
         rates = self._rates(form, language, model)
-        return {**parts.usual(self.jobs.offer(model).preset), **rates, parts.begin: None, **about}
+        return {**parts.defaults(self.jobs.offer(model).preset), **rates, parts.begin: None, **about}
 
     # Pieces.
 
     def _screen(self, job: str, key: str) -> dict[str, Any]:
         """A job as it is now; while it is active the screen then watches it (`/watch`) by itself."""
-        view = self.jobs.view(job)
+        view = self.jobs.state(job)
         value = job_json.screen_value(view, self.jobs.preset_of(view), self.own)
-        return {**value, "mine": self.jobs.holds(job, key)}
+        return {**value, "mine": self.jobs.is_owner(job, key)}
 
-    def _form_of(self, view: View) -> Form:
+    def _form_of(self, view: JobState) -> Form:
         return Form.of(view.request, self.jobs.preset_of(view).sampling)
 
     def _usual(self, model: str) -> Form:
-        return Form.usual(self.jobs.offer(model).preset)
+        return Form.default(self.jobs.offer(model).preset)
 
-    def _chosen(self, language: str, model: str) -> Chosen:
+    def _chosen(self, language: str, model: str) -> FormContext:
         offer = self.jobs.offer(model)
-        held = self.jobs.held(model) if large(offer.preset.model) else None
-        return Chosen(language, offer, Held(offer.preset.model, *held) if held else None)
+        held = self.jobs.memory_summary(model) if large(offer.preset.model) else None
+        return FormContext(language, offer, Held(offer.preset.model, *held) if held else None)
 
     def _fill(self, form: Form, language: str, model: str, start: dict[str, Any] | None = None) -> Updates:
         filled = self.parts.fill(form, self._chosen(language, model), start)
         return merged(filled, self._rates(form, language, model))
 
     def _rates(self, form: Form, language: str, model: str, memory: str = "") -> Updates:
-        request = VideoRequest("", 0, form.frames, form.seconds, form.superres)
+        request = VideoRequest("", 0, form.num_frames, form.duration, form.superres)
         estimate = self.jobs.estimate(request, model, memory or None)
         return self.parts.rates(form, language, estimate, self.jobs.queue_length())
 
@@ -307,7 +309,7 @@ class Actions:
         """The form a link describes, and a sentence about it with its kind."""
         preset = self.jobs.offer(model).preset
         try:
-            form = Form.from_query(query, Form.usual(preset))
+            form = Form.from_query(query, Form.default(preset))
             if form and form.seed is not None:
                 form.request(preset.sampling)
         except RequestError as error:
@@ -325,9 +327,9 @@ def known(me: Any, accepted: str | None = None) -> dict[str, str]:
     }
 
 
-def _start_of_job(view: View) -> dict[str, Any] | None:
+def _start_of_job(view: JobState) -> dict[str, Any] | None:
     """A job's given first frame, with its own first picture as what the model saw."""
     if view.request.first_frame is None:
         return None
     picture = view.keyframes[0] if view.keyframes else view.poster
-    return start_value(view.request.first_frame, f"media/{view.id}/{picture}" if picture else "")
+    return first_frame_value(view.request.first_frame, f"media/{view.id}/{picture}" if picture else "")

@@ -8,15 +8,15 @@ from __future__ import annotations
 from typing import Any
 
 from cogvideo.config import Preset
-from cogvideo.jobs.state import View
+from cogvideo.jobs.state import JobState
 from cogvideo.request import tokens_per_stage
 from cogvideo.web.form import Form
 
 
-def screen_value(view: View, preset: Preset, own: str) -> dict[str, Any]:
+def screen_value(view: JobState, preset: Preset, own: str) -> dict[str, Any]:
     """What the screen draws of a job, the same for everybody who looks. `own`: the model that links need not name."""
     request = view.request
-    extra = Form.of(request, preset.sampling).query(Form.usual(preset))
+    extra = Form.of(request, preset.sampling).query(Form.default(preset))
     extra |= {"m": view.model} if view.model not in ("", own) else {}
     extra |= {"ff": "1"} if request.first_frame else {}
     return {
@@ -24,15 +24,15 @@ def screen_value(view: View, preset: Preset, own: str) -> dict[str, Any]:
         "status": view.status,
         "prompt": request.prompt,
         "seed": request.seed,
-        "frames": request.frames,
-        "seconds": request.seconds,
+        "frames": request.num_frames,
+        "seconds": request.duration,
         "superres": request.superres,
         "rounds": request.rounds,
         "extra": extra,
         "model": view.model,
         "seeds": request.seeds,
-        "drafts": request.drafts,
-        "started": request.clip is not None,
+        "drafts": request.num_drafts,
+        "started": request.initial_tokens is not None,
         "parts": view.parts,
         "smaller": view.smaller,
         "keyframes": view.keyframes,
@@ -54,7 +54,7 @@ def screen_value(view: View, preset: Preset, own: str) -> dict[str, Any]:
     }
 
 
-def card_value(view: View) -> dict[str, Any]:
+def card_value(view: JobState) -> dict[str, Any]:
     """What a card of the history draws of a job."""
     request = view.request
     return {
@@ -62,9 +62,9 @@ def card_value(view: View) -> dict[str, Any]:
         "status": view.status,
         "prompt": request.prompt,
         "seed": request.seed,
-        "frames": request.frames,
-        "seconds": request.seconds,
-        "drafts": request.drafts,
+        "frames": request.num_frames,
+        "seconds": request.duration,
+        "drafts": request.num_drafts,
         "poster": view.poster,
         "keyframes": view.keyframes[:1],
     }

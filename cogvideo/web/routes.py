@@ -16,8 +16,8 @@ from starlette.types import Receive, Scope, Send
 
 from cogvideo.config import ASSETS
 from cogvideo.errors import RequestError
-from cogvideo.jobs.service import Jobs
-from cogvideo.jobs.watch import Live
+from cogvideo.jobs.service import JobService
+from cogvideo.jobs.watch import JobWatcher
 from cogvideo.web import job_json
 
 GALLERY = ASSETS.parent / "examples" / "gallery"
@@ -39,9 +39,9 @@ class _StoredFile(FileResponse):
             await _not_found()(scope, receive, send)
 
 
-def routes(jobs: Jobs) -> list[Route]:
+def routes(jobs: JobService) -> list[Route]:
     """A job as it grows and its files, for whoever knows its id; the gallery; QR codes; a sign of life."""
-    live = Live(jobs, lambda view: job_json.screen_value(view, jobs.preset_of(view), jobs.preset.name), BEAT)
+    live = JobWatcher(jobs, lambda view: job_json.screen_value(view, jobs.preset_of(view), jobs.preset.name), BEAT)
 
     async def watch(request: Request) -> Response:
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # no proxy may hold anything back

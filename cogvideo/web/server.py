@@ -18,10 +18,10 @@ import gradio as gr
 from gradio.route_utils import FnIndexInferError
 
 from cogvideo.errors import CapacityError, RequestError
-from cogvideo.jobs.service import Jobs
+from cogvideo.jobs.service import JobService
 from cogvideo.web.api import endpoints
 from cogvideo.web.components import asset
-from cogvideo.web.direct_api import TRIPS, direct, malformed
+from cogvideo.web.direct_api import REQUEST_PARSE_ERRORS, direct, malformed
 from cogvideo.web.page import build_ui
 from cogvideo.web.routes import routes
 from cogvideo.web.strings import FOLDER
@@ -31,7 +31,7 @@ SESSIONS = 100
 FONTS = ["system-ui", "-apple-system", "Segoe UI", "PingFang SC", "Microsoft YaHei", "Noto Sans CJK SC", "sans-serif"]
 
 
-def serve(jobs: Jobs, host: str, port: int, root_path: str | None = None) -> gr.Blocks:
+def serve(jobs: JobService, host: str, port: int, root_path: str | None = None) -> gr.Blocks:
     """Serves the page in the background and returns it; `close()` ends it. Raises OSError where the port is taken."""
     ui = build_ui(jobs)
     # Without these Gradio tells each waiting call about every other one, and sums all calls up after each.
@@ -59,7 +59,7 @@ def serve(jobs: Jobs, host: str, port: int, root_path: str | None = None) -> gr.
         favicon_path=str(FOLDER / "favicon.svg"),
         app_kwargs={
             "routes": [*routes(jobs), *direct(endpoints(jobs))],
-            "exception_handlers": dict.fromkeys((*TRIPS, FnIndexInferError), malformed),
+            "exception_handlers": dict.fromkeys((*REQUEST_PARSE_ERRORS, FnIndexInferError), malformed),
         },
         **_looks(),
     )

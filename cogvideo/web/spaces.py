@@ -20,7 +20,7 @@ def duplicate_link() -> str:
     return f"{base}?duplicate=true" if (base := share_base()) else ""
 
 
-def claim_card() -> None:
+def register_zero_gpu() -> None:
     """Where cards are only lent (a ZeroGPU Space): names a function that takes one, without which the hub starts none.
 
     Nobody calls it: a lent card stays for a minute, in a process of its own, and `mini` needs none.

@@ -15,7 +15,7 @@ from pathlib import Path
 
 
 @dataclass
-class Span:
+class ByteRange:
     """Bytes [start, end) that are still to come."""
 
     start: int
@@ -29,26 +29,26 @@ class Span:
         self.start += count
 
 
-class Missing:
+class MissingRanges:
     """Spans of one file; threads take them, and give back what they could not get.
 
     `total` None: the file's length is not known yet, and only the first block may be taken.
     """
 
-    def __init__(self, note: Path, total: int | None, free: list[Span], have: int = 0) -> None:
+    def __init__(self, note: Path, total: int | None, free: list[ByteRange], have: int = 0) -> None:
         self._note, self.total, self._free, self._have = note, total, free, have
-        self._taken: list[Span] = []
+        self._taken: list[ByteRange] = []
         self._lock = threading.Lock()
 
     @classmethod
-    def of(cls, part: Path) -> Missing:
+    def of(cls, part: Path) -> MissingRanges:
         """What `part` lacks, from its note or its length; a note that makes no sense counts as nothing fetched."""
         note, size = _note(part), part.stat().st_size if part.exists() else 0
         if not note.exists() or not part.exists():
             return cls(note, None, [], size)
         try:
             read = json.loads(note.read_text(encoding="utf-8"))
-            total, free = int(read["total"]), [Span(int(start), int(end)) for start, end in read["missing"]]
+            total, free = int(read["total"]), [ByteRange(int(start), int(end)) for start, end in read["missing"]]
             if size > total or not all(0 <= span.start <= span.end <= total for span in free):
                 raise ValueError(f"{total}, {free}")
         except (ValueError, KeyError, TypeError):
@@ -60,7 +60,7 @@ class Missing:
         """After this `part` is a beginning again: whole, or, where bytes were missing, nothing."""
         note = _note(part)
         if note.exists():
-            if Missing.of(part).left:
+            if MissingRanges.of(part).left:
                 part.unlink(missing_ok=True)
             note.unlink()
 
@@ -87,10 +87,10 @@ class Missing:
                 (first,) = self._taken
                 first.end = min(first.end, total)
                 if first.end < total:
-                    self._free.append(Span(first.end, total))
+                    self._free.append(ByteRange(first.end, total))
 
     @contextmanager
-    def taken(self, count: int) -> Iterator[Span]:
+    def taken(self, count: int) -> Iterator[ByteRange]:
         """At most `count` bytes that nobody else fetches; what is left of them is free again afterwards."""
         span = self._take(count)
         try:
@@ -110,15 +110,15 @@ class Missing:
         finally:
             self._save()
 
-    def _take(self, count: int) -> Span:
+    def _take(self, count: int) -> ByteRange:
         with self._lock:
             if self.total is None:
-                span = Span(self._have, self._have + count)
+                span = ByteRange(self._have, self._have + count)
             elif not self._free:
-                span = Span(self.total, self.total)
+                span = ByteRange(self.total, self.total)
             else:
                 first = self._free[0]
-                span = Span(first.start, min(first.end, first.start + count))
+                span = ByteRange(first.start, min(first.end, first.start + count))
                 first.start = span.end
                 if not first.left:
                     self._free.pop(0)

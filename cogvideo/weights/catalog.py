@@ -118,14 +118,14 @@ COGVIDEO: Final = (
 
 
 @dataclass(frozen=True)
-class Places:
+class WeightPaths:
     """Where the published files live."""
 
     sat: Path
     icetk: Path
 
     @classmethod
-    def usual(cls) -> Places:
+    def usual(cls) -> WeightPaths:
         """$SAT_HOME (~/.sat_models), and the folder that icetk's own downloader uses."""
         return cls(published_home(), ICETK_FOLDER.expanduser())
 

@@ -25,37 +25,37 @@ from cogvideo.errors import WeightsError
 Tensors = dict[str, Tensor]
 SAFETENSORS_TYPES = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32"}
 
-PIECE = 2**22
+COMPARE_CHUNK = 2**22
 """Numbers that are compared at a time."""
 
 
-class Mapped(dict[str, Tensor]):
+class MappedTensors(dict[str, Tensor]):
     """Tensors of a file that is mapped: what is read of them can be dropped from memory and read again."""
 
 
-def take(tensors: Tensors, name: str, device: str | torch.device, dtype: torch.dtype | None) -> Tensor:
+def load_tensor(tensors: Tensors, name: str, device: str | torch.device, dtype: torch.dtype | None) -> Tensor:
     """One of `tensors` as it is wanted: itself, or a copy; then what the file's takes in memory is dropped.
 
     `dtype` None: as in the file.
     """
     tensor = tensors[name]
     taken = tensor.to(device=device, dtype=dtype)
-    if taken is not tensor and isinstance(tensors, Mapped):
+    if taken is not tensor and isinstance(tensors, MappedTensors):
         _drop(tensor)
     return taken
 
 
-def equal(some: Tensors, others: Tensors, name: str) -> bool:
+def tensors_equal(some: Tensors, others: Tensors, name: str) -> bool:
     """Whether both files have the same numbers under `name`. Of mapped files little more than a piece is in memory."""
     one, other = some[name], others[name]
     if one is other:
         return True
     if one.dtype != other.dtype or one.shape != other.shape:
         return False
-    for pair in zip(one.reshape(-1).split(PIECE), other.reshape(-1).split(PIECE), strict=True):
+    for pair in zip(one.reshape(-1).split(COMPARE_CHUNK), other.reshape(-1).split(COMPARE_CHUNK), strict=True):
         same = torch.equal(*pair)
         for tensors, piece in zip((some, others), pair, strict=True):
-            if isinstance(tensors, Mapped):
+            if isinstance(tensors, MappedTensors):
                 _drop(piece)
         if not same:
             return False
@@ -80,7 +80,7 @@ def read_safetensors(path: Path) -> Tensors:
     """All tensors of a file. Raises WeightsError where it is missing or damaged."""
     require(path)
     try:
-        return Mapped(load_file(path))
+        return MappedTensors(load_file(path))
     except MemoryError:
         raise
     except Exception as error:  # a damaged header brings up whatever it can
@@ -92,7 +92,7 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
     Whole or not at all. The format: the length of a JSON header, the header, the bytes of the tensors without gaps.
     """
-    order = sorted(tensors, key=lambda name: (_layer(name), name))
+    order = sorted(tensors, key=lambda name: (layer_number(name), name))
     header: dict[str, Any] = {}
     end = 0
     for name in order:
@@ -118,7 +118,7 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
         part.unlink(missing_ok=True)
 
 
-def _layer(name: str) -> int:
+def layer_number(name: str) -> int:
     """The number in a name such as transformer.layers.3.mlp; -1 for what belongs to no layer."""
     return next((int(word) for word in name.split(".") if word.isdigit()), -1)
 

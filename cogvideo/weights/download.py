@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Final
 
 from cogvideo.errors import CapacityError, RequestError, WeightsError
-from cogvideo.weights.byte_ranges import Missing
-from cogvideo.weights.catalog import LICENCE, Places, PublishedFile, checkpoint_folder
-from cogvideo.weights.http_download import Patience, Unsuitable, fetch, size_of
+from cogvideo.weights.byte_ranges import MissingRanges
+from cogvideo.weights.catalog import LICENCE, PublishedFile, WeightPaths, checkpoint_folder
+from cogvideo.weights.http_download import DownloadPolicy, InvalidSourceError, fetch, size_of
 from cogvideo.weights.progress import Report, bars
 from cogvideo.weights.verify import copy_folder, unpack, verify
 
@@ -37,11 +37,11 @@ class Download:
     `report`: hears how far it is, in place of a bar or lines on stderr.
     """
 
-    places: Places
+    paths: WeightPaths
     files: tuple[PublishedFile, ...]
     source: Path | None = None
     keep: bool = False
-    patience: Patience = field(default_factory=Patience)
+    policy: DownloadPolicy = field(default_factory=DownloadPolicy)
     report: Report | None = None
     notify: Callable[[str, str], None] = _silent
     """Receives a message in Chinese and in English."""
@@ -52,11 +52,11 @@ class Download:
             raise RequestError(
                 f"文件夹 {self.source} 不存在：请检查 --from。", f"The folder {self.source} does not exist: see --from."
             )
-        missing = self.places.missing(self.files)
+        missing = self.paths.missing(self.files)
         if not missing:
             return
-        with _enough_disk(self.places.sat):
-            self.places.work.mkdir(parents=True, exist_ok=True)
+        with _enough_disk(self.paths.sat):
+            self.paths.work.mkdir(parents=True, exist_ok=True)
             self._show_licence()
             self._require_space(missing)
             for file in missing:
@@ -65,7 +65,7 @@ class Download:
     def _get(self, file: PublishedFile) -> None:
         from filelock import FileLock, Timeout
 
-        lock = FileLock(self.places.work / f"{file.name}.lock")
+        lock = FileLock(self.paths.work / f"{file.name}.lock")
         try:
             held = lock.acquire(timeout=0)
         except Timeout:
@@ -74,8 +74,8 @@ class Download:
             )
             held = lock.acquire()
         with held:
-            if not self.places.has(file):
-                _require_free(self.places.target(file))
+            if not self.paths.has(file):
+                _require_free(self.paths.target(file))
                 self._install_first(file)
 
     def _install_first(self, file: PublishedFile) -> None:
@@ -84,18 +84,18 @@ class Download:
         for address, obtain in self._sources(file):
             try:
                 path = obtain()
-                ours = self.places.work in path.parents
+                ours = self.paths.work in path.parents
                 try:
                     self._install(file, path, ours)
-                except Unsuitable:
+                except InvalidSourceError:
                     if ours:
                         _remove(path)
                     raise
                 return
-            except Unsuitable as refusal:
+            except InvalidSourceError as refusal:
                 reasons.append(f"{address}: {refusal}")
                 self.notify(f"无法从 {address} 获取：{refusal}", f"Not from {address}: {refusal}")
-        target = self.places.target(file)
+        target = self.paths.target(file)
         raise WeightsError(
             f"无法获取 {file.name}（{'；'.join(reasons)}）。请稍后重试，或从别处取得后用 --from 指定其文件夹，"
             f"或自行放到 {target}。",
@@ -121,7 +121,7 @@ class Download:
         if self.source is not None:
             found += [checkpoint_folder(self.source, file.installed), self.source / file.name]
         if file.format == "zip":
-            found.append(self.places.sat / file.name)
+            found.append(self.paths.sat / file.name)
         return [path for path in dict.fromkeys(found) if path.exists()]
 
     def _from_hub(self, file: PublishedFile, repository: str) -> Path:
@@ -139,30 +139,30 @@ class Download:
             )
         except HfHubHTTPError as error:
             hint = " (HF_TOKEN?)" if error.response.status_code in (401, 403) else ""
-            raise Unsuitable(str(error).strip().splitlines()[0] + hint) from error
+            raise InvalidSourceError(str(error).strip().splitlines()[0] + hint) from error
         except Exception as error:  # its transports (HTTP, Xet) have exceptions of their own
             if isinstance(error, OSError) and error.errno == errno.ENOSPC:
                 raise
-            raise Unsuitable(f"{type(error).__name__}: {error}") from error
+            raise InvalidSourceError(f"{type(error).__name__}: {error}") from error
         return Path(path)
 
     def _from_url(self, file: PublishedFile, url: str) -> Path:
         part = self._part(file)
         with bars(self.report)(desc=file.name, total=file.size or None) as bar:
-            fetch(url, part, file, bar, self.patience)
+            fetch(url, part, file, bar, self.policy)
         return part
 
     def _part(self, file: PublishedFile) -> Path:
-        return self.places.work / f"{file.name}.part"
+        return self.paths.work / f"{file.name}.part"
 
     @property
     def _hub(self) -> Path:
-        return self.places.work / "hub"
+        return self.paths.work / "hub"
 
     def _install(self, file: PublishedFile, path: Path, ours: bool) -> None:
         """Check what came and put it in its place whole. Raises Unsuitable."""
-        target = self.places.target(file)
-        staging = self.places.work / f"{file.installed}.new"
+        target = self.paths.target(file)
+        staging = self.paths.work / f"{file.installed}.new"
         _remove(staging)
         try:
             if path.is_dir():
@@ -180,7 +180,7 @@ class Download:
             path.unlink(missing_ok=True)
 
     def _show_licence(self) -> None:
-        shown = self.places.work / "licence-shown"
+        shown = self.paths.work / "licence-shown"
         if not shown.exists():
             self.notify(*LICENCE)
             shown.touch()
@@ -189,16 +189,16 @@ class Download:
         """Every archive's content is as large as the archive; only one archive is there at a time."""
         coming = [file for file in missing if not self._here(file)]
         archives = [file.size for file in coming if file.format == "zip"]
-        begun = sum(Missing.of(self._part(file)).received for file in coming)
+        begun = sum(MissingRanges.of(self._part(file)).received for file in coming)
         begun += sum(size_of(path) for path in self._hub.rglob("*.incomplete"))
         needed = sum(file.size for file in missing) - begun + SPARE
         needed += sum(archives) if self.keep else max(archives, default=0)
-        free = shutil.disk_usage(self.places.work).free
+        free = shutil.disk_usage(self.paths.work).free
         if free < needed:
             raise CapacityError(
-                f"{self.places.sat} 所在磁盘仅剩 {free / 1e9:.1f} GB，需要 {needed / 1e9:.1f} GB："
+                f"{self.paths.sat} 所在磁盘仅剩 {free / 1e9:.1f} GB，需要 {needed / 1e9:.1f} GB："
                 "请清理磁盘，或用 SAT_HOME 指向更大的磁盘。",
-                f"The disk of {self.places.sat} has {free / 1e9:.1f} GB free where {needed / 1e9:.1f} GB are needed: "
+                f"The disk of {self.paths.sat} has {free / 1e9:.1f} GB free where {needed / 1e9:.1f} GB are needed: "
                 "make room, or let SAT_HOME name a folder on a larger disk.",
             )
 

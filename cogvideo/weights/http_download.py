@@ -21,7 +21,7 @@ from typing import Final, Protocol
 
 import requests
 
-from cogvideo.weights.byte_ranges import Missing, Span
+from cogvideo.weights.byte_ranges import ByteRange, MissingRanges
 from cogvideo.weights.catalog import MAGIC, PublishedFile
 
 CHUNK: Final = 2**16
@@ -32,19 +32,19 @@ WORTH_ANOTHER_TRY: Final = (408, 425, 429, 500, 502, 503, 504)
 LONGEST_WAIT: Final = 30.0
 
 
-class Unsuitable(Exception):
+class InvalidSourceError(Exception):
     """This address does not give the file; another one may."""
 
 
-class Lost(Unsuitable):
+class ConnectionLostError(InvalidSourceError):
     """Connections end and bring nothing; other connections may."""
 
 
-class OtherFile(Unsuitable):
+class RemoteFileChangedError(InvalidSourceError):
     """The part was begun with a file of another length."""
 
 
-class NoRanges(Exception):
+class RangesUnsupportedError(Exception):
     """This server gives whole files only, or does not say how long they are."""
 
 
@@ -60,12 +60,12 @@ class Bar(Protocol):
 
 
 @dataclass(frozen=True)
-class Patience:
+class DownloadPolicy:
     """Seconds until a connection or a silent server is given up, and attempts in a row that bring no new byte."""
 
-    connect: float = 15.0
-    silence: float = 30.0
-    attempts: int = 5
+    connect_timeout: float = 15.0
+    read_timeout: float = 30.0
+    max_retries: int = 5
     wait: Callable[[float], object] = time.sleep
     connections: int = 4
     """At the same time, to one server that serves ranges."""
@@ -73,25 +73,25 @@ class Patience:
     """Bytes that one request asks for."""
 
 
-def fetch(url: str, part: Path, file: PublishedFile, bar: Bar, patience: Patience) -> None:
+def fetch(url: str, part: Path, file: PublishedFile, bar: Bar, patience: DownloadPolicy) -> None:
     """All bytes of `url` into `part`, after those that are there. Raises Unsuitable; OSError where the disk is full."""
     try:
         try:
             Fetch(url, part, file, bar, patience).run()
-        except OtherFile:
+        except RemoteFileChangedError:
             part.unlink()
             Fetch(url, part, file, bar, patience).run()
-    except NoRanges:
-        Missing.forget(part)
+    except RangesUnsupportedError:
+        MissingRanges.forget(part)
         _whole(url, part, file, bar, patience)
 
 
 class Fetch:
     """A file by ranges, over several connections. What is missing is on disk after every block."""
 
-    def __init__(self, url: str, part: Path, file: PublishedFile, bar: Bar, patience: Patience) -> None:
+    def __init__(self, url: str, part: Path, file: PublishedFile, bar: Bar, patience: DownloadPolicy) -> None:
         self.url, self.part, self.file, self.bar, self.patience = url, part, file, bar, patience
-        self.missing = Missing.of(part)
+        self.missing = MissingRanges.of(part)
         self._stop = threading.Event()
         self._bar_lock = threading.Lock()
 
@@ -103,7 +103,7 @@ class Fetch:
             if self.missing.left:
                 self._all_at_once(out.fileno())
             out.truncate(self.missing.total)
-        Missing.forget(self.part)
+        MissingRanges.forget(self.part)
 
     def _all_at_once(self, out: int) -> None:
         count = min(self.patience.connections, -(-self.missing.left // self.patience.block))
@@ -114,15 +114,15 @@ class Fetch:
             finally:
                 self._stop.set()  # Ctrl-C: the others end at their next bytes
         errors = [error for work in works if (error := work.exception()) is not None]
-        if errors and (self.missing.left or not all(isinstance(error, Unsuitable) for error in errors)):
-            raise next((error for error in errors if not isinstance(error, Unsuitable)), errors[0])
+        if errors and (self.missing.left or not all(isinstance(error, InvalidSourceError) for error in errors)):
+            raise next((error for error in errors if not isinstance(error, InvalidSourceError)), errors[0])
 
     def _work(self, out: int) -> None:
         """Blocks until none is left. A connection that brings nothing leaves its work to the others."""
         while self.missing.left_to_take and not self._stop.is_set():
             try:
                 self._bring(out)
-            except Lost:
+            except ConnectionLostError:
                 raise
             except BaseException:
                 self._stop.set()
@@ -138,26 +138,26 @@ class Fetch:
                     self._receive(out, span)
                 except requests.RequestException as error:
                     fruitless = 0 if span.start > before else fruitless + 1
-                    if fruitless >= self.patience.attempts:
-                        raise Lost(f"{type(error).__name__}: {error}") from error
+                    if fruitless >= self.patience.max_retries:
+                        raise ConnectionLostError(f"{type(error).__name__}: {error}") from error
                     self.patience.wait(min(2.0**fruitless, LONGEST_WAIT))
 
-    def _receive(self, out: int, span: Span) -> None:
+    def _receive(self, out: int, span: ByteRange) -> None:
         """One connection. Raises requests.RequestException where it is lost."""
         with _ask(self.url, f"bytes={span.start}-{span.end - 1}", self.patience) as answer:
             if answer.status_code == 416:
                 if not _nothing_after(answer, span.start):
-                    raise OtherFile(f"no bytes from {span.start} on")
+                    raise RemoteFileChangedError(f"no bytes from {span.start} on")
                 self.missing.learn(span.start)
                 return
             start, total = _range(answer, self.file)
             if answer.status_code != 206 or total is None:
-                raise NoRanges
+                raise RangesUnsupportedError
             if start != span.start:
-                raise Unsuitable(f"bytes from {span.start} were asked for, those from {start} came")
+                raise InvalidSourceError(f"bytes from {span.start} were asked for, those from {start} came")
             self.missing.learn(total)
             if total != self.missing.total:
-                raise OtherFile(f"{total} bytes, those that are there belong to {self.missing.total}")
+                raise RemoteFileChangedError(f"{total} bytes, those that are there belong to {self.missing.total}")
             self._show_total(total)
             for chunk in _chunks(answer, self.file, start):
                 piece = chunk[: span.left]  # a server may give more than was asked for
@@ -176,7 +176,7 @@ class Fetch:
                 self.bar.refresh()
 
 
-def _whole(url: str, part: Path, file: PublishedFile, bar: Bar, patience: Patience) -> None:
+def _whole(url: str, part: Path, file: PublishedFile, bar: Bar, patience: DownloadPolicy) -> None:
     """All bytes over one connection after the other. Raises Unsuitable."""
     fruitless = 0
     while True:
@@ -186,12 +186,12 @@ def _whole(url: str, part: Path, file: PublishedFile, bar: Bar, patience: Patien
             return
         except requests.RequestException as error:
             fruitless = 0 if size_of(part) > before else fruitless + 1
-            if fruitless >= patience.attempts:
-                raise Lost(f"{type(error).__name__}: {error}") from error
+            if fruitless >= patience.max_retries:
+                raise ConnectionLostError(f"{type(error).__name__}: {error}") from error
         patience.wait(min(2.0**fruitless, LONGEST_WAIT))
 
 
-def _receive_rest(url: str, part: Path, file: PublishedFile, bar: Bar, patience: Patience) -> None:
+def _receive_rest(url: str, part: Path, file: PublishedFile, bar: Bar, patience: DownloadPolicy) -> None:
     """One connection. Raises requests.RequestException where it is lost, Unsuitable where it gives something else."""
     have = size_of(part)
     with _ask(url, f"bytes={have}-" if have else None, patience) as answer:
@@ -203,7 +203,7 @@ def _receive_rest(url: str, part: Path, file: PublishedFile, bar: Bar, patience:
         start, total = _range(answer, file)
         if start != have:  # the server ignores ranges, or gives another one
             if start:
-                raise Unsuitable(f"bytes from {have} were asked for, those from {start} came")
+                raise InvalidSourceError(f"bytes from {have} were asked for, those from {start} came")
             part.unlink(missing_ok=True)
         bar.total, bar.n = total, start
         bar.refresh()
@@ -214,14 +214,16 @@ def _receive_rest(url: str, part: Path, file: PublishedFile, bar: Bar, patience:
 
 
 @contextmanager
-def _ask(url: str, wanted: str | None, patience: Patience) -> Iterator[requests.Response]:
+def _ask(url: str, wanted: str | None, patience: DownloadPolicy) -> Iterator[requests.Response]:
     """The answer to a GET for all, or for the range `wanted`. Raises RequestException, Unsuitable."""
     headers = {"Accept-Encoding": "identity"}  # else sizes would count packed bytes
     if wanted:
         headers["Range"] = wanted
-    with requests.get(url, headers=headers, stream=True, timeout=(patience.connect, patience.silence)) as answer:
+    with requests.get(
+        url, headers=headers, stream=True, timeout=(patience.connect_timeout, patience.read_timeout)
+    ) as answer:
         if answer.status_code >= 400 and answer.status_code not in (416, *WORTH_ANOTHER_TRY):
-            raise Unsuitable(f"HTTP {answer.status_code}")
+            raise InvalidSourceError(f"HTTP {answer.status_code}")
         if answer.status_code != 416:
             answer.raise_for_status()
         yield answer
@@ -231,7 +233,7 @@ def _chunks(answer: requests.Response, file: PublishedFile, start: int) -> Itera
     """The body in pieces; the file's first bytes are looked at. Raises Unsuitable."""
     for chunk in answer.iter_content(CHUNK):
         if not start and not chunk.startswith(MAGIC[file.format]):
-            raise Unsuitable(f"no {file.format} file: it begins with {chunk[:16]!r}")
+            raise InvalidSourceError(f"no {file.format} file: it begins with {chunk[:16]!r}")
         start += len(chunk)
         yield chunk
 
@@ -245,17 +247,17 @@ def _nothing_after(answer: requests.Response, have: int) -> bool:
 def _range(answer: requests.Response, file: PublishedFile) -> tuple[int, int | None]:
     """Where the body begins in the file, and the size of the file where the server tells it. Raises Unsuitable."""
     if answer.headers.get("Content-Type", "").startswith("text/html"):
-        raise Unsuitable("a web page instead of the file")
+        raise InvalidSourceError("a web page instead of the file")
     start, total = 0, answer.headers.get("Content-Length", "")
     if answer.status_code == 206:
         found = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", answer.headers.get("Content-Range", ""))
         if found is None:
-            raise Unsuitable("a part without saying which")
+            raise InvalidSourceError("a part without saying which")
         start, total = int(found[1]), found[2]
     if not total.isdigit():
         return start, None
     if not file.plausible(int(total)):
-        raise Unsuitable(f"{total} bytes instead of about {file.size}")
+        raise InvalidSourceError(f"{total} bytes instead of about {file.size}")
     return start, int(total)
 
 

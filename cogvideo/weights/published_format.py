@@ -17,7 +17,7 @@ from torch import Tensor
 
 from cogvideo.config import ModelConfig
 from cogvideo.weights.catalog import checkpoint_folder
-from cogvideo.weights.checkpoint import Mapped, Tensors, damaged, require
+from cogvideo.weights.checkpoint import MappedTensors, Tensors, damaged, require
 
 PUBLISHED = {"stage1": "cogvideo-stage1", "stage2": "cogvideo-stage2", "superres": "cogview2-dsr"}
 """Folder of each network in the published format."""
@@ -44,7 +44,7 @@ def read_published(folder: Path) -> Tensors:
     tensors = loaded.get("module") if isinstance(loaded, dict) else None
     if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
         raise damaged(path, "no tensors under the key 'module'")
-    return Mapped(tensors) if mapped else tensors
+    return MappedTensors(tensors) if mapped else tensors
 
 
 def checkpoint_file(folder: Path) -> Path:

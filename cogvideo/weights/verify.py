@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from cogvideo.weights.catalog import MAGIC, PublishedFile, has_checkpoint
-from cogvideo.weights.http_download import Unsuitable, size_of
+from cogvideo.weights.http_download import InvalidSourceError, size_of
 
 
 def verify(path: Path, file: PublishedFile, bars: Any) -> None:
@@ -26,13 +26,13 @@ def verify(path: Path, file: PublishedFile, bars: Any) -> None:
     with path.open("rb") as stream:
         beginning = stream.read(16)
     if not beginning.startswith(MAGIC[file.format]):
-        raise Unsuitable(f"no {file.format} file: it begins with {beginning!r}")
+        raise InvalidSourceError(f"no {file.format} file: it begins with {beginning!r}")
     if not file.plausible(size_of(path)):
-        raise Unsuitable(f"{size_of(path)} bytes instead of about {file.size}")
+        raise InvalidSourceError(f"{size_of(path)} bytes instead of about {file.size}")
     if file.sha256 is None:
         _read(path, file)
     elif (found := _digest(path, bars)) != file.sha256:
-        raise Unsuitable(f"SHA-256 {found} instead of {file.sha256}")
+        raise InvalidSourceError(f"SHA-256 {found} instead of {file.sha256}")
 
 
 def _read(path: Path, file: PublishedFile) -> None:
@@ -51,7 +51,7 @@ def _read(path: Path, file: PublishedFile) -> None:
     except MemoryError:
         raise
     except Exception as error:  # a damaged file brings up whatever it can
-        raise Unsuitable(f"no whole {file.format} file ({error})") from error
+        raise InvalidSourceError(f"no whole {file.format} file ({error})") from error
 
 
 def _read_torch(path: Path) -> None:
@@ -79,7 +79,7 @@ def unpack(archive: Path, name: str, folder: Path, bars: Any) -> None:
             members = list(_members(opened, name))
             size, most = sum(info.file_size for info, _ in members), GROWTH * size_of(archive)
             if size > most:
-                raise Unsuitable(f"an archive of {size} bytes where {most} at most are plausible")
+                raise InvalidSourceError(f"an archive of {size} bytes where {most} at most are plausible")
             with bars(desc=f"{name} (unzip)", total=size) as bar:
                 for info, relative in members:
                     path = folder / relative
@@ -87,13 +87,13 @@ def unpack(archive: Path, name: str, folder: Path, bars: Any) -> None:
                     with opened.open(info) as source, path.open("xb") as target:  # reading checks the CRC
                         _copy(source, target, bar)
     except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError, ValueError, struct.error) as error:
-        raise Unsuitable(f"a broken archive ({error})") from error
+        raise InvalidSourceError(f"a broken archive ({error})") from error
     except OSError as error:
         if error.errno not in NOT_THE_DISK:
             raise
-        raise Unsuitable(f"a broken archive ({error})") from error
+        raise InvalidSourceError(f"a broken archive ({error})") from error
     if not has_checkpoint(folder):
-        raise Unsuitable(f"an archive without the folder {name} of a checkpoint")
+        raise InvalidSourceError(f"an archive without the folder {name} of a checkpoint")
 
 
 def _members(archive: zipfile.ZipFile, name: str) -> Iterator[tuple[zipfile.ZipInfo, PurePosixPath]]:
@@ -101,7 +101,7 @@ def _members(archive: zipfile.ZipFile, name: str) -> Iterator[tuple[zipfile.ZipI
     for info in archive.infolist():
         path = PurePosixPath(info.filename.replace("\\", "/"))
         if path.is_absolute() or ".." in path.parts or ":" in info.filename or stat.S_ISLNK(info.external_attr >> 16):
-            raise Unsuitable(f"an archive with the unsafe path {info.filename!r}")
+            raise InvalidSourceError(f"an archive with the unsafe path {info.filename!r}")
         if not info.is_dir() and name in path.parts[:-1]:
             yield info, PurePosixPath(*path.parts[path.parts.index(name) + 1 :])
 
@@ -109,7 +109,7 @@ def _members(archive: zipfile.ZipFile, name: str) -> Iterator[tuple[zipfile.ZipI
 def copy_folder(folder: Path, target: Path) -> None:
     """A checkpoint's folder as it is. Raises Unsuitable where it is none."""
     if not has_checkpoint(folder):
-        raise Unsuitable("no model_config.json, or no checkpoint")
+        raise InvalidSourceError("no model_config.json, or no checkpoint")
     shutil.copytree(folder, target)
 
 

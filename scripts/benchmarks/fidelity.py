@@ -30,18 +30,18 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from cogvideo.config import PRESETS, SamplingOptions  # noqa: E402
-from cogvideo.events import LevelDone  # noqa: E402
+from cogvideo.events import RoundCompleted  # noqa: E402
 from cogvideo.inference import decoding  # noqa: E402
 from cogvideo.inference.sampling import ClusterSampler, noise_keys  # noqa: E402
 from cogvideo.models import loader  # noqa: E402
 from cogvideo.models.base import left_pad  # noqa: E402
 from cogvideo.models.loader import random_models  # noqa: E402
-from cogvideo.pipeline import CogVideoPipeline, between_texts, keyframe_texts  # noqa: E402
+from cogvideo.pipeline import CogVideoPipeline, interpolation_texts, keyframe_texts  # noqa: E402
 from cogvideo.request import VideoRequest  # noqa: E402
-from cogvideo.runtime.device import Place, threads  # noqa: E402
+from cogvideo.runtime.device import DevicePlacement, torch_threads  # noqa: E402
 from cogvideo.runtime.memory_estimate import peak_bytes  # noqa: E402
-from cogvideo.runtime.memory_presets import MEMORY, MemoryPreset  # noqa: E402
-from cogvideo.runtime.placement import enlarging, resident, settle  # noqa: E402
+from cogvideo.runtime.memory_presets import MEMORY_PRESETS, MemoryPreset  # noqa: E402
+from cogvideo.runtime.placement import on_device, place_models, upscaler_on_device  # noqa: E402
 from cogvideo.tokenizers.text import superres_text  # noqa: E402
 
 CPU = torch.device("cpu")
@@ -86,7 +86,7 @@ class Film:
 class Subject:
     """A model that the presets hold in their ways. `load`: its networks anew."""
 
-    load: Callable[[Place], Any]
+    load: Callable[[DevicePlacement], Any]
     sampling: SamplingOptions
     sampler: ClusterSampler
     films: Sequence[Film]
@@ -97,12 +97,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", action="store_true", help="put the table into both READMEs")
     options = parser.parse_args()
-    with threads(1):
+    with torch_threads(1):
         toy, mini = compare(_toy()), compare(_mini())
-        seconds = {name: _seconds(memory) for name, memory in MEMORY.items()}
+        seconds = {name: _seconds(memory) for name, memory in MEMORY_PRESETS.items()}
     for readme, head in HEAD.items():
         lines = [head, "|---" * (head.count("|") - 1) + "|"]
-        lines += [_row(row, mini[row.name], toy[row.name], seconds[row.name], readme) for row in MEMORY.values()]
+        lines += [
+            _row(row, mini[row.name], toy[row.name], seconds[row.name], readme) for row in MEMORY_PRESETS.values()
+        ]
         if options.write:
             _write(ROOT / readme, "\n".join(lines))
         else:
@@ -111,10 +113,10 @@ def main() -> None:
 
 def compare(subject: Subject) -> dict[str, Cost]:
     """The cost of every memory preset."""
-    exact = scores(subject, _place(MEMORY["cpu"]))
+    exact = scores(subject, _place(MEMORY_PRESETS["cpu"]))
     wanted = _drawn(exact, subject)
     costs = {}
-    for name, memory in MEMORY.items():
+    for name, memory in MEMORY_PRESETS.items():
         got = scores(subject, _place(memory))
         spread = exact - exact.mean(-1, keepdim=True)
         same = (_drawn(got, subject) == wanted).float().mean()
@@ -123,33 +125,33 @@ def compare(subject: Subject) -> dict[str, Cost]:
 
 
 @torch.inference_mode()
-def scores(subject: Subject, place: Place) -> Tensor:
+def scores(subject: Subject, place: DevicePlacement) -> Tensor:
     """Of all three networks, where each film is shown to them, [places, image tokens] fp32."""
-    settled = settle(subject.load(place), place)
+    settled = place_models(subject.load(place), place)
     return torch.cat([part for film in subject.films for part in _shown(film, settled, place, subject.sampling)])
 
 
-def _shown(film: Film, settled: Any, place: Place, sampling: SamplingOptions) -> list[Tensor]:
+def _shown(film: Film, settled: Any, place: DevicePlacement, sampling: SamplingOptions) -> list[Tensor]:
     size = film.clip.shape[-1]
     seen: list[Tensor] = []
 
-    def teacher(clip: Tensor) -> decoding.Draw:
+    def teacher(clip: Tensor) -> decoding.SampleFn:
         def show(logits: Tensor, frame: int, slot: int) -> Tensor:
             seen.append(logits.float())
             return clip[:, frame, slot]
 
         return show
 
-    wish: dict[str, Any] = {"unconditional": [film.unconditional], "guidance": sampling.guidance}
-    with resident(settled.stage1, place) as lm:
+    wish: dict[str, Any] = {"unconditional": [film.unconditional], "guidance": sampling.guidance_scale}
+    with on_device(settled.stage1, place) as lm:
         list(islice(decoding.keyframes(lm, [film.keyframes], film.clip[:, 0], teacher(film.clip), **wish), size))
-    with resident(settled.stage2, place) as lm:
+    with on_device(settled.stage2, place) as lm:
         drawn = decoding.interpolate(
-            lm, [film.between], film.block[:, ::2], teacher(film.block), text_boost=sampling.text_boost
+            lm, [film.between], film.block[:, ::2], teacher(film.block), text_boost=sampling.text_attention_bias
         )
         list(islice(drawn, size))
     lm = settled.superres
-    with enlarging(lm, place) as layers:
+    with upscaler_on_device(lm, place) as layers:
         at = lm.begin(*left_pad([film.superres]), film.clip[0, :1])
         for number in layers() if layers else range(lm.config.layers):
             at = lm.layer(number, at)
@@ -159,13 +161,13 @@ def _shown(film: Film, settled: Any, place: Place, sampling: SamplingOptions) ->
 def _drawn(logits: Tensor, subject: Subject) -> Tensor:
     keys, options = noise_keys([0], 1, [0], len(logits))[:, 0], subject.sampling.video
     parts = zip(logits.split(128), keys.split(128))
-    return torch.cat([subject.sampler.draw(some, key, options) for some, key in parts])
+    return torch.cat([subject.sampler.sample(some, key, options) for some, key in parts])
 
 
 def _toy() -> Subject:
     """Random weights, which are far less sure than learnt ones."""
 
-    def load(place: Place) -> Any:
+    def load(place: DevicePlacement) -> Any:
         torch.manual_seed(0)
         return random_models(TOY, torch.float32, CPU)
 
@@ -174,47 +176,47 @@ def _toy() -> Subject:
     text = [TOY.image_tokens + i for i in range(12)]
     sampler = ClusterSampler(torch.arange(TOY.image_tokens) % 200)
     return Subject(
-        load, replace(SamplingOptions(), guidance=1.5), sampler, [Film(text, text[:3], text, text, clip, block)]
+        load, replace(SamplingOptions(), guidance_scale=1.5), sampler, [Film(text, text[:3], text, text, clip, block)]
     )
 
 
 def _mini() -> Subject:
     """The model that ships, and what it draws itself."""
-    pipeline = CogVideoPipeline(PRESETS["mini"], _place(MEMORY["cpu"]), previews=False)
-    films = [_film(pipeline, VideoRequest(prompt, seed=7, frames=9, superres=False)) for prompt in PROMPTS]
-    sampler = pipeline.parts().sampler
+    pipeline = CogVideoPipeline(PRESETS["mini"], _place(MEMORY_PRESETS["cpu"]), previews=False)
+    films = [_film(pipeline, VideoRequest(prompt, seed=7, num_frames=9, superres=False)) for prompt in PROMPTS]
+    sampler = pipeline.components().sampler
     return Subject(lambda place: loader.load("mini", place.read_as), PRESETS["mini"].sampling, sampler, films)
 
 
 def _film(pipeline: CogVideoPipeline, request: VideoRequest) -> Film:
     """Its five keyframes, and the first five of its nine frames."""
-    levels = (event.tokens for event in pipeline.stream(request) if isinstance(event, LevelDone))
+    levels = (event.tokens for event in pipeline.stream(request) if isinstance(event, RoundCompleted))
     clip, longer = (torch.from_numpy(tokens) for tokens in levels if tokens is not None)
-    preset, tokenizer = pipeline.preset, pipeline.parts().tokenizer
-    texts = keyframe_texts(tokenizer, preset, [request.wish], preset.sampling.guidance)
-    between, _ = between_texts(tokenizer, preset, [request], 1.0)
+    preset, tokenizer = pipeline.preset, pipeline.components().tokenizer
+    texts = keyframe_texts(tokenizer, preset, [request.wish], preset.sampling.guidance_scale)
+    between, _ = interpolation_texts(tokenizer, preset, [request], 1.0)
     unconditional = (texts.unconditional or texts.video)[0]
     enlarged = superres_text(tokenizer, request.prompt)
     return Film(list(texts.video[0]), list(unconditional), between[0][0], enlarged, clip, longer[:, :5])
 
 
-def _place(memory: MemoryPreset) -> Place:
-    return Place(CPU, torch.float32, memory)
+def _place(memory: MemoryPreset) -> DevicePlacement:
+    return DevicePlacement(CPU, torch.float32, memory)
 
 
 def _seconds(memory: MemoryPreset) -> float:
     """Of processor time, for a film of 33 frames with super-resolution, warm."""
     pipeline = CogVideoPipeline(PRESETS["mini"], _place(memory), previews=False)
-    pipeline(VideoRequest(PROMPTS[0], seed=7, frames=5, superres=True))
+    pipeline(VideoRequest(PROMPTS[0], seed=7, num_frames=5, superres=True))
     start = time.process_time()
-    pipeline(VideoRequest(PROMPTS[0], seed=7, frames=33, superres=True))
+    pipeline(VideoRequest(PROMPTS[0], seed=7, num_frames=33, superres=True))
     return time.process_time() - start
 
 
 def _row(memory: MemoryPreset, mini: Cost, toy: Cost, seconds: float, readme: str) -> str:
     chinese = readme.endswith("_zh.md")
     model = PRESETS["cogvideo"].model
-    card = f"{memory.card} GB" if memory.card else "—"
+    card = f"{memory.vram_gb} GB" if memory.vram_gb else "—"
     cells: Sequence[str] = (
         f"`{memory.name}`",
         card,
@@ -223,7 +225,7 @@ def _row(memory: MemoryPreset, mini: Cost, toy: Cost, seconds: float, readme: st
         f"{mini.off:.2%} / {toy.off:.2%}",
         f"{mini.same:.1%} / {toy.same:.1%}",
         f"{seconds:.1f} s",
-        UNKNOWN[readme] if memory.card else "—",
+        UNKNOWN[readme] if memory.vram_gb else "—",
     )
     return "| " + " | ".join(cells) + " |"
 

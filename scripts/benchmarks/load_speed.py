@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from cogvideo.benchmarks.report import processor  # noqa: E402
-from cogvideo.config import PRESETS, ModelConfig, find_preset  # noqa: E402
+from cogvideo.config import PRESETS, ModelConfig, load_preset  # noqa: E402
 from cogvideo.models import loader  # noqa: E402
 from cogvideo.weights import checkpoint  # noqa: E402
 
@@ -132,7 +132,7 @@ def write(folder: Path, model: ModelConfig) -> Copy:
     """Random numbers under the names of the networks."""
     block = torch.randn(BLOCK // 2).half()
 
-    def numbers(part: loader.Part, common: bool) -> checkpoint.Tensors:
+    def numbers(part: loader.Network, common: bool) -> checkpoint.Tensors:
         return {
             name: block.repeat(-(-like.numel() // len(block)))[: like.numel()].view(like.shape)
             for name, like in loader.expected(model, part).items()
@@ -140,7 +140,7 @@ def write(folder: Path, model: ModelConfig) -> Copy:
         }
 
     checkpoint.write_safetensors(folder / "backbone.safetensors", numbers("stage1", common=True))
-    for part in loader.PARTS:
+    for part in loader.NETWORKS:
         checkpoint.write_safetensors(folder / f"{part}.safetensors", numbers(part, common=False))
     return Copy(folder, model)
 
@@ -157,7 +157,7 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=ROOT) as made:
         if options.folder:
-            copy = Copy(options.folder, find_preset(options.model)[0].model)
+            copy = Copy(options.folder, load_preset(options.model)[0].model)
         else:
             sizes = {"layers": options.layers, "hidden": options.hidden, "heads": options.hidden // 64}
             copy = write(Path(made), replace(PRESETS["cogvideo"].model, **sizes))

@@ -19,11 +19,11 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from cogvideo.config import ASSETS, PRESETS
-from cogvideo.tokenizers.image import FrameCodec
+from cogvideo.tokenizers.image import ImageTokenizer
 from cogvideo.training.initialization import make_world_task
-from cogvideo.training.joint_task import DATA, ObjectiveOptions
+from cogvideo.training.joint_task import DATA, JointTaskOptions
 from cogvideo.training.recipe import options_from, read_recipe
-from cogvideo.training.trainer import RunOptions, Trainer
+from cogvideo.training.trainer import Trainer, TrainerOptions
 
 RECIPE = Path(__file__).resolve().parents[2] / "examples" / "train_mini.toml"
 
@@ -41,7 +41,7 @@ def measure_products(dtype: torch.dtype, seconds: float = 1.0) -> float:
     return 2 * rows * inner * columns * count / (time.perf_counter() - begin)
 
 
-def count_tokens(options: ObjectiveOptions) -> int:
+def count_tokens(options: JointTaskOptions) -> int:
     """Image tokens of a step; words come on top."""
     sizes = PRESETS["mini"].model
     frames = options.images + 5 * (options.clips + options.windows) + options.superres
@@ -51,10 +51,10 @@ def count_tokens(options: ObjectiveOptions) -> int:
 def measure(steps: int) -> dict[str, float]:
     """Run `steps` steps of the shipped recipe from fresh weights; nothing is kept."""
     recipe = read_recipe(RECIPE)
-    options = options_from(ObjectiveOptions, recipe["models"].get("data", {}))
-    run = replace(options_from(RunOptions, recipe["models"]["run"]), picture_every=0)
+    options = options_from(JointTaskOptions, recipe["models"].get("data", {}))
+    run = replace(options_from(TrainerOptions, recipe["models"]["run"]), preview_every=0)
     preset = PRESETS["mini"]
-    task = make_world_task(preset, ASSETS / "mini", FrameCodec.load(preset).model, options)
+    task = make_world_task(preset, ASSETS / "mini", ImageTokenizer.load(preset).model, options)
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(task, run, Path(folder))
         for _ in range(3):

@@ -15,7 +15,7 @@ import numpy.typing as npt
 sys.path[:0] = [str(Path(__file__).resolve().parents[2])]
 
 from cogvideo.config import PRESETS  # noqa: E402
-from cogvideo.token_layout import Layout, Stage  # noqa: E402
+from cogvideo.token_layout import Stage, TokenLayout  # noqa: E402
 from scripts.docs.drawing import (  # noqa: E402
     BLUE,
     GREEN,
@@ -32,7 +32,7 @@ from scripts.docs.drawing import (  # noqa: E402
     write,
 )
 
-SMALL = Layout(replace(PRESETS["mini"].model, grid=(4, 4), window=2))
+SMALL = TokenLayout(replace(PRESETS["mini"].model, grid=(4, 4), window=2))
 """The geometry of a model whose frames have 16 tokens: small enough for every slot to be a square of the drawing."""
 
 TEXT = 4
@@ -43,7 +43,7 @@ CELL = 3.2
 Mask = npt.NDArray[np.bool_]
 
 
-def spatial(layout: Layout, stage: Stage, frames: tuple[int, ...]) -> Mask:
+def spatial(layout: TokenLayout, stage: Stage, frames: tuple[int, ...]) -> Mask:
     """The backbone's own channel, [slots, slots] with the text first: words see words, a frame words and itself."""
     size = layout.tokens_per_frame
     seen = np.zeros((TEXT + len(frames) * size,) * 2, dtype=np.bool_)
@@ -54,14 +54,14 @@ def spatial(layout: Layout, stage: Stage, frames: tuple[int, ...]) -> Mask:
     return seen
 
 
-def temporal(layout: Layout, stage: Stage, frames: tuple[int, ...], layer: int) -> Mask:
+def temporal(layout: TokenLayout, stage: Stage, frames: tuple[int, ...], layer: int) -> Mask:
     """The channel across frames: words have no output there, a frame sees words and what its stage lets it see."""
     size = layout.tokens_per_frame
     causal = np.tril(np.ones((size, size), dtype=np.bool_))
     near = layout.region_mask(layer) if stage == 2 else np.ones_like(causal)
     sights = {"NONE": near & False, "CAUSAL": near & causal, "ALL": near}
     rows = [
-        np.concatenate([sights[layout.temporal_sight(stage, frame, other).name] for other in frames], axis=1)
+        np.concatenate([sights[layout.temporal_visibility(stage, frame, other).name] for other in frames], axis=1)
         for frame in frames
     ]
     seen = np.zeros((TEXT + len(frames) * size,) * 2, dtype=np.bool_)
@@ -150,7 +150,7 @@ def note(drawing: Drawing, lines: tuple[str, ...]) -> None:
 
 def windows(language: Language) -> str:
     """The regions of the published model's stage 2 on its 20 x 20 grid, and what one cell sees of another frame."""
-    layout = Layout(PRESETS["cogvideo"].model)
+    layout = TokenLayout(PRESETS["cogvideo"].model)
     height, width = layout.config.grid
     row, column = 6, 12
     cell, look = 12.0, row * width + column
@@ -192,7 +192,7 @@ def windows(language: Language) -> str:
 
 def sequence(language: Language) -> str:
     """What the network reads: words, then frames, whose slot k holds token k - 1 and predicts token k."""
-    layout = Layout(PRESETS["cogvideo"].model)
+    layout = TokenLayout(PRESETS["cogvideo"].model)
     size = layout.tokens_per_frame
     names: dict[Language, tuple[str, str, str, str, str, str]] = {
         "en": ("The sequence that stages 1 and 2 read", "words", "frame {}", "tokens", "slot holds", "and predicts"),

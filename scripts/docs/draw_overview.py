@@ -12,9 +12,9 @@ import numpy as np
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[2])]
 
-from cogvideo.config import CLIP_FRAMES, PRESETS  # noqa: E402
-from cogvideo.inference.sampling import FINEST, moments  # noqa: E402
-from cogvideo.token_layout import Layout  # noqa: E402
+from cogvideo.config import FRAME_COUNTS, PRESETS  # noqa: E402
+from cogvideo.inference.sampling import FINEST_FRAME_COUNT, noise_frame_indices  # noqa: E402
+from cogvideo.token_layout import TokenLayout  # noqa: E402
 from scripts.docs.drawing import (  # noqa: E402
     BLUE,
     GREEN,
@@ -63,19 +63,19 @@ WORDS: dict[Language, dict[str, str]] = {
 def overview(language: Language) -> str:
     """The way from a sentence to 5, 9, 17 and 33 frames and a film, as the text of an SVG."""
     preset = PRESETS["cogvideo"]
-    layout = Layout(preset.model)
+    layout = TokenLayout(preset.model)
     words = WORDS[language]
     drawing = Drawing(820, 452, words["title"])
     drawing.rect(20, 16, 216, 30, PALE_ORANGE, ORANGE, 15)
     drawing.text(128, 36, PROMPT, 13, "middle", bold=True)
     drawing.text(250, 36, words["words"], 11.5, fill=SOFT)
     drawing.arrow(128, 48, 128, 70)
-    for level, frames in enumerate(CLIP_FRAMES):
+    for level, frames in enumerate(FRAME_COUNTS):
         y = 98.0 + 64 * level
         name = words["between"].format(frames) if level else words["keyframes"]
         below = words["again"] if level else words["tokens"].format(layout.tokens_per_frame)
         _row(drawing, y, frames, level, name, below)
-    y = 98.0 + 64 * len(CLIP_FRAMES)
+    y = 98.0 + 64 * len(FRAME_COUNTS)
     drawing.text(20, y + 2, words["enlarge"], 13, bold=True)
     drawing.text(20, y + 19, words["pass"].format(layout.fine_tokens), 11.5, fill=SOFT)
     side = 68.0
@@ -94,11 +94,11 @@ def _row(drawing: Drawing, y: float, frames: int, level: int, name: str, below: 
     """The frames of one level on the clock; those that this level draws are framed in green."""
     drawing.text(20, y + 2, name, 13, bold=True)
     drawing.text(20, y + 19, below, 11.5, fill=SOFT)
-    old = set(moments(CLIP_FRAMES[level - 1])) if level else set()
+    old = set(noise_frame_indices(FRAME_COUNTS[level - 1])) if level else set()
     side = (44.0, 40.0, 28.0, 14.5)[level]
-    for moment in moments(frames):
-        x = LEFT + (WIDE - side) * moment / FINEST
-        _frame(drawing, x, y - side / 2 + 4, side, 8, moment / FINEST, moment not in old)
+    for moment in noise_frame_indices(frames):
+        x = LEFT + (WIDE - side) * moment / FINEST_FRAME_COUNT
+        _frame(drawing, x, y - side / 2 + 4, side, 8, moment / FINEST_FRAME_COUNT, moment not in old)
 
 
 def _frame(drawing: Drawing, x: float, y: float, side: float, cells: int, at: float, new: bool) -> None:

@@ -33,7 +33,7 @@ from scripts.docs.drawing import (  # noqa: E402
 
 LABELS = torch.tensor([0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3])
 LOGITS = torch.tensor([2.3, 1.7, 0.4, 2.0, 1.9, 1.6, 0.2, -0.3, 0.0, 1.8, 0.1, -0.6])
-OPTIONS = TokenSampling(temperature=1.0, top_k=2, inner_temperature=0.6)
+OPTIONS = TokenSampling(temperature=1.0, top_k=2, within_cluster_temperature=0.6)
 SEED = 7
 
 BAR, GAP, WIDE, HIGH = 34.0, 14.0, 780, 92.0
@@ -87,7 +87,7 @@ def sampling(language: Language) -> str:
     final = sampler.distribution(LOGITS, OPTIONS)
     keys = noise_keys([SEED], StageKey.KEYFRAMES, [0], 1)[0]
     race = final / exponential_noise(keys, torch.arange(12)[None])[0]
-    winner = int(sampler.draw(LOGITS[None], keys, OPTIONS)[0])
+    winner = int(sampler.sample(LOGITS[None], keys, OPTIONS)[0])
     drawing = Drawing(WIDE, 60 + 4 * 108, title)
     drawing.text(20, 30, title, 15, bold=True)
     bars(drawing, 140, plain.tolist(), rows[0])

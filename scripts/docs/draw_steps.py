@@ -18,10 +18,10 @@ from torch import Tensor
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[2])]
 
-from cogvideo.config import CLIP_FRAMES, PRESETS  # noqa: E402
-from cogvideo.inference.decoding import schedule, speculate  # noqa: E402
-from cogvideo.inference.sampling import FINEST, moments  # noqa: E402
-from cogvideo.token_layout import Layout  # noqa: E402
+from cogvideo.config import FRAME_COUNTS, PRESETS  # noqa: E402
+from cogvideo.inference.decoding import jacobi_decode, schedule  # noqa: E402
+from cogvideo.inference.sampling import FINEST_FRAME_COUNT, noise_frame_indices  # noqa: E402
+from cogvideo.token_layout import TokenLayout  # noqa: E402
 from cogvideo.tokenizers.text import duration_text, round_seconds  # noqa: E402
 from scripts.docs.drawing import (  # noqa: E402
     BLUE,
@@ -58,9 +58,9 @@ def interpolation(language: Language) -> str:
     drawing = Drawing(800, 336, title)
     drawing.text(20, 30, title, 15, bold=True)
     left, wide = 220.0, 540.0
-    spans = [SECONDS, *round_seconds(SECONDS, len(CLIP_FRAMES) - 1)]
+    spans = [SECONDS, *round_seconds(SECONDS, len(FRAME_COUNTS) - 1)]
     known: set[int] = set()
-    for level, (frames, span) in enumerate(zip(CLIP_FRAMES, spans)):
+    for level, (frames, span) in enumerate(zip(FRAME_COUNTS, spans)):
         y = 78.0 + 62 * level
         drawing.text(20, y, count.format(frames), 13, bold=True)
         drawing.text(20, y + 17, later.format(level) if level else first, 11.5, fill=SOFT)
@@ -69,11 +69,11 @@ def interpolation(language: Language) -> str:
         block = wide * span / SECONDS  # five frames of this level, the duration that their text begins with
         drawing.line([(left, y + 13), (left, y + 18), (left + block, y + 18), (left + block, y + 13)], ORANGE, 1.5)
         side = 15 if level < 2 else 11
-        for moment in moments(frames):
-            x = left + wide * moment / FINEST
+        for moment in noise_frame_indices(frames):
+            x = left + wide * moment / FINEST_FRAME_COUNT
             fill, edge = (PALE_BLUE, BLUE) if moment in known else (GREEN, GREEN)
             drawing.rect(x - side / 2, y - side / 2, side, side, fill, edge, 2)
-        known |= set(moments(frames))
+        known |= set(noise_frame_indices(frames))
     for second in range(int(SECONDS) + 1):
         drawing.text(left + wide * second / SECONDS, 306, f"{second} s", 11, "middle", SOFT)
     legend: dict[Language, tuple[str, str, str]] = {
@@ -92,7 +92,7 @@ def interpolation(language: Language) -> str:
 
 def wavefront(language: Language) -> str:
     """One after the other, and one `wavefront_lag` slots behind the other; and a moment of the latter on the grid."""
-    layout = Layout(PRESETS["cogvideo"].model)
+    layout = TokenLayout(PRESETS["cogvideo"].model)
     size, lag = layout.tokens_per_frame, layout.wavefront_lag
     words: dict[Language, tuple[str, str, str, str, str, str]] = {
         "en": (
@@ -135,7 +135,7 @@ def wavefront(language: Language) -> str:
 GRID_CELL = 11.0
 
 
-def _grid(drawing: Drawing, layout: Layout, x: float, y: float, slot: int, fill: str, name: str) -> None:
+def _grid(drawing: Drawing, layout: TokenLayout, x: float, y: float, slot: int, fill: str, name: str) -> None:
     """A frame whose cells before `slot` are drawn."""
     height, width = layout.config.grid
     drawing.text(x, y - 9, name, 12.5)
@@ -146,7 +146,7 @@ def _grid(drawing: Drawing, layout: Layout, x: float, y: float, slot: int, fill:
     drawing.mask(x, y, GRID_CELL, cells == slot, INK)
 
 
-def _seen(drawing: Drawing, layout: Layout, x: float, y: float, slot: int) -> None:
+def _seen(drawing: Drawing, layout: TokenLayout, x: float, y: float, slot: int) -> None:
     """The outline of what `slot` sees of an earlier drawn frame, for each parity of the layer."""
     for layer in (0, 1):
         rows, columns = np.divmod(np.flatnonzero(layout.region_mask(layer)[slot]), layout.config.grid[1])
@@ -170,7 +170,7 @@ class Rule:
     Every token is the old frame's; only where something moves it depends on the token before it.
     """
 
-    layout = Layout(replace(PRESETS["mini"].model, grid=(4, 4), window=2))
+    layout = TokenLayout(replace(PRESETS["mini"].model, grid=(4, 4), window=2))
     config = layout.config
     transformer = SimpleNamespace(word_embeddings=SimpleNamespace(weight=torch.zeros(1)))
     old = torch.tensor([2, 2, 3, 3, 2, 5, 6, 3, 4, 7, 8, 4, 1, 1, 1, 1])
@@ -196,7 +196,7 @@ def speculation_steps(ahead: int) -> tuple[list[tuple[int, int, int]], list[int]
     lm: Any = rule
     kept: dict[int, int] = {}
     tokens = []
-    for token in speculate(lm, cache, 1, lambda scores, frame, slot: scores.argmax(-1), ahead, rule.old[None]):
+    for token in jacobi_decode(lm, cache, 1, lambda scores, frame, slot: scores.argmax(-1), ahead, rule.old[None]):
         kept[len(rule.steps)] = kept.get(len(rule.steps), 0) + 1
         tokens.append(int(token.ids))
     return [(slot, read, kept[i]) for i, (slot, read) in enumerate(rule.steps, 1)], tokens

@@ -30,10 +30,10 @@ def main() -> None:
     pipeline = CogVideoPipeline.from_pretrained("mini")
     for number, clip in enumerate(clips):
         if number in chosen:
-            large = pipeline.preset.enlarge
+            large = pipeline.preset.upscale_by_default
             request = VideoRequest(clip["prompt"], clip["seed"], clip["frames"], clip["seconds"], superres=large)
             settings = {"prompt": request.prompt, "seed": request.seed, "model": "mini"}
-            print(write_video(FOLDER / clip["file"], pipeline(request), request.seconds, settings), clip["prompt"])
+            print(write_video(FOLDER / clip["file"], pipeline(request), request.duration, settings), clip["prompt"])
 
 
 if __name__ == "__main__":

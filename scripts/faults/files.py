@@ -80,18 +80,18 @@ def attempt(read: Callable[[], object], allowed: type[Exception], what: str, cou
 def pictures(folder: Path, times: int) -> Counts:
     """A first frame from an upload: every format damaged, and what is no picture at all."""
     from cogvideo.errors import RequestError
-    from cogvideo.media.images import read_picture
+    from cogvideo.media.images import read_image
 
     counts, dice, path = Counts(), random.Random(1), folder / "upload"
     sound = [_picture(kind) for kind in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")]
     with warnings.catch_warnings(action="ignore"):
         for number in range(times):
             path.write_bytes(damaged(sound[number % len(sound)], dice))
-            attempt(lambda: read_picture(path, (64, 64)), RequestError, "picture", counts)
+            attempt(lambda: read_image(path, (64, 64)), RequestError, "picture", counts)
     for name, content in HARMFUL.items() | {"bomb": _bomb(), "wide": _claims_to_be_huge()}.items():
         path.write_bytes(content)
         before = counts["refused"]
-        attempt(lambda: read_picture(path, (64, 64)), RequestError, name, counts)
+        attempt(lambda: read_image(path, (64, 64)), RequestError, name, counts)
         expect(counts["refused"] == before + 1, f"{name} was taken for a picture")
     return counts
 
@@ -124,7 +124,7 @@ def archives(folder: Path, times: int) -> Counts:
     """Archives of weights: damaged, with paths that lead out, with names that do not go together, bombs."""
     from tqdm import tqdm
 
-    from cogvideo.weights.http_download import Unsuitable
+    from cogvideo.weights.http_download import InvalidSourceError
     from cogvideo.weights.verify import unpack
 
     counts, dice, path = Counts(), random.Random(3), folder / "archive.zip"
@@ -137,7 +137,7 @@ def archives(folder: Path, times: int) -> Counts:
     ]
     for number in range(times):
         path.write_bytes(damaged(sound[number % len(sound)], dice))
-        attempt(partial(unpack, path, "m", folder / f"{number}", silent), Unsuitable, "archive", counts)
+        attempt(partial(unpack, path, "m", folder / f"{number}", silent), InvalidSourceError, "archive", counts)
     for name, members in {
         "absolute": {"/m/outside": b"x"},
         "upwards": {"m/../../outside": b"x"},
@@ -149,7 +149,7 @@ def archives(folder: Path, times: int) -> Counts:
     }.items():
         path.write_bytes(_archive(members, zipfile.ZIP_DEFLATED))
         before = counts["refused"]
-        attempt(partial(unpack, path, "m", folder / name, silent), Unsuitable, name, counts)
+        attempt(partial(unpack, path, "m", folder / name, silent), InvalidSourceError, name, counts)
         expect(counts["refused"] == before + 1, f"the archive “{name}” was unpacked")
         inside = folder / name
         expect(

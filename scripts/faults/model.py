@@ -36,9 +36,9 @@ def out_of_memory(folder: Path, times: int) -> Counts:
 
     from cogvideo import pipeline as module
     from cogvideo.jobs import artifacts
-    from cogvideo.jobs.service import Jobs
+    from cogvideo.jobs.service import JobService
     from cogvideo.request import VideoRequest
-    from cogvideo.tokenizers.image import FrameCodec
+    from cogvideo.tokenizers.image import ImageTokenizer
     from tests.support.fakes import PlainFilm
     from tests.support.toy_model import TOY, toy_pipeline
 
@@ -52,12 +52,12 @@ def out_of_memory(folder: Path, times: int) -> Counts:
         "keyframes": (module.keyframes, "draw"),
         "interpolation": (module.interpolate, "draw"),
         "super-resolution": (module.superres, "draw"),
-        "codec": (FrameCodec, "decode"),
-        "film": (artifacts.Folder, "clip"),
+        "codec": (ImageTokenizer, "decode"),
+        "film": (artifacts.JobArtifacts, "clip"),
     }
     pipe = toy_pipeline(folder)
-    request = VideoRequest(PROMPT, seed=7, frames=9)
-    with closing(Jobs(folder / "data", TOY, lambda: pipe, PlainFilm, MANY)) as jobs:
+    request = VideoRequest(PROMPT, seed=7, num_frames=9)
+    with closing(JobService(folder / "data", TOY, lambda: pipe, PlainFilm, MANY)) as jobs:
         jobs.start()
         for number in range(times):
             name, (owner, method) = list(places.items())[number % len(places)]
@@ -101,19 +101,19 @@ def no_numbers(folder: Path, times: int) -> Counts:
     """One tensor of one network becomes NaN or infinite."""
     import torch
 
-    from cogvideo.jobs.service import Jobs
+    from cogvideo.jobs.service import JobService
     from cogvideo.pipeline import CogVideoPipeline
     from cogvideo.request import VideoRequest
-    from cogvideo.runtime.device import Place
+    from cogvideo.runtime.device import DevicePlacement
     from tests.support.fakes import PlainFilm
     from tests.support.toy_model import TOY, toy_models, write_toy
 
     counts, dice = Counts(), random.Random(6)
     write_toy(folder)
     models = toy_models()
-    pipe = CogVideoPipeline(TOY, Place(torch.device("cpu"), torch.float32), folder, lambda *_: models)
-    request = VideoRequest(PROMPT, seed=7, frames=9)
-    with closing(Jobs(folder / "data", TOY, lambda: pipe, PlainFilm, MANY)) as jobs:
+    pipe = CogVideoPipeline(TOY, DevicePlacement(torch.device("cpu"), torch.float32), folder, lambda *_: models)
+    request = VideoRequest(PROMPT, seed=7, num_frames=9)
+    with closing(JobService(folder / "data", TOY, lambda: pipe, PlainFilm, MANY)) as jobs:
         jobs.start()
         for number in range(times):
             network = models[number % 3]
@@ -141,12 +141,12 @@ def clock_jumps(folder: Path, times: int) -> Counts:
     with ExitStack() as stack:
         stack.enter_context(patch.object(module.time, "time", lambda: real() + jump[0]))
         jobs = stack.enter_context(
-            closing(module.Jobs(folder, PRESET, lambda: FakePipeline(free=True), PlainFilm, MANY))
+            closing(module.JobService(folder, PRESET, lambda: FakePipeline(free=True), PlainFilm, MANY))
         )
         jobs.start()
         for seed in range(times):
             jump[0] = dice.uniform(-20, 20) * 365 * 86400
-            view = final(jobs, VideoRequest("熊猫", seed=seed, frames=5, superres=False))
+            view = final(jobs, VideoRequest("熊猫", seed=seed, num_frames=5, superres=False))
             expect(view.status == "done", f"{view.status} after the clock was set")
             asked.append(view.id)
         mine = [view.id for view in jobs.history(KEY, limit=times + 1)]

@@ -19,8 +19,8 @@ sys.path[:0] = [str(ROOT)]
 from cogvideo.errors import CapacityError  # noqa: E402
 from cogvideo.events import Event  # noqa: E402
 from cogvideo.jobs.queue import Limits  # noqa: E402
-from cogvideo.jobs.service import Jobs  # noqa: E402
-from cogvideo.media.video import Film  # noqa: E402
+from cogvideo.jobs.service import JobService  # noqa: E402
+from cogvideo.media.video import VideoWriter  # noqa: E402
 from cogvideo.request import VideoRequest  # noqa: E402
 from tests.support.fakes import PRESET, FakePipeline, PlainFilm  # noqa: E402
 
@@ -49,8 +49,8 @@ def main() -> None:
     data = Path(sys.argv[1])
     port = int(sys.argv[2]) if len(sys.argv) > 2 else None
     pipeline = Noted(data / STARTED, float(os.environ.get("PAUSE", "0.03")))
-    writer = Film if os.environ.get("FILMS") == "real" else PlainFilm
-    jobs = Jobs(data, PRESET, lambda: pipeline, writer, MANY)
+    writer = VideoWriter if os.environ.get("FILMS") == "real" else PlainFilm
+    jobs = JobService(data, PRESET, lambda: pipeline, writer, MANY)
     if port is not None:
         from cogvideo.web import server
 
@@ -61,7 +61,7 @@ def main() -> None:
         if line.strip() == "quit":
             break
         try:
-            view = jobs.submit(VideoRequest("熊猫", seed=int(line), frames=9, superres=False), KEY)
+            view = jobs.submit(VideoRequest("熊猫", seed=int(line), num_frames=9, superres=False), KEY)
         except CapacityError:
             print("refused", flush=True)
         else:

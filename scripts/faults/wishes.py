@@ -21,7 +21,7 @@ from scripts.faults.victim import KEY, MANY
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from cogvideo.events import Done
+    from cogvideo.events import VideoCompleted
     from cogvideo.pipeline import CogVideoPipeline
     from cogvideo.request import VideoRequest
 
@@ -58,7 +58,7 @@ def prompts(folder: Path, times: int) -> Counts:
     from hypothesis import HealthCheck, given, settings
     from hypothesis import strategies as st
 
-    from cogvideo.jobs.service import Jobs
+    from cogvideo.jobs.service import JobService
     from cogvideo.web import page
     from cogvideo.web.api import endpoints
     from tests.support.fakes import PlainFilm
@@ -71,7 +71,7 @@ def prompts(folder: Path, times: int) -> Counts:
     seeds = st.one_of(*usual[:1] * 3, st.integers().map(str), st.sampled_from(["", "x", "1e3", "٣"]))
     frames = st.one_of(*usual[1:] * 3, st.sampled_from(["9", "33", "0", "-5", "4.0", "nan", "9" * 12, "x"]))
 
-    with closing(Jobs(folder / "data", pipeline.preset, lambda: pipeline, PlainFilm, MANY)) as jobs:
+    with closing(JobService(folder / "data", pipeline.preset, lambda: pipeline, PlainFilm, MANY)) as jobs:
         make_video = page._for_programs(endpoints(jobs)[0])
 
         @settings(max_examples=times, deadline=None, database=None, suppress_health_check=list(HealthCheck))
@@ -96,14 +96,14 @@ def _mini_without_drawing() -> CogVideoPipeline:
     import torch
 
     from cogvideo.config import PRESETS
-    from cogvideo.events import Done
+    from cogvideo.events import VideoCompleted
     from cogvideo.pipeline import CogVideoPipeline
-    from cogvideo.runtime.device import Place
+    from cogvideo.runtime.device import DevicePlacement
 
-    pipeline = CogVideoPipeline(PRESETS["mini"], Place(torch.device("cpu"), torch.float32))
+    pipeline = CogVideoPipeline(PRESETS["mini"], DevicePlacement(torch.device("cpu"), torch.float32))
 
-    def stream(request: VideoRequest, stop: object = None) -> Iterator[Done]:
-        yield Done(np.zeros((request.frames, 8, 8, 3), np.uint8), 1.0, request.seed)
+    def stream(request: VideoRequest, stop: object = None) -> Iterator[VideoCompleted]:
+        yield VideoCompleted(np.zeros((request.num_frames, 8, 8, 3), np.uint8), 1.0, request.seed)
 
     pipeline.stream = stream  # type: ignore[method-assign, assignment]
     return pipeline
@@ -159,13 +159,13 @@ def programs(folder: Path, times: int) -> Counts:
     """Random arguments to every endpoint of the API: any type in any place, in any order of calls."""
     import gradio as gr
 
-    from cogvideo.jobs.service import Jobs
+    from cogvideo.jobs.service import JobService
     from cogvideo.web import page
     from cogvideo.web.api import endpoints
     from tests.support.fakes import PRESET, FakePipeline, PlainFilm
 
     counts, dice = Counts(), random.Random(8)
-    with closing(Jobs(folder, PRESET, lambda: FakePipeline(free=True), PlainFilm, MANY)) as jobs:
+    with closing(JobService(folder, PRESET, lambda: FakePipeline(free=True), PlainFilm, MANY)) as jobs:
         calls = [page._for_programs(endpoint) for endpoint in endpoints(jobs)]
         known = [jobs.submit(_request(seed), KEY).id for seed in range(3)]
         sensible: dict[str, list[Any]] = {
@@ -199,12 +199,12 @@ def programs(folder: Path, times: int) -> Counts:
 def _request(seed: int) -> Any:
     from cogvideo.request import VideoRequest
 
-    return VideoRequest("熊猫", seed=seed, frames=5, superres=False)
+    return VideoRequest("熊猫", seed=seed, num_frames=5, superres=False)
 
 
 def names(folder: Path, times: int) -> Counts:
     """Random ids and file names to where clips are served: only what is a job's file is found."""
-    from cogvideo.jobs.service import Jobs
+    from cogvideo.jobs.service import JobService
     from tests.support.fakes import PRESET, FakePipeline, PlainFilm
 
     counts, dice = Counts(), random.Random(9)
@@ -222,7 +222,7 @@ def names(folder: Path, times: int) -> Counts:
         "C:",
         *string.ascii_letters,
     ]
-    with closing(Jobs(folder, PRESET, lambda: FakePipeline(free=True), PlainFilm, MANY)) as jobs:
+    with closing(JobService(folder, PRESET, lambda: FakePipeline(free=True), PlainFilm, MANY)) as jobs:
         (jobs.results / "a").mkdir()
         (jobs.results / "a" / "final.mp4").write_bytes(b"x")
         (jobs.results / "a" / ".hidden").write_bytes(b"x")

@@ -8,7 +8,7 @@ import torch
 from cogvideo.benchmarks.release_baseline import ReleaseStructure, sample
 from cogvideo.config import TokenSampling
 from cogvideo.inference import decoding
-from cogvideo.inference.sampling import ClusterSampler, Dice, noise_keys
+from cogvideo.inference.sampling import ClusterSampler, TokenSampler, noise_keys
 from tests.support.small_lm import CONFIG, random_frames, video_lm
 
 TEXT = [51, 52, 53]
@@ -66,7 +66,7 @@ def test_sampling_in_a_loop_draws_our_tokens() -> None:
     sampler, options = ClusterSampler(torch.arange(50) % 9), TokenSampling(1.05, 4, 0.89)
     keys = noise_keys([7] * 16, 1, [0] * 16, 16)
     for slot in range(16):
-        ours = sampler.draw(logits, keys[slot], options)
+        ours = sampler.sample(logits, keys[slot], options)
         assert torch.equal(sample(logits, sampler.labels, keys[slot], options), ours)
     assert len(ours.unique()) > 3
 
@@ -74,7 +74,7 @@ def test_sampling_in_a_loop_draws_our_tokens() -> None:
 def test_two_passes_of_guidance_draw_our_tokens() -> None:
     lm, sampler, options = video_lm(1), ClusterSampler(torch.arange(50) % 9), TokenSampling(1.05, 4, 0.89)
     keys = {frame: noise_keys([3, 4], 1, [frame] * 2, N) for frame in range(5)}
-    dice = Dice(sampler, options, keys)
+    dice = TokenSampler(sampler, options, keys)
     ours = decoding.collect(decoding.keyframes(lm, [TEXT] * 2, CLIP[:, 0], dice, unconditional=[[59, 60]] * 2))
     first = CLIP[:, :1]
     with_text, without = (ReleaseStructure(lm, text, 2, (0,), first) for text in (TEXT, [59, 60]))

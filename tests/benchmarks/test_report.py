@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from cogvideo.benchmarks.hardware import Machine
+from cogvideo.benchmarks.hardware import HardwareLimits
 from cogvideo.benchmarks.stages import count_calls
 from cogvideo.benchmarks.svg_chart import stage_bars
 from cogvideo.cli import bench as benchmarks_report
@@ -81,7 +81,7 @@ def test_sizes_and_stages_that_make_no_sense_are_refused(wrong: list[str]) -> No
 
 
 def test_the_floor_is_the_longer_of_moving_and_computing() -> None:
-    machine = Machine("m", 1, gigabytes_per_second=10.0, gigaflops=100.0)
+    machine = HardwareLimits("m", 1, gigabytes_per_second=10.0, gigaflops=100.0)
     assert machine.floor(20.0, 100.0) == 2.0
     assert machine.floor(20.0, 500.0) == 5.0
 

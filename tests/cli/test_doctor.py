@@ -15,32 +15,32 @@ from packaging.requirements import Requirement
 
 from cogvideo import config
 from cogvideo.cli import doctor, doctor_checks
-from cogvideo.cli.doctor_checks import Finding, Machine
+from cogvideo.cli.doctor_checks import CheckResult, DeviceInfo
 from cogvideo.config import ASSETS, PRESETS
 from cogvideo.runtime.memory_estimate import peak_bytes
-from cogvideo.runtime.memory_presets import MEMORY
+from cogvideo.runtime.memory_presets import MEMORY_PRESETS
 
 ROOT = Path(__file__).resolve().parents[2]
 GIB = 2**30
-CPU = Machine("cpu", "a processor", 16 * GIB, 32 * GIB)
+CPU = DeviceInfo("cpu", "a processor", 16 * GIB, 32 * GIB)
 
 
-def card(gigabytes: float) -> Machine:
-    return Machine("cuda", "cuda:0 a card", int(gigabytes * 1e9), int(gigabytes * 1e9))
+def card(gigabytes: float) -> DeviceInfo:
+    return DeviceInfo("cuda", "cuda:0 a card", int(gigabytes * 1e9), int(gigabytes * 1e9))
 
 
-def fitting(model: str, *there: Machine) -> set[str]:
+def fitting(model: str, *there: DeviceInfo) -> set[str]:
     """Names of the memory presets that the model fits under."""
     found = [
         f.fact
         for f in doctor_checks.presets(model, there)
-        if f.state == "ok" and f.fact.startswith(f"{model} --memory")
+        if f.status == "ok" and f.fact.startswith(f"{model} --memory")
     ]
     return {fact.split()[2].rstrip(":") for fact in found}
 
 
-def bad(findings: list[Finding]) -> list[Finding]:
-    return [finding for finding in findings if finding.state == "bad"]
+def bad(findings: list[CheckResult]) -> list[CheckResult]:
+    return [finding for finding in findings if finding.status == "bad"]
 
 
 @pytest.fixture
@@ -83,7 +83,7 @@ def test_scripts_hear_every_finding(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize("gigabytes", [80, 24, 12, 1])
 def test_which_presets_fit_a_card(gigabytes: float) -> None:
     size = PRESETS["cogvideo"].model
-    cards = [row for row in MEMORY.values() if row.device == "cuda"]
+    cards = [row for row in MEMORY_PRESETS.values() if row.device == "cuda"]
     assert fitting("cogvideo", card(gigabytes)) == {
         row.name for row in cards if peak_bytes(size, row) <= gigabytes * 1e9
     }
@@ -130,7 +130,7 @@ def test_packages(name: str, version: str | None, state: str, monkeypatch: pytes
     monkeypatch.setattr(importlib.metadata, "version", installed)
     wanted = next(line for line in doctor_checks._required() if Requirement(line).name == name)
     finding = doctor_checks._package(Requirement(wanted))
-    assert finding.state == state
+    assert finding.status == state
     assert ("pip install" in finding.en) == (state != "ok")
 
 

@@ -12,7 +12,7 @@ import torch
 from cogvideo.cli import ensure_weights
 from cogvideo.cli.main import main
 from cogvideo.errors import WeightsError
-from cogvideo.runtime.model_selection import own_device
+from cogvideo.runtime.model_selection import local_rank_device
 from cogvideo.weights.download import Download
 
 
@@ -36,8 +36,8 @@ def sit_down(monkeypatch: pytest.MonkeyPatch, answer: str) -> None:
 
 
 def test_other_models_need_nothing(fetched: list[Path | None]) -> None:
-    ensure_weights.obtain("mini")
-    ensure_weights.obtain("some/folder")
+    ensure_weights.ensure_weights("mini")
+    ensure_weights.ensure_weights("some/folder")
     assert fetched == []
 
 
@@ -46,7 +46,7 @@ def test_who_agrees_gets_it(
     monkeypatch: pytest.MonkeyPatch, fetched: list[Path | None], capsys: pytest.CaptureFixture[str], answer: str
 ) -> None:
     sit_down(monkeypatch, answer)
-    ensure_weights.obtain("cogvideo")
+    ensure_weights.ensure_weights("cogvideo")
     assert fetched == [None]
     err = capsys.readouterr().err
     assert "43 GB" in err
@@ -55,7 +55,7 @@ def test_who_agrees_gets_it(
 
 def test_a_folder_is_an_answer(monkeypatch: pytest.MonkeyPatch, fetched: list[Path | None], tmp_path: Path) -> None:
     sit_down(monkeypatch, str(tmp_path))
-    ensure_weights.obtain("cogvideo")
+    ensure_weights.ensure_weights("cogvideo")
     assert fetched == [tmp_path]
 
 
@@ -65,7 +65,7 @@ def test_who_does_not_agree_is_told_the_command(
 ) -> None:
     sit_down(monkeypatch, answer)
     with pytest.raises(WeightsError, match="python -m cogvideo download cogvideo") as refusal:
-        ensure_weights.obtain("cogvideo")
+        ensure_weights.ensure_weights("cogvideo")
     assert "cogview2-dsr" in refusal.value.zh
     assert fetched == []
 
@@ -73,19 +73,19 @@ def test_who_does_not_agree_is_told_the_command(
 def test_nobody_is_asked_where_nobody_sits(monkeypatch: pytest.MonkeyPatch, fetched: list[Path | None]) -> None:
     monkeypatch.setattr(builtins, "input", lambda *_: pytest.fail("asked"))
     with pytest.raises(WeightsError, match="--download"):
-        ensure_weights.obtain("cogvideo")
+        ensure_weights.ensure_weights("cogvideo")
     sit_down(monkeypatch, "y")
     monkeypatch.setattr(builtins, "input", lambda *_: pytest.fail("asked"))
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(WeightsError, match="--download"):
-        ensure_weights.obtain("cogvideo")
+        ensure_weights.ensure_weights("cogvideo")
     assert fetched == []
 
 
 def test_it_can_be_agreed_to_beforehand(monkeypatch: pytest.MonkeyPatch, fetched: list[Path | None]) -> None:
-    ensure_weights.obtain("cogvideo", agreed=True)
+    ensure_weights.ensure_weights("cogvideo", agreed=True)
     monkeypatch.setenv(ensure_weights.ENVIRONMENT, "1")
-    ensure_weights.obtain("cogvideo")
+    ensure_weights.ensure_weights("cogvideo")
     assert fetched == [None, None]
 
 
@@ -101,11 +101,11 @@ def test_the_command_line_asks_before_it_draws(
 
 def test_each_process_of_a_machine_has_a_card_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert own_device() is None
+    assert local_rank_device() is None
     devices = []
     for rank in range(3):
         monkeypatch.setenv("LOCAL_RANK", str(rank))
-        devices.append(own_device())
+        devices.append(local_rank_device())
     assert devices == ["cuda:0", "cuda:1", "cuda:0"]
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    assert own_device() is None
+    assert local_rank_device() is None

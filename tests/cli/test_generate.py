@@ -12,9 +12,9 @@ import pytest
 from cogvideo.cli import generate, generate_args
 from cogvideo.cli.main import main
 from cogvideo.config import PRESETS
-from cogvideo.events import Event, Frames, LevelDone
+from cogvideo.events import Event, Frames, RoundCompleted
 from cogvideo.media.metadata import read_metadata
-from cogvideo.media.video import Film, write_video
+from cogvideo.media.video import VideoWriter, write_video
 from cogvideo.pipeline import CogVideoPipeline
 from cogvideo.request import VideoRequest
 from tests.support.toy_model import toy_pipeline
@@ -55,18 +55,18 @@ def test_a_film_is_encoded_while_its_frames_are_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pipe: CogVideoPipeline, switch: str, added: list[int]
 ) -> None:
     seen = []
-    add = Film.add
+    add = VideoWriter.add
 
-    def noted(self: Film, frames: Frames) -> None:
+    def noted(self: VideoWriter, frames: Frames) -> None:
         seen.append(len(frames))
         add(self, frames)
 
-    monkeypatch.setattr(Film, "add", noted)
+    monkeypatch.setattr(VideoWriter, "add", noted)
     words = [PROMPT, "--seed", "7", "--frames", "5", "--out", "a.mp4", "--no-metadata", switch]
     assert main(["generate", *words]) == 0
     assert seen == added
     request = requested(words)
-    assert write_video(tmp_path / "b.mp4", pipe(request), request.seconds).read_bytes() == Path("a.mp4").read_bytes()
+    assert write_video(tmp_path / "b.mp4", pipe(request), request.duration).read_bytes() == Path("a.mp4").read_bytes()
 
 
 def test_quiet_prints_the_files_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -121,18 +121,18 @@ def test_mistakes_end_in_a_sentence_in_two_languages(
 
 def test_options_reach_the_request() -> None:
     assert requested([PROMPT]).sampling is None
-    assert requested([PROMPT]).superres is PRESETS["mini"].enlarge
+    assert requested([PROMPT]).superres is PRESETS["mini"].upscale_by_default
     assert requested([PROMPT, "--superres"]).superres
-    assert requested([PROMPT, "--seconds", "2"]).seconds == 2.0
+    assert requested([PROMPT, "--seconds", "2"]).duration == 2.0
     sampling = requested([PROMPT, "--guidance", "5", "--temperature", "0.8", "--top-k", "4"]).sampling
     assert sampling is not None
-    assert sampling.guidance == 5
+    assert sampling.guidance_scale == 5
     assert {sampling.video.temperature, sampling.first_frame.temperature} == {0.8}
     assert {sampling.video.top_k, sampling.first_frame.top_k} == {4}
     assert sampling.superres == PRESETS["mini"].sampling.superres
-    assert sampling.candidates == PRESETS["mini"].sampling.candidates
+    assert sampling.best_of == PRESETS["mini"].sampling.best_of
     sampling = requested([PROMPT, "--candidates", "2"]).sampling
-    assert sampling == dataclasses.replace(PRESETS["mini"].sampling, candidates=2)
+    assert sampling == dataclasses.replace(PRESETS["mini"].sampling, best_of=2)
 
 
 def test_a_random_seed_is_another_one_each_time() -> None:
@@ -153,7 +153,7 @@ def test_ctrl_c_keeps_the_last_finished_level(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def interrupted(self: CogVideoPipeline, request: VideoRequest) -> Iterator[Event]:
-        yield LevelDone(0, np.full((5, 16, 16, 3), 90, np.uint8))
+        yield RoundCompleted(0, np.full((5, 16, 16, 3), 90, np.uint8))
         raise KeyboardInterrupt
 
     monkeypatch.setattr(CogVideoPipeline, "stream", interrupted)

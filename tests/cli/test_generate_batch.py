@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 
 from cogvideo.cli import console, generate, generate_args, generate_batch, release_args
 from cogvideo.cli.main import main
-from cogvideo.cli.output_dir import Films
+from cogvideo.cli.output_dir import OutputDirectory
 from cogvideo.config import PRESETS, TokenSampling
 from cogvideo.errors import RequestError
 from cogvideo.events import Progress
@@ -59,10 +59,10 @@ def test_every_line_becomes_a_film_and_the_index_tells_which() -> None:
 def test_a_film_is_encoded_while_the_next_is_drawn(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    put, draw, waited = Films.put, generation.draw, []
+    put, draw, waited = OutputDirectory.put, generation.draw, []
     begun, drawn = threading.Event(), threading.Event()
 
-    def slow(self: Films, *film: Any) -> Path:
+    def slow(self: OutputDirectory, *film: Any) -> Path:
         begun.set()
         waited.append(drawn.wait(30))
         return put(self, *film)
@@ -74,7 +74,7 @@ def test_a_film_is_encoded_while_the_next_is_drawn(
                 assert begun.wait(30)
         drawn.set()
 
-    monkeypatch.setattr(Films, "put", slow)
+    monkeypatch.setattr(OutputDirectory, "put", slow)
     monkeypatch.setattr(generation, "draw", both)
     assert generate_from(f"{PANDA}\n{CAR}", "--batch-size", "2") == 0
     assert waited == [True] * len(films())
@@ -175,7 +175,7 @@ def drawn(pipe: CogVideoPipeline, requests: list[VideoRequest], rows: int) -> li
 
 @pytest.fixture(scope="module")
 def requests(pipe: CogVideoPipeline) -> list[VideoRequest]:  # noqa: F811
-    return [VideoRequest(prompt, seed, frames=9, seconds=2.0) for seed, prompt in enumerate(PROMPTS)]
+    return [VideoRequest(prompt, seed, num_frames=9, duration=2.0) for seed, prompt in enumerate(PROMPTS)]
 
 
 @pytest.fixture(scope="module")
@@ -214,9 +214,9 @@ def test_keyframes_of_a_batch_are_where_stage_two_goes_on(
     requests: list[VideoRequest],
     alone: list[np.ndarray],
 ) -> None:
-    small = [replace(request, frames=5, superres=False) for request in requests]
+    small = [replace(request, num_frames=5, superres=False) for request in requests]
     clips = [TokenFrames.of(film.keyframes.tolist()) for film in drawn(pipe, small, 32)]
-    onwards = [replace(request, clip=clip) for request, clip in zip(requests, clips)]
+    onwards = [replace(request, initial_tokens=clip) for request, clip in zip(requests, clips)]
     for film, expected, clip in zip(drawn(pipe, onwards, 3), alone, clips):
         np.testing.assert_array_equal(film.frames, expected)
         assert film.keyframes.tolist() == clip.rows()
@@ -227,7 +227,9 @@ def test_guidance_between_keyframes_counts_and_is_the_same_in_a_batch(
     requests: list[VideoRequest],
     alone: list[np.ndarray],
 ) -> None:
-    guided = [replace(r, sampling=replace(pipe.preset.sampling, between_guidance=4.0)) for r in requests[:2]]
+    guided = [
+        replace(r, sampling=replace(pipe.preset.sampling, interpolation_guidance_scale=4.0)) for r in requests[:2]
+    ]
     for film, request, unguided in zip(drawn(pipe, guided, 3), guided, alone):
         np.testing.assert_array_equal(film.frames, pipe(request))
         np.testing.assert_array_equal(film.frames[::2], unguided[::2])  # the keyframes
@@ -363,7 +365,7 @@ def edit_keyframes(path: Path, keyframes: torch.Tensor, **about: str) -> None:
 
 def test_each_process_begins_with_its_share_and_none_is_left_out() -> None:
     requests = [VideoRequest(PANDA, seed) for seed in range(7)]
-    orders = [generate_batch.Team(rank, 3).in_order(requests, 2) for rank in range(3)]
+    orders = [generate_batch.DistributedRank(rank, 3).in_order(requests, 2) for rank in range(3)]
     assert all(sorted(r.seed for r in order) == list(range(7)) for order in orders)
     assert [order[0].seed for order in orders] == [0, 2, 4]
     assert [[r.seed for r in order[:2]] for order in orders] == [[0, 1], [2, 3], [4, 5]]
@@ -390,13 +392,13 @@ def test_the_releases_words_mean_what_they_say() -> None:
         options = generate_args.parser().parse_args(["--input-source", "x", *words])
         return release_args.request_like(options, PRESETS["mini"].sampling, enlarge=True)
 
-    assert like().sampling.guidance == 1.0  # type: ignore[union-attr]
-    assert like("--use-guidance-stage1", "--guidance-alpha", "5").sampling.guidance == 5.0  # type: ignore[union-attr]
-    assert (like("--stage-1").frames, like("--stage-1").superres) == (5, False)
-    assert (like("--both-stages").frames, like("--stage-2").superres) == (33, True)
+    assert like().sampling.guidance_scale == 1.0  # type: ignore[union-attr]
+    assert like("--use-guidance-stage1", "--guidance-alpha", "5").sampling.guidance_scale == 5.0  # type: ignore[union-attr]
+    assert (like("--stage-1").num_frames, like("--stage-1").superres) == (5, False)
+    assert (like("--both-stages").num_frames, like("--stage-2").superres) == (33, True)
     assert like().seed == like().seed
-    assert like("--guidance-alpha", "5").sampling.between_guidance == 1.0  # type: ignore[union-attr]
-    assert like("--use-guidance-stage2").sampling.between_guidance == 3.0  # type: ignore[union-attr]
+    assert like("--guidance-alpha", "5").sampling.interpolation_guidance_scale == 1.0  # type: ignore[union-attr]
+    assert like("--use-guidance-stage2").sampling.interpolation_guidance_scale == 3.0  # type: ignore[union-attr]
 
 
 def test_the_releases_own_command_is_understood() -> None:

@@ -120,7 +120,7 @@ def test_app_py_refuses_as_the_commands_do(monkeypatch: pytest.MonkeyPatch, caps
     monkeypatch.setattr(sys, "argv", ["app.py", "--port", "70000"])
     with pytest.raises(SystemExit) as end:
         runpy.run_path(str(ROOT / "app.py"), run_name="__main__")
-    assert end.value.code == console.REFUSED
+    assert end.value.code == console.REQUEST_ERROR
     assert len(capsys.readouterr().err.splitlines()) == 2
 
 
@@ -185,7 +185,7 @@ def test_bench_takes_a_file_or_speaks_to_scripts() -> None:
 
 def test_progress_is_told_in_whole_percents(capsys: pytest.CaptureFixture[str]) -> None:
     steps = console.Percent()
-    with console.speaking(True):
+    with console.json_output(True):
         for done in range(1, 1001):
             steps.progress("keyframes", done, 1000)
         print("for people")
@@ -213,7 +213,14 @@ def first_column(heading: str, language: str) -> list[str]:
 
 @pytest.mark.parametrize(("heading", "language"), [("Exit status", ""), ("退出码", "_zh")])
 def test_every_exit_status_is_told_of(heading: str, language: str) -> None:
-    known = (console.DONE, console.NO, console.REFUSED, console.FAULT, console.INTERRUPTED, console.CLOSED)
+    known = (
+        console.DONE,
+        console.CHECK_FAILED,
+        console.REQUEST_ERROR,
+        console.FAULT,
+        console.INTERRUPTED,
+        console.CLOSED,
+    )
     assert first_column(heading, language) == [str(status) for status in known]
 
 

@@ -18,13 +18,13 @@ import pytest
 from moviepy import VideoFileClip
 
 from cogvideo.media.metadata import read_metadata
-from cogvideo.runtime.memory_presets import MEMORY
+from cogvideo.runtime.memory_presets import MEMORY_PRESETS
 from tests.support import toy_published
 from tests.support.flaky_server import FlakyServer, cut_after, flaky_server
 
 ROOT = Path(__file__).resolve().parents[2]
 PROMPT = "一只熊猫在草地上向右跑"
-WAYS = {name: ["--memory", name] for name in MEMORY} | {"eight-bit": ["--eight-bit"], "offload": ["--offload"]}
+WAYS = {name: ["--memory", name] for name in MEMORY_PRESETS} | {"eight-bit": ["--eight-bit"], "offload": ["--offload"]}
 """How a CPU can hold the model: every preset, and the two ways by hand."""
 
 

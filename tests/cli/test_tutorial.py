@@ -13,20 +13,20 @@ import torch
 
 from cogvideo.cli import main as cli
 from cogvideo.cli.train import main
-from cogvideo.config import PRESETS, find_preset
+from cogvideo.config import PRESETS, load_preset
 from cogvideo.data.dataset import open_dataset
 from cogvideo.media.metadata import read_metadata
 from cogvideo.models.loader import load_safetensors
-from cogvideo.tokenizers.image import FrameCodec
-from cogvideo.training.codebook_growth import CodesOptions
+from cogvideo.tokenizers.image import ImageTokenizer
+from cogvideo.training.codebook_growth import CodebookGrowthOptions
 from cogvideo.training.decoder_task import DecoderOptions
-from cogvideo.training.frame_classifier import EyeOptions
-from cogvideo.training.joint_task import AloneOptions, ObjectiveOptions
-from cogvideo.training.network_task import PartOptions
+from cogvideo.training.frame_classifier import FrameClassifierOptions
+from cogvideo.training.joint_task import JointTaskOptions, SingleNetworkOptions
+from cogvideo.training.network_task import NetworkTaskOptions
 from cogvideo.training.recipe import TRAINED, options_from, read_recipe
-from cogvideo.training.recipe_runner import Workshop
-from cogvideo.training.trainer import RunOptions
-from cogvideo.training.vqvae_task import CodecOptions
+from cogvideo.training.recipe_runner import RecipeRunner
+from cogvideo.training.trainer import TrainerOptions
+from cogvideo.training.vqvae_task import VQVAEOptions
 from tests.support.toy_clips import write_clips
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -69,7 +69,7 @@ def test_the_commands_make_a_film(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         assert cli.main([*words, *extra]) == 0, words
     assert read_metadata(Path("panda.mp4"))["frames"] == 5
     # The film came from the new codec and networks, and the files are the published ones' equals.
-    assert find_preset("runs/own/model")[0].model.hidden == 64
+    assert load_preset("runs/own/model")[0].model.hidden == 64
     assert cli.main(["train", "examples/train_own.toml", "--part", "published"]) == 0
     again = Path("again.toml")
     again.write_text(
@@ -77,7 +77,7 @@ def test_the_commands_make_a_film(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         .replace("runs/more/data", "runs/own/data")
         .replace('start = "mini"', 'start = "runs/own/published"')
     )
-    workshop = Workshop(read_recipe(again), tmp_path / "again")
+    workshop = RecipeRunner(read_recipe(again), tmp_path / "again")
     expected = load_safetensors(Path("runs/own/model"), workshop.sizes)
     network = workshop._build("stage1", fresh=False)
     for name, value in expected.stage1.state_dict().items():
@@ -96,7 +96,7 @@ def test_a_class_of_ones_own_is_trained_on(tmp_path: Path, monkeypatch: pytest.M
     assert state["step"] == 2
     assert {name.split(".")[0] for name in state["module"]} == {"mixins"}
     preset = PRESETS["mini"]
-    data = open_dataset(where, preset, lambda: FrameCodec.load(preset))
+    data = open_dataset(where, preset, lambda: ImageTokenizer.load(preset))
     assert len(data) == 12
     assert data[5].frames.shape == (9, 64)
     assert data[5].fine.shape == (5, 576)
@@ -106,7 +106,7 @@ def test_a_class_of_ones_own_is_trained_on(tmp_path: Path, monkeypatch: pytest.M
 def test_going_on_from_a_model_begins_with_its_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     recipe = read_recipe(ROOT / "examples" / "train_more.toml")
-    workshop = Workshop(recipe, tmp_path / "run")
+    workshop = RecipeRunner(recipe, tmp_path / "run")
     network = workshop._build("stage1", fresh=False)
     expected = load_safetensors(ROOT / "assets" / "mini", PRESETS["mini"].model, parts=["stage1"]).stage1
     for name, value in expected.state_dict().items():
@@ -119,17 +119,17 @@ def test_going_on_from_a_model_begins_with_its_weights(tmp_path: Path, monkeypat
 @pytest.mark.parametrize("name", sorted(path.name for path in (ROOT / "examples").glob("train_*.toml")))
 def test_recipes_fit_their_options(name: str) -> None:
     recipe = read_recipe(ROOT / "examples" / name)
-    networks = PartOptions if "data" in recipe else AloneOptions
+    networks = NetworkTaskOptions if "data" in recipe else SingleNetworkOptions
     kinds = {
-        "codec": CodecOptions,
+        "codec": VQVAEOptions,
         "decoder": DecoderOptions,
-        "judge": EyeOptions,
-        "models": ObjectiveOptions,
+        "judge": FrameClassifierOptions,
+        "models": JointTaskOptions,
         **dict.fromkeys(("backbone", "stage1", "stage2", "superres"), networks),
     }
-    options_from(CodesOptions, recipe.get("codes", {}).get("data", {}))
+    options_from(CodebookGrowthOptions, recipe.get("codes", {}).get("data", {}))
     for part in set(recipe) & set(TRAINED) - {"tokenizer", "codes"}:
-        assert options_from(RunOptions, recipe[part]["run"]).steps > 0
+        assert options_from(TrainerOptions, recipe[part]["run"]).steps > 0
         if part in kinds:
             options_from(kinds[part], recipe[part].get("data", {}))
 

@@ -13,13 +13,13 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from cogvideo.cli import prepare as cli_prepare
-from cogvideo.config import PRESETS, find_preset
+from cogvideo.config import PRESETS, load_preset
 from cogvideo.data import prepare
-from cogvideo.data.dataset import PreparedClips, open_dataset, shrink
-from cogvideo.data.video_reader import choose_window, read_footage
+from cogvideo.data.dataset import PreparedClips, downscale, open_dataset
+from cogvideo.data.video_reader import choose_window, read_clip
 from cogvideo.errors import RequestError
 from cogvideo.media.video import write_video
-from cogvideo.tokenizers.image import FrameCodec
+from cogvideo.tokenizers.image import ImageTokenizer
 from tests.support.toy_clips import MOTIONS, moving, write_clips, write_pictures
 
 MINI = PRESETS["mini"]
@@ -74,7 +74,7 @@ def place(picture: npt.NDArray[Any]) -> float:
 @pytest.mark.parametrize("suffix", [".mp4", ".gif"])
 def test_frames_are_those_of_their_times(tmp_path: Path, suffix: str) -> None:
     path = write_video(tmp_path / f"clip{suffix}", moving("向右"), 4.0)
-    frames, seconds = read_footage(path, (96, 96), 8.0)
+    frames, seconds = read_clip(path, (96, 96), 8.0)
     assert frames.shape == (33, 96, 96, 3)
     assert seconds == 4.0
     expected = np.linspace(place(moving("向右")[0]), place(moving("向右")[-1]), 33)
@@ -86,7 +86,7 @@ def test_pictures_of_another_shape_are_cropped_not_squeezed(tmp_path: Path) -> N
     wide[:, 16:48, 48:80] = 255  # a square in the middle
     for number, picture in enumerate(wide):
         Image.fromarray(picture).save(tmp_path / f"{number:03}.png")
-    frames, _ = read_footage(tmp_path, (64, 64), 8.0)
+    frames, _ = read_clip(tmp_path, (64, 64), 8.0)
     bright = frames[0].mean(2) > 128
     assert bright.any(0).sum() == bright.any(1).sum() == 32
 
@@ -97,12 +97,12 @@ def test_rows_are_the_codecs_tokens_of_the_frames(clips: Path, tmp_path: Path) -
     assert not rejected(out)
     data = PreparedClips(out, MINI)
     assert [row.caption for row in data.rows] == [f"一个方块{motion}" for motion in MOTIONS]
-    codec = FrameCodec.load(MINI)
-    pictures, seconds = read_footage(Path(data.rows[0].file), MINI.final_size, 8.0)
+    codec = ImageTokenizer.load(MINI)
+    pictures, seconds = read_clip(Path(data.rows[0].file), MINI.final_size, 8.0)
     clip = data[0]
     assert clip.seconds == seconds == 4.0
     assert clip.frames.dtype == np.int32
-    np.testing.assert_array_equal(clip.frames, codec.encode(shrink(pictures, 3)))
+    np.testing.assert_array_equal(clip.frames, codec.encode(downscale(pictures, 3)))
     np.testing.assert_array_equal(clip.keyframes, clip.frames[::8])
     np.testing.assert_array_equal(clip.fine, codec.encode(pictures[::8]))
     np.testing.assert_array_equal(data.pixels(0), pictures[::8])
@@ -166,7 +166,7 @@ def test_what_was_made_is_kept_and_what_changed_is_made_again(
     made: list[str] = []
     make = prepare.make_shard
 
-    def killed_at_the_second(shard: prepare.Shard) -> None:
+    def killed_at_the_second(shard: prepare.ClipShard) -> None:
         if len(made) == 1:
             raise KeyboardInterrupt
         made.append(shard.path.name)
@@ -189,7 +189,7 @@ def test_what_was_made_is_kept_and_what_changed_is_made_again(
 
 def test_several_processes_make_the_same_rows(clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prepare, "SHARD", 1)
-    options = prepare.Options("mini", 8.0, False, "cpu")
+    options = prepare.PrepareOptions("mini", 8.0, False, "cpu")
     sources = prepare.find_clips(clips)[:2]
     alone = prepare.prepare(sources, tmp_path / "one", options, workers=1)
     assert prepare.prepare(sources, tmp_path / "two", options, workers=2) == alone
@@ -212,4 +212,4 @@ def test_dataset_that_is_no_class_is_refused() -> None:
 
 def test_model_that_does_not_exist_is_named() -> None:
     with pytest.raises(RequestError, match="no-such-model"):
-        find_preset("no-such-model")
+        load_preset("no-such-model")

@@ -29,9 +29,9 @@ from cogvideo.data.synthetic_world import (
     caption,
     describe_held_out,
     describe_world,
-    draw_held_out,
     place_clip,
     sample_clip,
+    sample_held_out,
 )
 from cogvideo.errors import RequestError
 from cogvideo.evaluation import frame_reader
@@ -83,7 +83,7 @@ def test_a_clip_of_half_the_duration_moves_half_as_far(clip: Clip) -> None:
 
 
 def test_sampled_clips_avoid_held_out_pairs() -> None:
-    held_out, rng = draw_held_out(), np.random.default_rng(0)
+    held_out, rng = sample_held_out(), np.random.default_rng(0)
     for _ in range(2000):
         clip = sample_clip(rng, held_out)
         assert (clip.subject, clip.motion) not in held_out.subject_motion
@@ -91,7 +91,7 @@ def test_sampled_clips_avoid_held_out_pairs() -> None:
 
 
 def test_the_pair_the_readme_shows_is_trained_on() -> None:
-    held_out = draw_held_out()
+    held_out = sample_held_out()
     assert (0, MOTIONS.index("向右")) not in held_out.subject_motion
     assert (0, SCENES.index("草地")) not in held_out.subject_scene
 
@@ -114,7 +114,7 @@ def test_captions_name_subject_and_scene(clip: Clip, seed: int) -> None:
 def test_odds_say_how_often_a_motion_comes() -> None:
     rng = np.random.default_rng(0)
     odds = [0.0, 0.0, 0.0, 0.0, 0.0, 3.0, 1.0, 0.0]
-    seen = [sample_clip(rng, draw_held_out(), odds=odds).motion for _ in range(400)]
+    seen = [sample_clip(rng, sample_held_out(), odds=odds).motion for _ in range(400)]
     assert set(seen) == {5, 6}
     assert 0.65 < np.mean(np.array(seen) == 5) < 0.85
 
@@ -122,7 +122,7 @@ def test_odds_say_how_often_a_motion_comes() -> None:
 @pytest.mark.parametrize("drifting", [0.0, 1.0])
 def test_odds_say_how_often_a_size_comes(drifting: float) -> None:
     rng = np.random.default_rng(0)
-    clips = [sample_clip(rng, draw_held_out(), drifting=drifting, size_odds=[3, 0, 1]) for _ in range(400)]
+    clips = [sample_clip(rng, sample_held_out(), drifting=drifting, size_odds=[3, 0, 1]) for _ in range(400)]
     grows = {MOTIONS.index("变大"), MOTIONS.index("变小")}  # which begin with a size of their own
     kept = [c.size for c in clips if (not c.drift.growth if c.drift else c.motion not in grows)]
     assert set(kept) == {2.0, 4.0}
@@ -133,11 +133,11 @@ def test_odds_say_how_often_a_size_comes(drifting: float) -> None:
 @pytest.mark.parametrize("odds", [[1, 1], [0, 0, 0], [1, -1, 1]])
 def test_odds_of_sizes_that_cannot_be_used_are_named(odds: list[float]) -> None:
     with pytest.raises(RequestError, match=r"size_odds.*3 numbers"):
-        sample_clip(np.random.default_rng(0), draw_held_out(), size_odds=odds)
+        sample_clip(np.random.default_rng(0), sample_held_out(), size_odds=odds)
 
 
 def test_who_drifts_stays_inside_and_does_nothing_that_has_a_name() -> None:
-    held_out, rng = draw_held_out(), np.random.default_rng(0)
+    held_out, rng = sample_held_out(), np.random.default_rng(0)
     clips = [sample_clip(rng, held_out, drifting=1.0) for _ in range(300)]
     for clip in clips:
         assert clip.drift is not None
@@ -157,7 +157,7 @@ def test_who_drifts_stays_inside_and_does_nothing_that_has_a_name() -> None:
 def test_most_who_grow_or_turn_freely_look_in_keyframes_as_they_would_in_place() -> None:
     """They go whole cells from one keyframe to the next, which leaves a subject's tokens as they are."""
     rng = np.random.default_rng(1)
-    clips = [sample_clip(rng, draw_held_out(), drifting=1.0) for _ in range(300)]
+    clips = [sample_clip(rng, sample_held_out(), drifting=1.0) for _ in range(300)]
     for named in (Drift(0, 0, GROWTH, 0), Drift(0, 0, -GROWTH, 0), Drift(0, 0, 0, TURN)):
         such = [c for c in clips if c.drift and replace(c.drift, down=0, right=0) == named]
         courses = [c.states(c.frame_times(5)) for c in such]
@@ -170,7 +170,7 @@ def test_most_who_grow_or_turn_freely_look_in_keyframes_as_they_would_in_place()
 @settings(max_examples=200, deadline=None)
 def test_angles_are_those_that_a_small_frame_can_show(seed: int, share: float) -> None:
     """And at least as fine as any frame of a film of four or two seconds asks for."""
-    clip = sample_clip(np.random.default_rng(seed), draw_held_out(), odds=[0, 0, 0, 0, 0, 1, 0, 0], drifting=0.5)
+    clip = sample_clip(np.random.default_rng(seed), sample_held_out(), odds=[0, 0, 0, 0, 0, 1, 0, 0], drifting=0.5)
     seconds = share * clip.duration
     angle = clip.state(seconds).angle
     assert angle % FINEST_TURN == 0
@@ -182,7 +182,7 @@ def test_angles_are_those_that_a_small_frame_can_show(seed: int, share: float) -
 def test_same_seed_same_clip_and_caption() -> None:
     def draw() -> tuple[Clip, str]:
         rng = np.random.default_rng(5)
-        clip = sample_clip(rng, draw_held_out())
+        clip = sample_clip(rng, sample_held_out())
         return clip, caption(rng, clip)
 
     assert draw() == draw()
@@ -219,7 +219,7 @@ def test_the_judge_reads_rendered_clips(motion: int) -> None:
     readings = [frame_reader.read_frame(frame) for frame in synthetic_render.render_clip(clip)]
     assert {r.subject for r in readings} == {clip.subject}
     assert {r.scene for r in readings} == {clip.scene}
-    assert frame_reader.name_motion([r.state for r in readings], clip.duration) == motion
+    assert frame_reader.classify_motion([r.state for r in readings], clip.duration) == motion
     meant = clip.states(clip.frame_times(5))
     assert all(
         frame_reader.is_exact(*seen) for seen in zip(synthetic_render.render_clip(clip), readings, meant, strict=True)
@@ -234,7 +234,7 @@ def test_a_turn_counts_where_it_can_be_seen(name: str, unseen: bool) -> None:
     turned = replace(upright, angle=180.0)
     frame = Image.fromarray(synthetic_render.render_state(subject, 0, 0, turned)[0])
     blurred = np.asarray(frame.filter(ImageFilter.GaussianBlur(2)))
-    reading = frame_reader.Reading(0, 0, subject, turned)
+    reading = frame_reader.FrameReading(0, 0, subject, turned)
     assert frame_reader.is_exact(blurred, reading, turned)
     assert frame_reader.is_exact(blurred, reading, upright) == unseen
 

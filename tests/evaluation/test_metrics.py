@@ -19,7 +19,7 @@ from cogvideo.data.synthetic_vocabulary import MOTIONS, SUBJECTS
 from cogvideo.data.synthetic_world import Clip, place_clip
 from cogvideo.errors import RequestError
 from cogvideo.evaluation import frame_reader, metrics, suite
-from cogvideo.evaluation.sampler import Case
+from cogvideo.evaluation.sampler import EvaluationCase
 
 pytestmark = pytest.mark.skipif(
     not any(path.exists() for path in synthetic_render.FONT_PATHS),
@@ -32,10 +32,10 @@ PANDA = Clip(0, 0, MOTIONS.index("向右"), 0, 3.0, 5.5, 2.5, 4.0)
 def test_a_drawn_film_is_steady_and_beats_its_cross_fade(motion: str) -> None:
     clip = place_clip(np.random.default_rng(3), 0, 0, MOTIONS.index(motion), 4.0)
     film = synthetic_render.render_clip(clip, frames=9)
-    verdict = metrics.judge_film(clip, film, unchanged)
+    verdict = metrics.judge_video(clip, film, unchanged)
     stays = motion in ("旋转", "变大", "变小")
-    assert verdict == metrics.FilmVerdict(
-        True, 1.0, beats_fade=True, beats_fade_coded=True, nearer=None if stays else True
+    assert verdict == metrics.VideoVerdict(
+        True, 1.0, better_than_crossfade=True, better_than_crossfade_decoded=True, nearer=None if stays else True
     )
 
 
@@ -52,43 +52,49 @@ def darken(frames: frame_reader.Pixels) -> frame_reader.Pixels:
 def test_a_cross_faded_film_does_not_beat_itself() -> None:
     film = synthetic_render.render_clip(PANDA, frames=9).astype(np.float64)
     film[1::2] = (film[:-1:2] + film[2::2]) / 2
-    verdict = metrics.judge_film(PANDA, np.rint(film).astype(np.uint8), unchanged)
-    assert (verdict.beats_fade, verdict.beats_fade_coded, verdict.nearer) == (False, False, False)
+    verdict = metrics.judge_video(PANDA, np.rint(film).astype(np.uint8), unchanged)
+    assert (verdict.better_than_crossfade, verdict.better_than_crossfade_decoded, verdict.nearer) == (
+        False,
+        False,
+        False,
+    )
 
 
 def test_an_in_between_in_the_right_place_is_nearer_however_it_is_drawn() -> None:
     """In front of another sky the pixels are far off, and the place is right."""
     film = synthetic_render.render_clip(PANDA, frames=9)
     film[1::2] = synthetic_render.render_clip(replace(PANDA, scene=3), frames=9)[1::2]
-    verdict = metrics.judge_film(PANDA, film, unchanged)
-    assert (verdict.beats_fade, verdict.nearer) == (False, True)
+    verdict = metrics.judge_video(PANDA, film, unchanged)
+    assert (verdict.better_than_crossfade, verdict.nearer) == (False, True)
 
 
 def test_what_the_codec_loses_counts_against_no_in_between() -> None:
     """Keyframes are true, in-betweens as a bad codec shows them: far from the drawing, not from what it shows."""
     film = synthetic_render.render_clip(PANDA, frames=9)
     film[1::2] = darken(film[1::2])
-    verdict = metrics.judge_film(PANDA, film, darken)
-    assert (verdict.beats_fade, verdict.beats_fade_coded) == (False, True)
+    verdict = metrics.judge_video(PANDA, film, darken)
+    assert (verdict.better_than_crossfade, verdict.better_than_crossfade_decoded) == (False, True)
 
 
 def test_a_film_of_nothing_beats_nothing() -> None:
     empty = np.stack([synthetic_render.background(0, 0, synthetic_render.COARSE).astype(np.uint8)] * 9)
-    verdict = metrics.judge_film(PANDA, empty, unchanged)
-    assert verdict == metrics.FilmVerdict(False, 0.0, beats_fade=False, beats_fade_coded=False, nearer=False)
+    verdict = metrics.judge_video(PANDA, empty, unchanged)
+    assert verdict == metrics.VideoVerdict(
+        False, 0.0, better_than_crossfade=False, better_than_crossfade_decoded=False, nearer=False
+    )
 
 
 def test_a_subject_that_changes_on_the_way_is_not_steady() -> None:
     film = synthetic_render.render_clip(PANDA, frames=9)
     film[3] = synthetic_render.render_clip(replace(PANDA, subject=5), frames=9)[3]
-    verdict = metrics.judge_film(PANDA, film, unchanged)
-    assert not verdict.steady
-    assert verdict.steady_share == pytest.approx(8 / 9)
+    verdict = metrics.judge_video(PANDA, film, unchanged)
+    assert not verdict.subject_consistent
+    assert verdict.consistent_fraction == pytest.approx(8 / 9)
 
 
 def test_keyframes_of_another_motion_scene_or_subject_are_told_apart() -> None:
     drawn = synthetic_render.render_clip(PANDA)
-    assert metrics.judge_keyframes(PANDA, drawn) == metrics.Verdict(True, True, True, True, PANDA.motion)
+    assert metrics.judge_keyframes(PANDA, drawn) == metrics.KeyframeVerdict(True, True, True, True, PANDA.motion)
     asked = replace(PANDA, subject=1, scene=3, motion=MOTIONS.index("变大"))
     verdict = metrics.judge_keyframes(asked, drawn)
     assert (verdict.subject, verdict.scene, verdict.motion, verdict.exact) == (False, False, False, False)
@@ -106,8 +112,10 @@ def test_one_keyframe_in_the_wrong_place_is_not_exact() -> None:
 @pytest.mark.parametrize("duration", [4.0, 2.0, 1.0])
 def test_way_gone_is_the_duration_at_one_cell_a_second(duration: float) -> None:
     clip = replace(PANDA, duration=duration)
-    assert metrics.way_gone(clip, synthetic_render.render_clip(clip)) == pytest.approx(duration, abs=0.13)
-    assert metrics.way_gone(clip, synthetic_render.render_clip(clip)[::-1]) == pytest.approx(-duration, abs=0.13)
+    assert metrics.distance_travelled(clip, synthetic_render.render_clip(clip)) == pytest.approx(duration, abs=0.13)
+    assert metrics.distance_travelled(clip, synthetic_render.render_clip(clip)[::-1]) == pytest.approx(
+        -duration, abs=0.13
+    )
 
 
 def test_psnr_and_sharpness_fall_where_a_picture_is_blurred() -> None:
@@ -140,15 +148,15 @@ def test_films_whose_subject_changes_place_are_told_apart(monkeypatch: pytest.Mo
     named = ("向左", "变大", "跳", "旋转")
     clips = [place_clip(np.random.default_rng(0), 0, 0, MOTIONS.index(name), 4.0) for name in named]
     told = [(True, True), (False, None), (False, False), (False, None)]
-    verdicts = {clip: metrics.FilmVerdict(beats, 1.0, beats, True, near) for clip, (beats, near) in zip(clips, told)}
+    verdicts = {clip: metrics.VideoVerdict(beats, 1.0, beats, True, near) for clip, (beats, near) in zip(clips, told)}
     monkeypatch.setattr(metrics, "judge_film", lambda clip, film, through_codec: verdicts[clip])
     films = np.zeros((4, 33, 64, 64, 3), np.uint8)
     studio = SimpleNamespace(films=lambda *_: None, show=lambda _: films)
     options = PRESETS["mini"].sampling
     evaluation = suite.Evaluation(studio, options, argparse.Namespace(count=4, clips=4, seed=0))  # type: ignore[arg-type]
-    evaluation.cases = [Case(name, clip, False, 0) for name, clip in zip(named, clips, strict=True)]
+    evaluation.cases = [EvaluationCase(name, clip, False, 0) for name, clip in zip(named, clips, strict=True)]
     evaluation._clips = torch.zeros(4, 5, 64)
-    figures = evaluation.films()
+    figures = evaluation.videos()
     assert (figures["clips"], figures["beats_fade"]) == (4, 25.0)
     assert {name: row["steady"] for name, row in figures["by motion"].items()} == {
         "向左": 100.0,
@@ -159,7 +167,7 @@ def test_films_whose_subject_changes_place_are_told_apart(monkeypatch: pytest.Mo
     moved = figures["change place"]
     assert (moved["clips"], moved["beats_fade"], moved["nearer"]) == (2, 50.0, 50.0)
     evaluation.cases = evaluation.cases[1:2] * 4
-    assert evaluation.films()["change place"] == {"clips": 0}
+    assert evaluation.videos()["change place"] == {"clips": 0}
 
 
 def test_only_the_wanted_parts_are_looked_at(capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from cogvideo.errors import WeightsError
 from cogvideo.pipeline import _read_labels
-from cogvideo.weights.http_download import Unsuitable
+from cogvideo.weights.http_download import InvalidSourceError
 from cogvideo.weights.published_format import checkpoint_file
 from cogvideo.weights.verify import GROWTH, unpack
 
@@ -29,14 +29,14 @@ def archive(path: Path, members: dict[str, bytes]) -> Path:
 def test_a_bomb_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     bomb = archive(tmp_path / "bomb.zip", {"m/1/mp_rank_00_model_states.pt": bytes(10**6)})
     assert bomb.stat().st_size * GROWTH < 10**6
-    with pytest.raises(Unsuitable, match="at most are plausible"):
+    with pytest.raises(InvalidSourceError, match="at most are plausible"):
         unpack(bomb, "m", tmp_path / "out", SILENT)
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("members", [{"m/a": b"x", "m/a/b/c": b"x"}, {"m/" + "a" * 300: b"x" * 300}])
 def test_names_that_do_not_go_together_are_a_broken_archive(tmp_path: Path, members: dict[str, bytes]) -> None:
-    with pytest.raises(Unsuitable, match="broken archive"):
+    with pytest.raises(InvalidSourceError, match="broken archive"):
         unpack(archive(tmp_path / "odd.zip", members), "m", tmp_path / "out", SILENT)
 
 

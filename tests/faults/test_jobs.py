@@ -12,7 +12,7 @@ import pytest
 from cogvideo.errors import CapacityError
 from cogvideo.jobs import service as module
 from cogvideo.jobs.queue import Limits
-from cogvideo.jobs.service import Jobs
+from cogvideo.jobs.service import JobService
 from tests.jobs.test_service import KEY, WISH, _open, finished, kinds, until
 from tests.support.fakes import FakePipeline, killed
 
@@ -21,7 +21,7 @@ DAY = 86400.0
 
 
 @contextmanager
-def unwritable(jobs: Jobs) -> Iterator[None]:
+def unwritable(jobs: JobService) -> Iterator[None]:
     """Inside the block the file of the queue can be read alone, as on a full disk or after a remount."""
 
     def only_reading(yes: bool) -> None:
@@ -42,14 +42,14 @@ def wait_for(log: pytest.LogCaptureFixture, words: str) -> None:
 
 
 @pytest.fixture
-def jobs(tmp_path: Path, fake: FakePipeline) -> Iterator[Jobs]:
+def jobs(tmp_path: Path, fake: FakePipeline) -> Iterator[JobService]:
     jobs = _open(tmp_path, fake, QUICK)
     yield jobs
     jobs.close()
 
 
 def test_no_job_starts_before_the_disk_takes_it_and_none_is_lost(
-    jobs: Jobs, fake: FakePipeline, caplog: pytest.LogCaptureFixture
+    jobs: JobService, fake: FakePipeline, caplog: pytest.LogCaptureFixture
 ) -> None:
     fake.open()
     waiting = [jobs.submit(WISH, KEY).id for _ in range(2)]
@@ -64,7 +64,7 @@ def test_no_job_starts_before_the_disk_takes_it_and_none_is_lost(
 
 
 def test_a_disk_that_fills_while_a_job_runs_fails_it_with_a_sentence_and_the_next_one_runs(
-    jobs: Jobs, fake: FakePipeline, caplog: pytest.LogCaptureFixture
+    jobs: JobService, fake: FakePipeline, caplog: pytest.LogCaptureFixture
 ) -> None:
     jobs.start()
     job, following = jobs.submit(WISH, KEY).id, jobs.submit(WISH, KEY).id
@@ -73,7 +73,7 @@ def test_a_disk_that_fills_while_a_job_runs_fails_it_with_a_sentence_and_the_nex
     with unwritable(jobs):
         fake.step()
         wait_for(caplog, "Nothing goes on")
-        assert jobs.view(job).status == "running"  # its end is not written down yet, so nothing else begins
+        assert jobs.state(job).status == "running"  # its end is not written down yet, so nothing else begins
     view = until(jobs, job, finished)
     assert view.status == "failed" and view.error and "disk space" in view.error[1]
     assert (view.video, view.frames) == ("kept.mp4", 9)  # the files were there before the note
@@ -81,7 +81,7 @@ def test_a_disk_that_fills_while_a_job_runs_fails_it_with_a_sentence_and_the_nex
     assert until(jobs, following, finished).status == "done"
 
 
-def test_files_that_do_not_fit_fail_the_job_with_a_sentence(jobs: Jobs, fake: FakePipeline) -> None:
+def test_files_that_do_not_fit_fail_the_job_with_a_sentence(jobs: JobService, fake: FakePipeline) -> None:
     jobs.start()
     job, following = jobs.submit(WISH, KEY).id, jobs.submit(WISH, KEY).id
     folder = jobs.results / job
@@ -92,7 +92,7 @@ def test_files_that_do_not_fit_fail_the_job_with_a_sentence(jobs: Jobs, fake: Fa
     assert until(jobs, following, finished).status == "done"
 
 
-def test_a_full_disk_can_be_emptied_by_deleting(jobs: Jobs, fake: FakePipeline) -> None:
+def test_a_full_disk_can_be_emptied_by_deleting(jobs: JobService, fake: FakePipeline) -> None:
     fake.open()
     jobs.start()
     job = jobs.submit(WISH, KEY).id
@@ -104,7 +104,7 @@ def test_a_full_disk_can_be_emptied_by_deleting(jobs: Jobs, fake: FakePipeline) 
     assert jobs.history(KEY) == []
 
 
-def test_several_jobs_at_once_are_stored_together_or_not_at_all(jobs: Jobs) -> None:
+def test_several_jobs_at_once_are_stored_together_or_not_at_all(jobs: JobService) -> None:
     with unwritable(jobs), pytest.raises(CapacityError):
         jobs.submit_all([WISH, WISH], KEY)
     assert jobs.queue_length() == 0 and jobs.history(KEY) == []
@@ -112,7 +112,7 @@ def test_several_jobs_at_once_are_stored_together_or_not_at_all(jobs: Jobs) -> N
     assert [view.id for view in jobs.history(KEY)] == [view.id for view in taken[::-1]]
 
 
-def test_a_library_that_ends_the_process_ends_one_job(jobs: Jobs, fake: FakePipeline) -> None:
+def test_a_library_that_ends_the_process_ends_one_job(jobs: JobService, fake: FakePipeline) -> None:
     fake.open()
     fake.fail = SystemExit("I have had enough")  # type: ignore[assignment]
     jobs.start()
@@ -164,7 +164,7 @@ def test_a_data_folder_that_cannot_be_made_is_a_sentence(tmp_path: Path, fake: F
         _open(tmp_path / "file", fake)
 
 
-def test_running_out_of_memory_outside_the_model_is_said_too(jobs: Jobs, fake: FakePipeline) -> None:
+def test_running_out_of_memory_outside_the_model_is_said_too(jobs: JobService, fake: FakePipeline) -> None:
     fake.open()
     fake.fail = MemoryError()
     jobs.start()

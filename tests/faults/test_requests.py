@@ -12,12 +12,12 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 
 from cogvideo.cli.serve import parser
-from cogvideo.config import SamplingOptions, TokenSampling, demand
+from cogvideo.config import SamplingOptions, TokenSampling, check_type
 from cogvideo.errors import CapacityError, RequestError
 from cogvideo.jobs.service import owner_of
 from cogvideo.request import VideoRequest
 from cogvideo.token_frames import TokenFrames
-from cogvideo.web.direct_api import TRIPS, direct, malformed
+from cogvideo.web.direct_api import REQUEST_PARSE_ERRORS, direct, malformed
 from cogvideo.web.server import free_port
 
 
@@ -47,14 +47,14 @@ def test_sampling_of_another_kind_is_refused() -> None:
             SamplingOptions(**options)  # type: ignore[arg-type]
     for boost in (float("nan"), float("inf"), -21.0):
         with pytest.raises(RequestError, match="text_boost"):
-            SamplingOptions(text_boost=boost)
+            SamplingOptions(text_attention_bias=boost)
     with pytest.raises(RequestError, match="top_k is of type float"):
         TokenSampling(1.0, 1.5, 1.0)  # type: ignore[arg-type]
 
 
 def test_whole_numbers_are_fine_where_fractions_are() -> None:
-    demand("seconds", 4, float)
-    assert VideoRequest("猫", seconds=4).frames_per_second == 8
+    check_type("seconds", 4, float)
+    assert VideoRequest("猫", duration=4).frames_per_second == 8
 
 
 @pytest.mark.parametrize("frames, packed", [("1", "AAAA"), (1, 7), (True, "AAAA")])
@@ -81,7 +81,7 @@ def test_what_gradio_trips_over_is_a_sentence_and_our_own_faults_stay_faults(err
     def trip(request: Request) -> Response:
         raise error
 
-    handlers: Any = dict.fromkeys(TRIPS, malformed)
+    handlers: Any = dict.fromkeys(REQUEST_PARSE_ERRORS, malformed)
     places = [Route(path, trip, methods=["POST"]) for path in ("/gradio_api/call/v2/make_video", "/media/x/y")]
     with TestClient(Starlette(routes=places, exception_handlers=handlers), raise_server_exceptions=False) as client:
         answer = client.post("/gradio_api/call/v2/make_video")

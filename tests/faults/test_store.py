@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from cogvideo.errors import CapacityError
-from cogvideo.jobs.artifacts import Folder
+from cogvideo.jobs.artifacts import JobArtifacts
 from cogvideo.jobs.store import Record, Store
 from tests.support.fakes import PlainFilm, moving_square
 
@@ -94,11 +94,11 @@ def test_a_read_only_file_is_a_sentence(tmp_path: Path) -> None:
 
 
 def test_results_that_do_not_fit_are_a_sentence_and_leave_nothing(tmp_path: Path) -> None:
-    folder = Folder(tmp_path / "job", PlainFilm)
+    folder = JobArtifacts(tmp_path / "job", PlainFilm)
     (tmp_path / "job").mkdir()
     (tmp_path / "job" / ".key-0.webp").mkdir()  # cannot be written to, whoever asks
     with pytest.raises(CapacityError, match="data folder"):
         folder.keyframe(0, moving_square(2, 1)[0])
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(CapacityError, match="data folder"):
-        Folder(tmp_path / "file" / "job", PlainFilm).clip("final", moving_square(2, 1), None, None)  # type: ignore[arg-type]
+        JobArtifacts(tmp_path / "file" / "job", PlainFilm).clip("final", moving_square(2, 1), None, None)  # type: ignore[arg-type]

@@ -11,8 +11,8 @@ import torch
 from cogvideo.errors import Cancelled
 from cogvideo.inference import decoding
 from cogvideo.models.base import IMPLAUSIBLE, left_pad
-from cogvideo.models.kv_cache import Place
-from cogvideo.models.kv_storage import CacheFull
+from cogvideo.models.kv_cache import TokenSlot
+from cogvideo.models.kv_storage import CacheOverflowError
 from tests.support.oracle import video_logits
 from tests.support.small_lm import CONFIG, random_frames, video_lm
 
@@ -118,7 +118,7 @@ def test_a_row_does_not_depend_on_its_company() -> None:
 def test_tokens_appear_one_by_one_in_time_order() -> None:
     tokens = list(decoding.interpolate(video_lm(2), TEXTS, CLIP[:, ::2], Teacher(CLIP), wavefront=False))
     assert [(token.frame, token.slot) for token in tokens] == [(f, k) for f in (1, 3) for k in range(N)]
-    seen: list[decoding.Token] = []
+    seen: list[decoding.DecodedTokens] = []
     decoding.collect(iter(tokens), seen.append)
     assert seen == tokens
 
@@ -126,7 +126,7 @@ def test_tokens_appear_one_by_one_in_time_order() -> None:
 def test_stop_is_asked_before_every_token_and_ends_the_work() -> None:
     answers = iter([False] * (N + 3) + [True])
     teacher = Teacher(CLIP)
-    tokens: Iterator[decoding.Token] = decoding.keyframes(
+    tokens: Iterator[decoding.DecodedTokens] = decoding.keyframes(
         video_lm(1), TEXTS, CLIP[:, 0], teacher, stop=lambda: next(answers)
     )
     with pytest.raises(Cancelled):
@@ -138,15 +138,15 @@ def test_stop_is_asked_before_every_token_and_ends_the_work() -> None:
 def test_a_slot_beyond_the_frame_is_refused() -> None:
     lm = video_lm(1)
     cache = decoding.prefill(lm, TEXTS, (), boost=0.0, both=False)
-    with pytest.raises(CacheFull, match=f"slot {N}"):
-        decoding.decode_one(lm, cache, CLIP[:, 0, :1], [Place(0, N)])
+    with pytest.raises(CacheOverflowError, match=f"slot {N}"):
+        decoding.decode_one(lm, cache, CLIP[:, 0, :1], [TokenSlot(0, N)])
 
 
 def test_a_frame_beyond_the_sequence_is_refused() -> None:
     lm = video_lm(1)
     cache = decoding.prefill(lm, TEXTS, (0,), CLIP[:, :1], boost=0.0, both=True)
-    with pytest.raises(CacheFull, match="frame 5"):
-        decoding.decode_one(lm, cache, CLIP[:, 0, :1], [Place(5, 0)])
+    with pytest.raises(CacheOverflowError, match="frame 5"):
+        decoding.decode_one(lm, cache, CLIP[:, 0, :1], [TokenSlot(5, 0)])
 
 
 def test_a_text_that_runs_into_the_frames_is_refused() -> None:
@@ -158,7 +158,7 @@ def test_the_cache_does_not_grow() -> None:
     lm = video_lm(2)
     cache = decoding.prefill(lm, TEXTS, lm.layout.given, CLIP[:, ::2], boost=0.0, both=True)
     before = [arena.k_v.data_ptr() for arena in (*cache._spatial, *cache._temporal)]
-    decoding.collect(decoding.fill(lm, cache, lm.layout.generated, Teacher(CLIP)))
+    decoding.collect(decoding.decode_frames(lm, cache, lm.layout.generated, Teacher(CLIP)))
     assert [arena.k_v.data_ptr() for arena in (*cache._spatial, *cache._temporal)] == before
 
 
@@ -195,8 +195,10 @@ def test_the_lag_is_the_least_at_which_nothing_unwritten_is_read(missing: int, f
     cache = decoding.prefill(lm, TEXTS, lm.layout.given, CLIP[:, ::2], boost=0.0, both=True, lanes=2)
     for layer, arena in enumerate(cache._temporal):
         for frame in lm.layout.generated:
-            arena.k_v[:, :, :, lm.layout.shelf(2, layer, cache.text).frame_places(frame)] = torch.nan
-    decoding.collect(decoding.fill(lm, cache, lm.layout.generated, teacher, lag=lm.layout.wavefront_lag - missing))
+            arena.k_v[:, :, :, lm.layout.temporal_keys(2, layer, cache.text).frame_slots(frame)] = torch.nan
+    decoding.collect(
+        decoding.decode_frames(lm, cache, lm.layout.generated, teacher, lag=lm.layout.wavefront_lag - missing)
+    )
     assert bool(teacher.scores(3).isfinite().all()) == finite
 
 

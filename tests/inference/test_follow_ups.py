@@ -9,16 +9,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cogvideo.config import CLIP_FRAMES, MAX_SEED
+from cogvideo.config import FRAME_COUNTS, MAX_SEED
 from cogvideo.errors import RequestError
-from cogvideo.events import Event, KeyframeDone, KeyframePainted, LevelDone, Progress
+from cogvideo.events import Event, KeyframeCompleted, KeyframePreview, Progress, RoundCompleted
 from cogvideo.pipeline import CogVideoPipeline
 from cogvideo.request import VideoRequest, tokens_per_stage
 from cogvideo.token_frames import TokenFrames
 from tests.support.toy_model import TOY, toy_pipeline
 
 PROMPT = "一只熊猫在草地上向右跑"
-WISH = VideoRequest(PROMPT, seed=7, frames=17)
+WISH = VideoRequest(PROMPT, seed=7, num_frames=17)
 
 
 @pytest.fixture(scope="module")
@@ -36,11 +36,11 @@ def run(pipe: CogVideoPipeline, request: VideoRequest) -> list[Event]:
     return events
 
 
-def levels(events: list[Event]) -> list[LevelDone]:
-    return [event for event in events if isinstance(event, LevelDone)]
+def levels(events: list[Event]) -> list[RoundCompleted]:
+    return [event for event in events if isinstance(event, RoundCompleted)]
 
 
-def packed(level: LevelDone, draft: int = 0) -> TokenFrames:
+def packed(level: RoundCompleted, draft: int = 0) -> TokenFrames:
     assert level.tokens is not None
     return TokenFrames.of(level.tokens[draft].tolist())
 
@@ -52,15 +52,15 @@ def whole(pipe: CogVideoPipeline) -> list[Event]:
 
 @pytest.mark.parametrize("begun", [0, 1, 2])
 def test_a_clip_goes_on_where_it_was_left(pipe: CogVideoPipeline, whole: list[Event], begun: int) -> None:
-    events = run(pipe, dataclasses.replace(WISH, clip=packed(levels(whole)[begun])))
-    assert [level.level for level in levels(events)] == list(range(begun, 3))
-    assert not any(isinstance(event, KeyframeDone) for event in events)
+    events = run(pipe, dataclasses.replace(WISH, initial_tokens=packed(levels(whole)[begun])))
+    assert [level.round for level in levels(events)] == list(range(begun, 3))
+    assert not any(isinstance(event, KeyframeCompleted) for event in events)
     np.testing.assert_array_equal(events[-1].frames, whole[-1].frames)
 
 
 def test_other_in_betweens_leave_the_keyframes_alone(pipe: CogVideoPipeline, whole: list[Event]) -> None:
-    wish = dataclasses.replace(WISH, between_seed=8, superres=False)
-    resumed = run(pipe, dataclasses.replace(wish, clip=packed(levels(whole)[0])))
+    wish = dataclasses.replace(WISH, interpolation_seed=8, superres=False)
+    resumed = run(pipe, dataclasses.replace(wish, initial_tokens=packed(levels(whole)[0])))
     tokens, before = levels(resumed)[-1].tokens, levels(whole)[-1].tokens
     np.testing.assert_array_equal(tokens[:, ::4], before[:, ::4])
     assert (tokens != before).mean() > 0.2
@@ -69,36 +69,36 @@ def test_other_in_betweens_leave_the_keyframes_alone(pipe: CogVideoPipeline, who
 
 def test_a_given_first_frame_stays_and_the_rest_follows_it(pipe: CogVideoPipeline, whole: list[Event]) -> None:
     last = TokenFrames.of(levels(whole)[-1].tokens[0, -1:].tolist())
-    events = run(pipe, VideoRequest(PROMPT, seed=7, frames=9, superres=False, first_frame=last))
+    events = run(pipe, VideoRequest(PROMPT, seed=7, num_frames=9, superres=False, first_frame=last))
     tokens = levels(events)[-1].tokens
     np.testing.assert_array_equal(tokens[0, 0], levels(whole)[-1].tokens[0, -1])
     assert (tokens[0, 2] != levels(whole)[0].tokens[0, 1]).any()
-    assert not [event for event in events if isinstance(event, KeyframePainted) and event.index == 0]
-    assert [event.index for event in events if isinstance(event, KeyframeDone)] == list(range(5))
+    assert not [event for event in events if isinstance(event, KeyframePreview) and event.index == 0]
+    assert [event.index for event in events if isinstance(event, KeyframeCompleted)] == list(range(5))
 
 
 def test_drafts_are_the_keyframes_of_their_own_seeds(pipe: CogVideoPipeline) -> None:
-    wish = VideoRequest(PROMPT, seed=MAX_SEED, frames=33, drafts=4)
+    wish = VideoRequest(PROMPT, seed=MAX_SEED, num_frames=33, num_drafts=4)
     events = run(pipe, wish)
     (level,) = levels(events)
     assert level.tokens.shape == (4, 5, 16)
-    assert {(event.index, event.draft) for event in events if isinstance(event, KeyframeDone)} == {
+    assert {(event.index, event.draft) for event in events if isinstance(event, KeyframeCompleted)} == {
         (index, draft) for index in range(5) for draft in range(4)
     }
     assert events[-1].frames.shape == (5, 64, 64, 3)  # two by two
     for draft, seed in enumerate([MAX_SEED, 0, 1, 2]):
-        alone = run(pipe, VideoRequest(PROMPT, seed=seed, frames=5, superres=False))
+        alone = run(pipe, VideoRequest(PROMPT, seed=seed, num_frames=5, superres=False))
         np.testing.assert_array_equal(levels(alone)[0].tokens[0], level.tokens[draft])
         y, x = divmod(draft, 2)
         shown = events[-1].frames[:, 32 * y : 32 * y + 32, 32 * x : 32 * x + 32]
         np.testing.assert_array_equal(shown, alone[-1].frames)
-    chosen = run(pipe, VideoRequest(PROMPT, seed=1, frames=9, clip=packed(level, 2)))
-    np.testing.assert_array_equal(chosen[-1].frames, run(pipe, VideoRequest(PROMPT, seed=1, frames=9))[-1].frames)
+    chosen = run(pipe, VideoRequest(PROMPT, seed=1, num_frames=9, initial_tokens=packed(level, 2)))
+    np.testing.assert_array_equal(chosen[-1].frames, run(pipe, VideoRequest(PROMPT, seed=1, num_frames=9))[-1].frames)
 
 
 def test_drafts_of_a_given_first_frame_share_it(pipe: CogVideoPipeline) -> None:
     first = pipe.encode(np.full((32, 32, 3), 200, np.uint8))
-    events = run(pipe, VideoRequest(PROMPT, seed=3, drafts=3, first_frame=first))
+    events = run(pipe, VideoRequest(PROMPT, seed=3, num_drafts=3, first_frame=first))
     tokens = levels(events)[0].tokens
     assert (tokens[:, 0] == np.array(first.rows())).all()
     assert (events[-1].frames[:, 32:, 32:] == 255).all()  # no fourth
@@ -109,7 +109,7 @@ def test_a_picture_becomes_tokens_and_what_the_model_sees_in_them(pipe: CogVideo
     first = pipe.encode(picture)
     seen = pipe.decode(first)
     assert seen.shape == (1, 32, 32, 3)
-    shown = run(pipe, VideoRequest(PROMPT, frames=5, superres=False, first_frame=first))[-1].frames
+    shown = run(pipe, VideoRequest(PROMPT, num_frames=5, superres=False, first_frame=first))[-1].frames
     np.testing.assert_allclose(shown[0].astype(int), seen[0], atol=1)
 
 
@@ -142,5 +142,5 @@ def test_frames_that_do_not_fit_are_refused(pipe: CogVideoPipeline) -> None:
             VideoRequest(PROMPT, **wrong)
     for other_model in (frames(1, 64), frames(1, 16, 64)):
         with pytest.raises(RequestError, match="another model"):
-            pipe.check(VideoRequest(PROMPT, first_frame=other_model))
-    assert CLIP_FRAMES[0] == 5 and pipe.check(VideoRequest(PROMPT, clip=frames(5)))
+            pipe.check_inputs(VideoRequest(PROMPT, first_frame=other_model))
+    assert FRAME_COUNTS[0] == 5 and pipe.check_inputs(VideoRequest(PROMPT, initial_tokens=frames(5)))

@@ -13,7 +13,7 @@ from cogvideo.benchmarks.stages import count_calls
 from cogvideo.config import SamplingOptions, TokenSampling
 from cogvideo.errors import Cancelled
 from cogvideo.inference import decoding, interpolation, keyframes
-from cogvideo.inference.sampling import ClusterSampler, Dice, noise_keys
+from cogvideo.inference.sampling import ClusterSampler, TokenSampler, noise_keys
 from cogvideo.models.video_lm import VideoLM
 from tests.support.small_lm import CONFIG, random_frames, video_lm
 
@@ -35,8 +35,8 @@ class Counter:
         return False
 
 
-def dice() -> Dice:
-    return Dice(SAMPLER, OPTIONS, {frame: noise_keys([3, 4], 1, [frame] * 2, N) for frame in range(5)})
+def dice() -> TokenSampler:
+    return TokenSampler(SAMPLER, OPTIONS, {frame: noise_keys([3, 4], 1, [frame] * 2, N) for frame in range(5)})
 
 
 def tokens_of(lm: VideoLM, name: str, **options: Any) -> torch.Tensor:
@@ -67,7 +67,7 @@ def test_right_guesses_are_all_kept(ahead: int) -> None:
     lm, counter = video_lm(1), Counter()
     drawn = tokens_of(lm, "keyframes")
     cache = decoding.prefill(lm, TEXTS, (0,), CLIP[:, :1], boost=1.4, both=True)
-    again = decoding.collect(decoding.speculate(lm, cache, 1, dice(), ahead, drawn[:, 0], stop=counter))
+    again = decoding.collect(decoding.jacobi_decode(lm, cache, 1, dice(), ahead, drawn[:, 0], stop=counter))
     assert torch.equal(again, drawn[:, :1])
     assert counter.steps == -(-N // ahead)
 
@@ -78,7 +78,7 @@ def test_one_wrong_guess_costs_one_step() -> None:
     guess = drawn[:, 0].clone()
     guess[1, 7] = (guess[1, 7] + 1) % 50
     cache = decoding.prefill(lm, TEXTS, (0,), CLIP[:, :1], boost=1.4, both=True)
-    again = decoding.collect(decoding.speculate(lm, cache, 1, dice(), N, guess, stop=counter))
+    again = decoding.collect(decoding.jacobi_decode(lm, cache, 1, dice(), N, guess, stop=counter))
     assert torch.equal(again, drawn[:, :1])
     assert counter.steps >= 2
 
@@ -96,8 +96,8 @@ def test_stop_is_asked_before_every_step() -> None:
 def stage_steps(name: str, **options: Any) -> Iterator[Any]:
     if name == "keyframes":
         texts = keyframes.KeyframeTexts(TEXTS, TEXTS, OTHERS)
-        return keyframes.draw(video_lm(1), texts, SAMPLER, SamplingOptions(), [3, 4], **options)
-    return interpolation.draw(video_lm(2), CLIP.clone(), [TEXTS], SAMPLER, OPTIONS, 1.4, [3, 4], **options)
+        return keyframes.generate_keyframes(video_lm(1), texts, SAMPLER, SamplingOptions(), [3, 4], **options)
+    return interpolation.interpolate(video_lm(2), CLIP.clone(), [TEXTS], SAMPLER, OPTIONS, 1.4, [3, 4], **options)
 
 
 @pytest.mark.parametrize(("name", "steps", "frames"), [("keyframes", 5 * N, 5), ("between", N + 9, 2)])

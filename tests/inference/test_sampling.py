@@ -10,7 +10,14 @@ import torch
 
 from cogvideo.config import SamplingOptions, TokenSampling
 from cogvideo.errors import WeightsError
-from cogvideo.inference.sampling import ClusterSampler, Dice, StageKey, distribution, exponential_noise, noise_keys
+from cogvideo.inference.sampling import (
+    ClusterSampler,
+    StageKey,
+    TokenSampler,
+    distribution,
+    exponential_noise,
+    noise_keys,
+)
 from kernels import cpu_sample
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "golden.npz"
@@ -25,7 +32,7 @@ def by_hand(logits: np.ndarray, labels: np.ndarray, options: TokenSampling) -> n
     kept = sorted(totals, key=lambda c: -totals[c])[: options.top_k]
     out = np.zeros_like(mass)
     for cluster in kept:
-        inside = np.where(labels == cluster, scaled / options.inner_temperature, -np.inf)
+        inside = np.where(labels == cluster, scaled / options.within_cluster_temperature, -np.inf)
         inner = np.exp(inside - inside.max())
         out += totals[cluster] / sum(totals[c] for c in kept) * inner / inner.sum()
     return out
@@ -110,9 +117,9 @@ def test_a_draw_does_not_depend_on_its_batch() -> None:
     sampler = ClusterSampler(torch.arange(50) % 9)
     logits = torch.randn(6, 50, generator=torch.Generator().manual_seed(0))
     keys = noise_keys([1, 1, 2, 2, 3, 3], 1, [0, 8] * 3, 10)[4]
-    together = sampler.draw(logits, keys, OPTIONS.video)
-    alone = torch.cat([sampler.draw(logits[i : i + 1], keys[i : i + 1], OPTIONS.video) for i in range(6)])
-    backwards = sampler.draw(logits.flip(0), keys.flip(0), OPTIONS.video).flip(0)
+    together = sampler.sample(logits, keys, OPTIONS.video)
+    alone = torch.cat([sampler.sample(logits[i : i + 1], keys[i : i + 1], OPTIONS.video) for i in range(6)])
+    backwards = sampler.sample(logits.flip(0), keys.flip(0), OPTIONS.video).flip(0)
     assert torch.equal(together, alone)
     assert torch.equal(together, backwards)
 
@@ -136,7 +143,7 @@ NOISE = [[0.4373413, 0.8006352, 0.0358265154], [1.2362739, 2.1684656, 2.7096796]
 
 def test_a_broken_row_still_draws_a_valid_id() -> None:
     sampler = ClusterSampler(torch.arange(12) % 3)
-    drawn = sampler.draw(torch.full((1, 12), torch.nan), noise_keys([1], 1, [0], 1)[0], OPTIONS.video)
+    drawn = sampler.sample(torch.full((1, 12), torch.nan), noise_keys([1], 1, [0], 1)[0], OPTIONS.video)
     assert 0 <= int(drawn) < 12
 
 
@@ -167,24 +174,24 @@ def test_the_members_of_a_cluster_are_in_order_whatever_sorts_them() -> None:
 
 def test_the_compiled_draw_is_taken_where_it_can_be() -> None:
     sampler, logits = ClusterSampler(torch.arange(12) % 3), torch.zeros(1, 12)
-    sampler.draw(logits, noise_keys([1], 1, [0], 1)[0], OPTIONS.video)
-    assert (sampler._compiled is None) == bool(cpu_sample.why_not(logits))
+    sampler.sample(logits, noise_keys([1], 1, [0], 1)[0], OPTIONS.video)
+    assert (sampler._compiled is None) == bool(cpu_sample.unsupported_reason(logits))
 
 
 def test_dice_draw_with_the_keys_of_their_frame_and_slot() -> None:
     sampler = ClusterSampler(torch.arange(50) % 9)
     keys = {frame: noise_keys([1, 2], 1, [frame] * 2, 3) for frame in (0, 4)}
-    dice = Dice(sampler, OPTIONS.video, keys)
+    dice = TokenSampler(sampler, OPTIONS.video, keys)
     logits = torch.randn(2, 50, generator=torch.Generator().manual_seed(1))
     for frame in keys:
         for slot in range(3):
-            assert torch.equal(dice(logits, frame, slot), sampler.draw(logits, keys[frame][slot], OPTIONS.video))
+            assert torch.equal(dice(logits, frame, slot), sampler.sample(logits, keys[frame][slot], OPTIONS.video))
     dice.check()
 
 
 @pytest.mark.parametrize("number", [torch.nan, torch.inf])
 def test_dice_see_that_a_logit_was_no_number(number: float) -> None:
-    dice = Dice(ClusterSampler(torch.arange(12) % 3), OPTIONS.video, {0: noise_keys([1], 1, [0], 3)})
+    dice = TokenSampler(ClusterSampler(torch.arange(12) % 3), OPTIONS.video, {0: noise_keys([1], 1, [0], 3)})
     broken = torch.zeros(1, 12)
     broken[0, 5] = number
     dice(torch.zeros(1, 12), 0, 0)
@@ -198,7 +205,7 @@ def test_dice_see_that_a_logit_was_no_number(number: float) -> None:
 def test_dice_weigh_what_they_drew_and_of_a_slot_drawn_anew_the_last() -> None:
     sampler = ClusterSampler(torch.arange(12) % 3)
     logits = 3 * torch.randn(4, 2, 12, generator=torch.Generator().manual_seed(1))
-    dice = Dice(sampler, TokenSampling(2.0, 2, 0.3), {0: noise_keys([1, 2], 1, [0, 0], 3)}, weigh=True)
+    dice = TokenSampler(sampler, TokenSampling(2.0, 2, 0.3), {0: noise_keys([1, 2], 1, [0, 0], 3)}, weigh=True)
     drawn = [dice(logits[i], 0, slot) for i, slot in enumerate((0, 1, 1, 2))]
     expected = [
         sum(float(np.log(np.exp(z[ids[row]]) / np.exp(z).sum())) for z, ids in rows)

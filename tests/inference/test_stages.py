@@ -13,7 +13,7 @@ from torch import Tensor
 from cogvideo.config import SamplingOptions
 from cogvideo.errors import Cancelled, WeightsError
 from cogvideo.inference import decoding, interpolation, keyframes, super_resolution
-from cogvideo.inference.sampling import ClusterSampler, moments
+from cogvideo.inference.sampling import ClusterSampler, noise_frame_indices
 from tests.support.toy_model import CONFIG, IMAGE_TOKENS, ToyModels, toy_models
 
 OPTIONS = SamplingOptions()
@@ -42,8 +42,8 @@ def texts(prompts: list[list[int]], guided: bool = True) -> keyframes.KeyframeTe
 
 def draw_keyframes(models: ToyModels, sampler: ClusterSampler, rows: list[int], guided: bool = True) -> Tensor:
     wanted = texts([PROMPTS[r] for r in rows], guided)
-    *_, last = keyframes.draw(models.stage1, wanted, sampler, OPTIONS, [SEEDS[r] for r in rows])
-    return last.clip
+    *_, last = keyframes.generate_keyframes(models.stage1, wanted, sampler, OPTIONS, [SEEDS[r] for r in rows])
+    return last.video_tokens
 
 
 def draw_between(
@@ -51,17 +51,22 @@ def draw_between(
 ) -> list[Tensor]:
     rounds_texts = [[[80 + r, *PROMPTS[row]] for row in rows] for r in range(rounds)]
     seeds = [SEEDS[r] for r in rows]
-    steps = interpolation.draw(models.stage2, clip, rounds_texts, sampler, OPTIONS.video, 1.4, seeds, max_rows=max_rows)
+    steps = interpolation.interpolate(
+        models.stage2, clip, rounds_texts, sampler, OPTIONS.video, 1.4, seeds, max_rows=max_rows
+    )
     return [step.clip for step in steps if step.clip is not None]
 
 
 def test_the_clock_is_that_of_the_longest_clip() -> None:
-    assert moments(5) == [0, 8, 16, 24, 32]
-    assert moments(33) == list(range(33))
+    assert noise_frame_indices(5) == [0, 8, 16, 24, 32]
+    assert noise_frame_indices(33) == list(range(33))
 
 
 def test_keyframe_steps_count_every_token(models: ToyModels, sampler: ClusterSampler) -> None:
-    steps = [(s.frame, s.drawn) for s in keyframes.draw(models.stage1, texts(PROMPTS[:1]), sampler, OPTIONS, [1])]
+    steps = [
+        (s.frame, s.num_tokens)
+        for s in keyframes.generate_keyframes(models.stage1, texts(PROMPTS[:1]), sampler, OPTIONS, [1])
+    ]
     assert steps == [(frame, slot + 1) for frame in range(5) for slot in range(N)]
 
 
@@ -80,11 +85,11 @@ def test_keyframes_that_do_not_fit_into_one_batch_are_the_same(
     models: ToyModels, sampler: ClusterSampler, guided: bool, rows: int, batches: int
 ) -> None:
     wish = models.stage1, texts(PROMPTS, guided), sampler, OPTIONS, SEEDS
-    *_, whole = keyframes.draw(*wish)
-    steps = list(keyframes.draw(*wish, max_rows=rows))
-    assert torch.equal(steps[-1].clip, whole.clip)
-    assert sum(step.tokens for step in steps) == whole.clip.numel()
-    shown = [step.all_there for step in steps]
+    *_, whole = keyframes.generate_keyframes(*wish)
+    steps = list(keyframes.generate_keyframes(*wish, max_rows=rows))
+    assert torch.equal(steps[-1].video_tokens, whole.video_tokens)
+    assert sum(step.tokens for step in steps) == whole.video_tokens.numel()
+    shown = [step.is_complete for step in steps]
     assert shown == sorted(shown) and sum(shown) == len(shown) // batches
 
 
@@ -92,10 +97,13 @@ def draw_first(
     models: ToyModels, sampler: ClusterSampler, rows: list[int], candidates: int, max_rows: int = 32, ahead: int = 1
 ) -> list[keyframes.KeyframeStep]:
     """The steps of first frames, and the first of those that follow."""
-    wish = texts([PROMPTS[row] for row in rows]), sampler, replace(OPTIONS, candidates=candidates)
+    wish = texts([PROMPTS[row] for row in rows]), sampler, replace(OPTIONS, best_of=candidates)
     seeds = [SEEDS[row] for row in rows]
-    steps = keyframes.draw(models.stage1, *wish, seeds, max_rows=max_rows, ahead=ahead)
-    return [s._replace(clip=s.clip.clone()) for s in itertools.takewhile(lambda step: step.frame == 0, steps)]
+    steps = keyframes.generate_keyframes(models.stage1, *wish, seeds, max_rows=max_rows, ahead=ahead)
+    return [
+        s._replace(video_tokens=s.video_tokens.clone())
+        for s in itertools.takewhile(lambda step: step.frame == 0, steps)
+    ]
 
 
 def log_likelihood(models: ToyModels, prompt: list[int], frame: Tensor) -> float:
@@ -108,44 +116,44 @@ def log_likelihood(models: ToyModels, prompt: list[int], frame: Tensor) -> float
 
 def test_a_video_goes_on_from_the_likeliest_of_its_first_frames(models: ToyModels, sampler: ClusterSampler) -> None:
     # Without the boost, which reading a frame at once does not know.
-    plain = replace(OPTIONS, text_boost=0.0)
+    plain = replace(OPTIONS, text_attention_bias=0.0)
     for row, prompt in enumerate(PROMPTS):
         found = []
         for count in (1, 2, 4, 8, 16):
-            wish = texts([prompt]), sampler, replace(plain, candidates=count), [SEEDS[row]]
-            *_, last = keyframes.draw(models.stage1, *wish)
-            first = last.clip[0, 0]
-            others = keyframes.draw(models.stage1, *wish, given=first[None])
-            assert torch.equal(list(others)[-1].clip, last.clip)
+            wish = texts([prompt]), sampler, replace(plain, best_of=count), [SEEDS[row]]
+            *_, last = keyframes.generate_keyframes(models.stage1, *wish)
+            first = last.video_tokens[0, 0]
+            others = keyframes.generate_keyframes(models.stage1, *wish, given=first[None])
+            assert torch.equal(list(others)[-1].video_tokens, last.video_tokens)
             found.append(log_likelihood(models, prompt, first))
         assert found == sorted(found)  # one more to choose from is never worse
         assert found[-1] > found[0]
 
 
 def test_first_frames_to_choose_from_do_not_depend_on_batches(models: ToyModels, sampler: ClusterSampler) -> None:
-    whole = draw_first(models, sampler, [0, 1, 2], 4)[-1].clip[:, 0]
-    assert not torch.equal(whole, draw_first(models, sampler, [0, 1, 2], 1)[-1].clip[:, 0])
+    whole = draw_first(models, sampler, [0, 1, 2], 4)[-1].video_tokens[:, 0]
+    assert not torch.equal(whole, draw_first(models, sampler, [0, 1, 2], 1)[-1].video_tokens[:, 0])
     for row in range(3):
         for max_rows, ahead in ((32, 1), (3, 1), (1, 1), (32, 3)):
             alone = draw_first(models, sampler, [row], 4, max_rows, ahead)
-            assert torch.equal(alone[-1].clip[0, 0], whole[row])
+            assert torch.equal(alone[-1].video_tokens[0, 0], whole[row])
             assert sum(step.tokens for step in alone) == N
-            assert [step.drawn for step in alone if step.tokens] == list(range(1, N + 1))
+            assert [step.num_tokens for step in alone if step.tokens] == list(range(1, N + 1))
     together = draw_first(models, sampler, [0, 1], 4, max_rows=4)
-    assert torch.equal(together[-1].clip[:, 0], whole[:2])
+    assert torch.equal(together[-1].video_tokens[:, 0], whole[:2])
 
 
 def test_while_it_grows_the_first_candidate_is_seen(models: ToyModels, sampler: ClusterSampler) -> None:
     alone, chosen = (draw_first(models, sampler, [0, 1], candidates) for candidates in (1, 4))
     for one, other in zip(alone[:-1], chosen[:-1], strict=True):
-        assert torch.equal(one.clip, other.clip)
-    assert not torch.equal(alone[-1].clip, chosen[-1].clip)
+        assert torch.equal(one.video_tokens, other.video_tokens)
+    assert not torch.equal(alone[-1].video_tokens, chosen[-1].video_tokens)
 
 
 def test_seeds_guidance_and_frames_make_a_difference(models: ToyModels, sampler: ClusterSampler) -> None:
     def clip(seed: int, guided: bool = True) -> Tensor:
-        *_, last = keyframes.draw(models.stage1, texts(PROMPTS[:1], guided), sampler, OPTIONS, [seed])
-        return last.clip[0]
+        *_, last = keyframes.generate_keyframes(models.stage1, texts(PROMPTS[:1], guided), sampler, OPTIONS, [seed])
+        return last.video_tokens[0]
 
     assert (clip(1) != clip(2)).float().mean() > 0.5
     assert torch.equal(clip(1)[0], clip(1, guided=False)[0])  # the first frame has no guidance
@@ -157,15 +165,15 @@ def test_guidance_has_no_choice_where_only_the_prompts_favourite_is_plausible(
 ) -> None:
     def clips(guidance: float, plausibility: float) -> list[Tensor]:
         video = replace(OPTIONS.video, plausibility=plausibility)
-        options = replace(OPTIONS, video=video, guidance=guidance)
-        *_, keys = keyframes.draw(models.stage1, texts(PROMPTS[:1]), sampler, options, [1])
-        away = interpolation.Guidance([[80, 91]], guidance)
+        options = replace(OPTIONS, video=video, guidance_scale=guidance)
+        *_, keys = keyframes.generate_keyframes(models.stage1, texts(PROMPTS[:1]), sampler, options, [1])
+        away = interpolation.InterpolationGuidance([[80, 91]], guidance)
         clip = torch.arange(5 * N).view(1, 5, N) % IMAGE_TOKENS
-        *_, between = interpolation.draw(
+        *_, between = interpolation.interpolate(
             models.stage2, clip, [[[80, *PROMPTS[0]]]], sampler, video, 0.0, [1], guidance=away
         )
         assert between.clip is not None
-        return [keys.clip, between.clip]
+        return [keys.video_tokens, between.clip]
 
     for weak, strong in zip(clips(2.0, 1.0), clips(6.0, 1.0), strict=True):
         assert torch.equal(weak, strong)
@@ -195,7 +203,7 @@ def test_fewer_rounds_give_the_same_frames(models: ToyModels, sampler: ClusterSa
 def test_between_steps_count_every_token(models: ToyModels, sampler: ClusterSampler) -> None:
     clip = draw_keyframes(models, sampler, [0])
     steps = list(
-        interpolation.draw(models.stage2, clip, [[PROMPTS[0]]] * 2, sampler, OPTIONS.video, 1.4, [1], max_rows=3)
+        interpolation.interpolate(models.stage2, clip, [[PROMPTS[0]]] * 2, sampler, OPTIONS.video, 1.4, [1], max_rows=3)
     )
     assert sum(step.tokens for step in steps) == 12 * N
     assert [step.level for step in steps if step.clip is not None] == [1, 2]
@@ -206,20 +214,20 @@ def test_superres_does_not_depend_on_the_frames_beside(
     models: ToyModels, sampler: ClusterSampler, per_pass: int
 ) -> None:
     clip = torch.randint(0, IMAGE_TOKENS, (9, N), generator=torch.Generator().manual_seed(0))
-    parts = list(super_resolution.draw(models.superres, clip, PROMPTS[0], sampler, OPTIONS.superres, 7, per_pass))
+    parts = list(super_resolution.upscale(models.superres, clip, PROMPTS[0], sampler, OPTIONS.superres, 7, per_pass))
     whole = torch.cat([part.tokens for part in parts])
     assert whole.shape == (9, 9 * N)
     assert [part.first for part in parts] == list(range(0, 9, per_pass))
-    fewer = list(super_resolution.draw(models.superres, clip[::2], PROMPTS[0], sampler, OPTIONS.superres, 7, 3))
+    fewer = list(super_resolution.upscale(models.superres, clip[::2], PROMPTS[0], sampler, OPTIONS.superres, 7, 3))
     assert torch.equal(torch.cat([part.tokens for part in fewer]), whole[::2])  # frame 2 of 9 is frame 1 of 5
 
 
-def all_stages(models: ToyModels, sampler: ClusterSampler, stop: decoding.Stop | None = None) -> list[Iterator]:
+def all_stages(models: ToyModels, sampler: ClusterSampler, stop: decoding.IsCancelled | None = None) -> list[Iterator]:
     clip = torch.zeros(1, 5, N, dtype=torch.long)
     return [
-        keyframes.draw(models.stage1, texts(PROMPTS[:1]), sampler, OPTIONS, [1], stop),
-        interpolation.draw(models.stage2, clip, [[PROMPTS[0]]], sampler, OPTIONS.video, 1.4, [1], stop),
-        super_resolution.draw(models.superres, clip[0], PROMPTS[0], sampler, OPTIONS.superres, 1, 2, stop),
+        keyframes.generate_keyframes(models.stage1, texts(PROMPTS[:1]), sampler, OPTIONS, [1], stop),
+        interpolation.interpolate(models.stage2, clip, [[PROMPTS[0]]], sampler, OPTIONS.video, 1.4, [1], stop),
+        super_resolution.upscale(models.superres, clip[0], PROMPTS[0], sampler, OPTIONS.superres, 1, 2, stop),
     ]
 
 

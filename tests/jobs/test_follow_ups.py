@@ -12,27 +12,27 @@ import pytest
 from PIL import Image
 
 from cogvideo.config import PRESETS
-from cogvideo.errors import CapacityError, OutOfMemory, RequestError, WeightsError
+from cogvideo.errors import CapacityError, OutOfMemoryError, RequestError, WeightsError
 from cogvideo.events import Event, Loading
 from cogvideo.jobs.artifacts import read_settings
-from cogvideo.jobs.follow_ups import go_on
-from cogvideo.jobs.model_registry import Offer, missing_files, offers
+from cogvideo.jobs.follow_ups import follow_up
+from cogvideo.jobs.model_registry import ModelEntry, available_models, missing_files
 from cogvideo.jobs.queue import Limits
-from cogvideo.jobs.service import Jobs
-from cogvideo.media.images import data_uri, read_picture
+from cogvideo.jobs.service import JobService
+from cogvideo.media.images import data_uri, read_image
 from cogvideo.request import VideoRequest
 from cogvideo.token_frames import TokenFrames, last_frame
 from cogvideo.web.api import endpoints
-from cogvideo.web.form import start_of, start_value
+from cogvideo.web.form import first_frame_from, first_frame_value
 from cogvideo.web.routes import qr_code
 from tests.jobs.test_service import KEY, OTHER, _open, finished, until
 from tests.support.fakes import PRESET, FakePipeline, PlainFilm
 
-WISH = VideoRequest("一只熊猫在草地上向右跑", seed=7, frames=9, superres=False)
-DRAFT = replace(WISH, drafts=4)
+WISH = VideoRequest("一只熊猫在草地上向右跑", seed=7, num_frames=9, superres=False)
+DRAFT = replace(WISH, num_drafts=4)
 
 
-def test_drafts_grow_side_by_side_and_the_chosen_ones_are_finished(jobs: Jobs, fake: FakePipeline) -> None:
+def test_drafts_grow_side_by_side_and_the_chosen_ones_are_finished(jobs: JobService, fake: FakePipeline) -> None:
     job = jobs.submit(DRAFT, KEY).id
     fake.step()
     painted = until(jobs, job, lambda view: view.painting is not None)
@@ -44,16 +44,16 @@ def test_drafts_grow_side_by_side_and_the_chosen_ones_are_finished(jobs: Jobs, f
     fake.open()
     view = until(jobs, job, finished)
     assert (view.status, view.frames, len(set(view.keyframes))) == ("done", 5, 20)
-    chosen = go_on(jobs, job, "finish", KEY, [3, 1])
+    chosen = follow_up(jobs, job, "finish", KEY, [3, 1])
     for draft, view in zip((3, 1), chosen):
         view = until(jobs, view.id, finished)
         assert (view.status, view.frames, view.total) == ("done", 9, 4 * 64)  # keyframes are not drawn again
-        assert view.request == replace(WISH, seed=7 + draft, clip=jobs.tokens(job, draft))
+        assert view.request == replace(WISH, seed=7 + draft, initial_tokens=jobs.tokens(job, draft))
         (row, *_) = jobs.tokens(job, draft).rows()
         assert row[0] == 7 + draft
 
 
-def test_a_stopped_draft_keeps_the_keyframes_that_all_have(jobs: Jobs, fake: FakePipeline) -> None:
+def test_a_stopped_draft_keeps_the_keyframes_that_all_have(jobs: JobService, fake: FakePipeline) -> None:
     job = jobs.submit(DRAFT, KEY).id
     fake.step(4)
     until(jobs, job, lambda view: len(view.keyframes) == 8)
@@ -61,19 +61,19 @@ def test_a_stopped_draft_keeps_the_keyframes_that_all_have(jobs: Jobs, fake: Fak
     view = until(jobs, job, finished)
     assert (view.status, view.frames) == ("stopped", 2)
     with pytest.raises(RequestError, match="tick one"):
-        go_on(jobs, job, "finish", KEY, [])
+        follow_up(jobs, job, "finish", KEY, [])
     with pytest.raises(RequestError, match="tick one"):
-        go_on(jobs, job, "finish", KEY, [4])
+        follow_up(jobs, job, "finish", KEY, [4])
 
 
-def test_either_all_of_the_chosen_are_queued_or_none(jobs: Jobs, fake: FakePipeline) -> None:
+def test_either_all_of_the_chosen_are_queued_or_none(jobs: JobService, fake: FakePipeline) -> None:
     fake.open()
     job = jobs.submit(DRAFT, KEY).id
     until(jobs, job, finished)
     with pytest.raises(CapacityError, match="choose fewer"):
-        go_on(jobs, job, "finish", KEY, [0, 1, 2, 3])
+        follow_up(jobs, job, "finish", KEY, [0, 1, 2, 3])
     assert jobs.queue_length() == 0 and len(jobs.history(KEY)) == 1
-    assert len(go_on(jobs, job, "finish", OTHER, [0, 1, 2])) == 3  # whoever watches may finish them too
+    assert len(follow_up(jobs, job, "finish", OTHER, [0, 1, 2])) == 3  # whoever watches may finish them too
 
 
 def test_what_was_drawn_survives_a_restart_and_goes_on(tmp_path: Path, fake: FakePipeline) -> None:
@@ -86,32 +86,32 @@ def test_what_was_drawn_survives_a_restart_and_goes_on(tmp_path: Path, fake: Fak
     jobs = _open(tmp_path, fake)
     jobs.start()
     for change, new in (("finer", 8), ("enlarge", 0), ("between", 4)):
-        (view,) = go_on(jobs, job, change, KEY)
+        (view,) = follow_up(jobs, job, change, KEY)
         view = until(jobs, view.id, finished)
         assert view.status == "done"
-        assert view.request.clip is not None
+        assert view.request.initial_tokens is not None
         assert view.total == new * 64 + (9 * 24 * 24 if change == "enlarge" else 0)
-    assert view.request.between_seed is not None and view.request.clip.frames == 5
+    assert view.request.interpolation_seed is not None and view.request.initial_tokens.num_frames == 5
     jobs.close()
 
 
-def test_a_stopped_video_goes_on_from_its_last_round(jobs: Jobs, fake: FakePipeline) -> None:
-    job = jobs.submit(replace(WISH, frames=33), KEY).id
+def test_a_stopped_video_goes_on_from_its_last_round(jobs: JobService, fake: FakePipeline) -> None:
+    job = jobs.submit(replace(WISH, num_frames=33), KEY).id
     fake.step(11)
     until(jobs, job, lambda view: view.level == 1)
     with pytest.raises(RequestError, match="still being made"):
-        go_on(jobs, job, "resume", KEY)
+        follow_up(jobs, job, "resume", KEY)
     jobs.stop(job, KEY)
     until(jobs, job, finished)
-    (view,) = go_on(jobs, job, "resume", KEY)
-    assert (view.total, view.request.frames) == (24 * 64, 33)
+    (view,) = follow_up(jobs, job, "resume", KEY)
+    assert (view.total, view.request.num_frames) == (24 * 64, 33)
     view = until(jobs, view.id, lambda view: view.level == 1)
     assert (view.video, view.frames) == ("level-1.mp4", 9)  # shown before anything new is drawn
     fake.open()
     assert until(jobs, view.id, finished).frames == 33
 
 
-def test_errands_are_done_between_two_tokens_and_while_nothing_runs(jobs: Jobs, fake: FakePipeline) -> None:
+def test_errands_are_done_between_two_tokens_and_while_nothing_runs(jobs: JobService, fake: FakePipeline) -> None:
     grey = np.full((64, 64, 3), 90, np.uint8)
     first = jobs.encode(grey)
     assert first.rows() == [[90] * 64]
@@ -123,11 +123,11 @@ def test_errands_are_done_between_two_tokens_and_while_nothing_runs(jobs: Jobs, 
     asker.start()
     fake.step(2)
     asker.join(20)
-    assert heard == [first] and jobs.view(job).active
+    assert heard == [first] and jobs.state(job).active
 
 
 def test_an_errand_has_its_own_errors_and_does_not_wait_for_ever(tmp_path: Path, fake: FakePipeline) -> None:
-    jobs = _open(tmp_path, fake, Limits(errand_seconds=0.01, preview_seconds=0))
+    jobs = _open(tmp_path, fake, Limits(call_timeout_seconds=0.01, preview_seconds=0))
     jobs.start()
     with pytest.raises(RequestError, match="damaged"):
         jobs.decode(TokenFrames(1, "nonsense"))
@@ -142,12 +142,12 @@ def test_an_errand_has_its_own_errors_and_does_not_wait_for_ever(tmp_path: Path,
 
 def test_the_file_of_a_video_gives_its_first_frame_back(tmp_path: Path) -> None:
     first = TokenFrames.of([[3] * 64])
-    jobs = Jobs(tmp_path, PRESET, lambda: FakePipeline(free=True))
+    jobs = JobService(tmp_path, PRESET, lambda: FakePipeline(free=True))
     jobs.start()
-    job = jobs.submit(replace(WISH, first_frame=first, between_seed=5), KEY).id
+    job = jobs.submit(replace(WISH, first_frame=first, interpolation_seed=5), KEY).id
     until(jobs, job, finished)
     found = read_settings(jobs.results / job / "final.mp4")
-    assert found and found[0].first_frame == first and found[0].between_seed == 5
+    assert found and found[0].first_frame == first and found[0].interpolation_seed == 5
     jobs.close()
 
 
@@ -156,10 +156,10 @@ def test_the_file_of_a_video_gives_its_first_frame_back(tmp_path: Path) -> None:
 
 def two_models(
     tmp_path: Path, limits: Limits | None = None, missing: Callable[[], tuple[str, str] | None] = lambda: None
-) -> tuple[Jobs, FakePipeline, FakePipeline]:
+) -> tuple[JobService, FakePipeline, FakePipeline]:
     own, other = FakePipeline(free=True), FakePipeline(free=True)
-    offer = Offer(replace(PRESET, name="large"), lambda _: other, missing)
-    jobs = Jobs(tmp_path, PRESET, lambda: own, PlainFilm, limits or Limits(preview_seconds=0), [offer])
+    offer = ModelEntry(replace(PRESET, name="large"), lambda _: other, missing)
+    jobs = JobService(tmp_path, PRESET, lambda: own, PlainFilm, limits or Limits(preview_seconds=0), [offer])
     jobs.start()
     return jobs, own, other
 
@@ -171,8 +171,8 @@ def test_only_one_model_has_its_weights_at_a_time(tmp_path: Path) -> None:
         assert (view.status, view.model) == ("done", model)
         assert (own.unloaded, other.unloaded) == (ours, theirs)
     assert (len(own.started), len(other.started)) == (2, 2)
-    assert jobs.estimate(replace(WISH, frames=5), "large") is not None
-    (view,) = go_on(jobs, view.id, "next", KEY)
+    assert jobs.estimate(replace(WISH, num_frames=5), "large") is not None
+    (view,) = follow_up(jobs, view.id, "next", KEY)
     assert view.model == "mini"
     with pytest.raises(RequestError, match="no model called huge"):
         jobs.submit(WISH, KEY, model="huge")
@@ -195,23 +195,23 @@ def test_the_published_model_is_offered_with_its_size_and_licence(
 ) -> None:
     monkeypatch.setenv("SAT_HOME", str(tmp_path))
     monkeypatch.setenv("HOME", str(tmp_path))
-    first, second = offers("mini")
+    first, second = available_models("mini")
     assert (first.name, first.missing()) == ("mini", None)
     assert second.preset == PRESETS["cogvideo"] and second.missing() == missing_files()
     for sentence in missing_files() or ():
         assert "GB" in sentence and "download cogvideo" in sentence and "CogVideo License" in sentence
     with pytest.raises(RequestError, match="mini"):
-        offers("minni")
+        available_models("minni")
 
 
-def test_a_failed_load_can_be_tried_again(jobs: Jobs, fake: FakePipeline) -> None:
+def test_a_failed_load_can_be_tried_again(jobs: JobService, fake: FakePipeline) -> None:
     fake.open()
     fake.fail = WeightsError("文件已损坏", "The file is damaged")
     job = jobs.submit(WISH, KEY).id
     view = until(jobs, job, finished)
     assert (view.status, view.error) == ("failed", ("文件已损坏", "The file is damaged"))
     fake.fail = None
-    (view,) = go_on(jobs, job, "again", KEY)
+    (view,) = follow_up(jobs, job, "again", KEY)
     assert until(jobs, view.id, finished).status == "done"
 
 
@@ -244,26 +244,26 @@ def test_a_job_that_memory_was_too_small_for_is_tried_with_less_and_the_same_see
     asked: list[str | None] = []
     small = FakePipeline(free=True)
     large = FakePipeline(free=True)
-    large.fail = OutOfMemory("内存不足", "Out of memory", "16g")
+    large.fail = OutOfMemoryError("内存不足", "Out of memory", "16g")
 
     def make(memory: str | None) -> FakePipeline:
         asked.append(memory)
         return small if memory else large
 
-    offer = Offer(replace(PRESET, name="large"), make, lambda: None)
-    jobs = Jobs(tmp_path, PRESET, FakePipeline, PlainFilm, Limits(preview_seconds=0), [offer])
+    offer = ModelEntry(replace(PRESET, name="large"), make, lambda: None)
+    jobs = JobService(tmp_path, PRESET, FakePipeline, PlainFilm, Limits(preview_seconds=0), [offer])
     jobs.start()
     job = jobs.submit(WISH, KEY, model="large").id
     view = until(jobs, job, finished)
     assert (view.status, view.smaller) == ("failed", "16g")
     assert large.unloaded == 1  # everything is freed before anything else starts
-    (again,) = go_on(jobs, job, "smaller", KEY)
+    (again,) = follow_up(jobs, job, "smaller", KEY)
     view = until(jobs, again.id, finished)
     assert (view.status, view.memory, view.request) == ("done", "16g", WISH)
     assert asked == [None, "16g"]
     jobs.close()
-    jobs = Jobs(tmp_path, PRESET, FakePipeline, PlainFilm, Limits(preview_seconds=0), [offer])
-    assert (jobs.view(view.id).memory, jobs.view(view.id).model) == ("16g", "large")
+    jobs = JobService(tmp_path, PRESET, FakePipeline, PlainFilm, Limits(preview_seconds=0), [offer])
+    assert (jobs.state(view.id).memory, jobs.state(view.id).model) == ("16g", "large")
     jobs.close()
 
 
@@ -288,7 +288,7 @@ def test_an_idle_server_lets_go_of_the_weights_and_reads_them_again(tmp_path: Pa
 # --- for programs ---------------------------------------------------------------------------------------------------
 
 
-def test_programs_draft_choose_and_continue(jobs: Jobs, fake: FakePipeline) -> None:
+def test_programs_draft_choose_and_continue(jobs: JobService, fake: FakePipeline) -> None:
     fake.open()
     api = {endpoint.__name__: endpoint for endpoint in endpoints(jobs)}
     draft = api["draft_video"]("一只小猫", seed=5)
@@ -306,7 +306,7 @@ def test_programs_draft_choose_and_continue(jobs: Jobs, fake: FakePipeline) -> N
         api["continue_video"]("../jobs.sqlite")
 
 
-def test_a_video_without_tokens_says_so(jobs: Jobs, fake: FakePipeline) -> None:
+def test_a_video_without_tokens_says_so(jobs: JobService, fake: FakePipeline) -> None:
     job = jobs.submit(WISH, KEY).id
     until(jobs, job, lambda view: view.status == "running")
     jobs.stop(job, KEY)
@@ -315,7 +315,7 @@ def test_a_video_without_tokens_says_so(jobs: Jobs, fake: FakePipeline) -> None:
     with pytest.raises(RequestError, match="nothing to go on from"):
         api["continue_video"](job)
     fake.open()
-    (view,) = go_on(jobs, job, "resume", KEY)  # from the beginning, then
+    (view,) = follow_up(jobs, job, "resume", KEY)  # from the beginning, then
     assert until(jobs, view.id, finished).frames == 9
 
 
@@ -327,7 +327,7 @@ def test_a_video_without_tokens_says_so(jobs: Jobs, fake: FakePipeline) -> None:
 def test_a_picture_of_any_size_and_kind_becomes_a_frame(tmp_path: Path, size: tuple[int, int], mode: str) -> None:
     path = tmp_path / f"picture.{'tiff' if mode == 'CMYK' else 'png'}"
     Image.new("RGB", size, (255, 0, 0)).convert(mode).save(path)
-    frame = read_picture(path, (64, 48))
+    frame = read_image(path, (64, 48))
     assert frame.shape == (64, 48, 3) and frame.dtype == np.uint8
     assert frame.std((0, 1)).max() < 2
 
@@ -336,36 +336,36 @@ def test_a_picture_is_cut_around_its_middle_stands_upright_and_lies_on_white(tmp
     picture = np.zeros((20, 60, 3), np.uint8)
     picture[:, 20:40, 1] = 255  # green between black sides
     Image.fromarray(picture).save(tmp_path / "wide.png")
-    assert (read_picture(tmp_path / "wide.png", (20, 20)) == (0, 255, 0)).all()
+    assert (read_image(tmp_path / "wide.png", (20, 20)) == (0, 255, 0)).all()
     exif = Image.Exif()
     exif[0x0112] = 6  # the camera was held upright
     half = np.zeros((20, 20, 3), np.uint8)
     half[:10] = 255
     Image.fromarray(half).save(tmp_path / "turned.png", exif=exif)
-    turned = read_picture(tmp_path / "turned.png", (20, 20))
+    turned = read_image(tmp_path / "turned.png", (20, 20))
     assert turned[:, 15:].mean() > 250 and turned[:, :5].mean() < 5
     Image.new("RGBA", (9, 9), (0, 0, 0, 0)).save(tmp_path / "clear.png")
-    assert (read_picture(tmp_path / "clear.png", (8, 8)) == 255).all()
+    assert (read_image(tmp_path / "clear.png", (8, 8)) == 255).all()
 
 
 def test_what_is_no_picture_is_refused_with_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for content in (b"", b"no picture", b"\x89PNG\r\n\x1a\n" + b"0" * 50, b"<svg/>"):
         (tmp_path / "file.png").write_bytes(content)
         with pytest.raises(RequestError, match="JPEG"):
-            read_picture(tmp_path / "file.png", (64, 64))
+            read_image(tmp_path / "file.png", (64, 64))
     Image.new("1", (300, 300)).save(tmp_path / "large.png")
     monkeypatch.setattr("cogvideo.media.images.MAX_PIXELS", 1000)
     with pytest.raises(RequestError, match="smaller first"):
-        read_picture(tmp_path / "large.png", (64, 64))
+        read_image(tmp_path / "large.png", (64, 64))
 
 
 def test_the_page_keeps_a_first_frame_and_gives_it_back() -> None:
     first = TokenFrames.of([[1, 2, 3]])
     picture = data_uri(np.zeros((4, 4, 3), np.uint8))
-    assert start_of(start_value(first, picture, None)) == first
+    assert first_frame_from(first_frame_value(first, picture, None)) == first
     assert picture.startswith("data:image/png;base64,")
     for nothing in (None, "", {}, {"packed": 3}):
-        assert start_of(nothing) is None
+        assert first_frame_from(nothing) is None
 
 
 def test_a_code_is_made_of_links_alone() -> None:

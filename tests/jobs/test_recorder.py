@@ -11,15 +11,15 @@ from typing import Any
 import pytest
 
 from cogvideo.events import Frames
-from cogvideo.jobs.artifacts import OpenFilm
+from cogvideo.jobs.artifacts import OpenVideo
 from cogvideo.jobs.queue import Limits
-from cogvideo.jobs.service import Jobs
+from cogvideo.jobs.service import JobService
 from tests.jobs.test_service import KEY, WISH, finished, kinds, until
 from tests.support.fakes import PRESET, FakePipeline, PlainFilm
 
 
-def begun(tmp_path: Path, fake: FakePipeline, film: OpenFilm) -> Jobs:
-    jobs = Jobs(tmp_path, PRESET, lambda: fake, film, Limits(preview_seconds=0))
+def begun(tmp_path: Path, fake: FakePipeline, film: OpenVideo) -> JobService:
+    jobs = JobService(tmp_path, PRESET, lambda: fake, film, Limits(preview_seconds=0))
     jobs.start()
     return jobs
 
@@ -36,7 +36,7 @@ def test_the_next_level_is_drawn_while_the_last_one_is_encoded(tmp_path: Path, f
                 self._error = OSError(errno.ENOSPC, "No space left on device")
 
     jobs = begun(tmp_path, fake, Slow)
-    job = jobs.submit(replace(WISH, frames=17), KEY).id
+    job = jobs.submit(replace(WISH, num_frames=17), KEY).id
     fake.step(11)
     view = until(jobs, job, lambda view: view.done == 9 * 64)  # the second level is drawn
     assert (view.level, view.video) == (-1, None)  # and the first one not encoded

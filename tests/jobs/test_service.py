@@ -15,29 +15,29 @@ from PIL import Image
 
 from cogvideo.config import SamplingOptions, TokenSampling
 from cogvideo.errors import CapacityError, RequestError, WeightsError
-from cogvideo.jobs.eta import Pace
+from cogvideo.jobs.eta import ThroughputEstimator
 from cogvideo.jobs.model_registry import Pipeline
 from cogvideo.jobs.queue import Limits
-from cogvideo.jobs.service import Jobs, new_key
-from cogvideo.jobs.state import View
+from cogvideo.jobs.service import JobService, new_key
+from cogvideo.jobs.state import JobState
 from cogvideo.media.metadata import read_metadata
 from cogvideo.request import VideoRequest, request_from_dict, request_to_dict, tokens_per_stage
 from tests.support.fakes import PRESET, FakePipeline, PlainFilm, killed, moving_square
 
 KEY, OTHER = "k" * 20, "o" * 20
-WISH = VideoRequest("一只熊猫在草地上向右跑", seed=7, frames=9, superres=False)
+WISH = VideoRequest("一只熊猫在草地上向右跑", seed=7, num_frames=9, superres=False)
 
 
 def _open(
     data: Path, fake: Pipeline, limits: Limits | None = None, factory: Callable[[], Pipeline] | None = None
-) -> Jobs:
-    return Jobs(data, PRESET, factory or (lambda: fake), PlainFilm, limits or Limits(preview_seconds=0))
+) -> JobService:
+    return JobService(data, PRESET, factory or (lambda: fake), PlainFilm, limits or Limits(preview_seconds=0))
 
 
-def until(jobs: Jobs, job: str, true: Callable[[View], bool]) -> View:
+def until(jobs: JobService, job: str, true: Callable[[JobState], bool]) -> JobState:
     """The first view of the job for which `true` holds."""
 
-    async def wait() -> View:
+    async def wait() -> JobState:
         while True:
             async for view in jobs.follow(job, tick=0.002):
                 if true(view):
@@ -47,15 +47,15 @@ def until(jobs: Jobs, job: str, true: Callable[[View], bool]) -> View:
     return asyncio.run(asyncio.wait_for(wait(), timeout=20))
 
 
-def finished(view: View) -> bool:
+def finished(view: JobState) -> bool:
     return not view.active
 
 
-def kinds(jobs: Jobs, job: str) -> list[str]:
+def kinds(jobs: JobService, job: str) -> list[str]:
     return [entry.kind for entry in jobs.log(job)]
 
 
-def test_a_job_grows_keyframe_by_keyframe_and_level_by_level(jobs: Jobs, fake: FakePipeline) -> None:
+def test_a_job_grows_keyframe_by_keyframe_and_level_by_level(jobs: JobService, fake: FakePipeline) -> None:
     job = jobs.submit(WISH, KEY).id
     for count in range(1, 6):
         fake.step()
@@ -76,21 +76,21 @@ def test_a_job_grows_keyframe_by_keyframe_and_level_by_level(jobs: Jobs, fake: F
     assert not [name for name in names if name.startswith(".")]
 
 
-def test_the_log_alone_gives_the_finished_view(jobs: Jobs, fake: FakePipeline, tmp_path: Path) -> None:
+def test_the_log_alone_gives_the_finished_view(jobs: JobService, fake: FakePipeline, tmp_path: Path) -> None:
     fake.open()
-    sampling = SamplingOptions(guidance=5.0, video=TokenSampling(0.9, 3, 0.5))
+    sampling = SamplingOptions(guidance_scale=5.0, video=TokenSampling(0.9, 3, 0.5))
     job = jobs.submit(VideoRequest("熊貓", 3, 5, 2.0, True, sampling), KEY, comment=False).id
     before = until(jobs, job, finished)
     jobs.close()
     again = _open(tmp_path, fake)
-    after = again.view(job)
+    after = again.state(job)
     again.close()
     assert after.request == before.request and after.request.sampling == sampling
     assert "熊猫" in after.request.prompt and "converted" in after.notes[0][1] and not after.comment
     assert (after.status, after.video, after.keyframes) == ("done", "final.mp4", before.keyframes)
 
 
-def test_settings_are_written_into_the_video_unless_the_person_opts_out(jobs: Jobs, fake: FakePipeline) -> None:
+def test_settings_are_written_into_the_video_unless_the_person_opts_out(jobs: JobService, fake: FakePipeline) -> None:
     fake.open()
     open_job, closed_job = jobs.submit(WISH, KEY).id, jobs.submit(WISH, KEY, comment=False).id
     until(jobs, open_job, finished)
@@ -99,15 +99,15 @@ def test_settings_are_written_into_the_video_unless_the_person_opts_out(jobs: Jo
     assert "熊猫" not in (jobs.results / closed_job / "final.mp4").read_text()
 
 
-def test_jobs_never_overlap_and_owners_take_turns(jobs: Jobs, fake: FakePipeline) -> None:
-    first = jobs.submit(VideoRequest("一", seed=1, frames=5), KEY)
+def test_jobs_never_overlap_and_owners_take_turns(jobs: JobService, fake: FakePipeline) -> None:
+    first = jobs.submit(VideoRequest("一", seed=1, num_frames=5), KEY)
     until(jobs, first.id, lambda view: view.status == "running")
     rest = [
-        jobs.submit(VideoRequest("一", seed=2, frames=5), KEY),
-        jobs.submit(VideoRequest("一", seed=3, frames=5), KEY),
-        jobs.submit(VideoRequest("二", seed=4, frames=5), OTHER),
+        jobs.submit(VideoRequest("一", seed=2, num_frames=5), KEY),
+        jobs.submit(VideoRequest("一", seed=3, num_frames=5), KEY),
+        jobs.submit(VideoRequest("二", seed=4, num_frames=5), OTHER),
     ]
-    assert [jobs.view(job.id).place for job in rest] == [2, 3, 1]
+    assert [jobs.state(job.id).place for job in rest] == [2, 3, 1]
     fake.open()
     for job in rest:
         until(jobs, job.id, finished)
@@ -115,7 +115,7 @@ def test_jobs_never_overlap_and_owners_take_turns(jobs: Jobs, fake: FakePipeline
     assert fake.most_busy == 1
 
 
-def test_stop_acts_at_the_next_token_and_keeps_what_exists(jobs: Jobs, fake: FakePipeline) -> None:
+def test_stop_acts_at_the_next_token_and_keeps_what_exists(jobs: JobService, fake: FakePipeline) -> None:
     job = jobs.submit(WISH, KEY).id
     fake.step(4)
     until(jobs, job, lambda view: len(view.keyframes) == 2)
@@ -127,28 +127,28 @@ def test_stop_acts_at_the_next_token_and_keeps_what_exists(jobs: Jobs, fake: Fak
     assert fake.most_busy == 1
 
 
-def test_stop_after_the_level_waits_for_it(jobs: Jobs, fake: FakePipeline) -> None:
+def test_stop_after_the_level_waits_for_it(jobs: JobService, fake: FakePipeline) -> None:
     job = jobs.submit(WISH, KEY).id
     fake.step(2)
     until(jobs, job, lambda view: len(view.keyframes) == 1)
     jobs.stop(job, KEY, after_level=True)
-    assert jobs.view(job).stopping == "level"
+    assert jobs.state(job).stopping == "level"
     fake.open()
     view = until(jobs, job, finished)
     assert (view.status, view.level, view.frames, view.video) == ("stopped", 0, 5, "kept.mp4")
 
 
-def test_a_waiting_job_stops_at_once_and_never_starts(jobs: Jobs, fake: FakePipeline) -> None:
+def test_a_waiting_job_stops_at_once_and_never_starts(jobs: JobService, fake: FakePipeline) -> None:
     running = jobs.submit(WISH, KEY).id
     waiting = jobs.submit(VideoRequest("二", seed=99), KEY).id
     jobs.stop(waiting, KEY)
-    assert jobs.view(waiting).status == "stopped"
+    assert jobs.state(waiting).status == "stopped"
     fake.open()
     until(jobs, running, finished)
     assert [request.seed for request in fake.started] == [7]
 
 
-def test_only_the_holder_may_stop_or_delete(jobs: Jobs, fake: FakePipeline) -> None:
+def test_only_the_holder_may_stop_or_delete(jobs: JobService, fake: FakePipeline) -> None:
     job = jobs.submit(WISH, KEY).id
     for act in (jobs.stop, jobs.delete):
         with pytest.raises(RequestError, match="Only the person"):
@@ -157,30 +157,30 @@ def test_only_the_holder_may_stop_or_delete(jobs: Jobs, fake: FakePipeline) -> N
             act(job, "")
         with pytest.raises(RequestError):
             act(job, job)
-    assert jobs.view(job).active and jobs.holds(job, KEY) and not jobs.holds(job, OTHER)
+    assert jobs.state(job).active and jobs.is_owner(job, KEY) and not jobs.is_owner(job, OTHER)
     fake.open()
     until(jobs, job, finished)
     jobs.delete(job, KEY)
     assert not (jobs.results / job).exists()
     with pytest.raises(RequestError, match="no such video"):
-        jobs.view(job)
+        jobs.state(job)
 
 
-def test_a_running_job_cannot_be_deleted(jobs: Jobs) -> None:
+def test_a_running_job_cannot_be_deleted(jobs: JobService) -> None:
     job = jobs.submit(WISH, KEY).id
     until(jobs, job, lambda view: view.status == "running")
     with pytest.raises(RequestError, match="stop it first"):
         jobs.delete(job, KEY)
 
 
-def test_ids_cannot_be_guessed_and_keys_are_not_stored(jobs: Jobs, tmp_path: Path) -> None:
+def test_ids_cannot_be_guessed_and_keys_are_not_stored(jobs: JobService, tmp_path: Path) -> None:
     first, second = jobs.submit(WISH, KEY).id, jobs.submit(WISH, KEY).id
     assert len({first[:4], second[:4]}) == 2 and len(first) >= 22
     kept = b"".join(path.read_bytes() for path in tmp_path.glob("jobs.sqlite*"))
     assert first.encode() in kept and KEY.encode() not in kept
 
 
-def test_history_shows_ones_own_jobs_newest_first(jobs: Jobs) -> None:
+def test_history_shows_ones_own_jobs_newest_first(jobs: JobService) -> None:
     mine = [jobs.submit(WISH, KEY).id, jobs.submit(WISH, KEY).id]
     jobs.submit(WISH, OTHER)
     assert [view.id for view in jobs.history(KEY)] == mine[::-1]
@@ -209,17 +209,17 @@ def test_after_a_restart_waiting_jobs_run_and_a_running_one_is_interrupted(tmp_p
     running = jobs.submit(WISH, KEY).id
     hung.step(10)
     until(jobs, running, lambda view: view.level == 0)
-    waiting = [jobs.submit(VideoRequest("二", seed=seed, frames=5), KEY).id for seed in (1, 2)]
+    waiting = [jobs.submit(VideoRequest("二", seed=seed, num_frames=5), KEY).id for seed in (1, 2)]
     jobs.close()
 
     fresh = FakePipeline(free=True)
     jobs = _open(tmp_path, fresh)
-    view = jobs.view(running)
+    view = jobs.state(running)
     assert (view.status, view.level, view.frames) == ("interrupted", 0, 5) and view.video
     jobs.start()
     for job in waiting:
         assert until(jobs, job, finished).status == "done"
-    repeated = jobs.again(running, KEY)
+    repeated = jobs.resubmit(running, KEY)
     assert until(jobs, repeated.id, finished).status == "done"
     assert [request.seed for request in fresh.started] == [1, 2, 7]
     jobs.close()
@@ -234,17 +234,17 @@ def test_a_killed_server_leaves_a_running_job_that_is_marked_at_the_next_start(t
     until(jobs, job, lambda view: view.level == 0)
     with killed(jobs):
         following = _open(tmp_path, FakePipeline())
-    view = following.view(job)
+    view = following.state(job)
     assert (view.status, view.video, kinds(following, job)[-1]) == ("interrupted", "level-0.mp4", "interrupted")
     following.close()
 
 
-def test_a_folder_serves_one_server_at_a_time(jobs: Jobs, tmp_path: Path, fake: FakePipeline) -> None:
+def test_a_folder_serves_one_server_at_a_time(jobs: JobService, tmp_path: Path, fake: FakePipeline) -> None:
     with pytest.raises(CapacityError, match="Another server uses"):
         _open(tmp_path, fake)
 
 
-def test_errors_reach_the_person_and_the_next_job_runs(jobs: Jobs, fake: FakePipeline) -> None:
+def test_errors_reach_the_person_and_the_next_job_runs(jobs: JobService, fake: FakePipeline) -> None:
     fake.open()
     fake.fail = WeightsError("缺少权重。", "Weights are missing.")
     view = until(jobs, jobs.submit(WISH, KEY).id, finished)
@@ -331,12 +331,12 @@ def test_a_waiting_job_that_nobody_looks_at_leaves_the_queue(tmp_path: Path, fak
     deadline = time.monotonic() + 20
     while jobs._store.job(job).status != "stopped":  # type: ignore[union-attr]
         assert time.monotonic() < deadline
-    view = jobs.view(job)
+    view = jobs.state(job)
     assert view.error and "left the queue" in view.error[1] and fake.started == []
     jobs.close()
 
 
-def test_files_are_found_by_exact_name_alone(jobs: Jobs, fake: FakePipeline) -> None:
+def test_files_are_found_by_exact_name_alone(jobs: JobService, fake: FakePipeline) -> None:
     fake.open()
     job = jobs.submit(WISH, KEY).id
     until(jobs, job, finished)
@@ -346,7 +346,7 @@ def test_files_are_found_by_exact_name_alone(jobs: Jobs, fake: FakePipeline) -> 
 
 
 def test_gif_and_frames_are_made_when_asked_for(tmp_path: Path) -> None:
-    jobs = Jobs(tmp_path, PRESET, lambda: FakePipeline(free=True))
+    jobs = JobService(tmp_path, PRESET, lambda: FakePipeline(free=True))
     jobs.start()
     job = jobs.submit(WISH, KEY).id
     assert jobs.file(job, "clip.gif") is None
@@ -363,14 +363,14 @@ def test_gif_and_frames_are_made_when_asked_for(tmp_path: Path) -> None:
     jobs.close()
 
 
-def test_followers_of_one_job_see_the_end_and_cost_no_thread(jobs: Jobs, fake: FakePipeline) -> None:
+def test_followers_of_one_job_see_the_end_and_cost_no_thread(jobs: JobService, fake: FakePipeline) -> None:
     job = jobs.submit(WISH, KEY).id
     threads = threading.active_count()
 
-    async def one() -> list[View]:
+    async def one() -> list[JobState]:
         return [view async for view in jobs.follow(job, tick=0.002)]
 
-    async def all_of_them() -> list[list[View]]:
+    async def all_of_them() -> list[list[JobState]]:
         tails = [asyncio.create_task(one()) for _ in range(50)]
         await asyncio.sleep(0)
         assert threading.active_count() == threads
@@ -382,10 +382,10 @@ def test_followers_of_one_job_see_the_end_and_cost_no_thread(jobs: Jobs, fake: F
         assert [view.done for view in views] == sorted(view.done for view in views)
 
 
-def test_speeds_are_kept_for_the_next_estimate(jobs: Jobs, fake: FakePipeline) -> None:
+def test_speeds_are_kept_for_the_next_estimate(jobs: JobService, fake: FakePipeline) -> None:
     assert jobs.estimate(WISH) is None
     fake.open()
-    until(jobs, jobs.submit(VideoRequest("一", frames=33), KEY).id, finished)
+    until(jobs, jobs.submit(VideoRequest("一", num_frames=33), KEY).id, finished)
     second = jobs.submit(WISH, KEY).id
     until(jobs, second, finished)
     estimate = jobs.estimate(WISH)
@@ -393,20 +393,20 @@ def test_speeds_are_kept_for_the_next_estimate(jobs: Jobs, fake: FakePipeline) -
 
 
 def test_time_left_adds_up_the_stages() -> None:
-    plan = tokens_per_stage(PRESET.model, VideoRequest("一", frames=9, superres=True))
+    plan = tokens_per_stage(PRESET.model, VideoRequest("一", num_frames=9, superres=True))
     assert plan == {"keyframes": 5 * 64, "interpolate": 4 * 64, "superres": 9 * 576}
-    pace = Pace({"keyframes": 64.0, "interpolate": 32.0, "superres": 576.0})
+    pace = ThroughputEstimator({"keyframes": 64.0, "interpolate": 32.0, "superres": 576.0})
     assert pace.seconds_left(plan, 0) == pytest.approx(5 + 8 + 9)
     assert pace.seconds_left(plan, 5 * 64 + 32) == pytest.approx(7 + 9)
     assert pace.seconds_left(plan, sum(plan.values())) == 0
     pace.advance("keyframes", 0, 10.0)
     pace.advance("keyframes", 128, 11.0)
     assert pace.seconds_left(plan, 128) == pytest.approx(1.5 + 8 + 9)
-    assert Pace({}).seconds_left(plan, 0) is None
+    assert ThroughputEstimator({}).seconds_left(plan, 0) is None
 
 
 def test_requests_survive_json() -> None:
-    for request in (WISH, VideoRequest("一", sampling=SamplingOptions(guidance=1.5))):
+    for request in (WISH, VideoRequest("一", sampling=SamplingOptions(guidance_scale=1.5))):
         assert request_from_dict(_through_json(request_to_dict(request))) == request
 
 

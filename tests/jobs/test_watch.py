@@ -8,14 +8,14 @@ from collections.abc import Callable, Coroutine
 from itertools import pairwise
 from typing import Any
 
-from cogvideo.jobs.service import Jobs
-from cogvideo.jobs.state import View
-from cogvideo.jobs.watch import Live
+from cogvideo.jobs.service import JobService
+from cogvideo.jobs.state import JobState
+from cogvideo.jobs.watch import JobWatcher
 from cogvideo.request import VideoRequest
 from tests.support.fakes import FakePipeline
 
 KEY = "k" * 20
-WISH = VideoRequest("一只熊猫", seed=7, frames=9, superres=False)
+WISH = VideoRequest("一只熊猫", seed=7, num_frames=9, superres=False)
 
 
 class Shown:
@@ -24,7 +24,7 @@ class Shown:
     def __init__(self) -> None:
         self.times = 0
 
-    def __call__(self, view: View) -> dict[str, Any]:
+    def __call__(self, view: JobState) -> dict[str, Any]:
         self.times += 1
         return {"id": view.id, "status": view.status, "done": view.done, "keyframes": list(view.keyframes)}
 
@@ -37,7 +37,7 @@ def run(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
     asyncio.run(limited())
 
 
-async def hear(live: Live, job: str) -> list[dict[str, Any]]:
+async def hear(live: JobWatcher, job: str) -> list[dict[str, Any]]:
     """The whole picture that a watcher had after each message."""
     seen: list[dict[str, Any]] = []
     async for text in live.watch(job):
@@ -46,9 +46,9 @@ async def hear(live: Live, job: str) -> list[dict[str, Any]]:
     return seen
 
 
-def test_fifty_watchers_cost_one_reader_and_miss_nothing(jobs: Jobs, fake: FakePipeline) -> None:
+def test_fifty_watchers_cost_one_reader_and_miss_nothing(jobs: JobService, fake: FakePipeline) -> None:
     show = Shown()
-    live = Live(jobs, show, beat=60)
+    live = JobWatcher(jobs, show, beat=60)
     job = jobs.submit(WISH, KEY).id
 
     async def work() -> None:
@@ -73,8 +73,8 @@ def test_fifty_watchers_cost_one_reader_and_miss_nothing(jobs: Jobs, fake: FakeP
     run(work)
 
 
-def test_a_message_holds_what_changed_and_the_first_one_everything(jobs: Jobs, fake: FakePipeline) -> None:
-    live = Live(jobs, Shown(), beat=60)
+def test_a_message_holds_what_changed_and_the_first_one_everything(jobs: JobService, fake: FakePipeline) -> None:
+    live = JobWatcher(jobs, Shown(), beat=60)
     job = jobs.submit(WISH, KEY).id
 
     async def work() -> None:
@@ -94,8 +94,8 @@ def test_a_message_holds_what_changed_and_the_first_one_everything(jobs: Jobs, f
     run(work)
 
 
-def test_a_slow_watcher_gets_the_newest_state_and_holds_nobody_up(jobs: Jobs, fake: FakePipeline) -> None:
-    live = Live(jobs, Shown(), beat=60)
+def test_a_slow_watcher_gets_the_newest_state_and_holds_nobody_up(jobs: JobService, fake: FakePipeline) -> None:
+    live = JobWatcher(jobs, Shown(), beat=60)
     job = jobs.submit(WISH, KEY).id
 
     async def work() -> None:
@@ -109,8 +109,8 @@ def test_a_slow_watcher_gets_the_newest_state_and_holds_nobody_up(jobs: Jobs, fa
     run(work)
 
 
-def test_a_job_that_is_not_there_or_goes_is_said_once(jobs: Jobs) -> None:
-    live = Live(jobs, Shown(), beat=60)
+def test_a_job_that_is_not_there_or_goes_is_said_once(jobs: JobService) -> None:
+    live = JobWatcher(jobs, Shown(), beat=60)
     running, waiting = jobs.submit(WISH, KEY).id, jobs.submit(WISH, KEY).id
 
     async def work() -> None:
@@ -121,14 +121,14 @@ def test_a_job_that_is_not_there_or_goes_is_said_once(jobs: Jobs) -> None:
         await anext(witness)
         jobs.delete(waiting, KEY)
         assert (await watcher)[-1]["gone"] == waiting
-        assert jobs.view(running).active
+        assert jobs.state(running).active
         await witness.aclose()
 
     run(work)
 
 
-def test_an_unchanged_job_gives_signs_of_life(jobs: Jobs) -> None:
-    live = Live(jobs, Shown(), beat=0.01)
+def test_an_unchanged_job_gives_signs_of_life(jobs: JobService) -> None:
+    live = JobWatcher(jobs, Shown(), beat=0.01)
     first, second = jobs.submit(WISH, KEY).id, jobs.submit(WISH, KEY).id
 
     async def work() -> None:
@@ -138,11 +138,11 @@ def test_an_unchanged_job_gives_signs_of_life(jobs: Jobs) -> None:
         await watcher.aclose()
 
     run(work)
-    assert jobs.view(first).active
+    assert jobs.state(first).active
 
 
-def test_nothing_is_left_when_everybody_has_gone(jobs: Jobs) -> None:
-    live = Live(jobs, Shown(), beat=60)
+def test_nothing_is_left_when_everybody_has_gone(jobs: JobService) -> None:
+    live = JobWatcher(jobs, Shown(), beat=60)
     job = jobs.submit(WISH, KEY).id
 
     async def work() -> None:
@@ -156,4 +156,4 @@ def test_nothing_is_left_when_everybody_has_gone(jobs: Jobs) -> None:
         assert asyncio.all_tasks() == {asyncio.current_task()}
 
     run(work)
-    assert jobs.view(job).active
+    assert jobs.state(job).active

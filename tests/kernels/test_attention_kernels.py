@@ -175,8 +175,8 @@ def test_plain_decoding_equals_the_oracle(name: str, dtype: torch.dtype) -> None
 
 
 def test_decoding_says_why_it_takes_the_plain_path() -> None:
-    assert "one or two channels" in str(decoding.why_not(channels(Step((3,) * 3, [[(0, 1)]] * 3))))
-    assert "wider" in str(decoding.why_not(channels(Step((3,), [[(0, 1)]], head=300))))
+    assert "one or two channels" in str(decoding.unsupported_reason(channels(Step((3,) * 3, [[(0, 1)]] * 3))))
+    assert "wider" in str(decoding.unsupported_reason(channels(Step((3,), [[(0, 1)]], head=300))))
 
 
 # --- the fast kernel ------------------------------------------------------------------------------------------------
@@ -252,14 +252,14 @@ def bare(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
 
 @needs_triton
 def test_the_door_says_why_it_takes_the_plain_path() -> None:
-    assert "float64" in str(door.why_not(torch.empty(1, 1, 4, 16, dtype=torch.float64)))
-    assert "wider" in str(door.why_not(torch.empty(1, 1, 4, 65)))
-    assert "cpu" in str(door.why_not(torch.empty(1, 1, 4, 64)))
+    assert "float64" in str(door.unsupported_reason(torch.empty(1, 1, 4, 16, dtype=torch.float64)))
+    assert "wider" in str(door.unsupported_reason(torch.empty(1, 1, 4, 65)))
+    assert "cpu" in str(door.unsupported_reason(torch.empty(1, 1, 4, 64)))
 
 
 def test_the_door_works_without_triton(bare: pytest.MonkeyPatch) -> None:
     bare.setattr(importlib.util, "find_spec", lambda name: None)
-    assert "not installed" in str(door.why_not(torch.empty(1, 1, 4, 64)))
+    assert "not installed" in str(door.unsupported_reason(torch.empty(1, 1, 4, 64)))
     assert max(largest_differences(door.local_attention, CASES["wider than high"], torch.float32)) < 5e-6
 
 
@@ -267,7 +267,7 @@ def test_the_door_works_without_triton(bare: pytest.MonkeyPatch) -> None:
 def test_the_door_asks_for_a_compiler(bare: pytest.MonkeyPatch) -> None:
     bare.delenv("CC", raising=False)
     bare.setenv("PATH", "")
-    assert "no C compiler" in str(door.why_not(torch.empty(1, 1, 4, 64)))
+    assert "no C compiler" in str(door.unsupported_reason(torch.empty(1, 1, 4, 64)))
 
 
 # --- the benchmark --------------------------------------------------------------------------------------------------
@@ -289,9 +289,11 @@ def test_the_benchmark_runs_at_toy_size(capsys: pytest.CaptureFixture[str]) -> N
 def test_the_floor_counts_windows_and_traffic() -> None:
     from kernels import bench
 
-    shape = bench.Shape(1, 1, (2, 2), upscale=2, head=8, places=(1, 1), fine_window=(3, 3), coarse_window=(1, 1))
-    slow_arithmetic = bench.Machine("", gigabytes_per_second=1e9, gigaflops=1e-6)  # a thousand operations a second
-    slow_memory = bench.Machine("", gigabytes_per_second=1e-6, gigaflops=1e9)  # a thousand bytes a second
+    shape = bench.KernelShape(1, 1, (2, 2), upscale=2, head=8, places=(1, 1), fine_window=(3, 3), coarse_window=(1, 1))
+    slow_arithmetic = bench.HardwareLimits(
+        "", gigabytes_per_second=1e9, gigaflops=1e-6
+    )  # a thousand operations a second
+    slow_memory = bench.HardwareLimits("", gigabytes_per_second=1e-6, gigaflops=1e9)  # a thousand bytes a second
     fine, coarse, keys = 16, 4, 10
     assert bench.local_attention_floor(shape, torch.float32, slow_arithmetic, False) == pytest.approx(
         2 * 2 * fine * keys * 8

@@ -16,10 +16,10 @@ from cogvideo.inference import decoding
 from cogvideo.inference.sampling import ClusterSampler, noise_keys
 from cogvideo.models.video_lm import VideoLM
 from kernels import cpu_build, cpu_decode
-from kernels.cpu_decode import Affine, Arenas, Matrix, Precision
+from kernels.cpu_decode import Affine, KVBuffers, PackedMatrix, Precision
 from tests.support.small_lm import CONFIG, random_frames, video_lm
 
-REASON = cpu_decode.why_not(torch.zeros(1))
+REASON = cpu_decode.unsupported_reason(torch.zeros(1))
 needs_compiler = pytest.mark.skipif(REASON is not None, reason=str(REASON))
 TEXTS = [[51, 52, 53], [54, 55, 56, 57, 58]]
 OTHERS = [[59, 60], [59, 60]]
@@ -45,10 +45,10 @@ def test_a_product_equals_that_of_the_kept_weights(outputs: int, inputs: int, pr
     }
     x = torch.randn(17, inputs, generator=torch.Generator().manual_seed(1))
     for rows in range(1, 18):
-        found = Matrix(layer, precision)(x[:rows])
+        found = PackedMatrix(layer, precision)(x[:rows])
         torch.testing.assert_close(found, F.linear(x[:rows], kept[precision], layer.bias), rtol=1e-5, atol=1e-4)
-    small = Matrix(layer, precision).nbytes
-    assert small * {"fp32": 1, "bf16": 2, "int8": 4}[precision] == Matrix(layer).nbytes
+    small = PackedMatrix(layer, precision).nbytes
+    assert small * {"fp32": 1, "bf16": 2, "int8": 4}[precision] == PackedMatrix(layer).nbytes
 
 
 @needs_compiler
@@ -64,13 +64,13 @@ def test_numbers_that_16_bits_hold_are_kept_so_and_change_nothing(
     layer = affine(65, 100)
     layer.weight[0, :6] = torch.tensor([0.0, -0.0, 2.0**-24, -(2.0**-15), 65504.0, 1 / 3])  # subnormal numbers too
     published = Affine(layer.weight.half().float(), layer.bias)
-    small, large = Matrix(published), Matrix(published._replace(weight=published.weight * 1.0000001))
+    small, large = PackedMatrix(published), PackedMatrix(published._replace(weight=published.weight * 1.0000001))
     assert (small.stored, large.stored) == ("fp16", "fp32")
     assert small.nbytes * 2 == large.nbytes
     x = torch.randn(11, 100, generator=torch.Generator().manual_seed(1))
     torch.testing.assert_close(small(x)[:, 1:], F.linear(x, *published)[:, 1:], rtol=1e-5, atol=1e-4)
     unit = torch.eye(100)
-    exact = Matrix(Affine(published.weight, torch.zeros(65)))
+    exact = PackedMatrix(Affine(published.weight, torch.zeros(65)))
     assert torch.equal(exact(unit), published.weight.t())
 
 
@@ -79,13 +79,13 @@ def test_numbers_that_16_bits_hold_are_kept_so_and_change_nothing(
 def test_what_16_bits_do_not_hold_keeps_its_32(largest: float) -> None:
     weight = torch.zeros(3, 4)
     weight[1, 2] = largest
-    assert Matrix(Affine(weight, torch.zeros(3))).stored == "fp32"
+    assert PackedMatrix(Affine(weight, torch.zeros(3))).stored == "fp32"
 
 
 @needs_compiler
 def test_a_row_is_the_same_to_the_bit_in_any_company() -> None:
     x = torch.randn(19, 50, generator=torch.Generator().manual_seed(1))
-    matrix = Matrix(affine(40, 50))
+    matrix = PackedMatrix(affine(40, 50))
     assert all(
         torch.equal(matrix(x)[at : at + rows], matrix(x[at : at + rows])) for at, rows in ((0, 1), (3, 5), (7, 12))
     )
@@ -140,7 +140,7 @@ def test_scores_are_the_same_to_the_bit_however_the_steps_are_cut(stage: int) ->
         kept[frame, slot] = logits
         return CLIP[:, frame, slot]
 
-    list(decoding.speculate(lm, cache, 1, teacher, ahead=7, guess=CLIP[:, 1]))
+    list(decoding.jacobi_decode(lm, cache, 1, teacher, ahead=7, guess=CLIP[:, 1]))
     assert torch.equal(torch.stack([kept[1, slot] for slot in range(CONFIG.tokens_per_frame)]), one_by_one[: len(kept)])
 
 
@@ -166,8 +166,8 @@ def test_a_draw_equals_the_plain_draw(vocabulary: int, clusters: int) -> None:
     logits = torch.randn(300, 2, vocabulary, generator=generator)[:, 1] * 3  # rows that do not follow each other
     keys = noise_keys([5] * 300, 1, range(300), 1)[0]
     for options in (TokenSampling(1.05, 12, 0.89), TokenSampling(0.5, 2000, 0.3), TokenSampling(1.0, 1, 1.0)):
-        drawn = sampler.draw(logits, keys, options)
-        assert torch.equal(drawn, sampler.draw_plain(logits, keys, options))
+        drawn = sampler.sample(logits, keys, options)
+        assert torch.equal(drawn, sampler.sample_reference(logits, keys, options))
         assert len(drawn.unique()) > 5
 
 
@@ -175,16 +175,18 @@ def test_a_draw_equals_the_plain_draw(vocabulary: int, clusters: int) -> None:
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 def test_scores_that_are_no_numbers_draw_a_token(value: float) -> None:
     sampler, keys = ClusterSampler(torch.arange(50) % 9), noise_keys([1] * 4, 1, [0] * 4, 1)[0]
-    drawn = sampler.draw(torch.full((4, 50), value), keys, TokenSampling(1.0, 4, 0.5))
+    drawn = sampler.sample(torch.full((4, 50), value), keys, TokenSampling(1.0, 4, 0.5))
     assert all(0 <= token < 50 for token in drawn.tolist())
 
 
 @needs_compiler
 def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(ValueError, match="contiguous"):
-        Arenas([[torch.zeros(2, 1, 2, 8, 4).transpose(2, 3)]])
+        KVBuffers([[torch.zeros(2, 1, 2, 8, 4).transpose(2, 3)]])
     with pytest.raises(ValueError, match="keys"):
-        ClusterSampler(torch.arange(50) % 9).draw(torch.zeros(3, 50), torch.zeros(2, 2).long(), TokenSampling(1, 4, 1))
+        ClusterSampler(torch.arange(50) % 9).sample(
+            torch.zeros(3, 50), torch.zeros(2, 2).long(), TokenSampling(1, 4, 1)
+        )
 
 
 # --- where it cannot be compiled ------------------------------------------------------------------------------------
@@ -201,7 +203,7 @@ def elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.MonkeyP
 def test_without_a_compiler_the_plain_form_computes(elsewhere: pytest.MonkeyPatch, tmp_path: Path) -> None:
     elsewhere.delenv("CC", raising=False)
     elsewhere.setenv("PATH", str(tmp_path))
-    assert "no C compiler" in str(cpu_decode.why_not(torch.zeros(1)))
+    assert "no C compiler" in str(cpu_decode.unsupported_reason(torch.zeros(1)))
     lm = video_lm(1)
     expected = scores(lm)
     lm.fuse()
@@ -213,25 +215,25 @@ def test_a_compiler_that_fails_is_quoted(elsewhere: pytest.MonkeyPatch, tmp_path
     compiler.write_text("#!/bin/sh\necho no space left >&2\nexit 1\n")
     compiler.chmod(0o755)
     elsewhere.setenv("CC", str(compiler))
-    assert "no space left" in str(cpu_build.why_not("decode_cpu.c"))
+    assert "no space left" in str(cpu_build.unsupported_reason("decode_cpu.c"))
     with pytest.raises(RuntimeError, match="no space left"):
         cpu_build.library("decode_cpu.c")
 
 
 def test_a_switch_keeps_everything_in_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COGVIDEO_COMPILE", "0")
-    assert "COGVIDEO_COMPILE" in str(cpu_decode.why_not(torch.zeros(1)))
+    assert "COGVIDEO_COMPILE" in str(cpu_decode.unsupported_reason(torch.zeros(1)))
 
 
 def test_other_devices_and_precisions_are_left_to_others() -> None:
-    assert "float16" in str(cpu_decode.why_not(torch.zeros(1, dtype=torch.float16)))
-    assert "meta" in str(cpu_decode.why_not(torch.zeros(1, device="meta")))
+    assert "float16" in str(cpu_decode.unsupported_reason(torch.zeros(1, dtype=torch.float16)))
+    assert "meta" in str(cpu_decode.unsupported_reason(torch.zeros(1, device="meta")))
 
 
 @needs_compiler
 def test_it_is_compiled_once_and_kept(elsewhere: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    assert cpu_build.why_not("decode_cpu.c") is None
+    assert cpu_build.unsupported_reason("decode_cpu.c") is None
     kept = list((tmp_path / "cache" / "cogvideo").iterdir())
     assert [path.suffix for path in kept] == [".so"]
     elsewhere.setattr(cpu_build, "_run", lambda *command: pytest.fail("compiled again"))
-    assert cpu_build.why_not("decode_cpu.c") is None
+    assert cpu_build.unsupported_reason("decode_cpu.c") is None

@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from cogvideo.inference import decoding
-from cogvideo.models.kv_cache import Cache
+from cogvideo.models.kv_cache import KVCache
 from cogvideo.models.video_lm import VideoLM
 from kernels import cpu_decode, cpu_prefill
 from tests.support.small_lm import CONFIG, random_frames, video_lm
 
-REASON = cpu_decode.why_not(torch.zeros(1))
+REASON = cpu_decode.unsupported_reason(torch.zeros(1))
 pytestmark = pytest.mark.skipif(REASON is not None, reason=str(REASON))
 LARGE = replace(
     CONFIG, hidden=64, heads=2, grid=(6, 12), window=6, base_positions=100, extra_positions=300, image_start=20
@@ -23,17 +23,17 @@ CONFIGS = {"small": CONFIG, "large": LARGE}
 TEXTS = [[51, 52, 53], [54, 55, 56, 57, 58], [59]]
 
 
-def read(lm: VideoLM, given: tuple[int, ...], texts: list[list[int]]) -> Cache:
+def read(lm: VideoLM, given: tuple[int, ...], texts: list[list[int]]) -> KVCache:
     clip = random_frames(len(texts), 5, config=lm.config)
     known = clip[:, list(given)] if given else None
     return decoding.prefill(lm, texts, given, known, boost=1.4, both=bool(given), lanes=1 + (lm.stage == 2))
 
 
-def kept(cache: Cache) -> list[torch.Tensor]:
+def kept(cache: KVCache) -> list[torch.Tensor]:
     """Keys and values of each layer and channel at the places that hold some."""
-    own = cache.spatial_places()[1]
+    own = cache.spatial_slots()[1]
     found = [arena.k_v[:, :, :, own] for arena in cache._spatial]
-    across = [cache.temporal_places(layer % 2)[1] for layer in range(len(cache._temporal))]
+    across = [cache.temporal_slots(layer % 2)[1] for layer in range(len(cache._temporal))]
     return found + [arena.k_v[:, :, :, places] for arena, places in zip(cache._temporal, across, strict=True)]
 
 
@@ -53,10 +53,10 @@ def test_what_is_kept_is_what_the_networks_own_pass_keeps(stage: int, given: tup
     lm = network(stage, size)
     expected = kept(read(lm, given, TEXTS))
     lm.fuse()
-    own_pass = lm.read
-    lm.read = lambda *_: pytest.fail("the network's own pass was used")  # type: ignore[method-assign]
+    own_pass = lm.prefill_fused
+    lm.prefill_fused = lambda *_: pytest.fail("the network's own pass was used")  # type: ignore[method-assign]
     found = kept(read(lm, given, TEXTS))
-    lm.read = own_pass  # type: ignore[method-assign]
+    lm.prefill_fused = own_pass  # type: ignore[method-assign]
     real = torch.arange(5) >= 5 - torch.tensor([len(text) for text in TEXTS])[:, None]  # [B, T]: others see no pads
     for mine, theirs in zip(found, expected, strict=True):
         whole = torch.ones(3, mine.shape[3], dtype=torch.bool)
@@ -79,11 +79,11 @@ def test_a_row_is_the_same_to_the_bit_in_any_company_and_with_any_threads(stage:
 
 def test_what_does_not_fit_the_plan_is_refused() -> None:
     tokens = torch.arange(3)
-    sight = cpu_prefill.Sight([cpu_prefill.Group(tokens, tokens)], torch.stack((tokens, tokens)))
-    plan = cpu_prefill.Plan([sight] * 3, text=3)
+    sight = cpu_prefill.LayerPattern([cpu_prefill.QueryGroup(tokens, tokens)], torch.stack((tokens, tokens)))
+    plan = cpu_prefill.PrefillPlan([sight] * 3, text=3)
     lm = network(1, "small")
-    steps = cpu_decode.Steps([], cpu_decode.Affine(torch.ones(24), torch.zeros(24)), torch.zeros(9, 24), 3, 2)
-    arenas = read(lm, (0,), TEXTS).arenas()
+    steps = cpu_decode.NativeNetwork([], cpu_decode.Affine(torch.ones(24), torch.zeros(24)), torch.zeros(9, 24), 3, 2)
+    arenas = read(lm, (0,), TEXTS).buffers()
     for x, padding in ((torch.zeros(2, 4, 24), [0, 0]), (torch.zeros(2, 3, 24), [0])):
         with pytest.raises(ValueError, match="plan of 3 tokens"):
-            cpu_prefill.read(steps, x, padding, plan, arenas)
+            cpu_prefill.prefill(steps, x, padding, plan, arenas)

@@ -17,16 +17,16 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from cogvideo.config import STORAGES, TokenSampling
+from cogvideo.config import MAX_IDLE_CACHES, TokenSampling
 from cogvideo.inference import decoding
-from cogvideo.inference.sampling import ClusterSampler, Dice, noise_keys
+from cogvideo.inference.sampling import ClusterSampler, TokenSampler, noise_keys
 from cogvideo.models import attention, cache_pool, cuda_graph
-from cogvideo.models.base import keep_heads
-from cogvideo.models.kv_cache import Cache, Place
+from cogvideo.models.base import cache_fp32_heads
+from cogvideo.models.kv_cache import KVCache, TokenSlot
 from cogvideo.models.video_lm import VideoLM
 from cogvideo.runtime import device, placement
-from cogvideo.runtime.memory_estimate import storage_bytes
-from cogvideo.runtime.memory_presets import MEMORY
+from cogvideo.runtime.memory_estimate import cache_pool_bytes
+from cogvideo.runtime.memory_presets import MEMORY_PRESETS
 from kernels import decode_attention, sandwich_norm, w8a16
 from kernels import sandwich_norm as fused_steps
 from tests.kernels.test_attention_kernels import shared_memory
@@ -48,7 +48,7 @@ def product_difference(function: Callable[..., torch.Tensor], name: str, dtype: 
     rows, inputs, outputs = PRODUCTS[name]
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(rows, inputs, generator=generator).to(dtype)
-    small, scale = w8a16.quantise(torch.randn(outputs, inputs, generator=generator))
+    small, scale = w8a16.quantize_rows(torch.randn(outputs, inputs, generator=generator))
     bias = torch.randn(outputs, generator=generator).to(dtype)
     right = F.linear(x.double(), small.double() * scale.double()[:, None], bias.double())
     found = function(x, small, scale, bias)
@@ -67,7 +67,7 @@ def test_the_plain_product_equals_that_of_the_unpacked_weights(name: str, dtype:
 def test_a_weight_is_kept_to_a_254th_of_the_largest_of_its_output() -> None:
     weight = torch.randn(9, 40, generator=torch.Generator().manual_seed(2))
     weight[4] = 0
-    small, scale = w8a16.quantise(weight)
+    small, scale = w8a16.quantize_rows(weight)
     assert small.dtype == torch.int8
     assert bool(((small * scale[:, None] - weight).abs() <= weight.abs().amax(1, keepdim=True) / 254 * 1.001).all())
 
@@ -83,11 +83,11 @@ def test_the_module_takes_the_place_of_a_linear_layer_of_the_backbone() -> None:
 
 def test_the_door_says_which_products_it_leaves_to_others() -> None:
     weight = torch.zeros(4, 8, dtype=torch.int8)
-    assert "rows" in str(w8a16.why_not(torch.zeros(65, 8), weight))
-    assert "rows" in str(w8a16.why_not(torch.zeros(0, 8), weight))
-    assert "side by side" in str(w8a16.why_not(torch.zeros(1, 4), weight.t()))
-    assert "gradients" in str(w8a16.why_not(torch.zeros(1, 8, requires_grad=True), weight))
-    assert w8a16.why_not(torch.zeros(1, 8), weight) is not None  # no card, or no triton
+    assert "rows" in str(w8a16.unsupported_reason(torch.zeros(65, 8), weight))
+    assert "rows" in str(w8a16.unsupported_reason(torch.zeros(0, 8), weight))
+    assert "side by side" in str(w8a16.unsupported_reason(torch.zeros(1, 4), weight.t()))
+    assert "gradients" in str(w8a16.unsupported_reason(torch.zeros(1, 8, requires_grad=True), weight))
+    assert w8a16.unsupported_reason(torch.zeros(1, 8), weight) is not None  # no card, or no triton
 
 
 # --- between two products -------------------------------------------------------------------------------------------
@@ -116,9 +116,9 @@ def test_the_plain_sandwich_is_two_norms_and_a_sum(shape: tuple[int, ...], dtype
 
 
 def test_the_sandwich_says_what_it_leaves_to_others() -> None:
-    assert "wider" in str(sandwich_norm.why_not(torch.empty(1, 20000)))
-    assert "gradients" in str(sandwich_norm.why_not(torch.empty(1, 8, requires_grad=True)))
-    assert sandwich_norm.why_not(torch.empty(1, 8)) is not None
+    assert "wider" in str(sandwich_norm.unsupported_reason(torch.empty(1, 20000)))
+    assert "gradients" in str(sandwich_norm.unsupported_reason(torch.empty(1, 8, requires_grad=True)))
+    assert sandwich_norm.unsupported_reason(torch.empty(1, 8)) is not None
 
 
 # --- the step as a card computes it ---------------------------------------------------------------------------------
@@ -134,7 +134,7 @@ def tokens(stage: int, fused: bool, rows: int = 2) -> torch.Tensor:
         lm.fuse(compiled=False)
     size, seeds = TINY.tokens_per_frame, list(range(rows))
     keys = {frame: noise_keys(seeds, 1, [frame] * rows, size) for frame in range(5)}
-    dice = Dice(ClusterSampler(torch.arange(50) % 9), TokenSampling(1.0, 4, 0.5), keys)
+    dice = TokenSampler(ClusterSampler(torch.arange(50) % 9), TokenSampling(1.0, 4, 0.5), keys)
     if stage == 2:
         return decoding.collect(decoding.interpolate(lm, texts, CLIP[:rows, ::2], dice))
     first = decoding.collect(decoding.first_frame(lm, texts, dice))
@@ -168,15 +168,15 @@ def test_a_step_reads_the_same_places_each_time(fused: bool, monkeypatch: pytest
         lm.fuse(compiled=False)
     run = lm._step
 
-    def step(held: Cache, ids: torch.Tensor, guidance: float | None) -> torch.Tensor:
+    def step(held: KVCache, ids: torch.Tensor, guidance: float | None) -> torch.Tensor:
         assert held.numbers is not None
         seen.add((ids.data_ptr(), held.numbers.data_ptr()))
-        with mock.patch.object(held, "places", ()), mock.patch.object(Cache, "fast", True):
+        with mock.patch.object(held, "places", ()), mock.patch.object(KVCache, "fast", True):
             return run(held, ids, guidance)
 
     monkeypatch.setattr(lm, "_step", step)
     storage = decoding.prefill(lm, TEXTS, (0,), CLIP[:, :1], boost=1.4, both=True)
-    drawn = [lm.decode_one(storage, CLIP[:, 1, slot : slot + 1], [Place(1, slot)]).argmax(-1) for slot in range(4)]
+    drawn = [lm.decode_one(storage, CLIP[:, 1, slot : slot + 1], [TokenSlot(1, slot)]).argmax(-1) for slot in range(4)]
     assert len(seen) == 1
     assert len(storage.graphs) == 1
     assert len(torch.stack(drawn).unique()) > 1
@@ -186,7 +186,7 @@ def test_storage_is_freed_with_its_graphs_when_nobody_draws_with_it(monkeypatch:
     monkeypatch.setattr(decode_attention, "why_not", lambda channels: None)
     lm = video_lm(1, TINY)
     storage = decoding.prefill(lm, TEXTS, (0,), CLIP[:, :1], boost=1.4, both=True)
-    lm.decode_one(storage, CLIP[:, 1, :1], [Place(1, 0)])
+    lm.decode_one(storage, CLIP[:, 1, :1], [TokenSlot(1, 0)])
     assert len(storage.graphs) == 1
     gone = weakref.ref(storage)
     gc.disable()
@@ -201,7 +201,7 @@ def drawn_frames(lm: Any, texts: list[list[int]], seed: int = 0) -> torch.Tensor
     """The first frame and the others, guided."""
     rows, size = len(texts), TINY.tokens_per_frame
     keys = {frame: noise_keys([seed + row for row in range(rows)], 1, [frame] * rows, size) for frame in range(5)}
-    dice = Dice(ClusterSampler(torch.arange(50) % 9), TokenSampling(1.0, 4, 0.5), keys)
+    dice = TokenSampler(ClusterSampler(torch.arange(50) % 9), TokenSampling(1.0, 4, 0.5), keys)
     first = decoding.collect(decoding.first_frame(lm, texts, dice))
     others = decoding.keyframes(lm, texts, first[:, 0], dice, unconditional=[[59]] * rows)
     return torch.cat((first, decoding.collect(others)), dim=1)
@@ -213,7 +213,7 @@ ROOM = 2**30
 def keeping(stage: int) -> VideoLM:
     """A network that may keep storage for the next video."""
     lm = video_lm(stage, TINY)
-    lm.kept = cache_pool.Kept(ROOM)
+    lm.cache_pool = cache_pool.CachePool(ROOM)
     return lm
 
 
@@ -222,13 +222,13 @@ def captures(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     """One entry for each step that would be captured on a card."""
     monkeypatch.setattr(decode_attention, "why_not", lambda channels: None)
     made: list[object] = []
-    begin = cuda_graph.StepGraph.__init__
+    begin = cuda_graph.CudaGraphStep.__init__
 
-    def noted(self: cuda_graph.StepGraph, *arguments: Any) -> None:
+    def noted(self: cuda_graph.CudaGraphStep, *arguments: Any) -> None:
         made.append(self)
         begin(self, *arguments)
 
-    monkeypatch.setattr(cuda_graph.StepGraph, "__init__", noted)
+    monkeypatch.setattr(cuda_graph.CudaGraphStep, "__init__", noted)
     return made
 
 
@@ -239,7 +239,7 @@ def test_what_was_captured_for_one_video_serves_the_next(captures: list[object])
     for seed, texts in enumerate(others):
         found = drawn_frames(lm, texts, seed)
         assert len(captures) == 2
-        lm.kept.clear()
+        lm.cache_pool.clear()
         assert torch.equal(found, drawn_frames(lm, texts, seed))  # nothing of the earlier video is seen
         del captures[2:]
     drawn_frames(lm, TEXTS)
@@ -271,23 +271,28 @@ def test_new_weights_keep_nothing_and_the_oldest_go_first(captures: list[object]
     lm.fuse(compiled=False)
     drawn_frames(lm, TEXTS[:1])
     assert len(captures) == 4
-    shelf, shape = cache_pool.Kept(ROOM), cache_pool.Shape(1, 1, 16, (), False, 0.0, 1, False)
-    for number in range(STORAGES + 2):
-        storage = lm.storage(1, 3, (), False, float(number), 1)
-        shelf.give_back(shape._replace(boost=float(number)), storage)
-    assert [shelf.take(shape._replace(boost=float(n))) is None for n in range(4)] == [True, True, False, False]
-    assert shelf.take(shape._replace(boost=2.0)) is None
+    shelf, shape = cache_pool.CachePool(ROOM), cache_pool.CacheKey(1, 1, 16, (), False, 0.0, 1, False)
+    for number in range(MAX_IDLE_CACHES + 2):
+        storage = lm.acquire_cache(1, 3, (), False, float(number), 1)
+        shelf.release(shape._replace(text_attention_bias=float(number)), storage)
+    assert [shelf.acquire(shape._replace(text_attention_bias=float(n))) is None for n in range(4)] == [
+        True,
+        True,
+        False,
+        False,
+    ]
+    assert shelf.acquire(shape._replace(text_attention_bias=2.0)) is None
 
 
 def storage_there() -> int:
     """Bytes of all that exists, kept or drawn with."""
-    return sum(thing.nbytes for thing in gc.get_objects() if type(thing) is Cache and not thing.like.is_meta)
+    return sum(thing.nbytes for thing in gc.get_objects() if type(thing) is KVCache and not thing.like.is_meta)
 
 
 def test_storage_that_is_kept_takes_no_more_than_the_largest_batch(captures: list[object]) -> None:
-    memory = replace(MEMORY["cpu"], rows=4)
+    memory = replace(MEMORY_PRESETS["cpu"], max_batch_rows=4)
     networks = SimpleNamespace(stage1=video_lm(1, TINY), stage2=video_lm(2, TINY), superres=superres_lm(TINY))
-    models = placement.settle(networks, device.Place(torch.device("cpu"), torch.float32, memory))
+    models = placement.place_models(networks, device.DevicePlacement(torch.device("cpu"), torch.float32, memory))
     gc.collect()  # what other tests left
     taken, counts, others = [], [], storage_there()
     for rows in (1, 1, 2, 4, 2):
@@ -300,7 +305,7 @@ def test_storage_that_is_kept_takes_no_more_than_the_largest_batch(captures: lis
             taken.append(storage_there() - others)
             assert list(tokens)
         counts.append(len(captures) - before)
-    limit = storage_bytes(TINY, memory, "cpu")
+    limit = cache_pool_bytes(TINY, memory, "cpu")
     assert limit / 2 < max(taken) <= limit
     assert counts[0] and not counts[1]  # what was captured serves the second
 
@@ -308,8 +313,10 @@ def test_storage_that_is_kept_takes_no_more_than_the_largest_batch(captures: lis
 @pytest.mark.parametrize("swap", [False, True])
 def test_weights_that_take_turns_end_what_was_captured(captures: list[object], swap: bool) -> None:
     lm, other = video_lm(1, TINY), video_lm(2, TINY)
-    place = device.Place(torch.device("cpu"), torch.float32, replace(MEMORY["cpu"], swap=swap))
-    placement.settle(SimpleNamespace(stage1=lm, stage2=other, superres=superres_lm(TINY)), place)
+    place = device.DevicePlacement(
+        torch.device("cpu"), torch.float32, replace(MEMORY_PRESETS["cpu"], swap_networks=swap)
+    )
+    placement.place_models(SimpleNamespace(stage1=lm, stage2=other, superres=superres_lm(TINY)), place)
     for _ in range(2):
         drawn_frames(lm, TEXTS[:1])
     assert len(captures) == (4 if swap else 2)
@@ -318,21 +325,21 @@ def test_weights_that_take_turns_end_what_was_captured(captures: list[object], s
 def test_nothing_is_kept_where_nothing_is_captured() -> None:
     lm = keeping(1)
     drawn_frames(lm, TEXTS[:1])
-    assert not lm.kept._idle
+    assert not lm.cache_pool._idle
 
 
 def test_a_slot_that_looks_ahead_takes_the_plain_path(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decode_attention, "why_not", lambda channels: None)
     lm = video_lm(1, TINY)
     storage = decoding.prefill(lm, TEXTS, (0,), CLIP[:, :1], boost=1.4, both=True)
-    storage.seek([Place(1, 0), Place(1, 1)])
+    storage.select_slots([TokenSlot(1, 0), TokenSlot(1, 1)])
     assert not storage.fast
-    storage.seek([Place(1, 0)])
+    storage.select_slots([TokenSlot(1, 0)])
     assert storage.fast
 
 
 def test_steps_are_captured_on_nvidia_cards_only() -> None:
-    assert "cpu" in str(cuda_graph.why_not(torch.zeros(1)))
+    assert "cpu" in str(cuda_graph.unsupported_reason(torch.zeros(1)))
 
 
 # --- in Triton ------------------------------------------------------------------------------------------------------
@@ -378,7 +385,9 @@ def test_no_token_of_a_video_asks_a_card_for_a_number(fused: bool, monkeypatch: 
     sampler = ClusterSampler(torch.arange(50) % 9)
     for name in ("labels", "members", "padding"):
         setattr(sampler, name, getattr(sampler, name).to(meta))
-    dice = Dice(sampler, TokenSampling(1.0, 4, 0.5), {f: noise_keys([3, 4], 1, [f] * 2, size) for f in range(5)})
+    dice = TokenSampler(
+        sampler, TokenSampling(1.0, 4, 0.5), {f: noise_keys([3, 4], 1, [f] * 2, size) for f in range(5)}
+    )
     drawn = 0
     for stage, frames in ((1, 0), (2, slice(None, None, 2))):
         lm = video_lm(stage, TINY).to(meta)
@@ -405,7 +414,7 @@ def test_a_card_is_a_few_steps_behind_and_no_more(monkeypatch: pytest.MonkeyPatc
             assert len(begun) - begun.index(self) > 1  # not the last one: the card still has something to do
             waited.append(len(begun) - 1 - begun.index(self))
 
-    class OnACard(decoding.Leash):
+    class OnACard(decoding.StepThrottle):
         def __init__(self, device: torch.device) -> None:
             super().__init__(torch.device("cuda"))
 
@@ -415,7 +424,7 @@ def test_a_card_is_a_few_steps_behind_and_no_more(monkeypatch: pytest.MonkeyPatc
     lm = video_lm(1, TINY)
     size = len(list(decoding.keyframes(lm, TEXTS, CLIP[:, 0], lambda logits, *_: logits.argmax(-1))))
     assert len(begun) == size
-    assert waited == [decoding.STEPS_BEHIND] * (size - decoding.STEPS_BEHIND)
+    assert waited == [decoding.MAX_QUEUED_STEPS] * (size - decoding.MAX_QUEUED_STEPS)
 
 
 @pytest.mark.parametrize("fused", [False, True])
@@ -432,12 +441,12 @@ def test_the_head_is_not_cast_at_every_step(fused: bool) -> None:
     def step() -> torch.Tensor:
         storage = decoding.prefill(lm, TEXTS, (0,), CLIP[:, :1], boost=1.4, both=True)
         with Casts():
-            return lm.decode_one(storage, CLIP[:, 1, :1], [Place(1, 0)])
+            return lm.decode_one(storage, CLIP[:, 1, :1], [TokenSlot(1, 0)])
 
     before = step()
     assert torch.Size((50, 24)) in cast
     cast.clear()
-    keep_heads([lm, other := video_lm(2, TINY).half()])
+    cache_fp32_heads([lm, other := video_lm(2, TINY).half()])
     assert lm.full_head is not other.full_head  # they share no backbone
     if fused:
         lm.fuse(compiled=False)
@@ -468,7 +477,7 @@ def launches(layers: int, monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     lm = video_lm(1, replace(TINY, layers=layers))
     lm.fuse(compiled=False)
     storage = decoding.prefill(lm, TEXTS, (0,), CLIP[:, :1], boost=1.4, both=True)
-    lm.decode_one(storage, CLIP[:, 1, :1], [Place(1, 0)])
+    lm.decode_one(storage, CLIP[:, 1, :1], [TokenSlot(1, 0)])
     seen, called = torch.zeros(2, 1, 2, TINY.heads, TINY.head_size), Counter[str]()
 
     def attend(*_: object) -> torch.Tensor:
@@ -482,7 +491,7 @@ def launches(layers: int, monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     monkeypatch.setattr(decode_attention, "decode_attention", attend)
     monkeypatch.setattr(fused_steps, "sandwich_norm", sandwich)
     with Launches() as counted:
-        lm.decode_one(storage, CLIP[:, 1, 1:2], [Place(1, 1)])
+        lm.decode_one(storage, CLIP[:, 1, 1:2], [TokenSlot(1, 1)])
     monkeypatch.undo()
     return called + Counter(counted.names)
 

@@ -13,22 +13,22 @@ from cogvideo.inference import decoding
 from cogvideo.inference.sampling import ClusterSampler, noise_keys
 from kernels import cpu_decode
 from kernels import thread_pool as teams
-from kernels.thread_pool import Team
+from kernels.thread_pool import ThreadPool
 from tests.support.small_lm import CONFIG, random_frames, video_lm
 
-REASON = cpu_decode.why_not(torch.zeros(1))
+REASON = cpu_decode.unsupported_reason(torch.zeros(1))
 needs_compiler = pytest.mark.skipif(REASON is not None, reason=str(REASON))
 
 
 def test_each_piece_is_computed_once() -> None:
     for threads in (1, 2, 5):
         done: list[int] = []
-        Team(threads).run([partial(done.append, number) for number in range(20)])
+        ThreadPool(threads).run([partial(done.append, number) for number in range(20)])
         assert sorted(done) == list(range(20))
 
 
 def test_the_caller_does_what_nobody_else_has_begun() -> None:
-    team, both, done = Team(2), threading.Barrier(3), threading.Event()
+    team, both, done = ThreadPool(2), threading.Barrier(3), threading.Event()
     held: list[bool] = []
 
     def hold() -> None:
@@ -46,7 +46,7 @@ def test_the_caller_does_what_nobody_else_has_begun() -> None:
     elsewhere.join()
 
 
-def helped(team: Team) -> bool:
+def helped(team: ThreadPool) -> bool:
     """Whether another thread takes part. Where one may, each of two pieces waits for the other to have begun."""
     names: list[str] = []
     both = threading.Barrier(1 if team._alone else 2)
@@ -61,7 +61,7 @@ def helped(team: Team) -> bool:
 
 def test_after_a_long_wait_the_caller_is_alone_for_a_while_and_then_longer() -> None:
     moments: list[float] = []
-    team = Team(2, clock=lambda: moments.pop(0))
+    team = ThreadPool(2, clock=lambda: moments.pop(0))
     first, most = teams.ALONE
     for runs in (first, 2 * first, 4 * first):
         moments += [0.0, 1.0, 1.0 + 1.1 * teams.LONG]  # begun, done, others done
@@ -81,14 +81,14 @@ def test_after_a_long_wait_the_caller_is_alone_for_a_while_and_then_longer() -> 
 def test_what_goes_wrong_in_a_piece_is_raised() -> None:
     for threads in (1, 3):
         with pytest.raises(ZeroDivisionError):
-            Team(threads).run([partial(divmod, 1, 0)] * 4)
+            ThreadPool(threads).run([partial(divmod, 1, 0)] * 4)
 
 
 def test_work_too_small_to_wake_a_thread_for_stays_whole() -> None:
-    assert Team(3).split(7, 10 * teams.WORTH) == [(0, 2), (2, 4), (4, 7)]
-    assert Team(3).split(2, 10 * teams.WORTH) == [(0, 1), (1, 2)]
-    assert Team(3).split(7, teams.WORTH) == [(0, 7)]
-    assert Team(1).split(7, 10 * teams.WORTH) == [(0, 7)]
+    assert ThreadPool(3).split(7, 10 * teams.WORTH) == [(0, 2), (2, 4), (4, 7)]
+    assert ThreadPool(3).split(2, 10 * teams.WORTH) == [(0, 1), (1, 2)]
+    assert ThreadPool(3).split(7, teams.WORTH) == [(0, 7)]
+    assert ThreadPool(1).split(7, 10 * teams.WORTH) == [(0, 7)]
 
 
 @needs_compiler
@@ -112,7 +112,7 @@ def test_tokens_do_not_depend_on_the_number_of_threads(stage: int, monkeypatch: 
             keys: torch.Tensor = keys,
         ) -> torch.Tensor:
             seen.append(logits)
-            return sampler.draw(logits, keys[slot], TokenSampling(1.0, 4, 0.9))
+            return sampler.sample(logits, keys[slot], TokenSampling(1.0, 4, 0.9))
 
         known = clip[:, 0] if stage == 1 else clip[:, ::2]
         tokens = decoding.collect((decoding.keyframes if stage == 1 else decoding.interpolate)(lm, texts, known, draw))

@@ -14,7 +14,7 @@ from PIL import Image
 
 from cogvideo.errors import CapacityError
 from cogvideo.media.metadata import read_metadata
-from cogvideo.media.video import Film, timeline, write_video
+from cogvideo.media.video import VideoWriter, frame_schedule, write_video
 
 METADATA = {
     "prompt": '一只熊猫在草地上"向右"跑；a=b; #c \\ d',
@@ -47,13 +47,13 @@ def test_every_level_has_the_same_length(tmp_path: Path, count: int, seconds: fl
     assert meta["pix_fmt"].startswith("yuv420p")
     assert meta["fps"] == 32 / seconds >= 8
     assert len(pictures) == 33
-    for step, index in enumerate(timeline(count, 32)):
+    for step, index in enumerate(frame_schedule(count, 32)):
         assert abs(int(pictures[step].mean()) - int(frames[index].mean())) <= 4
 
 
 def test_timeline_shows_the_nearest_frame_and_both_ends() -> None:
-    assert timeline(5, 32) == [0] * 4 + [1] * 8 + [2] * 8 + [3] * 8 + [4] * 5
-    assert timeline(33, 32) == list(range(33))
+    assert frame_schedule(5, 32) == [0] * 4 + [1] * 8 + [2] * 8 + [3] * 8 + [4] * 5
+    assert frame_schedule(33, 32) == list(range(33))
 
 
 def test_longer_clips_keep_all_their_frames(tmp_path: Path) -> None:
@@ -67,7 +67,7 @@ def test_longer_clips_keep_all_their_frames(tmp_path: Path) -> None:
 def test_a_film_encoded_as_it_is_made_is_the_same_file(tmp_path: Path, suffix: str, count: int) -> None:
     frames = clip(count)
     whole = write_video(tmp_path / f"whole{suffix}", frames, 4.0, METADATA)
-    with Film(tmp_path / f"film{suffix}", count, 4.0, METADATA) as film:
+    with VideoWriter(tmp_path / f"film{suffix}", count, 4.0, METADATA) as film:
         for start in range(0, count, 4):
             film.add(frames[start : start + 4])
         film.finish()
@@ -86,7 +86,7 @@ def test_frames_are_encoded_before_the_last_is_there(tmp_path: Path, monkeypatch
 
     monkeypatch.setattr(FFMPEG_VideoWriter, "write_frame", noted)
     frames = clip(5)
-    with Film(tmp_path / "a.mp4", 5, 4.0) as film:
+    with VideoWriter(tmp_path / "a.mp4", 5, 4.0) as film:
         film.add(frames[:4])
         assert enough.wait(30)
         assert not (tmp_path / "a.mp4").exists()
@@ -98,7 +98,7 @@ def test_frames_are_encoded_before_the_last_is_there(tmp_path: Path, monkeypatch
 def test_a_film_that_is_given_up_leaves_everything_as_it_was(tmp_path: Path) -> None:
     path = tmp_path / "a.mp4"
     path.write_bytes(b"older")
-    with pytest.raises(KeyboardInterrupt), Film(path, 33, 4.0) as film:
+    with pytest.raises(KeyboardInterrupt), VideoWriter(path, 33, 4.0) as film:
         film.add(clip(7))
         raise KeyboardInterrupt
     assert [(file, file.read_bytes()) for file in tmp_path.iterdir()] == [(path, b"older")]
@@ -108,7 +108,7 @@ def test_a_film_that_is_given_up_leaves_everything_as_it_was(tmp_path: Path) -> 
 def test_a_film_asks_for_all_its_frames(tmp_path: Path) -> None:
     with (
         pytest.raises(ValueError, match="7 frames were added to a film of 33"),
-        Film(tmp_path / "a.mp4", 33, 4) as film,
+        VideoWriter(tmp_path / "a.mp4", 33, 4) as film,
     ):
         film.add(clip(7))
         film.finish()

@@ -11,7 +11,7 @@ import torch
 from safetensors import safe_open
 
 from cogvideo.cli.main import main
-from cogvideo.config import PRESETS, find_preset
+from cogvideo.config import PRESETS, load_preset
 from cogvideo.errors import CapacityError, RequestError, WeightsError
 from cogvideo.models import convert as module
 from cogvideo.models import loader
@@ -32,12 +32,12 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def load(folder: Path) -> loader.LoadedModels:
-    preset, _ = find_preset(str(folder))
+    preset, _ = load_preset(str(folder))
     return loader.load_safetensors(folder, preset.model)
 
 
 def assert_equal(one: loader.LoadedModels, other: loader.LoadedModels) -> None:
-    for part in loader.PARTS:
+    for part in loader.NETWORKS:
         wanted, got = one.networks[part].state_dict(), other.networks[part].state_dict()
         assert set(wanted) == set(got)
         for name, tensor in wanted.items():
@@ -65,7 +65,7 @@ def test_the_networks_compute_the_same(converted: Path) -> None:
 def test_files_go_layer_by_layer(converted: Path) -> None:
     with (converted / "backbone.safetensors").open("rb") as stream:
         header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
-    layers = [checkpoint._layer(name) for name in sorted(header, key=lambda name: header[name]["data_offsets"])]
+    layers = [checkpoint.layer_number(name) for name in sorted(header, key=lambda name: header[name]["data_offsets"])]
     assert layers == sorted(layers)
     assert layers[-1] == 3
     with safe_open(converted / "backbone.safetensors", "pt") as file:  # what the library thinks of it
@@ -87,7 +87,7 @@ def test_the_report_says_what_became_smaller(
 def test_what_differs_is_kept_apart(published: Path, tmp_path: Path) -> None:
     edit(published / STAGE2, lambda tensors: tensors["transformer.final_layernorm.bias"].add_(1))
     result = convert(published, tmp_path / "out")
-    assert result.own == {"stage1": [], "stage2": ["transformer.final_layernorm.bias"], "superres": []}
+    assert result.own_parts == {"stage1": [], "stage2": ["transformer.final_layernorm.bias"], "superres": []}
     assert "stage2 1" in result.sentences()[1]
     assert_equal(loader.load_published(published), load(tmp_path / "out"))
 
@@ -145,7 +145,7 @@ def test_the_converted_copy_is_preferred(
 ) -> None:
     monkeypatch.setenv("SAT_HOME", str(published))
     assert main(["convert", str(published)]) == 0
-    toy, _ = find_preset(str(published / CONVERTED))
+    toy, _ = load_preset(str(published / CONVERTED))
     monkeypatch.setitem(PRESETS, "cogvideo", toy)
     for path in published.rglob("*.pt"):
         path.unlink()

@@ -11,8 +11,8 @@ import torch
 from cogvideo.benchmarks.stages import count_calls
 from cogvideo.config import PRESETS
 from cogvideo.inference import decoding
-from cogvideo.models.fused_decode import fusing_pays
-from cogvideo.models.kv_cache import Place
+from cogvideo.models.fused_decode import should_fuse
+from cogvideo.models.kv_cache import TokenSlot
 from cogvideo.models.video_lm import VideoLM
 from tests.support.small_lm import CONFIG, random_frames, video_lm
 
@@ -82,7 +82,7 @@ def test_a_step_takes_fewer_calls_and_never_more_as_it_goes_on() -> None:
         cache = decoding.prefill(lm, TEXTS, (0,), CLIP[:, :1], boost=0.0, both=True)
         ids = CLIP[:, :1, 0]
         counts = [
-            count_calls(lambda s=slot: decoding.decode_one(lm, cache, ids, [Place(1, s)]), ids.device)[0]  # noqa: B023
+            count_calls(lambda s=slot: decoding.decode_one(lm, cache, ids, [TokenSlot(1, s)]), ids.device)[0]  # noqa: B023
             for slot in range(4)
         ]
         assert len(set(counts[1:])) == 1
@@ -93,11 +93,11 @@ def test_a_step_takes_fewer_calls_and_never_more_as_it_goes_on() -> None:
 @pytest.mark.parametrize(("free", "copied"), [(60 * 10**9, True), (30 * 10**9, False)])
 def test_large_networks_are_copied_on_cards_with_room(free: int, copied: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 80 * 10**9))
-    assert fusing_pays(PRESETS["cogvideo"].model, torch.device("cuda")) == copied
+    assert should_fuse(PRESETS["cogvideo"].model, torch.device("cuda")) == copied
 
 
 def test_only_small_networks_on_a_cpu_are_copied() -> None:
-    assert fusing_pays(PRESETS["mini"].model, torch.device("cpu"))
-    assert not fusing_pays(PRESETS["mini"].model, torch.device("meta"))
-    assert not fusing_pays(PRESETS["cogvideo"].model, torch.device("cpu"))
-    assert not fusing_pays(replace(CONFIG, layers=10**6), torch.device("cpu"))
+    assert should_fuse(PRESETS["mini"].model, torch.device("cpu"))
+    assert not should_fuse(PRESETS["mini"].model, torch.device("meta"))
+    assert not should_fuse(PRESETS["cogvideo"].model, torch.device("cpu"))
+    assert not should_fuse(replace(CONFIG, layers=10**6), torch.device("cpu"))

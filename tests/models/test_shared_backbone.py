@@ -15,15 +15,15 @@ from cogvideo.models import loader
 from cogvideo.models.convert import convert
 from cogvideo.pipeline import CogVideoPipeline
 from cogvideo.request import VideoRequest
-from cogvideo.runtime.device import Place
-from cogvideo.runtime.memory_presets import MEMORY
-from cogvideo.runtime.placement import settle
+from cogvideo.runtime.device import DevicePlacement
+from cogvideo.runtime.memory_presets import MEMORY_PRESETS
+from cogvideo.runtime.placement import place_models
 from cogvideo.weights import checkpoint, published_format
 from cogvideo.weights.catalog import PREFIXES
 from tests.support.toy_model import CONFIG, TOY, toy_models, write_toy
 
 CPU = torch.device("cpu")
-WISH = VideoRequest("小猫", seed=3, frames=9, seconds=2.0)
+WISH = VideoRequest("小猫", seed=3, num_frames=9, duration=2.0)
 NAME = "transformer.layers.1.mlp.dense_h_to_4h.weight"
 
 Change = Callable[[dict[str, torch.Tensor]], object]
@@ -51,8 +51,8 @@ def in_another_precision(tensors: dict[str, torch.Tensor]) -> None:
 
 def film(folder: Path, memory: str, read: Callable[..., loader.LoadedModels]) -> tuple[Frames, str]:
     """A film of the networks that `read` gives, and what was told of their files."""
-    pipe = CogVideoPipeline(TOY, Place(CPU, torch.float32, MEMORY[memory]), folder, read)
-    told = [event.found for event in pipe.stream(WISH) if isinstance(event, Loading) and event.found]
+    pipe = CogVideoPipeline(TOY, DevicePlacement(CPU, torch.float32, MEMORY_PRESETS[memory]), folder, read)
+    told = [event.message for event in pipe.stream(WISH) if isinstance(event, Loading) and event.message]
     return pipe(WISH), told[0][1] if told else ""
 
 
@@ -103,23 +103,23 @@ def test_checkpoints_are_found_below_the_folders_that_some_archives_have(folder:
 def test_differences_are_found_wherever_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checkpoint, "PIECE", 7)
     one = torch.arange(60.0).view(6, 10)
-    assert checkpoint.equal({"x": one}, {"x": one.clone()}, "x")
+    assert checkpoint.tensors_equal({"x": one}, {"x": one.clone()}, "x")
     for place in range(60):
         other = one.clone()
         other.view(-1)[place] += 1
-        assert not checkpoint.equal({"x": one}, {"x": other}, "x")
-    assert not checkpoint.equal({"x": one}, {"x": one.view(10, 6)}, "x")
-    assert not checkpoint.equal({"x": one}, {"x": one.double()}, "x")
+        assert not checkpoint.tensors_equal({"x": one}, {"x": other}, "x")
+    assert not checkpoint.tensors_equal({"x": one}, {"x": one.view(10, 6)}, "x")
+    assert not checkpoint.tensors_equal({"x": one}, {"x": one.double()}, "x")
 
 
 @pytest.mark.parametrize("memory", ["24g", "16g", "8g"])
 def test_weights_in_fewer_bits_never_pass_through_memory_at_full_length(folder: Path, memory: str) -> None:
     publish(folder / "home", {})
-    place = Place(CPU, torch.float32, MEMORY[memory])
+    place = DevicePlacement(CPU, torch.float32, MEMORY_PRESETS[memory])
     read = loader.load_published(folder / "home", CONFIG, place.read_as)
     assert {tensor.dtype for tensor in read.stage1.parameters()} == {torch.float16}  # the file's own: mapped
     with peak(CPU) as found:
-        models = settle(read, place)
-    networks = [models.stage1, models.stage2] + ([] if place.memory.stream else [models.superres])
+        models = place_models(read, place)
+    networks = [models.stage1, models.stage2] + ([] if place.memory.stream_layers else [models.superres])
     largest = max(tensor.numel() for tensor in loader.expected(CONFIG, "stage1").values()) * 4
     assert found.bytes <= held_bytes(networks) + 3 * largest  # what stays, and one matrix with its codes

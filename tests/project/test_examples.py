@@ -48,7 +48,7 @@ def test_every_use_has_a_sentence_that_mini_knows(mini: CogVideoPipeline) -> Non
     assert list(uses) == USES
     for sentences in uses.values():
         (sentence,) = sentences
-        assert not mini.check(VideoRequest(sentence)).notes, sentence
+        assert not mini.check_inputs(VideoRequest(sentence)).notes, sentence
 
 
 def test_every_use_has_sentences_for_the_published_model() -> None:

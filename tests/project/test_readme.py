@@ -62,7 +62,7 @@ def test_example_prompts_are_within_minis_world() -> None:
     assert len(lines) >= 10
     assert pipeline.preset == PRESETS["mini"]
     for line in lines:
-        assert not pipeline.check(VideoRequest(line)).notes, line
+        assert not pipeline.check_inputs(VideoRequest(line)).notes, line
 
 
 def run_python(code: str, folder: Path) -> None:

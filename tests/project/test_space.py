@@ -80,10 +80,10 @@ def test_where_cards_are_lent_one_function_asks_for_one(monkeypatch: pytest.Monk
     named: list[object] = []
     monkeypatch.setitem(sys.modules, "spaces", SimpleNamespace(GPU=named.append))
     monkeypatch.delenv("SPACES_ZERO_GPU", raising=False)
-    spaces.claim_card()
+    spaces.register_zero_gpu()
     assert named == []
     monkeypatch.setenv("SPACES_ZERO_GPU", "true")
-    spaces.claim_card()
+    spaces.register_zero_gpu()
     assert [callable(function) for function in named] == [True]
 
 
@@ -92,7 +92,7 @@ def test_without_the_package_of_the_hub_it_starts_all_the_same(
 ) -> None:
     monkeypatch.setitem(sys.modules, "spaces", None)
     monkeypatch.setenv("SPACES_ZERO_GPU", "true")
-    spaces.claim_card()
+    spaces.register_zero_gpu()
     assert "without the package `spaces`" in caplog.text
 
 

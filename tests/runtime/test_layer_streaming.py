@@ -10,7 +10,7 @@ from cogvideo.errors import Cancelled
 from cogvideo.inference import super_resolution
 from cogvideo.inference.sampling import ClusterSampler
 from cogvideo.models.base import left_pad
-from cogvideo.runtime.layer_streaming import streamed
+from cogvideo.runtime.layer_streaming import streamed_layers
 from tests.support.small_lm import CONFIG, random_frames, superres_lm
 
 CPU = torch.device("cpu")
@@ -24,7 +24,7 @@ def test_a_pass_in_pieces_is_the_pass_that_trains() -> None:
     at = lm.begin(*text, coarse)
     for number in range(CONFIG.layers):
         at = lm.layer(number, at)
-    pieces = lm.scores(lm.finish(at).flatten(0, 1)).unflatten(0, (2, -1))
+    pieces = lm.logits(lm.finish(at).flatten(0, 1)).unflatten(0, (2, -1))
     with torch.no_grad():
         torch.testing.assert_close(pieces, lm(*text, coarse), rtol=1e-4, atol=1e-5)
 
@@ -38,9 +38,9 @@ def test_streamed_layers_draw_the_same_frames(frames_per_pass: int) -> None:
     lm, clip = superres_lm(), random_frames(5)
     before = homes(lm)
     wish = (clip, TEXT, SAMPLER, OPTIONS, 7, frames_per_pass)
-    resident = list(super_resolution.draw(lm, *wish))
-    with streamed(lm, lm.layer_modules(), CPU, torch.float32) as layers:
-        found = list(super_resolution.draw(lm, *wish, layers=layers))
+    resident = list(super_resolution.upscale(lm, *wish))
+    with streamed_layers(lm, lm.layer_modules(), CPU, torch.float32) as layers:
+        found = list(super_resolution.upscale(lm, *wish, layers=layers))
     assert [part.first for part in found] == [part.first for part in resident] == list(range(0, 5, frames_per_pass))
     assert torch.equal(torch.cat([part.tokens for part in found]), torch.cat([part.tokens for part in resident]))
     assert homes(lm) == before
@@ -55,7 +55,7 @@ def test_two_layers_at_most_are_away_from_home_and_the_rest_is_there() -> None:
     def away() -> set[int]:
         return {id(weight) for name, weight in lm.named_parameters() if weight.data_ptr() != before[name]}
 
-    with streamed(lm, lm.layer_modules(), CPU, torch.float32) as numbers:
+    with streamed_layers(lm, lm.layer_modules(), CPU, torch.float32) as numbers:
         rest = {id(weight) for weight in lm.parameters()} - in_layers
         assert away() == rest
         for number in numbers():
@@ -68,6 +68,6 @@ def test_whoever_stops_leaves_everything_at_home() -> None:
     lm = superres_lm()
     before, answers = homes(lm), iter([False] * 4 + [True])
     wish = (random_frames(3), TEXT, SAMPLER, OPTIONS, 7, 1)
-    with pytest.raises(Cancelled), streamed(lm, lm.layer_modules(), CPU, torch.float32) as layers:
-        list(super_resolution.draw(lm, *wish, stop=lambda: next(answers), layers=layers))
+    with pytest.raises(Cancelled), streamed_layers(lm, lm.layer_modules(), CPU, torch.float32) as layers:
+        list(super_resolution.upscale(lm, *wish, stop=lambda: next(answers), layers=layers))
     assert homes(lm) == before

@@ -9,25 +9,25 @@ from pathlib import Path
 import pytest
 import torch
 
-from cogvideo.benchmarks.memory_probe import held_bytes, rehearse
+from cogvideo.benchmarks.memory_probe import held_bytes, probe_memory
 from cogvideo.config import PRESETS, ModelConfig
 from cogvideo.errors import CapacityError, RequestError
-from cogvideo.models.kv_cache import Cache
-from cogvideo.models.loader import BACKBONE, PARTS, expected, random_models
+from cogvideo.models.kv_cache import KVCache
+from cogvideo.models.loader import BACKBONE, NETWORKS, expected, random_models
 from cogvideo.runtime import device, placement
 from cogvideo.runtime.memory_estimate import (
     ENVIRONMENT,
     cache_bytes,
     captured_bytes,
-    choose,
+    choose_preset,
     parameters,
     peak_bytes,
     phase_bytes,
-    smaller,
+    smaller_preset,
     weight_bytes,
 )
-from cogvideo.runtime.memory_presets import MEMORY
-from cogvideo.token_layout import Layout
+from cogvideo.runtime.memory_presets import MEMORY_PRESETS
+from cogvideo.token_layout import TokenLayout
 from tests.support.toy_model import CONFIG as TOY
 from tests.support.toy_model import toy_models
 
@@ -38,7 +38,7 @@ GB = 10**9
 @pytest.mark.parametrize("model", [TOY, PRESETS["mini"].model], ids=["toy", "mini"])
 def test_numbers_are_counted_exactly(model: ModelConfig) -> None:
     matrices, rest, own = parameters(model)
-    for part in PARTS:
+    for part in NETWORKS:
         tensors = expected(model, part)
         backbone = sum(t.numel() for name, t in tensors.items() if name.startswith(BACKBONE))
         assert matrices + rest == backbone
@@ -48,15 +48,15 @@ def test_numbers_are_counted_exactly(model: ModelConfig) -> None:
 def test_the_published_model_is_as_large_as_is_said() -> None:
     matrices, rest, own = parameters(BIG)
     assert matrices + rest + own["stage1"] + own["stage2"] == pytest.approx(9.4e9, rel=0.05)
-    assert weight_bytes(BIG, MEMORY["48g"])["keyframes"] == pytest.approx(22.7 * GB, rel=0.02)
+    assert weight_bytes(BIG, MEMORY_PRESETS["48g"])["keyframes"] == pytest.approx(22.7 * GB, rel=0.02)
 
 
 @pytest.mark.parametrize("model", [TOY, PRESETS["mini"].model], ids=["toy", "mini"])
 @pytest.mark.parametrize("int8", [False, True])
 def test_caches_are_as_large_as_predicted(model: ModelConfig, int8: bool) -> None:
-    layout, like, memory = Layout(model), torch.zeros(1), replace(MEMORY["cpu"], int8_cache=int8)
+    layout, like, memory = TokenLayout(model), torch.zeros(1), replace(MEMORY_PRESETS["cpu"], int8_cache=int8)
     for stage, rows in ((1, 2), (2, 3)):
-        cache = Cache(layout, stage, rows, model.text_length, (), True, 0.0, like, stage, int8)  # type: ignore[arg-type]
+        cache = KVCache(layout, stage, rows, model.text_length, (), True, 0.0, like, stage, int8)  # type: ignore[arg-type]
         arenas = cache._spatial + cache._temporal
         kept = sum(t.nbytes for arena in arenas for t in vars(arena).values() if isinstance(t, torch.Tensor))
         assert cache.nbytes == kept == cache_bytes(model, stage, rows, memory)  # type: ignore[arg-type]
@@ -64,43 +64,45 @@ def test_caches_are_as_large_as_predicted(model: ModelConfig, int8: bool) -> Non
 
 @pytest.mark.parametrize("name", ["48g", "24g"])
 def test_weights_on_a_card_take_what_is_predicted(name: str) -> None:
-    models = placement.settle(toy_models(), device.Place(torch.device("cpu"), torch.float16, MEMORY[name]))
+    models = placement.place_models(
+        toy_models(), device.DevicePlacement(torch.device("cpu"), torch.float16, MEMORY_PRESETS[name])
+    )
     head = models.stage1.full_head
     assert head is not None and head is models.stage2.full_head is models.superres.full_head
     held = held_bytes((models.stage1, models.stage2, models.superres)) + head.nbytes
-    assert held == weight_bytes(TOY, MEMORY[name], "cuda")["keyframes"]
+    assert held == weight_bytes(TOY, MEMORY_PRESETS[name], "cuda")["keyframes"]
 
 
 @pytest.mark.parametrize("name", ["a100", "48g", "24g", "16g", "8g"])
 def test_what_earlier_videos_left_is_counted(name: str) -> None:
-    row = MEMORY[name]
+    row = MEMORY_PRESETS[name]
     phases, weights = phase_bytes(BIG, row), weight_bytes(BIG, row)
-    left = cache_bytes(BIG, 2, row.rows, row) if name in ("a100", "48g", "24g") else 0
+    left = cache_bytes(BIG, 2, row.max_batch_rows, row) if name in ("a100", "48g", "24g") else 0
     for phase in ("keyframes", "superres"):
         assert phases[phase] - weights[phase] > left + captured_bytes(row)
-    assert phases["interpolate"] - weights["interpolate"] > cache_bytes(BIG, 2, row.rows, row)
+    assert phases["interpolate"] - weights["interpolate"] > cache_bytes(BIG, 2, row.max_batch_rows, row)
     assert (captured_bytes(row) > 0) == (name != "8g")  # whose keys and values no captured step takes
 
 
 @pytest.mark.parametrize("name, size", [("a100", 80), ("48g", 48), ("24g", 24), ("16g", 16), ("8g", 8)])
 def test_every_card_has_room_for_its_preset(name: str, size: int) -> None:
-    assert peak_bytes(BIG, MEMORY[name]) < 0.93 * size * 2**30  # the rest is the system's
+    assert peak_bytes(BIG, MEMORY_PRESETS[name]) < 0.93 * size * 2**30  # the rest is the system's
 
 
 def test_later_presets_take_less() -> None:
-    peaks = [peak_bytes(BIG, row) for row in MEMORY.values() if row.device == "cuda"]
+    peaks = [peak_bytes(BIG, row) for row in MEMORY_PRESETS.values() if row.device == "cuda"]
     assert peaks == sorted(peaks, reverse=True)
     assert len(set(peaks)) == len(peaks)
 
 
-@pytest.mark.parametrize("name", MEMORY)
+@pytest.mark.parametrize("name", MEMORY_PRESETS)
 def test_the_next_smaller_preset_takes_less(name: str) -> None:
     for kind in ("cuda", "cpu"):
-        row = smaller(BIG, MEMORY[name], kind)
+        row = smaller_preset(BIG, MEMORY_PRESETS[name], kind)
         if row is not None:
-            assert peak_bytes(BIG, row, kind) < peak_bytes(BIG, MEMORY[name], kind)
+            assert peak_bytes(BIG, row, kind) < peak_bytes(BIG, MEMORY_PRESETS[name], kind)
         assert (row is None) == (name == "8g")
-    assert smaller(BIG, MEMORY["a100"], "cuda") == MEMORY["48g"]
+    assert smaller_preset(BIG, MEMORY_PRESETS["a100"], "cuda") == MEMORY_PRESETS["48g"]
 
 
 MEDIUM = replace(
@@ -108,40 +110,42 @@ MEDIUM = replace(
 )
 
 
-@pytest.mark.parametrize("name", MEMORY)
+@pytest.mark.parametrize("name", MEMORY_PRESETS)
 def test_every_phase_takes_what_is_predicted_or_less(name: str) -> None:
-    memory = replace(MEMORY[name], rows=min(2, MEMORY[name].rows), frames_per_pass=2)
+    memory = replace(
+        MEMORY_PRESETS[name], max_batch_rows=min(2, MEMORY_PRESETS[name].max_batch_rows), frames_per_pass=2
+    )
     predicted = phase_bytes(MEDIUM, memory, "cpu")
-    place = device.Place(torch.device("cpu"), torch.float32, memory)
-    measured = rehearse(random_models(MEDIUM, place.dtype, place.device), place, steps=2)
+    place = device.DevicePlacement(torch.device("cpu"), torch.float32, memory)
+    measured = probe_memory(random_models(MEDIUM, place.dtype, place.device), place, steps=2)
     for phase, most in predicted.items():
         assert 0.6 * most < measured[phase].bytes <= most, (phase, most, measured[phase])
 
 
 def test_the_best_preset_that_fits_is_taken() -> None:
     for name in ("a100", "48g", "24g", "16g", "8g"):
-        assert choose(BIG, "cuda", peak_bytes(BIG, MEMORY[name])).name == name
+        assert choose_preset(BIG, "cuda", peak_bytes(BIG, MEMORY_PRESETS[name])).name == name
     with pytest.raises(CapacityError, match=r"5\.0 GB are free.*mini"):
-        choose(BIG, "cuda", 5 * GB)
-    assert choose(PRESETS["mini"].model, "cuda", 4 * GB).name == "a100"
+        choose_preset(BIG, "cuda", 5 * GB)
+    assert choose_preset(PRESETS["mini"].model, "cuda", 4 * GB).name == "a100"
 
 
 def test_a_name_and_the_environment_overrule(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(ENVIRONMENT, "16g")
-    assert choose(BIG, "cuda", 80 * GB).name == "16g"
-    assert choose(BIG, "cuda", 80 * GB, "24g").name == "24g"
+    assert choose_preset(BIG, "cuda", 80 * GB).name == "16g"
+    assert choose_preset(BIG, "cuda", 80 * GB, "24g").name == "24g"
     with pytest.raises(RequestError, match="no memory preset 4g: there are a100, 48g, 24g, 16g, 8g, cpu"):
-        choose(BIG, "cuda", 80 * GB, "4g")
-    assert choose(BIG, "cpu", 80 * GB).name == "16g"  # named, a preset may be used anywhere
+        choose_preset(BIG, "cuda", 80 * GB, "4g")
+    assert choose_preset(BIG, "cpu", 80 * GB).name == "16g"  # named, a preset may be used anywhere
 
 
 def test_free_memory_decides_how_a_model_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(ENVIRONMENT, raising=False)
-    assert device.fit_place(PRESETS["mini"].model, "cpu") == device.pick_place("cpu")
+    assert device.placement_for(PRESETS["mini"].model, "cpu") == device.default_placement("cpu")
     assert not device.has_room(BIG) or torch.cuda.is_available()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (16 * GB, 17 * GB))
-    assert device.fit_place(BIG).memory == MEMORY["16g"]
+    assert device.placement_for(BIG).memory == MEMORY_PRESETS["16g"]
     assert device.has_room(BIG)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (5 * GB, 6 * GB))
     assert not device.has_room(BIG)
@@ -152,5 +156,5 @@ def test_the_readme_tells_the_predicted_peaks(name: str) -> None:
     text = (Path(__file__).resolve().parents[2] / name).read_text(encoding="utf-8")
     told = re.findall(r"^\| `(\w+)` \|.*?\| (\d+\.\d) GB \|", text, flags=re.M)
     assert {row: float(peak) for row, peak in told} == {
-        name: round(peak_bytes(BIG, row) / GB, 1) for name, row in MEMORY.items()
+        name: round(peak_bytes(BIG, row) / GB, 1) for name, row in MEMORY_PRESETS.items()
     }

@@ -8,29 +8,29 @@ import pytest
 import torch
 from torch import nn
 
-from cogvideo.config import SamplingOptions, Weights
+from cogvideo.config import SamplingOptions, WeightFormat
 from cogvideo.inference import decoding, super_resolution
 from cogvideo.inference.sampling import ClusterSampler
-from cogvideo.models.kv_storage import Arena, Int8Arena, Run, to_int8
-from cogvideo.models.quantization import Nf4Linear, compress
-from cogvideo.runtime.device import Place, pick_place
-from cogvideo.runtime.memory_estimate import FULL, backbone_bytes, pack_bytes
-from cogvideo.runtime.memory_presets import MEMORY, MemoryPreset
-from cogvideo.runtime.placement import Settled, enlarging, settle
-from cogvideo.token_layout import Stretch
+from cogvideo.models.kv_storage import Int8KVBuffer, KVBuffer, SlotRun, quantize_int8
+from cogvideo.models.quantization import Nf4Linear, quantize_linear_layers
+from cogvideo.runtime.device import DevicePlacement, default_placement
+from cogvideo.runtime.memory_estimate import FULL, backbone_bytes, network_bytes
+from cogvideo.runtime.memory_presets import MEMORY_PRESETS, MemoryPreset
+from cogvideo.runtime.placement import PlacedModels, place_models, upscaler_on_device
+from cogvideo.token_layout import KeyRange
 from kernels.w8a16 import Int8Linear
 from tests.support.small_lm import random_frames, video_lm
 from tests.support.toy_model import CONFIG as TOY
 from tests.support.toy_model import toy_models
 
 DEVICE = torch.device("cpu")
-EXACT = MEMORY["cpu"]
+EXACT = MEMORY_PRESETS["cpu"]
 TEXT, LENGTH = torch.tensor([[70, 71, 72]]), torch.tensor([3])
 CLIP = torch.arange(5 * 16).view(1, 5, 16) * 7 % 64
 
 
-def held(memory: MemoryPreset, dtype: torch.dtype = torch.float32) -> Settled:
-    return settle(toy_models(), Place(DEVICE, dtype, memory))
+def held(memory: MemoryPreset, dtype: torch.dtype = torch.float32) -> PlacedModels:
+    return place_models(toy_models(), DevicePlacement(DEVICE, dtype, memory))
 
 
 def relative(got: torch.Tensor, wanted: torch.Tensor) -> float:
@@ -41,7 +41,7 @@ def relative(got: torch.Tensor, wanted: torch.Tensor) -> float:
 
 
 @pytest.mark.parametrize("weights, least, most", [("int8", 0.001, 0.05), ("bnb8", 0.001, 0.05), ("nf4", 0.05, 0.8)])
-def test_fewer_bits_draw_nearly_the_same(weights: Weights, least: float, most: float) -> None:
+def test_fewer_bits_draw_nearly_the_same(weights: WeightFormat, least: float, most: float) -> None:
     exact, small = toy_models(), held(replace(EXACT, weights=weights))
     for one, other in ((exact.stage1, small.stage1), (exact.stage2, small.stage2)):
         wanted, got = (lm.forward_training(TEXT, LENGTH, CLIP) for lm in (one, other))
@@ -52,14 +52,14 @@ def test_fewer_bits_draw_nearly_the_same(weights: Weights, least: float, most: f
 
 
 @pytest.mark.parametrize("weights", ["exact", "int8", "nf4"])
-def test_weights_take_what_is_predicted(weights: Weights) -> None:
+def test_weights_take_what_is_predicted(weights: WeightFormat) -> None:
     memory = replace(EXACT, weights=weights)
     models = held(memory)
     tensors = (*models.stage1.transformer.parameters(), *models.stage1.transformer.buffers())
     assert sum(tensor.nbytes for tensor in tensors) == backbone_bytes(TOY, memory, FULL)
     for part in ("stage1", "stage2", "superres"):
         own = getattr(models, part).mixins
-        assert sum(t.nbytes for t in (*own.parameters(), *own.buffers())) == pack_bytes(TOY, part, memory, FULL)
+        assert sum(t.nbytes for t in (*own.parameters(), *own.buffers())) == network_bytes(TOY, part, memory, FULL)
 
 
 @pytest.mark.parametrize("shape", [(7, 9), (24, 24), (96, 64)])
@@ -76,9 +76,9 @@ def test_four_bits_are_those_of_the_library(shape: tuple[int, int]) -> None:
 
 def test_what_is_small_already_is_left_alone() -> None:
     lm = video_lm(1)
-    compress(lm, "int8", DEVICE, torch.float32)
+    quantize_linear_layers(lm, "int8", DEVICE, torch.float32)
     first = lm.transformer.layers[0].mlp.dense_h_to_4h
-    compress(lm, "int8", DEVICE, torch.float32)
+    quantize_linear_layers(lm, "int8", DEVICE, torch.float32)
     assert lm.transformer.layers[0].mlp.dense_h_to_4h is first
 
 
@@ -87,20 +87,20 @@ def test_what_is_small_already_is_left_alone() -> None:
 
 def test_eight_bit_keys_are_within_half_a_step() -> None:
     x = torch.randn(2, 1, 3, 5, 8) * torch.tensor([1e-3, 1.0, 100.0])[:, None, None]
-    codes, scales = to_int8(x)
+    codes, scales = quantize_int8(x)
     assert ((codes * scales - x).abs() <= scales * 0.5001).all()
-    codes, scales = to_int8(torch.zeros(4, 8, dtype=torch.float16))
+    codes, scales = quantize_int8(torch.zeros(4, 8, dtype=torch.float16))
     assert torch.equal(codes * scales, torch.zeros(4, 8, dtype=torch.float16))
 
 
 def test_both_arenas_keep_the_same() -> None:
-    like, places, run = torch.zeros(1), torch.tensor([0, 1, 4]), Run(Stretch(0, 6), 1, None)
+    like, places, run = torch.zeros(1), torch.tensor([0, 1, 4]), SlotRun(KeyRange(0, 6), 1, None)
     first, last = torch.randn(2, 1, 2, 3, 8), torch.randn(2, 1, 2, 1, 8)
     seen = []
-    for kind in (Arena, Int8Arena):
+    for kind in (KVBuffer, Int8KVBuffer):
         arena = kind(1, 2, 7, 8, like)
-        arena.keep(torch.arange(7), torch.zeros(2, 1, 2, 7, 8))
-        arena.keep(places, first)
+        arena.write(torch.arange(7), torch.zeros(2, 1, 2, 7, 8))
+        arena.write(places, first)
         seen.append(arena.append(run, last))
     for wanted, got in zip(seen[0][:2], seen[1][:2]):
         assert got.shape == wanted.shape == (1, 2, 6, 8)
@@ -131,21 +131,21 @@ def test_scores_from_an_eight_bit_cache_are_nearly_the_same(stage: int, guided: 
 
 
 def test_streamed_super_resolution_is_exact_beside_weights_in_fewer_bits() -> None:
-    memory = replace(EXACT, stream=True, weights="int8", swap=True)
-    place, exact, models = Place(DEVICE, torch.float32, memory), toy_models(), held(memory)
+    memory = replace(EXACT, stream_layers=True, weights="int8", swap_networks=True)
+    place, exact, models = DevicePlacement(DEVICE, torch.float32, memory), toy_models(), held(memory)
     sampler, options = ClusterSampler(torch.arange(64) % 9), SamplingOptions().superres
     wish = (CLIP[0], [70, 71, 72], sampler, options, 7, 2)
-    wanted = torch.cat([part.tokens for part in super_resolution.draw(exact.superres, *wish)])
+    wanted = torch.cat([part.tokens for part in super_resolution.upscale(exact.superres, *wish)])
     for _ in range(2):  # also the second time
-        with enlarging(models.superres, place) as layers:
+        with upscaler_on_device(models.superres, place) as layers:
             assert layers is not None
-            got = torch.cat([part.tokens for part in super_resolution.draw(models.superres, *wish, layers=layers)])
+            got = torch.cat([part.tokens for part in super_resolution.upscale(models.superres, *wish, layers=layers)])
         assert torch.equal(got, wanted)
     assert isinstance(models.stage1.transformer.layers[0].mlp.dense_h_to_4h, Int8Linear)
 
 
 def test_offloaded_matrices_are_there_only_for_their_product() -> None:
-    exact, models = toy_models(), held(pick_place("cpu", offload=True).memory)
+    exact, models = toy_models(), held(default_placement("cpu", offload=True).memory)
     wanted, got = (lm.forward_training(TEXT, LENGTH, CLIP) for lm in (exact.stage1, models.stage1))
     torch.testing.assert_close(got, wanted)
     wanted, got = (lm(TEXT, LENGTH, CLIP[:, 0]) for lm in (exact.superres, models.superres))

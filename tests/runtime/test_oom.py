@@ -15,33 +15,33 @@ import numpy as np
 import pytest
 import torch
 
-from cogvideo.errors import OutOfMemory
-from cogvideo.jobs.follow_ups import go_on
-from cogvideo.jobs.model_registry import Offer
+from cogvideo.errors import OutOfMemoryError
+from cogvideo.jobs.follow_ups import follow_up
+from cogvideo.jobs.model_registry import ModelEntry
 from cogvideo.jobs.queue import Limits
-from cogvideo.jobs.service import Jobs
-from cogvideo.jobs.state import View
-from cogvideo.media.video import Film
+from cogvideo.jobs.service import JobService
+from cogvideo.jobs.state import JobState
+from cogvideo.media.video import VideoWriter
 from cogvideo.pipeline import CogVideoPipeline
 from cogvideo.request import VideoRequest
-from cogvideo.runtime.device import Place
-from cogvideo.runtime.memory_presets import MEMORY
+from cogvideo.runtime.device import DevicePlacement
+from cogvideo.runtime.memory_presets import MEMORY_PRESETS
 from tests.jobs.test_service import KEY
 from tests.support.toy_model import TOY, ToyModels, toy_models, write_toy
 
-WISH = VideoRequest("小猫", seed=3, frames=9, seconds=2.0)
+WISH = VideoRequest("小猫", seed=3, num_frames=9, duration=2.0)
 
 STAGES = {
     "reading files": "toy.read",
     "loading": "cogvideo.pipeline.settle",
-    "codec": "cogvideo.tokenizers.image.FrameCodec.load",
+    "codec": "cogvideo.tokenizers.image.ImageTokenizer.load",
     "first frame": "cogvideo.inference.keyframes.decode.first_frame",
-    "preview": "cogvideo.tokenizers.image.FrameCodec.decode_partial",
+    "preview": "cogvideo.tokenizers.image.ImageTokenizer.decode_partial",
     "keyframes": "cogvideo.inference.keyframes.decode.keyframes",
     "interpolation": "cogvideo.inference.interpolation.decode.interpolate",
     "super-resolution": "cogvideo.models.superres_lm.SuperResLM.layer",
-    "scores": "cogvideo.models.superres_lm.SuperResLM.scores",
-    "decoding": "cogvideo.tokenizers.image.FrameCodec.decode",
+    "scores": "cogvideo.models.superres_lm.SuperResLM.logits",
+    "decoding": "cogvideo.tokenizers.image.ImageTokenizer.decode",
 }
 
 
@@ -58,12 +58,12 @@ class Server:
         self.networks: list[weakref.ref[torch.nn.Module]] = []
         self.asked: list[str | None] = []
         self.read_fails = False
-        offer = Offer(TOY, self.make, lambda: None)
-        self.jobs = Jobs(folder / "data", TOY, lambda: self.make(None), Film, Limits(), [offer])
+        offer = ModelEntry(TOY, self.make, lambda: None)
+        self.jobs = JobService(folder / "data", TOY, lambda: self.make(None), VideoWriter, Limits(), [offer])
 
     def make(self, memory: str | None) -> CogVideoPipeline:
         self.asked.append(memory)
-        place = Place(torch.device("cpu"), torch.float32, MEMORY[memory or "cpu"])
+        place = DevicePlacement(torch.device("cpu"), torch.float32, MEMORY_PRESETS[memory or "cpu"])
         return CogVideoPipeline(TOY, place, self.folder, self.read)
 
     def read(self, *_: object) -> ToyModels:
@@ -78,10 +78,10 @@ class Server:
         return sum(network() is not None for network in self.networks)
 
 
-def ended(jobs: Jobs, job: str) -> View:
+def ended(jobs: JobService, job: str) -> JobState:
     """The job's last view."""
 
-    async def wait() -> View:
+    async def wait() -> JobState:
         return [view async for view in jobs.follow(job, tick=0.01)][-1]
 
     return asyncio.run(wait())
@@ -108,11 +108,11 @@ def test_the_server_lives_and_offers_the_same_seed_with_less(
         view = ended(jobs, jobs.submit(WISH, KEY).id)
         server.read_fails = False
     assert view.status == "failed" and view.error is not None
-    assert view.smaller in MEMORY
+    assert view.smaller in MEMORY_PRESETS
     for sentence in view.error:
         assert f"--memory {view.smaller}" in sentence
     assert server.held() == 0
-    (again,) = go_on(jobs, view.id, "smaller", KEY)
+    (again,) = follow_up(jobs, view.id, "smaller", KEY)
     view = ended(jobs, again.id)
     assert (view.status, view.memory, view.request) == ("done", again.memory, WISH)
 
@@ -126,14 +126,14 @@ def test_what_only_looks_at_a_picture_frees_everything_too(tmp_path: Path, monke
         networks.extend(weakref.ref(network) for network in models)
         return models
 
-    pipe = CogVideoPipeline(TOY, Place(torch.device("cpu"), torch.float32), tmp_path, read)
+    pipe = CogVideoPipeline(TOY, DevicePlacement(torch.device("cpu"), torch.float32), tmp_path, read)
     picture = np.zeros((32, 32, 3), np.uint8)
     tokens = pipe.encode(picture)
     for name, look in (("encode", lambda: pipe.encode(picture)), ("decode", lambda: pipe.decode(tokens))):
         pipe.load()
         with monkeypatch.context() as broken:
-            broken.setattr(f"cogvideo.tokenizers.image.FrameCodec.{name}", full)
-            with pytest.raises(OutOfMemory, match="the same seed"):
+            broken.setattr(f"cogvideo.tokenizers.image.ImageTokenizer.{name}", full)
+            with pytest.raises(OutOfMemoryError, match="the same seed"):
                 look()
         gc.collect()
         assert not any(network() for network in networks)

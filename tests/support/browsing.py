@@ -15,7 +15,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from cogvideo.jobs.service import Jobs
+from cogvideo.jobs.service import JobService
 from tests.support.fakes import FakePipeline
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -52,7 +52,7 @@ class Site:
     """A served page, its jobs and the pipeline behind them."""
 
     url: str
-    jobs: Jobs
+    jobs: JobService
     fake: FakePipeline
 
 

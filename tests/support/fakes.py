@@ -9,30 +9,30 @@ from dataclasses import replace
 
 import numpy as np
 
-from cogvideo.config import CLIP_FRAMES, PRESETS
+from cogvideo.config import FRAME_COUNTS, PRESETS
 from cogvideo.errors import Cancelled
 from cogvideo.events import (
-    Done,
     Event,
     Frames,
-    KeyframeDone,
-    KeyframePainted,
-    LevelDone,
+    FrameUpscaled,
+    KeyframeCompleted,
+    KeyframePreview,
     Loading,
     Progress,
+    RoundCompleted,
     StageName,
-    SuperResolved,
     Tokens,
+    VideoCompleted,
 )
-from cogvideo.jobs.service import Jobs
+from cogvideo.jobs.service import JobService
 from cogvideo.media.images import side_by_side
-from cogvideo.media.video import Film
+from cogvideo.media.video import VideoWriter
 from cogvideo.request import VideoRequest, tokens_per_stage
 from cogvideo.token_frames import TokenFrames
-from cogvideo.tokenizers.prompt import CheckedPrompt, Reading, clean_prompt
+from cogvideo.tokenizers.prompt import CheckedPrompt, TokenizedPrompt, clean_prompt
 
 SIDE = 64
-PRESET = replace(PRESETS["mini"], enlarge=True)
+PRESET = replace(PRESETS["mini"], upscale_by_default=True)
 
 
 class FakePipeline:
@@ -48,12 +48,12 @@ class FakePipeline:
         self.most_busy = 0
         self.started: list[VideoRequest] = []
         self.loaded = self.unloaded = 0
-        self.kind, self.memory = "cpu", "cpu"
+        self.device_type, self.memory = "cpu", "cpu"
         self.fail: Exception | None = None
 
     @property
-    def how(self) -> str:
-        return f"{self.kind}-{self.memory}"
+    def profile_key(self) -> str:
+        return f"{self.device_type}-{self.memory}"
 
     def step(self, count: int = 1) -> None:
         self._steps.release(count)
@@ -70,14 +70,14 @@ class FakePipeline:
         while self._steps.acquire(blocking=False):
             pass
 
-    def check(self, request: VideoRequest) -> CheckedPrompt:
+    def check_inputs(self, request: VideoRequest) -> CheckedPrompt:
         text, notes = clean_prompt(request.prompt)
         return CheckedPrompt(text, tuple(notes))
 
-    def read(self, request: VideoRequest) -> Reading:
+    def tokenize_prompt(self, request: VideoRequest) -> TokenizedPrompt:
         """One piece per character; 猹 is unknown; eight pieces are the limit."""
         text, _ = clean_prompt(request.prompt)
-        return Reading(tuple((character, character != "猹") for character in text), 8)
+        return TokenizedPrompt(tuple((character, character != "猹") for character in text), 8)
 
     def load(self) -> None:
         self.loaded += 1
@@ -108,43 +108,43 @@ class FakePipeline:
         plan = tokens_per_stage(PRESET.model, request)
         self._done, self._total = 0, sum(plan.values())
         yield Loading("model", 1, 1)
-        clips = [moving_square(CLIP_FRAMES[-1], seed) for seed in request.seeds]
-        if request.clip is None:
+        clips = [moving_square(FRAME_COUNTS[-1], seed) for seed in request.seeds]
+        if request.initial_tokens is None:
             yield from self._keyframes(request, clips, stop)
-        frames = side_by_side([at_level(clip, request.started_rounds) for clip in clips])
-        yield LevelDone(request.started_rounds, frames, token_clip(request, request.started_rounds))
-        for level in range(request.started_rounds + 1, request.rounds + 1 if request.drafts == 1 else 0):
+        frames = side_by_side([at_level(clip, request.completed_rounds) for clip in clips])
+        yield RoundCompleted(request.completed_rounds, frames, token_clip(request, request.completed_rounds))
+        for level in range(request.completed_rounds + 1, request.rounds + 1 if request.num_drafts == 1 else 0):
             self._wait(stop)
             frames = at_level(clips[0], level)
-            yield self._progress("interpolate", (CLIP_FRAMES[level] - CLIP_FRAMES[level - 1]))
-            yield LevelDone(level, frames, token_clip(request, level))
+            yield self._progress("interpolate", (FRAME_COUNTS[level] - FRAME_COUNTS[level - 1]))
+            yield RoundCompleted(level, frames, token_clip(request, level))
         if plan["superres"]:
             self._wait(stop)
             for index, frame in enumerate(frames):
                 self._done += plan["superres"] // len(frames)
                 yield Progress("superres", self._done, self._total)
-                yield SuperResolved(index, len(frames), frame)
-        yield Done(frames, request.frames_per_second, request.seed)
+                yield FrameUpscaled(index, len(frames), frame)
+        yield VideoCompleted(frames, request.frames_per_second, request.seed)
 
     def _keyframes(
         self, request: VideoRequest, clips: list[Frames], stop: Callable[[], bool]
     ) -> Generator[Event, None, None]:
         """Half a keyframe at every other step, of all drafts together; a given one takes no step."""
         half = PRESET.model.tokens_per_frame // 2
-        stage: StageName = "drafts" if request.drafts > 1 else "keyframes"
-        for index in range(CLIP_FRAMES[0]):
+        stage: StageName = "drafts" if request.num_drafts > 1 else "keyframes"
+        for index in range(FRAME_COUNTS[0]):
             pictures = [at_level(clip, 0)[index] for clip in clips]
             if index or request.first_frame is None:
                 self._wait(stop)
-                yield self._progress(stage, request.drafts / 2)
+                yield self._progress(stage, request.num_drafts / 2)
                 for draft, picture in enumerate(pictures):
-                    yield KeyframePainted(index, half, picture, draft)
+                    yield KeyframePreview(index, half, picture, draft)
                 self._wait(stop)
                 if self.fail:
                     raise self.fail
-                yield self._progress(stage, request.drafts / 2)
+                yield self._progress(stage, request.num_drafts / 2)
             for draft, picture in enumerate(pictures):
-                yield KeyframeDone(index, picture, draft)
+                yield KeyframeCompleted(index, picture, draft)
 
     def _progress(self, stage: StageName, frames: float) -> Progress:
         self._done += int(frames * PRESET.model.tokens_per_frame)
@@ -160,12 +160,12 @@ class FakePipeline:
 
 def at_level(clip: Frames, level: int) -> Frames:
     """The frames of the longest clip [33, ...] that a level has."""
-    return clip[:: (CLIP_FRAMES[-1] - 1) // (CLIP_FRAMES[level] - 1)]
+    return clip[:: (FRAME_COUNTS[-1] - 1) // (FRAME_COUNTS[level] - 1)]
 
 
 def token_clip(request: VideoRequest, level: int) -> Tokens:
     """Tokens that say which seed and which moment they are of: [B, F, N]."""
-    moments = at_level(np.arange(CLIP_FRAMES[-1]), level)
+    moments = at_level(np.arange(FRAME_COUNTS[-1]), level)
     seeds = np.array(request.seeds) % 100
     marks = 100 * moments + seeds[:, None]  # [B, F]
     return np.repeat(marks[..., None], PRESET.model.tokens_per_frame, axis=2)
@@ -181,7 +181,7 @@ def moving_square(count: int, seed: int) -> Frames:
     return frames
 
 
-class PlainFilm(Film):
+class PlainFilm(VideoWriter):
     """Stands for the mp4 where only the file's existence matters."""
 
     def _encode(self) -> None:
@@ -193,7 +193,7 @@ class PlainFilm(Film):
 
 
 @contextmanager
-def killed(jobs: Jobs) -> Iterator[None]:
+def killed(jobs: JobService) -> Iterator[None]:
     """Inside the block `jobs` is as kill -9 leaves it: nothing more is written, and the system has dropped the lock."""
     with jobs._queue.changed:
         jobs._lock_file.close()

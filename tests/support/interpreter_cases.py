@@ -23,13 +23,13 @@ from tests.kernels.test_attention_kernels import (
 
 
 def local(case: Case, dtype: torch.dtype) -> list[float]:
-    reason = local_attention.why_not(torch.empty(1, 1, 1, case.head, dtype=dtype))
+    reason = local_attention.unsupported_reason(torch.empty(1, 1, 1, case.head, dtype=dtype))
     assert reason is None, reason
     return largest_differences(local_attention.local_attention, case, dtype)
 
 
 def decode(step: Step, dtype: torch.dtype) -> list[float]:
-    reason = decode_attention.why_not(channels(step, dtype))
+    reason = decode_attention.unsupported_reason(channels(step, dtype))
     assert reason is None, reason
     return decode_differences(decode_attention.decode_attention, step, dtype)
 

@@ -22,13 +22,15 @@ from tests.kernels.test_gpu_decode_kernels import (
 
 def product(name: str, dtype: torch.dtype) -> float:
     rows, inputs, outputs = PRODUCTS[name]
-    reason = w8a16.why_not(torch.empty(rows, inputs, dtype=dtype), torch.empty(outputs, inputs, dtype=torch.int8))
+    reason = w8a16.unsupported_reason(
+        torch.empty(rows, inputs, dtype=dtype), torch.empty(outputs, inputs, dtype=torch.int8)
+    )
     assert reason is None, reason
     return product_difference(w8a16.linear, name, dtype)
 
 
 def sandwich(shape: tuple[int, ...], dtype: torch.dtype) -> float:
-    reason = sandwich_norm.why_not(torch.empty(shape, dtype=dtype))
+    reason = sandwich_norm.unsupported_reason(torch.empty(shape, dtype=dtype))
     assert reason is None, reason
     return max(sandwich_differences(sandwich_norm.sandwich_norm, shape, dtype))
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cogvideo.config import ModelConfig
-from cogvideo.token_layout import Layout, Sight, Stage
+from cogvideo.token_layout import Stage, TokenLayout, Visibility
 
 Weights = dict[str, Tensor]
 
@@ -29,7 +29,7 @@ def video_logits(
     both: bool = True,
 ) -> Tensor:
     """text ids, clip [F, N] (both False: [1, N]) -> [F, N, image_tokens]; given frames get no temporal boost."""
-    layout, (frames, size) = Layout(config), clip.shape
+    layout, (frames, size) = TokenLayout(config), clip.shape
     given = (0,) if stage == 1 else layout.given
     places = [(-1, i) for i in range(len(text))] + [(f, k) for f in range(frames) for k in range(size)]
     spatial = torch.full((len(places), len(places)), -math.inf)
@@ -43,11 +43,11 @@ def video_logits(
                 continue
             if frame < 0:
                 continue
-            if frame == seen and sees(layout.spatial_sight(stage, frame), slot, other):
+            if frame == seen and sees(layout.spatial_visibility(stage, frame), slot, other):
                 spatial[a, b] = 0.0
             for parity, table in enumerate(temporal):
                 near = stage == 1 or same_region(layout, parity, slot, other)
-                if near and sees(layout.temporal_sight(stage, frame, seen), slot, other):
+                if near and sees(layout.temporal_visibility(stage, frame, seen), slot, other):
                     table[a, b] = 0.0
     x = torch.stack([embed(weights, layout, text, clip, place) for place in places])
     hidden = run(weights, config, x, spatial, temporal if both else None, len(text))
@@ -55,11 +55,11 @@ def video_logits(
     return logits.view(frames, size, -1)
 
 
-def sees(sight: Sight, slot: int, other: int) -> bool:
-    return sight is Sight.ALL or (sight is Sight.CAUSAL and other <= slot)
+def sees(sight: Visibility, slot: int, other: int) -> bool:
+    return sight is Visibility.ALL or (sight is Visibility.CAUSAL and other <= slot)
 
 
-def same_region(layout: Layout, parity: int, cell: int, other: int) -> bool:
+def same_region(layout: TokenLayout, parity: int, cell: int, other: int) -> bool:
     """Same window, and on odd layers not across the edge around which shifted windows wrap."""
     height, width = layout.config.grid
     window = layout.config.window
@@ -72,7 +72,7 @@ def same_region(layout: Layout, parity: int, cell: int, other: int) -> bool:
     return part(rows[0], height) == part(rows[1], height) and part(columns[0], width) == part(columns[1], width)
 
 
-def embed(weights: Weights, layout: Layout, text: Sequence[int], clip: Tensor, place: tuple[int, int]) -> Tensor:
+def embed(weights: Weights, layout: TokenLayout, text: Sequence[int], clip: Tensor, place: tuple[int, int]) -> Tensor:
     frame, slot = place
     words = weights["transformer.word_embeddings.weight"]
     base = weights["transformer.position_embeddings.weight"]

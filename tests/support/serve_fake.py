@@ -22,10 +22,10 @@ sys.path[:0] = [str(ROOT)]
 import numpy as np  # noqa: E402
 
 from cogvideo.errors import Cancelled  # noqa: E402
-from cogvideo.events import Event, KeyframePainted, Loading, Progress  # noqa: E402
+from cogvideo.events import Event, KeyframePreview, Loading, Progress  # noqa: E402
 from cogvideo.jobs.queue import Limits  # noqa: E402
-from cogvideo.jobs.service import Jobs  # noqa: E402
-from cogvideo.media.video import Film  # noqa: E402
+from cogvideo.jobs.service import JobService  # noqa: E402
+from cogvideo.media.video import VideoWriter  # noqa: E402
 from cogvideo.request import VideoRequest  # noqa: E402
 from cogvideo.web import server  # noqa: E402
 from tests.support.fakes import PRESET, FakePipeline  # noqa: E402
@@ -70,7 +70,7 @@ class Logged(FakePipeline):
                         raise Cancelled
                     yield Progress(event.stage, token, event.total)
                 done = event.done
-            yield replace(event, frame=noise) if isinstance(event, KeyframePainted) else event
+            yield replace(event, frame=noise) if isinstance(event, KeyframePreview) else event
 
 
 def main() -> None:
@@ -81,7 +81,7 @@ def main() -> None:
     options = parser.parse_args()
     fake = Logged(options.data / "work.log")
     limits = Limits(waiting=options.waiting, preview_seconds=0)
-    jobs = Jobs(options.data, PRESET, lambda: fake, Film, limits)
+    jobs = JobService(options.data, PRESET, lambda: fake, VideoWriter, limits)
     server.serve(jobs, "127.0.0.1", options.port)
     jobs.start(preload=True)
     print("up", flush=True)

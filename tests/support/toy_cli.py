@@ -22,7 +22,7 @@ def set_up(site: dict[str, Any]) -> None:
     rows = [row | {name: tuple(row[name]) for name in ("hub", "urls")} for row in site["files"]]
     catalog.COGVIDEO = tuple(catalog.PublishedFile(**row) for row in rows)  # type: ignore[misc]
     preset = config.PRESETS["cogvideo"]
-    config.PRESETS["cogvideo"] = config.replace(preset, model=config.resize(preset.model, site["model"]))
+    config.PRESETS["cogvideo"] = config.replace(preset, model=config.resize_model(preset.model, site["model"]))
 
 
 def watch_films() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from cogvideo.tokenizers.image import FrameCodec, build_codec
+from cogvideo.tokenizers.image import ImageTokenizer, build_vqvae
 
 CONFIG: dict[str, Any] = {
     "levels": 2,
@@ -38,13 +38,13 @@ def write_codec(folder: Path, image_tokens: int = 64) -> None:
     config["quantize_config"]["params"]["n_embed"] = image_tokens
     (folder / "codec.json").write_text(json.dumps(config))
     torch.manual_seed(0)
-    model = build_codec(folder / "codec.json")
+    model = build_vqvae(folder / "codec.json")
     model.quantize.embed.weight.data.normal_()
     save_file({k: v.half().contiguous() for k, v in model.state_dict().items()}, folder / "codec.safetensors")
 
 
-def toy_codec(folder: Path, image_tokens: int = 64) -> FrameCodec:
+def toy_codec(folder: Path, image_tokens: int = 64) -> ImageTokenizer:
     from cogvideo.config import PRESETS
 
     write_codec(folder, image_tokens)
-    return FrameCodec.load(PRESETS["mini"], folder=folder)
+    return ImageTokenizer.load(PRESETS["mini"], folder=folder)

@@ -13,7 +13,7 @@ from cogvideo.config import PRESETS, ModelConfig, Preset, SamplingOptions
 from cogvideo.models.superres_lm import SuperResLM
 from cogvideo.models.video_lm import VideoLM
 from cogvideo.pipeline import CogVideoPipeline
-from cogvideo.runtime.device import Place
+from cogvideo.runtime.device import DevicePlacement
 from tests.support.toy_codec import write_codec
 from tests.support.toy_text import train_text_model
 
@@ -74,4 +74,4 @@ def toy_pipeline(folder: Path) -> CogVideoPipeline:
     """The real pipeline with toy networks; what else it reads is written to `folder`."""
     write_toy(folder)
     models = toy_models()
-    return CogVideoPipeline(TOY, Place(torch.device("cpu"), torch.float32), folder, lambda *_: models)
+    return CogVideoPipeline(TOY, DevicePlacement(torch.device("cpu"), torch.float32), folder, lambda *_: models)

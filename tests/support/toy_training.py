@@ -15,15 +15,15 @@ import torch
 from cogvideo.data.dataset import TokenClip
 from cogvideo.tokenizers.text import TextTokenizer
 from cogvideo.training.decoder_task import DecoderOptions, DecoderTask
-from cogvideo.training.network_task import Part, PartOptions, PartTask
-from cogvideo.training.trainer import RunOptions, Trainer
-from cogvideo.training.vqvae_data import PictureOptions
-from cogvideo.training.vqvae_task import CodecOptions, CodecTask
+from cogvideo.training.network_task import NetworkTask, NetworkTaskOptions, Part
+from cogvideo.training.trainer import Trainer, TrainerOptions
+from cogvideo.training.vqvae_data import ImageOptions
+from cogvideo.training.vqvae_task import VQVAEOptions, VQVAETask
 from tests.support.toy_codec import CONFIG as CODEC
 from tests.support.toy_model import CONFIG, TOY, toy_models
 from tests.support.toy_text import train_text_model
 
-CODEC_OPTIONS = CodecOptions(small_frames=3, fine_crops=1, warmup_steps=1, restart_every=2)
+CODEC_OPTIONS = VQVAEOptions(small_frames=3, fine_crops=1, warmup_steps=1, restart_every=2)
 
 
 class ToyClips:
@@ -41,22 +41,22 @@ class ToyClips:
         return TokenClip(f"一只{'熊猫小猫'[index % 2 * 2 :][:2]}在草地上向右跑", 4.0, frames, fine)
 
 
-def part_task(folder: Path, part: Part, **options: object) -> PartTask:
+def part_task(folder: Path, part: Part, **options: object) -> NetworkTask:
     path = folder / "text.model"
     tokenizer = TextTokenizer(path if path.exists() else train_text_model(folder), CONFIG.image_tokens)
     models = toy_models()
     network = models.stage1 if part == "backbone" else getattr(models, part)
-    chosen = PartOptions(**{"batch": 4, **options})  # type: ignore[arg-type]
-    return PartTask(network.train(), part, ToyClips(), TOY, tokenizer, chosen)
+    chosen = NetworkTaskOptions(**{"batch": 4, **options})  # type: ignore[arg-type]
+    return NetworkTask(network.train(), part, ToyClips(), TOY, tokenizer, chosen)
 
 
-def random_pictures(rng: np.random.Generator, options: PictureOptions) -> tuple[np.ndarray, np.ndarray]:
+def random_pictures(rng: np.random.Generator, options: ImageOptions) -> tuple[np.ndarray, np.ndarray]:
     count = options.small_frames + options.fine_crops
     return rng.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8), np.zeros((count, 32, 32), np.float32)
 
 
-def codec_task(folder: Path) -> CodecTask:
-    return CodecTask(_toy_codec(folder), random_pictures, CODEC_OPTIONS, seed=0)
+def codec_task(folder: Path) -> VQVAETask:
+    return VQVAETask(_toy_codec(folder), random_pictures, CODEC_OPTIONS, seed=0)
 
 
 def decoder_task(folder: Path, **options: float) -> DecoderTask:
@@ -67,20 +67,22 @@ def decoder_task(folder: Path, **options: float) -> DecoderTask:
 def _toy_codec(folder: Path, **decoder: int) -> Any:
     import json
 
-    from cogvideo.tokenizers.image import build_codec
+    from cogvideo.tokenizers.image import build_vqvae
 
     config = json.loads(json.dumps(CODEC))
     config["dec_configs"][1]["params"].update(decoder)
     path = folder / "codec.json"
     path.write_text(json.dumps(config))
     torch.manual_seed(0)
-    return build_codec(path)
+    return build_vqvae(path)
 
 
 def stage1_run(folder: Path, steps: int, accumulate: int = 1) -> Trainer:
     """A run that saves after every step."""
     folder.mkdir(parents=True, exist_ok=True)
-    options = RunOptions(steps, 1e-2, warmup=1, average=0.9, accumulate=accumulate, save_minutes=0.0, picture_every=0)
+    options = TrainerOptions(
+        steps, 1e-2, warmup=1, ema_decay=0.9, gradient_accumulation_steps=accumulate, save_minutes=0.0, preview_every=0
+    )
     return Trainer(part_task(folder, "stage1"), options, folder)
 
 
@@ -101,7 +103,7 @@ def main() -> None:
     trainer.update = told  # type: ignore[method-assign]
     trainer.run()
     codec = codec_task(folder)
-    run = Trainer(codec, RunOptions(6, picture_every=0), folder / "codec")
+    run = Trainer(codec, TrainerOptions(6, preview_every=0), folder / "codec")
     for _ in range(6):
         run.update()
     torch.save(codec.module.state_dict(), folder / f"codec-{process}.pt")

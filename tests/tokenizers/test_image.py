@@ -12,7 +12,7 @@ import torch
 from cogvideo.config import PRESETS
 from cogvideo.errors import WeightsError
 from cogvideo.tokenizers import image
-from cogvideo.tokenizers.image import FrameCodec
+from cogvideo.tokenizers.image import ImageTokenizer
 from cogvideo.weights import catalog
 from tests.support.toy_codec import toy_codec, write_codec
 
@@ -20,7 +20,7 @@ MINI = PRESETS["mini"]
 
 
 @pytest.fixture(scope="module")
-def codec(tmp_path_factory: pytest.TempPathFactory) -> FrameCodec:
+def codec(tmp_path_factory: pytest.TempPathFactory) -> ImageTokenizer:
     return toy_codec(tmp_path_factory.mktemp("codec"))
 
 
@@ -28,7 +28,7 @@ def picture(count: int, height: int = 32, width: int = 48) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (count, height, width, 3), dtype=np.uint8)
 
 
-def test_encode_is_icetk_with_its_normalisation(codec: FrameCodec) -> None:
+def test_encode_is_icetk_with_its_normalisation(codec: ImageTokenizer) -> None:
     from torchvision.transforms import Normalize
 
     pixels = picture(3)
@@ -39,12 +39,12 @@ def test_encode_is_icetk_with_its_normalisation(codec: FrameCodec) -> None:
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
-def test_enlarged_frames_are_brought_back_to_their_small_ones(codec: FrameCodec, share: float) -> None:
+def test_enlarged_frames_are_brought_back_to_their_small_ones(codec: ImageTokenizer, share: float) -> None:
     tokens = torch.randint(0, 64, (2, 16 + 144), generator=torch.Generator().manual_seed(2))
     coarse, fine = tokens.split((16, 144), dim=1)
     small, large = codec.decode(coarse, (4, 4)), codec.decode(fine, (12, 12))
     sizes = dataclasses.replace(MINI.model, grid=(4, 4))
-    seen = codec.decode_enlarged(fine, coarse, dataclasses.replace(MINI, model=sizes, back_projection=share))
+    seen = codec.decode_upscaled(fine, coarse, dataclasses.replace(MINI, model=sizes, back_projection=share))
     assert seen.shape == large.shape
 
     def apart(frames: np.ndarray) -> float:
@@ -61,13 +61,13 @@ def test_detail_of_enlarged_frames_stays() -> None:
     stripes = np.zeros((1, 24, 24, 3), np.uint8)
     stripes[:, :, ::3], stripes[:, :, 1::3], stripes[:, :, 2::3] = 150, 120, 90
     grey = np.full((1, 8, 8, 3), 120, np.uint8)
-    assert np.array_equal(image.project_back(stripes, grey, 1.0), stripes)
-    assert image.project_back(stripes, grey + np.uint8(20), 0.0) is stripes
-    lighter = image.project_back(stripes, grey + np.uint8(20), 1.0)
+    assert np.array_equal(image.back_project(stripes, grey, 1.0), stripes)
+    assert image.back_project(stripes, grey + np.uint8(20), 0.0) is stripes
+    lighter = image.back_project(stripes, grey + np.uint8(20), 1.0)
     assert np.array_equal(lighter, stripes + np.uint8(20))
 
 
-def test_decode_is_icetk_denormalised_and_clamped(codec: FrameCodec) -> None:
+def test_decode_is_icetk_denormalised_and_clamped(codec: ImageTokenizer) -> None:
     tokens = torch.randint(0, 64, (2, 24), generator=torch.Generator().manual_seed(1))
     out = codec.model.single_decode_code(tokens.view(2, 4, 6), 1)
     out = out * torch.tensor([0.30379, 0.32279, 0.32800]).view(1, 3, 1, 1)
@@ -79,25 +79,25 @@ def test_decode_is_icetk_denormalised_and_clamped(codec: FrameCodec) -> None:
 
 
 @pytest.mark.parametrize("tokens_per_pass", [1, 12, 35])
-def test_passes_change_nothing(codec: FrameCodec, tokens_per_pass: int) -> None:
+def test_passes_change_nothing(codec: ImageTokenizer, tokens_per_pass: int) -> None:
     tokens = torch.randint(0, 64, (7, 12), generator=torch.Generator().manual_seed(2))
-    parts = FrameCodec(codec.model, tokens_per_pass)
+    parts = ImageTokenizer(codec.model, tokens_per_pass)
     np.testing.assert_allclose(parts.decode(tokens, (3, 4)), codec.decode(tokens, (3, 4)), atol=1)
     assert torch.equal(parts.encode(picture(5)), codec.encode(picture(5)))
 
 
 @pytest.mark.parametrize(("tokens_per_pass", "passes"), [(1, [1] * 7), (35, [2, 2, 2, 1]), (84, [7])])
 def test_a_pass_holds_as_many_frames_as_fit(
-    codec: FrameCodec, monkeypatch: pytest.MonkeyPatch, tokens_per_pass: int, passes: list[int]
+    codec: ImageTokenizer, monkeypatch: pytest.MonkeyPatch, tokens_per_pass: int, passes: list[int]
 ) -> None:
     seen: list[int] = []
     decode = codec.model.single_decode_code
     monkeypatch.setattr(codec.model, "single_decode_code", lambda c, level: seen.append(len(c)) or decode(c, level))
-    FrameCodec(codec.model, tokens_per_pass).decode(torch.zeros(7, 12, dtype=torch.long), (3, 4))
+    ImageTokenizer(codec.model, tokens_per_pass).decode(torch.zeros(7, 12, dtype=torch.long), (3, 4))
     assert seen == passes
 
 
-def test_partial_frames_show_what_is_there_and_a_plain_rest(codec: FrameCodec) -> None:
+def test_partial_frames_show_what_is_there_and_a_plain_rest(codec: ImageTokenizer) -> None:
     tokens = torch.randint(0, 64, (24,), generator=torch.Generator().manual_seed(3))
     whole = codec.decode(tokens[None], (4, 6))[0]
     part = codec.decode_partial(tokens[:15], (4, 6))  # two rows and a half
@@ -109,7 +109,7 @@ def test_partial_frames_show_what_is_there_and_a_plain_rest(codec: FrameCodec) -
 
 def test_unused_levels_need_no_weights(tmp_path: Path) -> None:
     write_codec(tmp_path)
-    model = FrameCodec.load(MINI, folder=tmp_path).model
+    model = ImageTokenizer.load(MINI, folder=tmp_path).model
     names = set(model.state_dict())
     assert not any("cluster_size" in name or "embed_avg" in name for name in names)
     assert all(value.device.type == "cpu" for value in model.state_dict().values())
@@ -122,13 +122,13 @@ def test_missing_and_damaged_files_are_named(tmp_path: Path, monkeypatch: pytest
     content = weights.read_bytes()
     weights.write_bytes(content[: len(content) // 2])
     with pytest.raises(WeightsError, match=r"codec\.safetensors"):
-        FrameCodec.load(MINI, folder=tmp_path)
+        ImageTokenizer.load(MINI, folder=tmp_path)
     weights.unlink()
     with pytest.raises(WeightsError, match=r"codec\.safetensors.*missing"):
-        FrameCodec.load(MINI, folder=tmp_path)
+        ImageTokenizer.load(MINI, folder=tmp_path)
     (tmp_path / "codec.json").write_text("{")
     with pytest.raises(WeightsError, match=r"codec\.json"):
-        FrameCodec.load(MINI, folder=tmp_path)
+        ImageTokenizer.load(MINI, folder=tmp_path)
 
 
 def test_weights_of_another_codec_are_refused(tmp_path: Path) -> None:
@@ -138,24 +138,24 @@ def test_weights_of_another_codec_are_refused(tmp_path: Path) -> None:
     write_codec(other, image_tokens=65)
     (other / "codec.safetensors").rename(tmp_path / "codec.safetensors")
     with pytest.raises(WeightsError, match=r"quantize\.embed\.weight"):
-        FrameCodec.load(MINI, folder=tmp_path)
+        ImageTokenizer.load(MINI, folder=tmp_path)
 
 
 def test_the_published_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`ice_image.pt` holds the whole state dict under `module`; here a small configuration stands for icetk's."""
     write_codec(tmp_path)
-    expected = FrameCodec.load(MINI, folder=tmp_path)
-    full = image.build_codec(tmp_path / "codec.json")
+    expected = ImageTokenizer.load(MINI, folder=tmp_path)
+    full = image.build_vqvae(tmp_path / "codec.json")
     full.load_state_dict({**full.state_dict(), **expected.model.state_dict()})
     monkeypatch.setattr(catalog, "ICETK_FOLDER", tmp_path)
-    monkeypatch.setattr(image, "_published_codec", lambda: image.build_codec(tmp_path / "codec.json", "meta"))
+    monkeypatch.setattr(image, "_published_codec", lambda: image.build_vqvae(tmp_path / "codec.json", "meta"))
     empty = tmp_path / "empty"
     with pytest.raises(WeightsError, match=r"ice_image\.pt.*missing"):
-        FrameCodec.load(MINI, folder=empty)
+        ImageTokenizer.load(MINI, folder=empty)
     for zipped in (True, False):  # with and without memory mapping
         torch.save({"module": full.state_dict()}, tmp_path / "ice_image.pt", _use_new_zipfile_serialization=zipped)
         pixels = picture(2)
-        assert torch.equal(FrameCodec.load(MINI, folder=empty).encode(pixels), expected.encode(pixels))
+        assert torch.equal(ImageTokenizer.load(MINI, folder=empty).encode(pixels), expected.encode(pixels))
 
 
 def test_the_published_configuration_has_the_level_we_use() -> None:

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 
 from cogvideo.config import PRESETS
 from cogvideo.errors import RequestError, WeightsError
-from cogvideo.tokenizers.prompt import CheckedPrompt, World, check_prompt, read_prompt
+from cogvideo.tokenizers.prompt import CheckedPrompt, KnownConcepts, check_prompt, tokenize_prompt
 from cogvideo.tokenizers.text import (
     TextTokenizer,
-    between_text,
     duration_text,
     first_frame_text,
+    interpolation_text,
     round_seconds,
     superres_text,
     unconditional_text,
@@ -27,7 +27,7 @@ from tests.support.toy_text import MOTIONS, SCENES, SUBJECTS, train_text_model
 
 PRESET = PRESETS["mini"]
 PROMPT = "一只熊猫在草地上向右跑"
-WORLD = World(SUBJECTS, SCENES, MOTIONS)
+WORLD = KnownConcepts(SUBJECTS, SCENES, MOTIONS)
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> TextTokenizer:
     return TextTokenizer(train_text_model(tmp_path_factory.mktemp("text")), PRESET.model.image_tokens)
 
 
-def check(prompt: str, tokenizer: TextTokenizer, world: World | None = WORLD) -> CheckedPrompt:
+def check(prompt: str, tokenizer: TextTokenizer, world: KnownConcepts | None = WORLD) -> CheckedPrompt:
     return check_prompt(prompt, tokenizer, PRESET, world)
 
 
@@ -59,7 +59,7 @@ def test_the_five_texts(tokenizer: TextTokenizer) -> None:
     assert first_frame_text(tokenizer, PRESET, PROMPT) == encode(PROMPT + " 高清摄影")
     assert video_text(tokenizer, PRESET, PROMPT, 2.0) == [*encode("2.0秒"), n, *encode(PROMPT + " 视频")]
     assert unconditional_text(tokenizer, PRESET, 1.0) == [*encode("1.0秒"), n, *encode("视频")]
-    assert between_text(tokenizer, PROMPT, 0.5) == [*encode("0.5秒"), n, *encode(PROMPT)]
+    assert interpolation_text(tokenizer, PROMPT, 0.5) == [*encode("0.5秒"), n, *encode(PROMPT)]
     assert superres_text(tokenizer, PROMPT) == encode(PROMPT)
     assert round_seconds(4.0, 3) == [2.0, 1.0, 0.5]
 
@@ -121,7 +121,7 @@ def test_every_text_of_an_accepted_prompt_fits(tokenizer: TextTokenizer) -> None
         longest = len(video_text(tokenizer, PRESET, prompt, 0.5))
         assert longest <= PRESET.model.text_length
         assert len(first_frame_text(tokenizer, PRESET, prompt)) <= PRESET.model.text_length
-        assert len(between_text(tokenizer, prompt, 0.0625)) <= PRESET.model.text_length
+        assert len(interpolation_text(tokenizer, prompt, 0.0625)) <= PRESET.model.text_length
         assert len(superres_text(tokenizer, prompt)) <= PRESET.model.superres_text_length
     assert longest > PRESET.model.text_length // 2
 
@@ -195,19 +195,21 @@ def test_missing_and_damaged_vocabularies_name_the_file(tmp_path: Path) -> None:
 
 def test_world_file(tmp_path: Path) -> None:
     path = tmp_path / "world.json"
-    assert World.load(path) == World()
+    assert KnownConcepts.load(path) == KnownConcepts()
     path.write_text(json.dumps({"subjects": ["熊猫"], "motions": ["跳"]}), encoding="utf-8")
-    assert World.load(path) == World(("熊猫",), (), ("跳",))
+    assert KnownConcepts.load(path) == KnownConcepts(("熊猫",), (), ("跳",))
 
 
 def test_a_prompt_can_be_seen_as_the_model_reads_it(tokenizer: TextTokenizer) -> None:
-    reading = read_prompt("一隻熊貓在草地上向右跑", tokenizer, PRESET)
+    reading = tokenize_prompt("一隻熊貓在草地上向右跑", tokenizer, PRESET)
     assert "".join(piece for piece, _ in reading.pieces).strip() == PROMPT
     assert len(reading.pieces) == len(tokenizer.encode(PROMPT)) <= reading.limit
     assert all(known for _, known in reading.pieces)
-    assert ("猹", False) in [(piece.strip(), known) for piece, known in read_prompt("熊猫猹", tokenizer, PRESET).pieces]
-    long = read_prompt("熊猫" * 100, tokenizer, PRESET)
+    assert ("猹", False) in [
+        (piece.strip(), known) for piece, known in tokenize_prompt("熊猫猹", tokenizer, PRESET).pieces
+    ]
+    long = tokenize_prompt("熊猫" * 100, tokenizer, PRESET)
     with pytest.raises(RequestError, match=f"{long.limit} at most"):
         check("熊猫" * 100, tokenizer)
     with pytest.raises(RequestError):
-        read_prompt("  ", tokenizer, PRESET)
+        tokenize_prompt("  ", tokenizer, PRESET)

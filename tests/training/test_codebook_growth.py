@@ -10,15 +10,21 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from cogvideo.config import ASSETS, PRESETS, find_preset
+from cogvideo.config import ASSETS, PRESETS, load_preset
 from cogvideo.data import synthetic_render
 from cogvideo.data.synthetic_world import State
 from cogvideo.errors import RequestError, WeightsError
 from cogvideo.models.loader import load_safetensors
-from cogvideo.tokenizers.image import FrameCodec
-from cogvideo.training.codebook_growth import CodeSearch, CodesOptions, add_codes, widen, widen_embeddings
+from cogvideo.tokenizers.image import ImageTokenizer
+from cogvideo.training.codebook_growth import (
+    CodebookGrowthOptions,
+    CodeSearch,
+    add_codes,
+    grow_codebook,
+    grow_embeddings,
+)
 from cogvideo.training.export import write_tensors
-from cogvideo.training.recipe_runner import EMBEDDINGS, Workshop
+from cogvideo.training.recipe_runner import EMBEDDINGS, RecipeRunner
 from cogvideo.training.vqvae_data import normalise
 from cogvideo.training.vqvae_task import encode, nearest
 from tests.support.toy_training import decoder_task
@@ -64,11 +70,11 @@ def test_k_means_brings_new_codes_to_the_middle_of_what_they_stand_for() -> None
 def test_a_new_code_begins_as_its_nearest_old_one_and_text_keeps_its_meaning() -> None:
     torch.manual_seed(0)
     small = PRESETS["mini"].model
-    wide = widen(small, MORE)
+    wide = grow_codebook(small, MORE)
     codes = torch.randn(small.image_tokens, 4)
     embeddings = torch.randn(small.vocab_size, 8)
     twins = [5, 1, 9, 7, 100, 2]
-    wider = widen_embeddings(embeddings, torch.cat([codes, codes[twins] + 1e-3]), wide)
+    wider = grow_embeddings(embeddings, torch.cat([codes, codes[twins] + 1e-3]), wide)
     assert len(wider) == wide.vocab_size == small.vocab_size + MORE
     assert torch.equal(wider[small.image_tokens : wide.image_tokens], embeddings[twins])
     assert torch.equal(wider[: small.image_tokens], embeddings[: small.image_tokens])
@@ -82,21 +88,21 @@ def test_subjects_are_looked_at_before_a_plain_ground_and_nothing_else_is(tmp_pa
     frames = rng.integers(0, 256, (6, 32, 32, 3), dtype=np.uint8)
     masks = np.zeros(frames.shape[:3], np.float32)
     masks[:, 8:16, 16:24] = 1.0  # one patch of 8 pixels
-    options = CodesOptions(small_frames=4, fine_crops=2, more=3, vectors=3)
+    options = CodebookGrowthOptions(small_frames=4, fine_crops=2, more=3, vectors=3)
     search = CodeSearch(decoder_task(tmp_path).codec, lambda rng, options: (frames, masks), options, 0)
     every = encode(search.codec, normalise(frames)).permute(0, 2, 3, 1)  # [6, 4, 4, z]
     assert torch.equal(search.vectors(), every[[2, 3, 5], 1, 2])
     masks[:] = 0.0
-    search.options = CodesOptions(small_frames=4, fine_crops=2, more=3, vectors=6 * 16)
+    search.options = CodebookGrowthOptions(small_frames=4, fine_crops=2, more=3, vectors=6 * 16)
     assert torch.equal(search.vectors(), every.flatten(0, 2))
 
 
 @needs_font
 def test_the_recipe_gives_mini_more_codes_and_its_networks_go_on(tmp_path: Path) -> None:
     recipe = make_recipe(stage2={"run": {"steps": 1, "warmup": 1}, "data": {"windows": 1}})
-    Workshop(recipe, tmp_path).make("codes")
-    preset, folder = find_preset(str(tmp_path / "model"))
-    assert preset.model == widen(PRESETS["mini"].model, MORE)
+    RecipeRunner(recipe, tmp_path).run_part("codes")
+    preset, folder = load_preset(str(tmp_path / "model"))
+    assert preset.model == grow_codebook(PRESETS["mini"].model, MORE)
     before, after = (load_file(home / "codec.safetensors") for home in (ASSETS / "mini", folder))
     old = len(before["quantize.embed.weight"])
     assert torch.equal(after["quantize.embed.weight"][:old], before["quantize.embed.weight"])
@@ -107,18 +113,18 @@ def test_the_recipe_gives_mini_more_codes_and_its_networks_go_on(tmp_path: Path)
     assert len(labels) == old + MORE
     assert len(set(labels.tolist())) == 16
 
-    Workshop(recipe, tmp_path).make("stage2")
+    RecipeRunner(recipe, tmp_path).run_part("stage2")
     networks = load_safetensors(ASSETS / "mini", PRESETS["mini"].model)
     known = networks.stage2.state_dict()[EMBEDDINGS]
-    grown = Workshop(recipe, tmp_path)._start("backbone")
+    grown = RecipeRunner(recipe, tmp_path)._start("backbone")
     assert grown is not None
     assert torch.equal(grown[EMBEDDINGS][:old].float(), known[:old])
     assert torch.equal(grown[EMBEDDINGS][old + MORE :].float(), known[old:])
 
     frames = synthetic_render.render_state(0, 0, 0, State(4.0, 4.0, 3.0, 0.0))[0][None]
-    codec = FrameCodec.load(preset, folder=folder)
+    codec = ImageTokenizer.load(preset, folder=folder)
     with_new = codec.encode(frames)
-    codec = FrameCodec.load(PRESETS["mini"])
+    codec = ImageTokenizer.load(PRESETS["mini"])
     changed = with_new != codec.encode(frames)
     assert (with_new[changed] >= old).all()  # a token is what it was, or new
 
@@ -127,8 +133,8 @@ def test_the_recipe_gives_mini_more_codes_and_its_networks_go_on(tmp_path: Path)
 def test_networks_read_the_new_codes_as_their_twins(tmp_path: Path) -> None:
     """What is drawn of tokens that were there is drawn as before, but for the chance that a twin has."""
     recipe = make_recipe(stage2={"run": {"steps": 1}, "data": {"windows": 1}})
-    workshop = Workshop(recipe, tmp_path)
-    workshop.make("codes")
+    workshop = RecipeRunner(recipe, tmp_path)
+    workshop.run_part("codes")
     world = workshop._world_task("stage2")
     assert workshop._start_folder is not None
     workshop._load_networks(world, workshop._start_folder)
@@ -149,40 +155,40 @@ def test_networks_read_the_new_codes_as_their_twins(tmp_path: Path) -> None:
 @needs_font
 def test_a_model_with_more_codes_is_a_starting_point_like_any_other(tmp_path: Path) -> None:
     once = make_recipe(stage2={"run": {"steps": 1, "warmup": 1}, "data": {"windows": 1}})
-    Workshop(once, tmp_path / "once").make("codes")
+    RecipeRunner(once, tmp_path / "once").run_part("codes")
     folder = tmp_path / "once" / "model"
     for name in ("backbone", "stage1", "stage2", "superres"):
-        part = Workshop(once, tmp_path / "once")._start(name)
+        part = RecipeRunner(once, tmp_path / "once")._start(name)
         assert part is not None
         write_tensors(part, folder / f"{name}.safetensors")
     again = make_recipe(start=str(folder), stage2=once["stage2"])
     for part in ("codes", "stage2"):
-        Workshop(again, tmp_path / "again").make(part)
-    preset, grown = find_preset(str(tmp_path / "again" / "model"))
-    assert preset.model == widen(PRESETS["mini"].model, 2 * MORE)
+        RecipeRunner(again, tmp_path / "again").run_part(part)
+    preset, grown = load_preset(str(tmp_path / "again" / "model"))
+    assert preset.model == grow_codebook(PRESETS["mini"].model, 2 * MORE)
     codes = [load_file(home / "codec.safetensors")["quantize.embed.weight"] for home in (folder, grown)]
     assert torch.equal(codes[1][:-MORE], codes[0])
 
 
 @needs_font
 def test_codes_that_are_made_are_not_made_again(tmp_path: Path) -> None:
-    Workshop(make_recipe(), tmp_path).make("codes")
+    RecipeRunner(make_recipe(), tmp_path).run_part("codes")
     made = (tmp_path / "model" / "codec.safetensors").stat().st_mtime_ns
-    Workshop(make_recipe(), tmp_path).make("codes")
+    RecipeRunner(make_recipe(), tmp_path).run_part("codes")
     assert (tmp_path / "model" / "codec.safetensors").stat().st_mtime_ns == made
 
 
 @needs_font
 def test_codes_that_were_cut_short_are_made_anew(tmp_path: Path) -> None:
     """The description is written last: what was left before it says that codes are still to be made."""
-    Workshop(make_recipe(), tmp_path).make("codes")
+    RecipeRunner(make_recipe(), tmp_path).run_part("codes")
     folder = tmp_path / "model"
     whole = load_file(folder / "codec.safetensors")
     (folder / "codec.json").write_bytes((ASSETS / "mini" / "codec.json").read_bytes())
-    Workshop(make_recipe(), tmp_path).make("codes")
+    RecipeRunner(make_recipe(), tmp_path).run_part("codes")
     again = load_file(folder / "codec.safetensors")
     assert all(torch.equal(whole[name], again[name]) for name in whole)
-    codec = FrameCodec.load(find_preset(str(folder))[0], folder=folder)
+    codec = ImageTokenizer.load(load_preset(str(folder))[0], folder=folder)
     newest = torch.full((1, 64), len(whole["quantize.embed.weight"]) - 1)
     assert codec.decode(newest, PRESETS["mini"].model.grid).shape == (1, 64, 64, 3)
 
@@ -190,7 +196,7 @@ def test_codes_that_were_cut_short_are_made_anew(tmp_path: Path) -> None:
 def test_networks_before_their_codes_are_refused(tmp_path: Path) -> None:
     recipe = make_recipe(models={"run": {"steps": 1}})
     with pytest.raises(WeightsError, match="--part codes"):
-        Workshop(recipe, tmp_path).make("models")
+        RecipeRunner(recipe, tmp_path).run_part("models")
 
 
 @pytest.mark.parametrize(
@@ -205,5 +211,5 @@ def test_networks_before_their_codes_are_refused(tmp_path: Path) -> None:
 )
 def test_codes_that_cannot_be_made_are_refused_by_name(tmp_path: Path, change: dict[str, Any], named: str) -> None:
     with pytest.raises(RequestError, match=named):
-        Workshop(make_recipe() | change, tmp_path)
+        RecipeRunner(make_recipe() | change, tmp_path)
     assert not (tmp_path / "model").exists()

@@ -13,10 +13,10 @@ from safetensors.torch import load_file
 from cogvideo.cli.train import main
 from cogvideo.config import ASSETS
 from cogvideo.data import synthetic_render
-from cogvideo.tokenizers.image import build_codec
-from cogvideo.training.recipe_runner import Workshop
-from cogvideo.training.trainer import RunOptions, Trainer
-from cogvideo.training.vqvae_data import PictureOptions
+from cogvideo.tokenizers.image import build_vqvae
+from cogvideo.training.recipe_runner import RecipeRunner
+from cogvideo.training.trainer import Trainer, TrainerOptions
+from cogvideo.training.vqvae_data import ImageOptions
 from cogvideo.training.vqvae_task import encode, picture_error, weigh_by_size
 from tests.support.toy_training import decoder_task
 
@@ -33,7 +33,7 @@ def test_tokens_keep_their_meaning_while_pictures_get_better(tmp_path: Path) -> 
     pixels = torch.randn(2, 3, 32, 32)
     before = {name: value.clone() for name, value in task.codec.state_dict().items()}
     vectors = encode(task.codec, pixels)
-    trainer = Trainer(task, RunOptions(12, 1e-2, warmup=1, picture_every=0), tmp_path / "run")
+    trainer = Trainer(task, TrainerOptions(12, 1e-2, warmup=1, preview_every=0), tmp_path / "run")
     assert {id(p) for p in trainer.trained} == {id(p) for p in task.codec.decs[1].parameters()}
     scalars = [trainer.update() for _ in range(12)]
     assert scalars[-1]["psnr_small"] > scalars[0]["psnr_small"] + 1
@@ -41,7 +41,7 @@ def test_tokens_keep_their_meaning_while_pictures_get_better(tmp_path: Path) -> 
     changed = {name for name, value in task.codec.state_dict().items() if not torch.equal(value, before[name])}
     assert changed
     assert all(name.startswith("decs.1.") for name in changed)
-    assert task.picture().shape == (3 * 32, 6 * 32, 3)
+    assert task.preview_image().shape == (3 * 32, 6 * 32, 3)
 
 
 def test_context_joins_a_decoder_without_changing_it(tmp_path: Path) -> None:
@@ -59,8 +59,8 @@ def test_context_joins_a_decoder_without_changing_it(tmp_path: Path) -> None:
 def test_spoiling_replaces_the_share_that_was_asked_for(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     tokens = torch.randint(0, 64, (200, 8, 8))
-    assert torch.equal(decoder_task(tmp_path, wrong=0.0).spoil(tokens, rng), tokens)
-    wrong = decoder_task(tmp_path, wrong=0.2).spoil(tokens, rng) != tokens
+    assert torch.equal(decoder_task(tmp_path, wrong=0.0).corrupt(tokens, rng), tokens)
+    wrong = decoder_task(tmp_path, wrong=0.2).corrupt(tokens, rng) != tokens
     assert 0.17 < float(wrong.float().mean()) < 0.23
 
 
@@ -110,7 +110,7 @@ def test_a_small_subject_may_count_as_much_as_a_large_one() -> None:
 
 @pytest.mark.parametrize("part", ["small", "fine"])
 def test_only_small_frames_are_weighed_by_their_subjects_size(part: str) -> None:
-    options = PictureOptions(small_frames=2, fine_crops=2, background_weight=0.0, size_power=1.0)
+    options = ImageOptions(small_frames=2, fine_crops=2, background_weight=0.0, size_power=1.0)
     masks, decoded = torch.zeros(4, 1, 8, 8), torch.zeros(4, 3, 8, 8)
     masks[[0, 2], :, :2, :2] = 1.0
     masks[[1, 3]] = 1.0
@@ -137,12 +137,12 @@ def test_the_recipe_trains_the_shipped_decoder_further(tmp_path: Path) -> None:
         "decoder": {"run": run, "data": {"small_frames": 2, "fine_crops": 2}},
     }
     before = load_file(tmp_path / "codec.safetensors")
-    Workshop(recipe, tmp_path / "run").make("decoder")
+    RecipeRunner(recipe, tmp_path / "run").run_part("decoder")
     after = load_file(tmp_path / "codec.safetensors")
     assert (
         after.keys()
         == before.keys()
-        == build_codec(tmp_path / "codec.json").state_dict().keys()
+        == build_vqvae(tmp_path / "codec.json").state_dict().keys()
         - {
             "quantize.cluster_size",
             "quantize.embed_avg",

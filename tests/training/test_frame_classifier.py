@@ -15,8 +15,8 @@ from cogvideo.data.synthetic_vocabulary import SCENES, SUBJECTS
 from cogvideo.data.synthetic_world import State
 from cogvideo.errors import WeightsError
 from cogvideo.training import frame_classifier
-from cogvideo.training.recipe_runner import Workshop
-from cogvideo.training.trainer import RunOptions, Trainer
+from cogvideo.training.recipe_runner import RecipeRunner
+from cogvideo.training.trainer import Trainer, TrainerOptions
 
 pytestmark = pytest.mark.skipif(
     not any(path.exists() for path in synthetic_render.FONT_PATHS),
@@ -32,7 +32,7 @@ def draw(cell: int = synthetic_render.COARSE, size: float = 3.0) -> np.ndarray:
 
 @pytest.mark.parametrize("cell", [synthetic_render.COARSE, synthetic_render.FINE])
 def test_drawings_are_named(cell: int) -> None:
-    right = [seen == meant for seen, meant in zip(frame_classifier.name_frames(draw(cell)), PAIRS, strict=True)]
+    right = [seen == meant for seen, meant in zip(frame_classifier.classify_frames(draw(cell)), PAIRS, strict=True)]
     assert np.mean(right) >= 0.98
 
 
@@ -43,13 +43,17 @@ def test_turned_drawings_are_named_at_every_angle_of_a_film(size: float) -> None
         (subject, number % len(SCENES), angle) for subject in range(len(SUBJECTS)) for number, angle in enumerate(steps)
     ]
     frames = [synthetic_render.render_state(s, scene, 0, State(4, 4, size, angle))[0] for s, scene, angle in shown]
-    right = [seen == pair[:2] for seen, pair in zip(frame_classifier.name_frames(np.stack(frames)), shown, strict=True)]
+    right = [
+        seen == pair[:2] for seen, pair in zip(frame_classifier.classify_frames(np.stack(frames)), shown, strict=True)
+    ]
     assert np.mean(right) >= 0.993
 
 
 def test_blurred_drawings_are_named() -> None:
     blurred = [np.asarray(Image.fromarray(f).filter(ImageFilter.GaussianBlur(0.8))) for f in draw(size=4.0)]
-    right = [seen == meant for seen, meant in zip(frame_classifier.name_frames(np.stack(blurred)), PAIRS, strict=True)]
+    right = [
+        seen == meant for seen, meant in zip(frame_classifier.classify_frames(np.stack(blurred)), PAIRS, strict=True)
+    ]
     assert np.mean(right) >= 0.95
 
 
@@ -57,7 +61,7 @@ def test_a_subject_made_of_two_is_none() -> None:
     drawn = draw(size=4.0)
     board = (np.indices((8, 8)).sum(0) % 2 == 0).repeat(8, 0).repeat(8, 1)[..., None]
     mixed = np.where(board, drawn, np.roll(drawn, 5 * len(SCENES), axis=0))
-    assert np.mean([subject == -1 for subject, _ in frame_classifier.name_frames(mixed)]) >= 0.8
+    assert np.mean([subject == -1 for subject, _ in frame_classifier.classify_frames(mixed)]) >= 0.8
 
 
 def test_an_empty_scene_shows_nobody() -> None:
@@ -66,28 +70,28 @@ def test_an_empty_scene_shows_nobody() -> None:
         for scene in range(len(SCENES))
         for v in (0, 1)
     ]
-    seen = frame_classifier.name_frames(np.stack(empty).astype(np.uint8))
+    seen = frame_classifier.classify_frames(np.stack(empty).astype(np.uint8))
     assert seen == [(-1, scene) for scene in range(len(SCENES)) for _ in (0, 1)]
 
 
 def test_it_learns(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    task = frame_classifier.EyeTask(frame_classifier.EyeOptions(batch=16), seed=0)
-    trainer = Trainer(task, RunOptions(15, 3e-3, warmup=1, picture_every=0), tmp_path)
+    task = frame_classifier.FrameClassifierTask(frame_classifier.FrameClassifierOptions(batch=16), seed=0)
+    trainer = Trainer(task, TrainerOptions(15, 3e-3, warmup=1, preview_every=0), tmp_path)
     losses = [trainer.update()["loss"] for _ in range(15)]
     assert np.mean(losses[-3:]) < np.mean(losses[:3]) - 0.3
-    assert task.picture().shape == (2 * 64, 8 * 64, 3)
+    assert task.preview_image().shape == (2 * 64, 8 * 64, 3)
 
 
 def test_the_recipe_writes_what_evaluate_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = {"steps": 1, "learning_rate": 1e-3, "warmup": 1, "picture_every": 0}
     recipe = {"preset": "mini", "seed": 0, "assets": str(tmp_path / "mini"), "clusters": 256}
     (tmp_path / "mini").mkdir()
-    Workshop(recipe | {"judge": {"run": run, "data": {"batch": 4}}}, tmp_path / "run").make("judge")
+    RecipeRunner(recipe | {"judge": {"run": run, "data": {"batch": 4}}}, tmp_path / "run").run_part("judge")
     monkeypatch.setattr(config, "ASSETS", tmp_path)
     frame_classifier._shipped.cache_clear()
     try:
-        assert len(frame_classifier.name_frames(draw()[:2])) == 2
+        assert len(frame_classifier.classify_frames(draw()[:2])) == 2
     finally:
         frame_classifier._shipped.cache_clear()
 
@@ -96,4 +100,4 @@ def test_without_its_weights_it_says_how_to_get_them(tmp_path: Path, monkeypatch
     monkeypatch.setattr(config, "ASSETS", tmp_path)
     frame_classifier._shipped.cache_clear()
     with pytest.raises(WeightsError, match="--part judge"):
-        frame_classifier.name_frames(draw()[:1])
+        frame_classifier.classify_frames(draw()[:1])

@@ -19,13 +19,13 @@ from cogvideo.models.loader import load_published, load_safetensors
 from cogvideo.models.video_lm import VideoLM
 from cogvideo.training import export
 from cogvideo.training.network_task import PARTS, Part, draw_window
-from cogvideo.training.trainer import Precision, RunOptions, Trainer
+from cogvideo.training.trainer import Precision, Trainer, TrainerOptions
 from cogvideo.training.vqvae_data import sample_clips
 from tests.support.toy_model import CONFIG, TOY, toy_models
 from tests.support.toy_training import ToyClips, codec_task, part_task, stage1_run
 
 TESTS = Path(__file__).parents[1]
-RUN = RunOptions(12, 5e-2, warmup=1, picture_every=0)
+RUN = TrainerOptions(12, 5e-2, warmup=1, preview_every=0)
 
 
 @pytest.mark.parametrize("part", PARTS)
@@ -104,7 +104,7 @@ def test_windows_are_those_of_interpolation() -> None:
 def gradients(folder: Path, **options: object) -> list[torch.Tensor]:
     task = part_task(folder, "stage2", freeze_backbone=False, **options)
     task.loss(0)[0].backward()
-    return [p.grad for p in task.learnt.parameters() if p.grad is not None]
+    return [p.grad for p in task.trainable.parameters() if p.grad is not None]
 
 
 def test_checkpointed_layers_have_the_same_gradients(tmp_path: Path) -> None:
@@ -132,7 +132,7 @@ def same_weights(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_half_precision_learns(tmp_path: Path, precision: Precision) -> None:
-    options = RunOptions(6, 2e-2, warmup=1, precision=precision, picture_every=0)
+    options = TrainerOptions(6, 2e-2, warmup=1, precision=precision, preview_every=0)
     trainer = Trainer(part_task(tmp_path, "stage1"), options, tmp_path)
     losses = [trainer.update()["loss"] for _ in range(options.steps)]
     assert losses[-1] < losses[0] - 0.5
@@ -164,7 +164,7 @@ def environment() -> dict[str, str]:
 
 
 def test_what_does_not_mix_is_refused(tmp_path: Path) -> None:
-    options = RunOptions(6, muon_learning_rate=1e-2, precision="fp16")
+    options = TrainerOptions(6, muon_learning_rate=1e-2, precision="fp16")
     with pytest.raises(RequestError, match="Muon"):
         Trainer(part_task(tmp_path, "stage1"), options, tmp_path)
 
@@ -218,7 +218,7 @@ def test_codec_learns_from_prepared_pictures(tmp_path: Path) -> None:
 
     task = codec_task(tmp_path)
     task.sample = sample_clips(Pictures(), TOY.model.upscale)  # type: ignore[arg-type]
-    trainer = Trainer(task, RunOptions(12, 1e-2, warmup=1, picture_every=0), tmp_path)
+    trainer = Trainer(task, TrainerOptions(12, 1e-2, warmup=1, preview_every=0), tmp_path)
     scalars = [trainer.update() for _ in range(12)]
     assert scalars[-1]["psnr_small"] > scalars[0]["psnr_small"] + 1
-    assert task.picture().shape == (2 * 32, 4 * 32, 3)
+    assert task.preview_image().shape == (2 * 32, 4 * 32, 3)

@@ -19,18 +19,18 @@ from torch import Tensor, nn
 from cogvideo.config import ASSETS, PRESETS, Preset
 from cogvideo.data import synthetic_render
 from cogvideo.data.synthetic_vocabulary import MOTIONS, SCENES
-from cogvideo.data.synthetic_world import Clip, State, draw_held_out, place_clip, sample_clip
+from cogvideo.data.synthetic_world import Clip, State, place_clip, sample_clip, sample_held_out
 from cogvideo.errors import RequestError, WeightsError
 from cogvideo.models.loader import load_safetensors
 from cogvideo.tokenizers.text import TextTokenizer
 from cogvideo.training import export
-from cogvideo.training.initialization import start_small
-from cogvideo.training.joint_models import WorldModels
-from cogvideo.training.joint_task import AloneTask, ObjectiveOptions, WorldTask, weighted_loss, window_times
+from cogvideo.training.initialization import init_structured
+from cogvideo.training.joint_models import JointModels
+from cogvideo.training.joint_task import JointTask, JointTaskOptions, SingleNetworkTask, weighted_loss, window_times
 from cogvideo.training.muon import Muon, orthogonalise
 from cogvideo.training.recipe import options_from, read_recipe
-from cogvideo.training.recipe_runner import Workshop
-from cogvideo.training.trainer import RunOptions, Trainer, make_optimizers, schedule
+from cogvideo.training.recipe_runner import RecipeRunner
+from cogvideo.training.trainer import Trainer, TrainerOptions, make_optimizers, schedule
 
 needs_font = pytest.mark.skipif(
     not any(path.exists() for path in synthetic_render.FONT_PATHS),
@@ -49,16 +49,18 @@ def brightness_tokens(pixels: npt.NDArray[np.uint8]) -> Tensor:
     return torch.from_numpy((patches.reshape(count, -1) / 4).astype(np.int64))
 
 
-def small_task(seed: int = 0) -> WorldTask:
+def small_task(seed: int = 0) -> JointTask:
     torch.manual_seed(seed)
-    models = WorldModels(SMALL)
-    start_small(models)
+    models = JointModels(SMALL)
+    init_structured(models)
     tokenizer = TextTokenizer(ASSETS / "mini" / "text.model", SMALL.model.image_tokens)
-    options = ObjectiveOptions(images=4, clips=2, windows=2, superres=1)
-    return WorldTask(models, SMALL, tokenizer, brightness_tokens, draw_held_out(), options)
+    options = JointTaskOptions(images=4, clips=2, windows=2, superres=1)
+    return JointTask(models, SMALL, tokenizer, brightness_tokens, sample_held_out(), options)
 
 
-OPTIONS = RunOptions(steps=12, learning_rate=3e-3, muon_learning_rate=5e-3, warmup=2, average=0.9, save_minutes=0.0)
+OPTIONS = TrainerOptions(
+    steps=12, learning_rate=3e-3, muon_learning_rate=5e-3, warmup=2, ema_decay=0.9, save_minutes=0.0
+)
 
 
 @needs_font
@@ -84,12 +86,12 @@ def test_a_killed_run_goes_on_with_the_same_losses(tmp_path: Path) -> None:
 @needs_font
 @pytest.mark.parametrize("average", [0.0, 0.5])
 def test_a_share_of_the_start_is_left_even_of_a_killed_run(tmp_path: Path, average: float) -> None:
-    options = dataclasses.replace(OPTIONS, steps=3, average=average, start_share=0.25)
+    options = dataclasses.replace(OPTIONS, steps=3, ema_decay=average, initial_weight_fraction=0.25)
     began = {n: t.detach().clone() for n, t in small_task().models.named_parameters()}
     plain, whole, killed = (
         Trainer(small_task(), o, tmp_path / n)
         for n, o in (
-            ("plain", dataclasses.replace(options, start_share=0.0)),
+            ("plain", dataclasses.replace(options, initial_weight_fraction=0.0)),
             ("whole", options),
             ("killed", options),
         )
@@ -110,7 +112,7 @@ def test_a_share_of_the_start_is_left_even_of_a_killed_run(tmp_path: Path, avera
 @pytest.mark.parametrize("share", [-0.1, 1.0, float("nan")])
 def test_a_share_that_leaves_nothing_learnt_is_refused(tmp_path: Path, share: float) -> None:
     with pytest.raises(RequestError, match="start_share"):
-        Trainer(small_task(), dataclasses.replace(OPTIONS, start_share=share), tmp_path)
+        Trainer(small_task(), dataclasses.replace(OPTIONS, initial_weight_fraction=share), tmp_path)
 
 
 @needs_font
@@ -160,20 +162,20 @@ def test_weighted_loss_counts_what_weighs() -> None:
 
 def test_training_shows_motions_by_its_odds() -> None:
     task = small_task()
-    task.options = dataclasses.replace(task.options, motion_odds=[0, 0, 1, 0, 0, 0, 0, 0], drifting=0.0)
+    task.options = dataclasses.replace(task.options, motion_odds=[0, 0, 1, 0, 0, 0, 0, 0], drift_probability=0.0)
     assert {clip.motion for clip in task._sample(np.random.default_rng(0), 20)} == {2}
 
 
 @pytest.mark.parametrize("odds", [[1, 2], [1] * 9, [0] * 8, [-1, 2, 1, 1, 1, 1, 1, 1], [float("nan")] * 8])
 def test_odds_that_cannot_be_used_are_named(odds: list[float]) -> None:
     with pytest.raises(RequestError, match="8 numbers"):
-        sample_clip(np.random.default_rng(0), draw_held_out(), odds=odds)
+        sample_clip(np.random.default_rng(0), sample_held_out(), odds=odds)
 
 
 def test_windows_are_those_of_interpolation() -> None:
     rng = np.random.default_rng(0)
     for _ in range(200):
-        clip = sample_clip(rng, draw_held_out(), 4.0)
+        clip = sample_clip(rng, sample_held_out(), 4.0)
         seconds, times = window_times(rng, clip)
         assert seconds in (2.0, 1.0, 0.5)
         assert times[0] % seconds == 0
@@ -183,21 +185,21 @@ def test_windows_are_those_of_interpolation() -> None:
 @pytest.mark.parametrize(("odds", "seen"), [([0, 0, 1], {0.5}), ([1, 1, 0], {1.0, 2.0})])
 def test_windows_come_from_rounds_by_their_odds(odds: list[float], seen: set[float]) -> None:
     rng = np.random.default_rng(0)
-    assert {window_times(rng, sample_clip(rng, draw_held_out(), 4.0), odds)[0] for _ in range(60)} == seen
+    assert {window_times(rng, sample_clip(rng, sample_held_out(), 4.0), odds)[0] for _ in range(60)} == seen
 
 
 def test_rounds_that_cannot_be_weighed_are_named() -> None:
     rng = np.random.default_rng(0)
     with pytest.raises(RequestError, match=r"round_odds.*3 numbers"):
-        window_times(rng, sample_clip(rng, draw_held_out(), 4.0), [1, 1])
+        window_times(rng, sample_clip(rng, sample_held_out(), 4.0), [1, 1])
 
 
 @needs_font
 @pytest.mark.parametrize("frames", [[1, 3], [1, 2, 3, 4]])
 def test_only_frames_that_are_wanted_count(frames: list[int]) -> None:
     task = small_task()
-    task.options = dataclasses.replace(task.options, spoilt=0.0)
-    clips = [sample_clip(np.random.default_rng(0), draw_held_out(), 4.0)]
+    task.options = dataclasses.replace(task.options, corruption_rate=0.0)
+    clips = [sample_clip(np.random.default_rng(0), sample_held_out(), 4.0)]
     rows = task._rows([[5, 6, 7]], clips, [clips[0].frame_times(5)], 2.0)
     network = task.models.stage1
     network.requires_grad_(False)
@@ -260,7 +262,7 @@ def test_muon_takes_a_convolution_for_a_matrix() -> None:
 
 def test_muon_trains_matrices_and_convolutions_and_adamw_the_rest() -> None:
     module = nn.ModuleDict({"embedding": nn.Embedding(4, 4), "layer": nn.Linear(4, 4), "filter": nn.Conv2d(4, 4, 3)})
-    adamw, muon = make_optimizers(module, RunOptions(1, muon_learning_rate=1e-2))
+    adamw, muon = make_optimizers(module, TrainerOptions(1, muon_learning_rate=1e-2))
     names = {id(p): n for n, p in module.named_parameters()}
     rest, inner = ({names[id(p)] for g in o.param_groups for p in g["params"]} for o in (adamw, muon))
     assert inner == {"layer.weight", "filter.weight"}
@@ -268,7 +270,7 @@ def test_muon_trains_matrices_and_convolutions_and_adamw_the_rest() -> None:
 
 
 def test_schedule_rises_then_falls_to_its_floor() -> None:
-    options = RunOptions(steps=100, learning_rate=1.0, final_learning_rate=0.1, warmup=10)
+    options = TrainerOptions(steps=100, learning_rate=1.0, final_learning_rate=0.1, warmup=10)
     rates = [schedule(step, options) for step in range(101)]
     assert rates[:10] == sorted(rates[:10])
     assert rates[10:] == sorted(rates[10:], reverse=True)
@@ -278,9 +280,9 @@ def test_schedule_rises_then_falls_to_its_floor() -> None:
 def test_shipped_recipe_fits_its_options() -> None:
     recipe = read_recipe(RECIPE)
     for part in ("models", "superres"):
-        options_from(RunOptions, recipe[part]["run"])
-        options_from(ObjectiveOptions, recipe[part]["data"])
-    options_from(RunOptions, recipe["codec"]["run"])
+        options_from(TrainerOptions, recipe[part]["run"])
+        options_from(JointTaskOptions, recipe[part]["data"])
+    options_from(TrainerOptions, recipe["codec"]["run"])
 
 
 @needs_font
@@ -293,7 +295,7 @@ def test_nothing_else_learns_when_a_network_learns_alone(
     others = [name for name in export.PARTS if name != part]
     shared = world.models.stage1.transformer
     before = {name: copy.deepcopy(getattr(world.models, name).state_dict()) for name in export.PARTS}
-    task = AloneTask(world, part, freeze_backbone)
+    task = SingleNetworkTask(world, part, freeze_backbone)
     trainer = Trainer(task, OPTIONS, tmp_path)
     said = trainer.update()
     assert said["loss"] == said[part]
@@ -308,7 +310,7 @@ def test_nothing_else_learns_when_a_network_learns_alone(
     assert backbone.word_embeddings is shared.word_embeddings
     assert any(".mlp." in n for n in layers) != freeze_backbone
     assert all(n.startswith(("transformer.layers.", "transformer.final_layernorm.")) for n in layers)
-    assert set(moved) <= set(task.learnt.state_dict())
+    assert set(moved) <= set(task.trainable.state_dict())
 
 
 @needs_font
@@ -319,9 +321,9 @@ def test_a_network_with_a_backbone_of_its_own_keeps_it(tmp_path: Path) -> None:
     def learn(start: Path | str, out: str, part: str, rate: float, **options: Any) -> Path:
         run = {"steps": 2, "learning_rate": rate, "final_learning_rate": rate, "warmup": 1, "picture_every": 0}
         recipe = {"preset": "mini", "seed": 0, "start": str(start), part: {"run": run, "data": {**data, **options}}}
-        workshop = Workshop(recipe, tmp_path / out)
+        workshop = RecipeRunner(recipe, tmp_path / out)
         for name in (part, "export"):
-            workshop.make(name)
+            workshop.run_part(name)
         return tmp_path / out / "model"
 
     def backbone(folder: Path, part: str) -> dict[str, Tensor]:
@@ -357,18 +359,18 @@ def test_a_network_learns_alone_beside_the_averaged_backbone(tmp_path: Path) -> 
     data = {"images": 1, "clips": 1, "windows": 1, "superres": 1}
     recipe = {"preset": "mini", "seed": 0, "start": "mini"}
     recipe |= {name: {"run": run, "data": data} for name in ("models", "superres")}
-    workshop = Workshop(recipe, tmp_path)
-    workshop.make("models")
+    workshop = RecipeRunner(recipe, tmp_path)
+    workshop.run_part("models")
     seen: list[dict[str, Tensor]] = []
 
-    class Listening(Workshop):
+    class Listening(RecipeRunner):
         def _train(self, part: str, task: Any) -> None:
             models = task.world.models
             assert models.superres.transformer is models.stage1.transformer
             seen.append(copy.deepcopy(dict(models.stage1.state_dict())))
             super()._train(part, task)
 
-    Listening(recipe, tmp_path).make("superres")
+    Listening(recipe, tmp_path).run_part("superres")
     state = torch.load(tmp_path / "models" / "checkpoint.pt", weights_only=True)
     for name, value in seen[0].items():
         assert torch.equal(value, state["average"][f"stage1.{name}"]), name
@@ -387,8 +389,8 @@ def test_super_resolution_learns_on_beside_the_shipped_networks(tmp_path: Path) 
         "superres": {"run": run, "data": {"superres": 1}},
     }
     before = {path.name: path.read_bytes() for path in (tmp_path / "mini").iterdir()}
-    workshop = Workshop(recipe, tmp_path / "run")
-    workshop.make("superres")
+    workshop = RecipeRunner(recipe, tmp_path / "run")
+    workshop.run_part("superres")
     after = {path.name: path.read_bytes() for path in (tmp_path / "mini").iterdir()}
     assert {name for name in before | after if before.get(name) != after.get(name)} == {"superres.safetensors"}
     learnt = load(after["superres.safetensors"])
@@ -397,7 +399,7 @@ def test_super_resolution_learns_on_beside_the_shipped_networks(tmp_path: Path) 
     assert max(float((learnt[n].float() - old[n].float()).abs().max()) for n in old) < 0.1  # further, not anew
     together = Trainer(small_task(), OPTIONS, tmp_path / "run" / "models")
     together.save()
-    workshop.make("export")
+    workshop.run_part("export")
     assert (tmp_path / "mini" / "superres.safetensors").read_bytes() == after["superres.safetensors"]
 
 
@@ -408,9 +410,9 @@ def test_going_on_in_the_world_begins_with_the_model_that_ships(tmp_path: Path, 
     run = {"steps": 1, "learning_rate": 1e-6, "muon_learning_rate": 1e-6, "warmup": 1, "picture_every": 0}
     data = {"images": 1, "clips": 1, "windows": 1, "superres": 1}
     recipe = {"preset": "mini", "seed": 0, "start": "mini", part: {"run": run, "data": data}}
-    workshop = Workshop(recipe, tmp_path)
-    workshop.make(part)
-    workshop.make("export")
+    workshop = RecipeRunner(recipe, tmp_path)
+    workshop.run_part(part)
+    workshop.run_part("export")
     names = ("backbone", "stage1", "stage2", "superres") if part == "models" else (part,)
     for name in names:
         began, learnt = (load_file(folder / f"{name}.safetensors") for folder in (ASSETS / "mini", tmp_path / "model"))
@@ -419,7 +421,7 @@ def test_going_on_in_the_world_begins_with_the_model_that_ships(tmp_path: Path, 
     assert {"text.model", "codec.json", "codec.safetensors", "cluster_labels.npy", "preset.json"} <= {
         path.name for path in (tmp_path / "model").iterdir()
     }
-    assert load_safetensors(tmp_path / "model", PRESETS["mini"].model).sizes.own["superres"] == []
+    assert load_safetensors(tmp_path / "model", PRESETS["mini"].model).sizes.own_parts["superres"] == []
 
 
 @pytest.mark.parametrize(
@@ -445,7 +447,7 @@ def test_a_recipe_names_what_its_kind_needs(tmp_path: Path, said: dict[str, obje
 
 def test_recipe_with_a_misspelt_option_is_refused() -> None:
     with pytest.raises(RequestError, match="learning_rat"):
-        options_from(RunOptions, {"steps": 3, "learning_rat": 1e-3})
+        options_from(TrainerOptions, {"steps": 3, "learning_rat": 1e-3})
 
 
 @pytest.mark.parametrize("text", ["preset = 'mini'", "not toml at all ["])
@@ -458,7 +460,7 @@ def test_recipe_that_cannot_be_used_is_named(tmp_path: Path, text: str) -> None:
 
 def test_export_without_training_says_what_is_missing(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="--part models"):
-        Workshop(read_recipe(RECIPE), tmp_path).make("export")
+        RecipeRunner(read_recipe(RECIPE), tmp_path).run_part("export")
 
 
 @pytest.mark.parametrize("keys", [7, 95])
@@ -480,10 +482,10 @@ def test_attention_of_bfloat16_training_is_that_of_single_precision(keys: int) -
 
 
 def test_codes_that_look_alike_start_as_embeddings_that_lie_near() -> None:
-    models = WorldModels(SMALL)
+    models = JointModels(SMALL)
     codes = torch.randn(SMALL.model.image_tokens, 8)
     codes[1] = codes[0] + 0.05 * torch.randn(8)
-    start_small(models, codes)
+    init_structured(models, codes)
     words = models.stage1.transformer.word_embeddings.weight
     alike, other = (torch.cosine_similarity(words[0], words[i], dim=0) for i in (1, 2))
     assert alike > 0.4
@@ -493,9 +495,11 @@ def test_codes_that_look_alike_start_as_embeddings_that_lie_near() -> None:
 @needs_font
 def test_twins_of_the_codec_differ_in_the_ground_alone() -> None:
     from cogvideo.training.vqvae_data import sample_world
-    from cogvideo.training.vqvae_task import CodecOptions
+    from cogvideo.training.vqvae_task import VQVAEOptions
 
-    pixels, masks = sample_world(draw_held_out())(np.random.default_rng(0), CodecOptions(small_frames=8, fine_crops=4))
+    pixels, masks = sample_world(sample_held_out())(
+        np.random.default_rng(0), VQVAEOptions(small_frames=8, fine_crops=4)
+    )
     assert np.array_equal(masks[:4], masks[4:8])
     inside = masks[:4] > 0.99
     assert inside.any()
@@ -517,10 +521,10 @@ def test_the_codec_sees_motions_and_sizes_by_its_odds(monkeypatch: pytest.Monkey
         return clip
 
     monkeypatch.setattr(synthetic_world, "sample_clip", listen)
-    options = vqvae_task.CodecOptions(
+    options = vqvae_task.VQVAEOptions(
         small_frames=40, fine_crops=2, motion_odds=[0, 0, 0, 0, 0, 1, 0, 0], size_odds=[1, 0, 0]
     )
-    vqvae_data.sample_world(draw_held_out())(np.random.default_rng(0), options)
+    vqvae_data.sample_world(sample_held_out())(np.random.default_rng(0), options)
     assert {clip.motion for clip in seen} == {MOTIONS.index("旋转"), -1}  # and those without a name
     assert {clip.size for clip in seen if clip.motion >= 0} == {2.0}
 
@@ -537,8 +541,8 @@ def test_the_codec_sees_those_who_turn_at_every_angle_alike(monkeypatch: pytest.
         return synthetic_render.render_state(subject, scene, variant, state, cell)
 
     monkeypatch.setattr(synthetic_render, "render_state", listen)
-    options = vqvae_task.CodecOptions(small_frames=600, fine_crops=2, motion_odds=[0, 0, 0, 0, 0, 1, 0, 0])
-    vqvae_data.sample_world(draw_held_out())(np.random.default_rng(0), options)
+    options = vqvae_task.VQVAEOptions(small_frames=600, fine_crops=2, motion_odds=[0, 0, 0, 0, 0, 1, 0, 0])
+    vqvae_data.sample_world(sample_held_out())(np.random.default_rng(0), options)
     turned = np.array([angle for angle in angles if angle])
     quarters = np.bincount((turned // 90).astype(int), minlength=4) / len(turned)
     assert quarters.min() > 0.14  # who drifts half as fast comes to half of them
@@ -546,16 +550,16 @@ def test_the_codec_sees_those_who_turn_at_every_angle_alike(monkeypatch: pytest.
 
 def test_an_odd_number_of_frames_has_no_pairs() -> None:
     from cogvideo.training.vqvae_data import sample_world
-    from cogvideo.training.vqvae_task import CodecOptions
+    from cogvideo.training.vqvae_task import VQVAEOptions
 
     with pytest.raises(RequestError, match="small_frames"):
-        sample_world(draw_held_out())(np.random.default_rng(0), CodecOptions(small_frames=3, fine_crops=2))
+        sample_world(sample_held_out())(np.random.default_rng(0), VQVAEOptions(small_frames=3, fine_crops=2))
 
 
 @needs_font
 def test_a_subject_has_the_same_tokens_in_every_scene() -> None:
     task = small_task()
-    clip = sample_clip(np.random.default_rng(4), draw_held_out(), 4.0)
+    clip = sample_clip(np.random.default_rng(4), sample_held_out(), 4.0)
     drawn = [(dataclasses.replace(clip, scene=scene), clip.state(0)) for scene in range(len(SCENES))]
     tokens, cells = task._tokenise(drawn, synthetic_render.COARSE)
     assert cells.any(1).all()
@@ -567,10 +571,10 @@ def test_a_subject_has_the_same_tokens_in_every_scene() -> None:
 
 def test_networks_read_some_wrong_tokens() -> None:
     task = small_task()
-    task.options = dataclasses.replace(task.options, spoilt=0.1)
+    task.options = dataclasses.replace(task.options, corruption_rate=0.1)
     tokens = torch.arange(40 * 5 * 64).view(40, 5, 64)
-    wrong = task.spoil(tokens, np.random.default_rng(0)) != tokens
+    wrong = task.corrupt(tokens, np.random.default_rng(0)) != tokens
     assert 0.08 < float(wrong.float().mean()) < 0.12
     assert torch.equal(tokens, torch.arange(40 * 5 * 64).view(40, 5, 64))
-    task.options = dataclasses.replace(task.options, spoilt=0.0)
-    assert torch.equal(task.spoil(tokens, np.random.default_rng(0)), tokens)
+    task.options = dataclasses.replace(task.options, corruption_rate=0.0)
+    assert torch.equal(task.corrupt(tokens, np.random.default_rng(0)), tokens)

@@ -13,7 +13,7 @@ from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
 from playwright.sync_api import Browser, Route
 
-from cogvideo.errors import OutOfMemory
+from cogvideo.errors import OutOfMemoryError
 from cogvideo.jobs.service import new_key
 from cogvideo.request import VideoRequest
 from scripts.docs.make_pictures import smaller, take
@@ -103,7 +103,7 @@ def test_nobody_is_kept_out_when_things_go_wrong_or_wait(site: Site, visit: Call
     visitor = visit(**LOOKS[look], reduced_motion="reduce").open(site.url)
     page = visitor.page
     key = new_key()
-    blocker = site.jobs.submit(VideoRequest("占位", seed=1, frames=5, superres=False), key).id
+    blocker = site.jobs.submit(VideoRequest("占位", seed=1, num_frames=5, superres=False), key).id
 
     def fits(state: str) -> None:
         assert serious(visitor) == [], state
@@ -114,7 +114,7 @@ def test_nobody_is_kept_out_when_things_go_wrong_or_wait(site: Site, visit: Call
     visitor.ask()
     visitor.has_state("queued")
     fits("queued")
-    site.fake.fail = OutOfMemory("内存不足", "Out of memory", "16g")
+    site.fake.fail = OutOfMemoryError("内存不足", "Out of memory", "16g")
     site.jobs.stop(blocker, key)
     visitor.has_state("running")
     site.fake.step(2)

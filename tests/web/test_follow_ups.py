@@ -14,11 +14,11 @@ from PIL import Image
 from playwright.sync_api import expect
 
 from cogvideo.config import PRESETS
-from cogvideo.errors import OutOfMemory
-from cogvideo.jobs.model_registry import Offer
+from cogvideo.errors import OutOfMemoryError
+from cogvideo.jobs.model_registry import ModelEntry
 from cogvideo.jobs.queue import Limits
-from cogvideo.jobs.service import Jobs, new_key
-from cogvideo.media.video import Film
+from cogvideo.jobs.service import JobService, new_key
+from cogvideo.media.video import VideoWriter
 from cogvideo.request import VideoRequest
 from cogvideo.token_frames import last_frame
 from cogvideo.web import server
@@ -58,7 +58,7 @@ def test_four_drafts_grow_and_the_chosen_ones_are_finished(
     expect(page.locator(".cv-drafts b[data-state=done]")).to_have_count(4)
     site.fake.open()
     visitor.has_state("done")
-    draft, seed = visitor.job(), site.jobs.view(visitor.job()).request.seed
+    draft, seed = visitor.job(), site.jobs.state(visitor.job()).request.seed
     expect(page.locator(".cv-meta")).to_contain_text(str(seed))
     expect(page.locator(".cv-drafts b[data-state=done]")).to_have_count(20)
     expect(page.locator("[data-act=finish]")).to_be_disabled()
@@ -74,14 +74,14 @@ def test_four_drafts_grow_and_the_chosen_ones_are_finished(
     expect(page.locator("[data-shelf=history] .cv-card")).to_have_count(3)
     visitor.has_cells(33, 33)
     visitor.has_state("done")
-    assert site.jobs.view(visitor.job()).request.seed == (seed + 1) % 2**32
-    chosen = [request.clip for request in site.fake.started if request.clip]
+    assert site.jobs.state(visitor.job()).request.seed == (seed + 1) % 2**32
+    chosen = [request.initial_tokens for request in site.fake.started if request.initial_tokens]
     assert chosen[-2:] == [site.jobs.tokens(draft, 1), site.jobs.tokens(draft, 3)] or len(chosen) == 1
 
 
 def test_a_clip_is_continued_from_its_last_frame(site: Site, visit: Visit) -> None:
     visitor = visit()
-    job = finish(site, VideoRequest(PANDA, seed=3, frames=9, superres=False), visitor)
+    job = finish(site, VideoRequest(PANDA, seed=3, num_frames=9, superres=False), visitor)
     page = visitor.page
     page.locator("[data-act=go_on]").click()
     expect(page.locator(".cv-begin img")).to_have_count(1)
@@ -137,7 +137,7 @@ def test_a_picture_of_ones_own_is_the_first_frame(
 
 def test_other_in_betweens_a_larger_picture_and_going_on_after_a_stop(site: Site, visit: Visit) -> None:
     visitor = visit()
-    job = finish(site, VideoRequest(PANDA, seed=3, frames=17, superres=False), visitor)
+    job = finish(site, VideoRequest(PANDA, seed=3, num_frames=17, superres=False), visitor)
     page = visitor.page
     for act, frames in (("between", 5), ("enlarge", 17)):
         page.goto(f"{site.url}?job={job}")
@@ -145,11 +145,11 @@ def test_other_in_betweens_a_larger_picture_and_going_on_after_a_stop(site: Site
         expect(page.locator("[data-shelf=history] .cv-card")).to_have_count(1 if act == "between" else 2)
         visitor.has_state("done")
         request = site.fake.started[-1]
-        assert request.clip is not None and request.clip.frames == frames
-        assert (request.between_seed is not None, request.superres) == (act == "between", act == "enlarge")
+        assert request.initial_tokens is not None and request.initial_tokens.num_frames == frames
+        assert (request.interpolation_seed is not None, request.superres) == (act == "between", act == "enlarge")
         page.get_by_role("button", name="更多设置").click()
         shown = page.locator("#cv-between input, #cv-between textarea")
-        expect(shown).to_have_value("" if request.between_seed is None else str(request.between_seed))
+        expect(shown).to_have_value("" if request.interpolation_seed is None else str(request.interpolation_seed))
     site.fake.reset()
     visitor.ask()
     site.fake.step(11)
@@ -166,7 +166,7 @@ def test_other_in_betweens_a_larger_picture_and_going_on_after_a_stop(site: Site
 
 def test_a_link_can_be_scanned_and_a_phone_shares_it(site: Site, visit: Visit) -> None:
     visitor = visit()
-    job = finish(site, VideoRequest(PANDA, seed=3, frames=5, superres=False), visitor)
+    job = finish(site, VideoRequest(PANDA, seed=3, num_frames=5, superres=False), visitor)
     page = visitor.page
     page.locator("[data-act=share]").click()
     expect(page.locator(".cv-qr")).to_be_visible()
@@ -195,7 +195,7 @@ def test_the_place_in_the_queue_is_in_the_tab(site: Site, visit: Visit) -> None:
 
 
 def test_what_memory_was_too_small_for_is_tried_with_less(site: Site, visit: Visit) -> None:
-    site.fake.fail = OutOfMemory("显存不足", "Out of memory", "16g")
+    site.fake.fail = OutOfMemoryError("显存不足", "Out of memory", "16g")
     visitor = visit().open(site.url).ask()
     site.fake.step(2)
     visitor.has_state("failed")
@@ -207,7 +207,7 @@ def test_what_memory_was_too_small_for_is_tried_with_less(site: Site, visit: Vis
     page.get_by_role("button", name="用“16g”内存预设再试（同样的种子）").click()
     visitor.has_state("done")
     assert site.fake.started[-1].seed == seed
-    assert site.jobs.view(visitor.job()).memory == "16g"
+    assert site.jobs.state(visitor.job()).memory == "16g"
 
 
 # --- several models, and below a path -------------------------------------------------------------------------------
@@ -218,12 +218,12 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     """A server below /video that has a second model and lacks a third."""
     own, other = FakePipeline(free=True), FakePipeline(free=True)
     offers = [
-        Offer(replace(PRESET, name="large", enlarge=False), lambda _: other, lambda: None),
-        Offer(replace(PRESET, name="huge"), lambda _: other, lambda: NEEDS),
-        Offer(replace(PRESETS["cogvideo"], name="vast", enlarge=False), lambda _: other, lambda: None),
+        ModelEntry(replace(PRESET, name="large", upscale_by_default=False), lambda _: other, lambda: None),
+        ModelEntry(replace(PRESET, name="huge"), lambda _: other, lambda: NEEDS),
+        ModelEntry(replace(PRESETS["cogvideo"], name="vast", upscale_by_default=False), lambda _: other, lambda: None),
     ]
     folder = tmp_path_factory.mktemp("two")
-    jobs = Jobs(folder, PRESET, lambda: own, Film, Limits(preview_seconds=0), offers)
+    jobs = JobService(folder, PRESET, lambda: own, VideoWriter, Limits(preview_seconds=0), offers)
     port, front = free_port(), free_port()
     ui = server.serve(jobs, "127.0.0.1", port, "/video")
     jobs.start()
@@ -248,7 +248,7 @@ def test_another_model_is_chosen_and_a_missing_one_says_what_it_takes(two: Site,
     expect(superres).not_to_be_checked()
     visitor.ask()
     visitor.has_state("done")
-    assert two.jobs.view(visitor.job()).model == "large" and len(two.fake.started) == 1
+    assert two.jobs.state(visitor.job()).model == "large" and len(two.fake.started) == 1
     page.locator("[data-act=share]").click()
     link = page.locator(".cv-link").input_value()
     assert link.startswith(two.url) and "m=large" in link
@@ -271,7 +271,7 @@ def test_how_a_large_model_is_held_is_shown_and_can_be_chosen(two: Site, visit: 
     page.locator("#cv-memory label", has_text="16g, about").click()
     visitor.ask()
     visitor.has_state("done")
-    view = two.jobs.view(visitor.job())
+    view = two.jobs.state(visitor.job())
     assert (view.model, view.memory) == ("vast", "16g")
 
 
@@ -309,5 +309,5 @@ def test_numbers_of_the_picture_shown_are_those_of_the_tokens() -> None:
     """The fake's token clips say seed and moment, so that the tests above compare what was really kept."""
     from tests.support.fakes import token_clip
 
-    tokens = token_clip(VideoRequest(PANDA, seed=7, drafts=2), 0)
+    tokens = token_clip(VideoRequest(PANDA, seed=7, num_drafts=2), 0)
     np.testing.assert_array_equal(tokens[:, :, 0], [[7, 807, 1607, 2407, 3207], [8, 808, 1608, 2408, 3208]])

@@ -19,26 +19,26 @@ from starlette.applications import Starlette
 from starlette.testclient import TestClient
 
 from cogvideo.cli import serve
-from cogvideo.config import CLIP_FRAMES, CLIP_SECONDS, MAX_SEED, PRESETS
+from cogvideo.config import DURATIONS, FRAME_COUNTS, MAX_SEED, PRESETS
 from cogvideo.errors import CapacityError, RequestError
 from cogvideo.jobs.artifacts import read_settings
 from cogvideo.jobs.follow_ups import changed
-from cogvideo.jobs.service import Jobs, new_key
+from cogvideo.jobs.service import JobService, new_key
 from cogvideo.request import VideoRequest
 from cogvideo.runtime.memory_estimate import peak_bytes
-from cogvideo.runtime.memory_presets import MEMORY
+from cogvideo.runtime.memory_presets import MEMORY_PRESETS
 from cogvideo.web import server as server_module
 from cogvideo.web import server as web_server
 from cogvideo.web import spaces
 from cogvideo.web.form import Form
 from cogvideo.web.model_options import Held, large, memory_choices
 from cogvideo.web.routes import routes
-from cogvideo.web.strings import FOLDER, LANGUAGES, Words, outcome, preferred_language
+from cogvideo.web.strings import FOLDER, LANGUAGES, Strings, outcome, preferred_language
 from tests.support.fakes import PRESET, FakePipeline
 
-WORDS = Words.load()
+WORDS = Strings.load()
 BASE = PRESET.sampling
-USUAL = Form.usual(PRESET)
+USUAL = Form.default(PRESET)
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -93,7 +93,7 @@ def test_the_browser_chooses_the_language(accepted: str | None, language: str) -
 
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_what_comes_of_the_settings_is_said(language: str) -> None:
-    for frames in CLIP_FRAMES:
+    for frames in FRAME_COUNTS:
         said = outcome(WORDS, language, frames, 0.5, 100.0)
         assert "0.5" in said and "2" in said and "{" not in said
 
@@ -102,8 +102,8 @@ forms = st.builds(
     Form,
     prompt=st.text(max_size=40),
     seed=st.integers(0, MAX_SEED),
-    frames=st.sampled_from(CLIP_FRAMES),
-    seconds=st.sampled_from(CLIP_SECONDS),
+    frames=st.sampled_from(FRAME_COUNTS),
+    seconds=st.sampled_from(DURATIONS),
     guidance=st.sampled_from([1.0, 3.0, 4.5, 10.0]),
     temperature=st.sampled_from([0.5, 0.95, 1.0, 1.5]),
     top_k=st.sampled_from([6, 12, 24]),
@@ -116,13 +116,19 @@ forms = st.builds(
 def test_a_form_survives_request_and_link(form: Form) -> None:
     request = form.request(BASE)
     assert Form.of(request, BASE) == form
-    link = {"p": form.prompt, "s": str(form.seed), "f": str(form.frames), "d": f"{form.seconds:g}", **form.query(USUAL)}
+    link = {
+        "p": form.prompt,
+        "s": str(form.seed),
+        "f": str(form.num_frames),
+        "d": f"{form.duration:g}",
+        **form.query(USUAL),
+    }
     assert Form.from_query(dict(parse_qsl(urlencode(link), keep_blank_values=True)), USUAL) == form
 
 
 def test_the_usual_settings_are_the_presets_own() -> None:
     assert replace(USUAL, prompt="一", seed=7).request(BASE) == VideoRequest("一", 7)
-    assert Form.usual(PRESETS["mini"]).superres is PRESETS["mini"].enlarge
+    assert Form.default(PRESETS["mini"]).superres is PRESETS["mini"].upscale_by_default
 
 
 def test_nonsense_in_a_link_is_refused_with_a_sentence() -> None:
@@ -139,26 +145,26 @@ def test_memory_presets_are_named_with_their_expected_peaks(kind: str) -> None:
     model = PRESETS["cogvideo"].model
     assert large(model) and not large(PRESETS["mini"].model)
     (usual, nothing), *others = memory_choices(WORDS, "en", Held(model, kind, "16g"))
-    peaks = {name: peak_bytes(model, MEMORY[name], kind) / 1e9 for name in MEMORY}
+    peaks = {name: peak_bytes(model, MEMORY_PRESETS[name], kind) / 1e9 for name in MEMORY_PRESETS}
     assert nothing == "" and "16g" in usual and f"{peaks['16g']:.1f} GB" in usual
     names = {name for _, name in others}
-    assert names == {row.name for row in MEMORY.values() if kind in ("cpu", row.device)}
+    assert names == {row.name for row in MEMORY_PRESETS.values() if kind in ("cpu", row.device)}
     assert all(f"{peaks[name]:.1f} GB" in said for said, name in others)
 
 
 def test_changes_of_a_finished_job() -> None:
     request = VideoRequest("一", MAX_SEED, 9, superres=False)
     assert changed(request, "next").seed == 0
-    assert changed(request, "finer").frames == 17
+    assert changed(request, "finer").num_frames == 17
     assert changed(request, "enlarge").superres
     assert changed(request, "again") == changed(request, "resume") == request
-    assert changed(request, "between").between_seed is not None
+    assert changed(request, "between").interpolation_seed is not None
     with pytest.raises(RequestError, match="there are again"):
         changed(request, "nonsense")
 
 
 def test_a_downloaded_file_gives_its_settings_back(tmp_path: Path) -> None:
-    jobs = Jobs(tmp_path / "data", PRESET, lambda: FakePipeline(free=True))
+    jobs = JobService(tmp_path / "data", PRESET, lambda: FakePipeline(free=True))
     jobs.start()
     request = Form("熊猫", 9, 5, 2.0, 4.0, superres=False).request(BASE)
     jobs.submit(request, "k" * 20)
@@ -173,7 +179,7 @@ def test_a_downloaded_file_gives_its_settings_back(tmp_path: Path) -> None:
 
 
 def test_a_file_that_is_deleted_while_it_is_asked_for_is_not_found(
-    jobs: Jobs, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    jobs: JobService, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / "here.mp4").write_bytes(b"film")
     monkeypatch.setattr(jobs, "file", lambda job, name: tmp_path / name)  # found, and deleted before it is sent
@@ -210,7 +216,7 @@ def test_the_data_folder_can_be_chosen_and_a_bad_one_is_said(tmp_path: Path, mon
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    jobs = Jobs(tmp_path_factory.mktemp("data"), PRESET, lambda: FakePipeline(free=True))
+    jobs = JobService(tmp_path_factory.mktemp("data"), PRESET, lambda: FakePipeline(free=True))
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from cogvideo.jobs.service import Jobs
+from cogvideo.jobs.service import JobService
 from cogvideo.web import server
 from cogvideo.web.server import free_port
 from tests.support.fakes import PRESET, FakePipeline
@@ -41,7 +41,7 @@ async def use(url: str) -> tuple[dict[str, str], list[dict[str, Any]]]:
 
 
 def test_a_language_model_finds_the_same_jobs_as_tools(tmp_path: Path) -> None:
-    jobs = Jobs(tmp_path, PRESET, FakePipeline)
+    jobs = JobService(tmp_path, PRESET, FakePipeline)
     port = free_port("127.0.0.1", 7900, search=True)
     ui = server.serve(jobs, "127.0.0.1", port)
     tools, (made, stopped, unknown) = asyncio.run(use(f"http://127.0.0.1:{port}/gradio_api/mcp/"))
@@ -49,7 +49,7 @@ def test_a_language_model_finds_the_same_jobs_as_tools(tmp_path: Path) -> None:
     assert set(tools) == set(wanted.split())
     assert "Chinese prompt" in tools["make_video"]
     assert made["seed"] == 7 and stopped == {"id": made["id"]}
-    assert jobs.view(made["id"]).status == "stopped"
+    assert jobs.state(made["id"]).status == "stopped"
     assert "no such video" in unknown["error"]
     ui.close()
     jobs.close()

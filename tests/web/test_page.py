@@ -60,7 +60,7 @@ def test_stop_keeps_what_was_drawn(site: Site, visit: Callable[..., Visitor]) ->
     visitor.has_state("stopped")
     expect(visitor.page.locator(".cv-what")).to_have_text("Stopped; what was drawn is kept")
     expect(visitor.film()).to_have_attribute("src", re.compile("kept.mp4$"))
-    view = site.jobs.view(visitor.job())
+    view = site.jobs.state(visitor.job())
     assert (view.status, view.frames) == ("stopped", 3)
 
 
@@ -104,7 +104,7 @@ def test_a_link_lets_others_watch_but_not_stop(site: Site, visit: Callable[..., 
 
 def test_a_shared_link_fills_the_page_and_starts_nothing(site: Site, visit: Callable[..., Visitor]) -> None:
     key = new_key()
-    job = site.jobs.submit(VideoRequest(PANDA, seed=77, frames=9, seconds=2.0, superres=False), key).id
+    job = site.jobs.submit(VideoRequest(PANDA, seed=77, num_frames=9, duration=2.0, superres=False), key).id
     site.fake.open()
     holder = visit().open(f"{site.url}?job={job}")
     holder.has_state("done")
@@ -124,7 +124,7 @@ def test_a_shared_link_fills_the_page_and_starts_nothing(site: Site, visit: Call
     assert len(site.fake.started) == started
     visitor.page.locator("#cv-make").click()
     visitor.has_state("done")
-    assert site.fake.started[-1] == VideoRequest(PANDA, seed=77, frames=9, seconds=2.0, superres=False)
+    assert site.fake.started[-1] == VideoRequest(PANDA, seed=77, num_frames=9, duration=2.0, superres=False)
 
 
 def test_bad_wishes_get_a_sentence_and_start_nothing(site: Site, visit: Callable[..., Visitor]) -> None:
@@ -150,7 +150,7 @@ def test_the_seed_is_always_shown_and_the_next_one_is_a_click_away(site: Site, v
     visitor.choose("#cv-rate", "1 帧/秒")
     visitor.ask()
     visitor.has_state("done")
-    seed = site.jobs.view(visitor.job()).request.seed
+    seed = site.jobs.state(visitor.job()).request.seed
     expect(visitor.page.locator("#cv-seed input")).to_have_value(str(seed))
     expect(visitor.page.locator(".cv-meta")).to_contain_text(str(seed))
     visitor.page.locator("[data-act=next]").click()
@@ -159,7 +159,7 @@ def test_the_seed_is_always_shown_and_the_next_one_is_a_click_away(site: Site, v
     visitor.page.locator("[data-act=finer]").click()
     visitor.has_cells(9, 9)
     visitor.has_state("done")
-    assert [request.frames for request in site.fake.started[-3:]] == [5, 5, 9]
+    assert [request.num_frames for request in site.fake.started[-3:]] == [5, 5, 9]
     assert site.fake.started[-1].seed == (seed + 1) % 2**32
 
 
@@ -276,7 +276,7 @@ def test_settings_of_an_earlier_video_are_used_again(site: Site, visit: Callable
     visitor.ask("一隻熊貓在草地上")
     expect(page.locator("#cv-notice")).to_contain_text("已把繁体字转换为简体：“一只熊猫在草地上”")
     visitor.has_state("done")
-    view = site.jobs.view(visitor.job())
+    view = site.jobs.state(visitor.job())
     assert view.request.prompt == "一只熊猫在草地上" and not view.comment
     visitor.choose("#cv-rate", "2 帧/秒")
     visitor.ask("一只小猫")

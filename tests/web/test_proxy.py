@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from cogvideo.jobs.service import Jobs
+from cogvideo.jobs.service import JobService
 from cogvideo.web import server
 from tests.support.fakes import PRESET, FakePipeline, PlainFilm
 
@@ -21,7 +21,7 @@ def test_the_page_starts_behind_a_proxy(tmp_path: Path, monkeypatch: pytest.Monk
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    jobs = Jobs(tmp_path, PRESET, lambda: FakePipeline(), PlainFilm)
+    jobs = JobService(tmp_path, PRESET, lambda: FakePipeline(), PlainFilm)
     ui = server.serve(jobs, "127.0.0.1", port)
     try:
         assert httpx.get(f"http://127.0.0.1:{port}/alive", trust_env=False).json() == {"alive": True}

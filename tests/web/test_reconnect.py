@@ -50,7 +50,7 @@ def reload(visitor: Visitor, watched: list[str]) -> None:
 
 def test_reload_at_every_stage_brings_the_same_picture_back(site: Site, visit: Callable[..., Visitor]) -> None:
     key = new_key()
-    blocker = site.jobs.submit(VideoRequest("占位", seed=1, frames=5, superres=False), key).id
+    blocker = site.jobs.submit(VideoRequest("占位", seed=1, num_frames=5, superres=False), key).id
     visitor = visit().open(site.url)
     watched: list[str] = []
     visitor.page.on("request", lambda request: "/watch/" in request.url and watched.append(request.url))
@@ -224,7 +224,7 @@ def test_the_second_job_waits_until_the_first_has_let_go(
     two.has_state("running")
     site.fake.open()
     two.has_state("done")
-    second = site.jobs.view(two.job()).request.seed
+    second = site.jobs.state(two.job()).request.seed
     assert log == [("begin", first), ("end", first), ("begin", second), ("end", second)]
     assert site.fake.most_busy == 1
 
@@ -248,7 +248,7 @@ def test_a_stop_that_never_arrived_can_be_pressed_again(site: Site, visit: Calla
 
 def test_a_film_that_did_not_load_is_asked_for_again(site: Site, visit: Callable[..., Visitor]) -> None:
     site.fake.open()
-    job = site.jobs.submit(VideoRequest(PANDA, seed=1, frames=5, superres=False), new_key()).id
+    job = site.jobs.submit(VideoRequest(PANDA, seed=1, num_frames=5, superres=False), new_key()).id
     visitor = visit()
     visitor.forgiven = True
     page, film = visitor.page, visitor.film()

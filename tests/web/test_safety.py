@@ -119,7 +119,7 @@ def test_a_watcher_has_no_power_over_a_job(site: Site, visit: Callable[..., Visi
         for secret in (holder.job(), "", new_key()):
             said = call(site.url, name, holder.job(), secret)
             assert "event: error" in said and "event: complete" not in said
-    assert site.jobs.view(holder.job()).active
+    assert site.jobs.state(holder.job()).active
     site.fake.step(2)
     holder.has_cells(5, 2)
 
@@ -132,7 +132,7 @@ def call(url: str, name: str, *values: object) -> str:
 def test_nothing_that_the_server_tells_everybody_names_a_job(site: Site) -> None:
     site.fake.open()
     key = new_key()
-    job = site.jobs.submit(VideoRequest(PANDA, seed=1, frames=5, superres=False), key).id
+    job = site.jobs.submit(VideoRequest(PANDA, seed=1, num_frames=5, superres=False), key).id
     data = site.jobs.results.parent
     with httpx.Client(base_url=site.url, timeout=60, follow_redirects=True) as client:
         for path in (

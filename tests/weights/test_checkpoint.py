@@ -103,11 +103,11 @@ def test_what_sharing_saves_is_told(published: Path, caplog: pytest.LogCaptureFi
     unique = {p.data_ptr(): p.nbytes for network in models.networks.values() for p in network.parameters()}
     assert sizes.after == sum(unique.values())
     assert sizes.before == sum(p.nbytes for network in models.networks.values() for p in network.parameters())
-    assert "same backbone" in caplog.text and loader.gigabytes(sizes.after) in caplog.text
+    assert "same backbone" in caplog.text and loader.format_gigabytes(sizes.after) in caplog.text
     path = published / "cogvideo-stage2" / "38000" / "mp_rank_00_model_states.pt"
     edit(path, lambda tensors: tensors["transformer.final_layernorm.bias"].add_(1))
     sizes = loader.load_published(published).sizes
-    assert sizes.own == {"stage1": [], "stage2": ["transformer.final_layernorm.bias"], "superres": []}
+    assert sizes.own_parts == {"stage1": [], "stage2": ["transformer.final_layernorm.bias"], "superres": []}
 
 
 LOAD = """
@@ -143,7 +143,7 @@ def test_loading_takes_what_stays_and_little_more(published: Path, dtype: str, f
         path.write_text(json.dumps(json.loads(path.read_text()) | sizes))
     config = published_format.published_config(published)
     common: dict[str, torch.Tensor] = {}
-    for part in loader.PARTS:
+    for part in loader.NETWORKS:
         for name, like in loader.expected(config, part).items():
             common[name] = torch.full(like.shape, 0.5, dtype=torch.float16)
         path = published_format.checkpoint_file(published / published_format.PUBLISHED[part])

@@ -23,14 +23,14 @@ import torch
 
 from cogvideo.cli import console
 from cogvideo.cli.main import main
-from cogvideo.config import find_preset
+from cogvideo.config import load_preset
 from cogvideo.errors import CapacityError, RequestError, WeightsError
 from cogvideo.models.convert import convert
 from cogvideo.models.loader import load_published, load_safetensors
 from cogvideo.weights import catalog, verify
-from cogvideo.weights.catalog import COGVIDEO, Places, PublishedFile
+from cogvideo.weights.catalog import COGVIDEO, PublishedFile, WeightPaths
 from cogvideo.weights.download import Download
-from cogvideo.weights.http_download import Patience
+from cogvideo.weights.http_download import DownloadPolicy
 from cogvideo.weights.progress import Transfer
 from tests.support.flaky_server import (
     Fault,
@@ -56,7 +56,7 @@ GOLDEN = Path(__file__).parents[1] / "golden"
 ROOT = Path(__file__).resolve().parents[2]
 NAME = "cogvideo-stage1"
 WEIGHTS = random.Random(0).randbytes(300_000)
-HASTE = Patience(connect=5.0, silence=5.0, attempts=3, wait=lambda seconds: None)
+HASTE = DownloadPolicy(connect_timeout=5.0, read_timeout=5.0, max_retries=3, wait=lambda seconds: None)
 
 
 def archive(members: dict[str, bytes] | None = None, prefix: str = "") -> bytes:
@@ -84,8 +84,8 @@ def server() -> Iterator[FlakyServer]:
 
 
 @pytest.fixture
-def places(tmp_path: Path) -> Places:
-    return Places(tmp_path / "sat", tmp_path / "icetk")
+def places(tmp_path: Path) -> WeightPaths:
+    return WeightPaths(tmp_path / "sat", tmp_path / "icetk")
 
 
 def row(server: FlakyServer, *paths: str, data: bytes = ZIP, known: bool = True) -> PublishedFile:
@@ -100,18 +100,18 @@ def starts(server: FlakyServer, path: str) -> list[int]:
     return [int((wanted or "bytes=0-").removeprefix("bytes=").split("-")[0]) for wanted in server.ranges(path)]
 
 
-def get(places: Places, *files: PublishedFile, **options: object) -> None:
-    Download(places, files, **({"patience": HASTE, "notify": console.say} | options)).run()  # type: ignore[arg-type]
+def get(places: WeightPaths, *files: PublishedFile, **options: object) -> None:
+    Download(places, files, **({"patience": HASTE, "notify": console.notice} | options)).run()  # type: ignore[arg-type]
 
 
-def assert_whole(places: Places) -> None:
+def assert_whole(places: WeightPaths) -> None:
     folder = places.sat / NAME
     assert (folder / "27000" / "mp_rank_00_model_states.pt").read_bytes() == WEIGHTS
     assert sorted(path.name for path in folder.iterdir()) == ["27000", "latest", "model_config.json"]
     assert {path.suffix for path in places.work.iterdir() if path.name != "hub"} <= {".lock", ""}
 
 
-def assert_nothing(places: Places) -> None:
+def assert_nothing(places: WeightPaths) -> None:
     assert not (places.sat / NAME).exists()
     assert not list(places.work.glob("*.new"))
 
@@ -119,7 +119,7 @@ def assert_nothing(places: Places) -> None:
 # --- connections ----------------------------------------------------------------------------------------------------
 
 
-def test_a_lost_connection_is_taken_up_where_it_ended(server: FlakyServer, places: Places) -> None:
+def test_a_lost_connection_is_taken_up_where_it_ended(server: FlakyServer, places: WeightPaths) -> None:
     server.faults["/good.zip"] = [cut_after(100_000), cut_after(150_000)]
     get(places, row(server, "/good.zip"))
     assert_whole(places)
@@ -128,7 +128,7 @@ def test_a_lost_connection_is_taken_up_where_it_ended(server: FlakyServer, place
     assert 0 < second <= 100_000 < third
 
 
-def test_another_call_goes_on_where_the_last_one_gave_up(server: FlakyServer, places: Places) -> None:
+def test_another_call_goes_on_where_the_last_one_gave_up(server: FlakyServer, places: WeightPaths) -> None:
     server.faults["/good.zip"] = [cut_after(200_000), *[status(503)] * 3]
     with pytest.raises(WeightsError, match="503"):
         get(places, row(server, "/good.zip"))
@@ -139,13 +139,13 @@ def test_another_call_goes_on_where_the_last_one_gave_up(server: FlakyServer, pl
 
 
 @pytest.mark.parametrize("faults", [[cut_after(100_000), ignores_ranges], [ignores_ranges, ignores_ranges]])
-def test_a_server_without_ranges_begins_again(server: FlakyServer, places: Places, faults: list[Fault]) -> None:
+def test_a_server_without_ranges_begins_again(server: FlakyServer, places: WeightPaths, faults: list[Fault]) -> None:
     server.faults["/good.zip"] = list(faults)
     get(places, row(server, "/good.zip"))
     assert_whole(places)
 
 
-def test_a_whole_part_is_not_fetched_again(server: FlakyServer, places: Places) -> None:
+def test_a_whole_part_is_not_fetched_again(server: FlakyServer, places: WeightPaths) -> None:
     places.work.mkdir(parents=True)
     (places.work / f"{NAME}.zip.part").write_bytes(ZIP)
     get(places, row(server, "/good.zip"))
@@ -153,26 +153,26 @@ def test_a_whole_part_is_not_fetched_again(server: FlakyServer, places: Places) 
     assert starts(server, "/good.zip") == [len(ZIP)]
 
 
-def test_a_part_longer_than_the_file_is_thrown_away(server: FlakyServer, places: Places) -> None:
+def test_a_part_longer_than_the_file_is_thrown_away(server: FlakyServer, places: WeightPaths) -> None:
     places.work.mkdir(parents=True)
     (places.work / f"{NAME}.zip.part").write_bytes(ZIP + b"more")
     get(places, row(server, "/good.zip"))
     assert_whole(places)
 
 
-def test_a_silent_server_is_asked_again(server: FlakyServer, places: Places) -> None:
+def test_a_silent_server_is_asked_again(server: FlakyServer, places: WeightPaths) -> None:
     end = threading.Event()
     server.faults["/good.zip"] = [silent_after(100_000, end)]
     try:
-        get(places, row(server, "/good.zip"), patience=replace(HASTE, silence=0.2))
+        get(places, row(server, "/good.zip"), patience=replace(HASTE, read_timeout=0.2))
         assert_whole(places)
     finally:
         end.set()
 
 
-def test_a_slow_server_is_waited_for(server: FlakyServer, places: Places) -> None:
+def test_a_slow_server_is_waited_for(server: FlakyServer, places: WeightPaths) -> None:
     server.faults["/good.zip"] = [slowly]
-    get(places, row(server, "/good.zip"), patience=replace(HASTE, silence=0.8))  # all of it takes longer
+    get(places, row(server, "/good.zip"), patience=replace(HASTE, read_timeout=0.8))  # all of it takes longer
     assert_whole(places)
     assert len(server.requests) == 1
 
@@ -182,7 +182,7 @@ def test_a_slow_server_is_waited_for(server: FlakyServer, places: Places) -> Non
 SMALL_BLOCKS = replace(HASTE, block=40_000, connections=3)
 
 
-def test_blocks_come_over_several_connections(server: FlakyServer, places: Places) -> None:
+def test_blocks_come_over_several_connections(server: FlakyServer, places: WeightPaths) -> None:
     together = threading.Barrier(3, timeout=60)
 
     def meet(handler: Handler, data: bytes) -> None:
@@ -195,32 +195,34 @@ def test_blocks_come_over_several_connections(server: FlakyServer, places: Place
     assert sorted(starts(server, "/good.zip")) == list(range(0, len(ZIP), 40_000))
 
 
-def test_lost_connections_among_several_are_taken_up(server: FlakyServer, places: Places) -> None:
+def test_lost_connections_among_several_are_taken_up(server: FlakyServer, places: WeightPaths) -> None:
     server.faults["/good.zip"] = [serve, cut_after(10_000), status(503), cut_after(20_000), more_than_asked]
     get(places, row(server, "/good.zip"), patience=SMALL_BLOCKS)
     assert_whole(places)
 
 
-def test_a_connection_that_brings_nothing_leaves_its_work_to_the_others(server: FlakyServer, places: Places) -> None:
+def test_a_connection_that_brings_nothing_leaves_its_work_to_the_others(
+    server: FlakyServer, places: WeightPaths
+) -> None:
     server.faults["/good.zip"] = [serve, *[status(429)] * 5]  # too many at once, says the server
     get(places, row(server, "/good.zip"), patience=SMALL_BLOCKS)
     assert_whole(places)
 
 
-def test_ranges_that_end_in_the_middle_begin_again(server: FlakyServer, places: Places) -> None:
+def test_ranges_that_end_in_the_middle_begin_again(server: FlakyServer, places: WeightPaths) -> None:
     server.faults["/good.zip"] = [serve, serve, ignores_ranges, ignores_ranges, ignores_ranges, ignores_ranges]
     get(places, row(server, "/good.zip"), patience=SMALL_BLOCKS)
     assert_whole(places)
 
 
-def test_bytes_from_elsewhere_are_refused(server: FlakyServer, places: Places) -> None:
+def test_bytes_from_elsewhere_are_refused(server: FlakyServer, places: WeightPaths) -> None:
     server.files["/bad.zip"] = ZIP
     server.faults["/bad.zip"] = [serve, *[other_range] * 9]
     get(places, row(server, "/bad.zip", "/good.zip"), patience=SMALL_BLOCKS)
     assert_whole(places)
 
 
-def test_another_call_fetches_only_the_blocks_that_are_missing(server: FlakyServer, places: Places) -> None:
+def test_another_call_fetches_only_the_blocks_that_are_missing(server: FlakyServer, places: WeightPaths) -> None:
     server.faults["/good.zip"] = [serve, serve, serve, *[status(503)] * 20]
     with pytest.raises(WeightsError, match="503"):
         get(places, row(server, "/good.zip"), patience=SMALL_BLOCKS)
@@ -235,7 +237,7 @@ def test_another_call_fetches_only_the_blocks_that_are_missing(server: FlakyServ
 @pytest.mark.parametrize(
     "note", ["{", '{"total": 5}', '{"total": 10, "missing": [[5, 99]]}', '{"total": 9, "missing": []}']
 )
-def test_a_note_that_makes_no_sense_is_not_believed(server: FlakyServer, places: Places, note: str) -> None:
+def test_a_note_that_makes_no_sense_is_not_believed(server: FlakyServer, places: WeightPaths, note: str) -> None:
     places.work.mkdir(parents=True)
     (places.work / f"{NAME}.zip.part").write_bytes(b"?" * 1000)
     (places.work / f"{NAME}.zip.part.missing").write_text(note)
@@ -243,7 +245,7 @@ def test_a_note_that_makes_no_sense_is_not_believed(server: FlakyServer, places:
     assert_whole(places)
 
 
-def test_a_part_of_another_length_is_thrown_away(server: FlakyServer, places: Places) -> None:
+def test_a_part_of_another_length_is_thrown_away(server: FlakyServer, places: WeightPaths) -> None:
     places.work.mkdir(parents=True)
     (places.work / f"{NAME}.zip.part").write_bytes(b"?" * 1000)
     (places.work / f"{NAME}.zip.part.missing").write_text('{"total": 1000, "missing": [[500, 1000]]}')
@@ -266,7 +268,7 @@ def test_a_part_of_another_length_is_thrown_away(server: FlakyServer, places: Pl
 )
 @pytest.mark.parametrize("other", [True, False], ids=["another address", "the only one"])
 def test_wrong_answers_are_told_and_the_next_address_asked(
-    server: FlakyServer, places: Places, capsys: pytest.CaptureFixture[str], fault: object, said: str, other: bool
+    server: FlakyServer, places: WeightPaths, capsys: pytest.CaptureFixture[str], fault: object, said: str, other: bool
 ) -> None:
     server.files["/bad.zip"] = ZIP
     server.faults["/bad.zip"] = [fault] * 9  # type: ignore[list-item]
@@ -283,26 +285,28 @@ def test_wrong_answers_are_told_and_the_next_address_asked(
 
 
 @pytest.mark.parametrize("fault", [says_longer, says_shorter])
-def test_a_wrong_size_is_noticed_where_nothing_is_known(server: FlakyServer, places: Places, fault: object) -> None:
+def test_a_wrong_size_is_noticed_where_nothing_is_known(
+    server: FlakyServer, places: WeightPaths, fault: object
+) -> None:
     server.files["/bad.zip"] = ZIP
     server.faults["/bad.zip"] = [fault] * 9  # type: ignore[list-item]
     get(places, row(server, "/bad.zip", "/good.zip", known=False))
     assert_whole(places)
 
 
-def test_a_wrong_hash_is_noticed(server: FlakyServer, places: Places) -> None:
+def test_a_wrong_hash_is_noticed(server: FlakyServer, places: WeightPaths) -> None:
     server.files["/bad.zip"] = ZIP.replace(WEIGHTS[:9], b"different")
     get(places, row(server, "/bad.zip", "/good.zip"))
     assert_whole(places)
 
 
-def test_without_a_hash_the_archive_itself_tells(server: FlakyServer, places: Places) -> None:
+def test_without_a_hash_the_archive_itself_tells(server: FlakyServer, places: WeightPaths) -> None:
     server.files["/bad.zip"] = ZIP.replace(WEIGHTS[:9], b"different")
     get(places, row(server, "/bad.zip", "/good.zip", known=False))
     assert_whole(places)
 
 
-def test_what_an_earlier_call_left_is_not_blamed_on_the_address(server: FlakyServer, places: Places) -> None:
+def test_what_an_earlier_call_left_is_not_blamed_on_the_address(server: FlakyServer, places: WeightPaths) -> None:
     places.work.mkdir(parents=True)
     (places.work / f"{NAME}.zip.part").write_bytes(b"PK\x03\x04" * 100)
     get(places, row(server, "/good.zip"))
@@ -312,14 +316,14 @@ def test_what_an_earlier_call_left_is_not_blamed_on_the_address(server: FlakySer
 # --- archives -------------------------------------------------------------------------------------------------------
 
 
-def test_known_prefixes_are_left_out(server: FlakyServer, places: Places) -> None:
+def test_known_prefixes_are_left_out(server: FlakyServer, places: WeightPaths) -> None:
     server.files["/long.zip"] = data = archive(prefix="sharefs/cogview-new/")
     get(places, row(server, "/long.zip", data=data))
     assert_whole(places)
 
 
 @pytest.mark.parametrize("name", ["../outside", f"{NAME}/../../outside", "/outside", "C:\\outside", "..\\outside"])
-def test_archives_cannot_write_elsewhere(server: FlakyServer, places: Places, name: str, tmp_path: Path) -> None:
+def test_archives_cannot_write_elsewhere(server: FlakyServer, places: WeightPaths, name: str, tmp_path: Path) -> None:
     server.files["/evil.zip"] = data = archive({name: b"!", f"{NAME}/model_config.json": b"{}"})
     with pytest.raises(WeightsError, match="unsafe path"):
         get(places, row(server, "/evil.zip", data=data))
@@ -327,7 +331,7 @@ def test_archives_cannot_write_elsewhere(server: FlakyServer, places: Places, na
     assert_nothing(places)
 
 
-def test_links_in_archives_are_refused(server: FlakyServer, places: Places) -> None:
+def test_links_in_archives_are_refused(server: FlakyServer, places: WeightPaths) -> None:
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w") as packed:
         link = zipfile.ZipInfo(f"{NAME}/latest")
@@ -338,7 +342,7 @@ def test_links_in_archives_are_refused(server: FlakyServer, places: Places) -> N
         get(places, row(server, "/evil.zip", data=out.getvalue()))
 
 
-def test_an_archive_of_something_else_is_named(server: FlakyServer, places: Places) -> None:
+def test_an_archive_of_something_else_is_named(server: FlakyServer, places: WeightPaths) -> None:
     server.files["/other.zip"] = data = archive({"readme.txt": b"hello"})
     with pytest.raises(WeightsError, match=NAME):
         get(places, row(server, "/other.zip", data=data))
@@ -348,7 +352,7 @@ def test_an_archive_of_something_else_is_named(server: FlakyServer, places: Plac
 # --- Hugging Face, folders, other files -----------------------------------------------------------------------------
 
 
-def test_hugging_face_comes_first(server: FlakyServer, places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hugging_face_comes_first(server: FlakyServer, places: WeightPaths, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_ENDPOINT", server.url)
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     server.files[f"/THUDM/CogVideo/resolve/main/{NAME}.zip"] = ZIP
@@ -360,7 +364,7 @@ def test_hugging_face_comes_first(server: FlakyServer, places: Places, monkeypat
 
 
 def test_without_hugging_face_the_other_addresses_follow(
-    server: FlakyServer, places: Places, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    server: FlakyServer, places: WeightPaths, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("HF_ENDPOINT", server.url)
     get(places, replace(row(server, "/good.zip"), hub=("nobody/nothing",)))
@@ -369,7 +373,7 @@ def test_without_hugging_face_the_other_addresses_follow(
 
 
 def test_a_mirror_that_gives_something_else_is_not_believed(
-    server: FlakyServer, places: Places, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    server: FlakyServer, places: WeightPaths, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("HF_ENDPOINT", server.url)
     server.files[f"/page/page/resolve/main/{NAME}.zip"] = b"<!DOCTYPE html>".ljust(len(ZIP))
@@ -383,7 +387,7 @@ def test_a_mirror_that_gives_something_else_is_not_believed(
 
 
 def test_a_mirror_that_is_not_there_is_passed_by(
-    server: FlakyServer, places: Places, monkeypatch: pytest.MonkeyPatch
+    server: FlakyServer, places: WeightPaths, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # nobody listens
     get(places, replace(row(server, "/good.zip"), hub=("THUDM/CogVideo",)))
@@ -391,7 +395,9 @@ def test_a_mirror_that_is_not_there_is_passed_by(
 
 
 @pytest.mark.parametrize("unpacked", [True, False])
-def test_what_a_folder_has_is_not_fetched(server: FlakyServer, places: Places, tmp_path: Path, unpacked: bool) -> None:
+def test_what_a_folder_has_is_not_fetched(
+    server: FlakyServer, places: WeightPaths, tmp_path: Path, unpacked: bool
+) -> None:
     source = tmp_path / "usb"
     source.mkdir()
     if unpacked:
@@ -407,7 +413,7 @@ def test_what_a_folder_has_is_not_fetched(server: FlakyServer, places: Places, t
 
 
 def test_a_damaged_file_in_the_folder_is_left_there_and_fetched(
-    server: FlakyServer, places: Places, tmp_path: Path
+    server: FlakyServer, places: WeightPaths, tmp_path: Path
 ) -> None:
     (tmp_path / f"{NAME}.zip").write_bytes(ZIP[:-100])
     get(places, row(server, "/good.zip"), source=tmp_path)
@@ -415,7 +421,9 @@ def test_a_damaged_file_in_the_folder_is_left_there_and_fetched(
     assert (tmp_path / f"{NAME}.zip").read_bytes() == ZIP[:-100]
 
 
-def test_icetks_files_and_the_clusters_get_the_same_care(server: FlakyServer, places: Places, tmp_path: Path) -> None:
+def test_icetks_files_and_the_clusters_get_the_same_care(
+    server: FlakyServer, places: WeightPaths, tmp_path: Path
+) -> None:
     labels = io.BytesIO()
     np.save(labels, np.arange(20000))
     server.files["/labels"] = labels.getvalue()
@@ -441,7 +449,7 @@ def test_icetks_files_and_the_clusters_get_the_same_care(server: FlakyServer, pl
     "spoil", [lambda data: data[: len(data) // 2], lambda data: data.replace(b"\xaa" * 9, b"\xbb" * 9)]
 )
 def test_without_size_or_hash_small_files_are_read_before_they_are_taken(
-    server: FlakyServer, places: Places, tmp_path: Path, spoil: Callable[[bytes], bytes]
+    server: FlakyServer, places: WeightPaths, tmp_path: Path, spoil: Callable[[bytes], bytes]
 ) -> None:
     text, image = train_text_model(tmp_path).read_bytes(), image_weights(tmp_path)
     server.files["/bad"] = spoil(image)
@@ -463,7 +471,7 @@ def image_weights(folder: Path) -> bytes:
     return (folder / "image.pt").read_bytes()
 
 
-def test_an_archive_put_where_the_model_goes_is_unpacked_there(server: FlakyServer, places: Places) -> None:
+def test_an_archive_put_where_the_model_goes_is_unpacked_there(server: FlakyServer, places: WeightPaths) -> None:
     places.sat.mkdir()
     (places.sat / f"{NAME}.zip").write_bytes(ZIP)
     get(places, row(server, "/good.zip"))
@@ -474,7 +482,7 @@ def test_an_archive_put_where_the_model_goes_is_unpacked_there(server: FlakyServ
 # --- the machine ----------------------------------------------------------------------------------------------------
 
 
-def test_disk_space_is_asked_before(server: FlakyServer, places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_disk_space_is_asked_before(server: FlakyServer, places: WeightPaths, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**12, 0, 40 * 10**9))
     files = [replace(file, hub=(), urls=(server.url + "/good.zip",)) for file in COGVIDEO]
@@ -483,7 +491,9 @@ def test_disk_space_is_asked_before(server: FlakyServer, places: Places, monkeyp
     assert server.requests == []
 
 
-def test_a_disk_that_fills_up_is_named(server: FlakyServer, places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_fills_up_is_named(
+    server: FlakyServer, places: WeightPaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
@@ -493,7 +503,7 @@ def test_a_disk_that_fills_up_is_named(server: FlakyServer, places: Places, monk
     assert_nothing(places)
 
 
-def test_two_processes_fetch_a_file_once(server: FlakyServer, places: Places) -> None:
+def test_two_processes_fetch_a_file_once(server: FlakyServer, places: WeightPaths) -> None:
     code = """
 import sys
 from pathlib import Path
@@ -512,7 +522,7 @@ Download(Places(Path(sys.argv[1]), Path(sys.argv[1])), (file,), notify=print).ru
     assert len(server.requests) == 1
 
 
-def test_what_is_there_is_neither_fetched_nor_overwritten(server: FlakyServer, places: Places) -> None:
+def test_what_is_there_is_neither_fetched_nor_overwritten(server: FlakyServer, places: WeightPaths) -> None:
     get(places, row(server, "/good.zip"))
     get(places, row(server, "/good.zip"))
     assert len(server.requests) == 1
@@ -522,7 +532,9 @@ def test_what_is_there_is_neither_fetched_nor_overwritten(server: FlakyServer, p
     assert len(server.requests) == 1
 
 
-def test_the_licence_is_shown_once(server: FlakyServer, places: Places, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_licence_is_shown_once(
+    server: FlakyServer, places: WeightPaths, capsys: pytest.CaptureFixture[str]
+) -> None:
     get(places, row(server, "/good.zip"))
     assert capsys.readouterr().err.count("The CogVideo License") == 2  # once in each language
     shutil.rmtree(places.sat / NAME)
@@ -531,7 +543,7 @@ def test_the_licence_is_shown_once(server: FlakyServer, places: Places, capsys: 
 
 
 def test_a_log_and_a_listener_hear_how_far_it_is(
-    server: FlakyServer, places: Places, capsys: pytest.CaptureFixture[str]
+    server: FlakyServer, places: WeightPaths, capsys: pytest.CaptureFixture[str]
 ) -> None:
     get(places, row(server, "/good.zip"))
     assert f"{NAME}.zip: 100%" in capsys.readouterr().err
@@ -548,7 +560,7 @@ def test_a_log_and_a_listener_hear_how_far_it_is(
     assert any(transfer.seconds_left for transfer in heard if 0 < transfer.done < len(ZIP))
 
 
-def test_a_source_that_is_no_folder_is_refused(places: Places) -> None:
+def test_a_source_that_is_no_folder_is_refused(places: WeightPaths) -> None:
     with pytest.raises(RequestError, match="nowhere"):
         get(places, *COGVIDEO, source=Path("nowhere"))
 
@@ -571,13 +583,15 @@ def test_the_command_takes_everything_from_a_folder(
     monkeypatch.setenv("SAT_HOME", str(home / "sat"))
     assert main(["download", "cogvideo", "--from", str(source)]) == 0
     assert str(home / "sat") in capsys.readouterr().out
-    assert Places.usual().missing() == []
+    assert WeightPaths.usual().missing() == []
     config = json.loads((home / "sat" / NAME / "model_config.json").read_text())
     assert config["num_layers"] == 4
     assert main(["download", "mini"]) == 0
 
 
-def test_from_a_server_that_hangs_up_twice_to_networks(server: FlakyServer, places: Places, tmp_path: Path) -> None:
+def test_from_a_server_that_hangs_up_twice_to_networks(
+    server: FlakyServer, places: WeightPaths, tmp_path: Path
+) -> None:
     files = []
     for name in ("cogvideo-stage1", "cogvideo-stage2", "cogview2-dsr"):
         packed = shutil.make_archive(str(tmp_path / name), "zip", GOLDEN, name)
@@ -587,7 +601,7 @@ def test_from_a_server_that_hangs_up_twice_to_networks(server: FlakyServer, plac
         files.append(PublishedFile(f"{name}.zip", "zip", urls=(f"{server.url}/{name}",), size=len(data), sha256=known))
     get(places, *files)
     convert(places.sat, tmp_path / "converted")
-    preset, folder = find_preset(str(tmp_path / "converted"))
+    preset, folder = load_preset(str(tmp_path / "converted"))
     wanted, got = load_published(GOLDEN), load_safetensors(folder, preset.model)
     for part, network in wanted.networks.items():
         tensors = got.networks[part].state_dict()
