@@ -11,76 +11,44 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from cogvideo.config import ASSETS, PRESETS, ModelConfig, Preset, load_preset
-from cogvideo.errors import OutOfMemoryError, RequestError, WeightsError
+from cogvideo.errors import OutOfMemoryError, WeightsError
 from cogvideo.events import (
     Event,
     Frames,
-    FrameUpscaled,
-    KeyframeCompleted,
-    KeyframePreview,
     Loading,
-    Progress,
-    RoundCompleted,
-    StageName,
     VideoCompleted,
 )
-from cogvideo.inference import interpolation, keyframes, super_resolution
-from cogvideo.inference.keyframes import KeyframeStep, KeyframeTexts
+from cogvideo.inference.decoding import IsCancelled
+from cogvideo.inference.generation import (
+    GeneratedVideo,
+    GenerationEvent,
+    GenerationOptions,
+    Models,
+    PipelineComponents,
+    VideoGenerator,
+    check_initial_tokens,
+)
 from cogvideo.inference.sampling import ClusterSampler
-from cogvideo.media.images import side_by_side
 from cogvideo.models.fused_decode import should_fuse
-from cogvideo.models.superres_lm import SuperResLM
-from cogvideo.models.video_lm import VideoLM
-from cogvideo.request import VideoRequest, tokens_per_stage
-from cogvideo.runtime.device import DevicePlacement, default_placement, placement_for, torch_threads, usable_cores
+from cogvideo.request import VideoRequest
+from cogvideo.runtime.device import DevicePlacement, default_placement, placement_for, usable_cores
 from cogvideo.runtime.memory_estimate import peak_bytes
 from cogvideo.runtime.oom import free_memory, translate_oom
-from cogvideo.runtime.placement import on_device, place_models, upscaler_on_device
+from cogvideo.runtime.placement import place_models
 from cogvideo.token_frames import TokenFrames
-from cogvideo.tokenizers.image import ImageTokenizer, back_project
+from cogvideo.tokenizers.image import ImageTokenizer
 from cogvideo.tokenizers.prompt import CheckedPrompt, KnownConcepts, TokenizedPrompt, check_prompt, tokenize_prompt
 from cogvideo.tokenizers.text import (
     TextTokenizer,
-    first_frame_text,
-    interpolation_text,
-    round_seconds,
-    superres_text,
-    unconditional_text,
-    video_text,
 )
 from cogvideo.weights.catalog import ICETK_FOLDER, published_home
-
-PREVIEWS: Final = 4
-"""Pictures of a keyframe while it is painted, the finished one included."""
-
-LOOKAHEAD_TOKENS: Final = 4
-"""Slots of a keyframe that one step reads on a CPU. With `mini` and real prompts: 2.6 to 3.4 tokens a step (figures in
-assets/bench/ahead.json), keyframes in 82 % of the time on one core and in 65 % on two; eight slots gain no more. Off
-for frames between, where the wavefront is as fast and all rows would have to agree, and on a GPU, where each step would
-wait for the host.
-"""
-
-Stop = Callable[[], bool]
-
-
-class Models(Protocol):
-    """The three networks, in evaluation mode; they may share a backbone."""
-
-    @property
-    def stage1(self) -> VideoLM: ...
-
-    @property
-    def stage2(self) -> VideoLM: ...
-
-    @property
-    def superres(self) -> SuperResLM: ...
 
 
 @dataclass(frozen=True)
@@ -89,15 +57,6 @@ class Text:
 
     tokenizer: TextTokenizer
     world: KnownConcepts
-
-
-class PipelineComponents(NamedTuple):
-    """What draws videos, ready for work."""
-
-    tokenizer: TextTokenizer
-    sampler: ClusterSampler
-    codec: ImageTokenizer
-    models: Models
 
 
 class CogVideoPipeline:
@@ -154,14 +113,14 @@ class CogVideoPipeline:
         assert isinstance(done, VideoCompleted)
         return done.frames
 
-    def stream(self, request: VideoRequest, stop: Stop | None = None) -> Generator[Event, None, None]:
-        """The video as it grows; `Done` comes last.
+    def stream(self, request: VideoRequest, is_cancelled: IsCancelled | None = None) -> Generator[Event, None, None]:
+        """Generate a video; yield events as it grows, `VideoCompleted` last.
 
-        Raises RequestError at once, before anything is started; later Cancelled, within a token of `stop` saying True,
-        WeightsError and CapacityError.
+        Raises RequestError at once, before anything is started; later WeightsError, CapacityError, and Cancelled within
+        a token of `is_cancelled` returning True.
         """
         checked = self.check_inputs(request)
-        return self._stream(replace(request, prompt=checked.text), stop or (lambda: False))
+        return self._stream(replace(request, prompt=checked.text), is_cancelled or (lambda: False))
 
     def check_inputs(self, request: VideoRequest) -> CheckedPrompt:
         """What the model will read, and notes about it. Raises RequestError. Reads the vocabulary, not the networks."""
@@ -246,17 +205,31 @@ class CogVideoPipeline:
         if missing:
             yield Loading(missing[-1], len(missing), len(missing), self._found)
 
-    def _stream(self, request: VideoRequest, stop: Stop) -> Generator[Event, None, None]:
+    def generate_batch(
+        self, requests: Sequence[VideoRequest], max_rows: int | None = None, is_cancelled: IsCancelled | None = None
+    ) -> Iterator[Loading | GenerationEvent]:
+        """Generate requests, checked before, with one pass of each network: see `VideoGenerator` for what they share.
+
+        `max_rows`: sequences that stage 2 reads at once. Raises CapacityError, WeightsError, Cancelled.
+        """
         with self.unload_on_oom():
-            frames = yield from self._draw(request, stop)
+            yield from self.loading()
+            yield from self._events(requests, GenerationOptions(max_rows=max_rows, is_cancelled=is_cancelled))
+
+    def _stream(self, request: VideoRequest, is_cancelled: IsCancelled) -> Generator[Event, None, None]:
+        with self.unload_on_oom():
+            yield from self.loading()
+            options = GenerationOptions(show=True, previews=self.previews, is_cancelled=is_cancelled)
+            for event in self._events([request], options):
+                if isinstance(event, GeneratedVideo):
+                    assert event.frames is not None
+                    frames = event.frames
+                else:
+                    yield event
         yield VideoCompleted(frames, request.frames_per_second, request.seed)
 
-    def _draw(self, request: VideoRequest, stop: Stop) -> Generator[Event, None, Frames]:
-        yield from self.loading()
-        run = _Run(self, request, stop)
-        clip = yield from run.begin()  # [B, 5 or more, N]
-        clip = yield from run.interpolate(clip)  # [B, F, N]
-        return (yield from run.enlarge(clip))
+    def _events(self, requests: Sequence[VideoRequest], options: GenerationOptions) -> Iterator[GenerationEvent]:
+        yield from VideoGenerator(self.components(), self.preset, self.place, requests, options).events()
 
     @contextmanager
     def unload_on_oom(self) -> Iterator[None]:
@@ -315,152 +288,6 @@ _MAKERS: Final[dict[str, Callable[[CogVideoPipeline], Any]]] = {
     "codec": CogVideoPipeline._make_codec,
     "models": CogVideoPipeline._make_models,
 }
-
-
-class _Run:
-    """One video on its way. Its methods are generators of events that return what the next step needs."""
-
-    def __init__(self, pipeline: CogVideoPipeline, request: VideoRequest, stop: Stop) -> None:
-        self.preset, self.place, self.previews = pipeline.preset, pipeline.place, pipeline.previews
-        self.tokenizer, self.sampler, self.codec, self.models = pipeline.components()
-        self.request, self.stop = request, stop
-        self.options = request.sampling or self.preset.sampling
-        self.done, self.total = 0, sum(tokens_per_stage(self.preset.model, request).values())
-        self.shown: Frames  # of the last level: the final ones, where none is enlarged
-
-    def begin(self) -> Generator[Event, None, Tensor]:
-        """-> tokens [B, 5, N] of keyframes, or those [1, F, N] that were drawn before, shown at once."""
-        given = self.request.initial_tokens
-        if given is None:
-            return (yield from self.keyframes())
-        clip = self._tensor(given)[None]  # [1, F, N]
-        yield self._level(self.request.completed_rounds, clip)
-        return clip
-
-    def keyframes(self) -> Generator[Event, None, Tensor]:
-        """-> tokens [B, 5, N]; shows every keyframe, and the five as a first video. B: the number of drafts, or 1."""
-        request, first = self.request, self.request.first_frame
-        given = None if first is None else self._tensor(first).repeat(request.num_drafts, 1)  # [B, N]
-        with on_device(self.models.stage1, self.place) as lm, torch_threads(1):
-            texts = keyframe_texts(
-                self.tokenizer, self.preset, [request.wish] * request.num_drafts, self.options.guidance_scale
-            )
-            ahead = LOOKAHEAD_TOKENS if self.place.device.type == "cpu" else 1
-            wish = request.seeds, self.stop, ahead, given, self.place.memory.max_batch_rows
-            for step in keyframes.generate_keyframes(lm, texts, self.sampler, self.options, *wish):
-                if step.tokens:
-                    yield self._progress("drafts" if request.num_drafts > 1 else "keyframes", step.tokens)
-                if step.is_complete:
-                    yield from self._show(step)
-        yield self._level(0, step.video_tokens)
-        return step.video_tokens
-
-    def interpolate(self, clip: Tensor) -> Generator[Event, None, Tensor]:
-        """Tokens [1, 5 or more, N] -> [1, F, N]; shows every level. Drafts stay as they are."""
-        request = self.request
-        begun, wanted = request.completed_rounds, request.rounds
-        if request.num_drafts > 1 or begun == wanted:
-            return clip
-        texts, away = interpolation_texts(
-            self.tokenizer, self.preset, [request], self.options.interpolation_guidance_scale
-        )
-        seeds = [request.seed if request.interpolation_seed is None else request.interpolation_seed]
-        wish = self.sampler, self.options.video, self.options.text_attention_bias, seeds, self.stop
-        with on_device(self.models.stage2, self.place) as lm, torch_threads(1):
-            for step in interpolation.interpolate(
-                lm, clip, texts, *wish, self.place.memory.max_batch_rows, begun + 1, away
-            ):
-                if step.tokens:
-                    yield self._progress("interpolate", step.tokens)
-                if step.clip is not None:
-                    clip = step.clip
-                    yield self._level(step.level, clip)
-        return clip
-
-    def enlarge(self, clip: Tensor) -> Generator[Event, None, Frames]:
-        """Tokens [B, F, N] -> the final frames uint8 [F, H, W, 3]; shows each of them. Drafts stay small."""
-        model, request = self.preset.model, self.request
-        if request.num_drafts > 1 or not request.superres:
-            return self.shown
-        frames: list[Frames] = []
-        text = superres_text(self.tokenizer, request.prompt)
-        options, seed = self.options.superres, request.seed
-        at_once = self.place.memory.frames_per_pass
-        lm = self.models.superres
-        with upscaler_on_device(lm, self.place) as layers, torch_threads():
-            for part in super_resolution.upscale(
-                lm, clip[0], text, self.sampler, options, seed, at_once, self.stop, layers
-            ):
-                small = self.shown[len(frames) : len(frames) + len(part.tokens)]
-                large = self.codec.decode(part.tokens, model.fine_grid)
-                for frame in back_project(large, small, self.preset.back_projection):
-                    yield FrameUpscaled(len(frames), request.num_frames, frame)
-                    frames.append(frame)
-                yield self._progress("superres", part.tokens.numel())
-        return np.stack(frames)
-
-    def _show(self, step: KeyframeStep) -> Iterator[Event]:
-        """A finished keyframe, or a growing one at the end of some of its rows; of every draft."""
-        height, width = grid = self.preset.model.grid
-        size, rows = height * width, width * max(1, height // PREVIEWS)
-        for draft, tokens in enumerate(step.video_tokens[:, step.frame, : step.num_tokens]):
-            if step.num_tokens == size:
-                yield KeyframeCompleted(step.frame, self.codec.decode(tokens[None], grid)[0], draft)
-            elif self.previews and step.num_tokens % rows == 0:
-                yield KeyframePreview(step.frame, step.num_tokens, self.codec.decode_partial(tokens, grid), draft)
-
-    def _level(self, level: int, clip: Tensor) -> RoundCompleted:
-        self.shown = self._pictures(clip)
-        return RoundCompleted(level, self.shown, clip.cpu().numpy())
-
-    def _pictures(self, clip: Tensor) -> Frames:
-        """Tokens [B, F, N] -> uint8 [F, H, W, 3]; several videos side by side."""
-        return side_by_side([self.codec.decode(video, self.preset.model.grid) for video in clip])
-
-    def _tensor(self, given: TokenFrames) -> Tensor:
-        return torch.tensor(given.rows(), device=self.sampler.device)  # [F, N]
-
-    def _progress(self, stage: StageName, tokens: int) -> Progress:
-        self.done += tokens
-        return Progress(stage, self.done, self.total)
-
-
-def keyframe_texts(
-    tokenizer: TextTokenizer, preset: Preset, wishes: Sequence[tuple[str, float]], guidance: float
-) -> KeyframeTexts:
-    """What keyframes of `wishes` (prompt, seconds) read. Without guidance all but the first read the bare prompt."""
-    first = [first_frame_text(tokenizer, preset, prompt) for prompt, _ in wishes]
-    if guidance == 1.0:
-        return KeyframeTexts(first, [interpolation_text(tokenizer, *wish) for wish in wishes], None)
-    return KeyframeTexts(
-        first,
-        [video_text(tokenizer, preset, *wish) for wish in wishes],
-        [unconditional_text(tokenizer, preset, seconds) for _, seconds in wishes],
-    )
-
-
-def interpolation_texts(
-    tokenizer: TextTokenizer, preset: Preset, requests: Sequence[VideoRequest], guidance: float
-) -> tuple[list[list[list[int]]], interpolation.InterpolationGuidance | None]:
-    """What stage 2 reads in each round that is left, for each of `requests`, which are equally long; and without."""
-    like = requests[0]
-    spans = round_seconds(like.duration, like.rounds)[like.completed_rounds :]
-    texts = [[interpolation_text(tokenizer, request.prompt, span) for request in requests] for span in spans]
-    if guidance == 1.0:
-        return texts, None
-    return texts, interpolation.InterpolationGuidance(
-        [unconditional_text(tokenizer, preset, span) for span in spans], guidance
-    )
-
-
-def check_initial_tokens(model: ModelConfig, given: TokenFrames) -> None:
-    """Raises RequestError where the tokens are no frames of this model."""
-    rows = given.rows()
-    if len(rows[0]) != model.tokens_per_frame or max(map(max, rows)) >= model.image_tokens:
-        raise RequestError(
-            "起始画面属于另一个模型：请换回该模型，或重新选择起始画面。",
-            "The frames to start from belong to another model: choose that model again, or other frames.",
-        )
 
 
 def _load_models(name: str, dtype: torch.dtype | None, device: torch.device) -> Models:

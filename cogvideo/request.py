@@ -100,11 +100,6 @@ class VideoRequest:
             )
 
     @property
-    def wish(self) -> tuple[str, float]:
-        """What the texts of its keyframes are made of: prompt and seconds."""
-        return self.prompt, self.duration
-
-    @property
     def seeds(self) -> tuple[int, ...]:
         """One seed for each video of a draft; of anything else its own."""
         return tuple((self.seed + number) % (MAX_SEED + 1) for number in range(self.num_drafts))

@@ -101,8 +101,8 @@ class _MemoryProbe:
         options = SamplingOptions().superres
         clip = self._tokens(1, frames)[0]
         with upscaler_on_device(self.models.superres, self.place) as layers:
-            wish = self.text, self.sampler, options, 0, memory.frames_per_pass, None, layers
-            for _ in super_resolution.upscale(self.models.superres, clip, *wish):
+            run = super_resolution.UpscaleOptions(memory.frames_per_pass, layers)
+            for _ in super_resolution.upscale(self.models.superres, clip, self.text, self.sampler, options, 0, run):
                 pass
         return min(1.0, frames / FRAME_COUNTS[-1])
 

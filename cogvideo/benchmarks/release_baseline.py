@@ -54,24 +54,29 @@ class ReleaseStructure:
         rows: int,
         given: tuple[int, ...] = (),
         tokens: Tensor | None = None,
-        boost: float = 0.0,
-        both: bool = True,
+        text_attention_bias: float = 0.0,
+        use_temporal: bool = True,
     ) -> None:
-        self.lm, self.boost, self.both, self.text = lm, boost, both, len(text)
+        self.lm, self.text_attention_bias, self.use_temporal, self.text = (
+            lm,
+            text_attention_bias,
+            use_temporal,
+            len(text),
+        )
         self.order = list(lm.layout.stage2_order if lm.stage == 2 else range(lm.layout.frames))
         weight = lm.transformer.word_embeddings.weight
-        memory = _Memory(lm, rows, len(text), given, both, boost)
+        memory = _Memory(lm, rows, len(text), given, use_temporal, text_attention_bias)
         ids, length = left_pad([text] * rows, device=weight.device)
         lm.prefill_fused(memory, ids, length, ids[:, :0] if tokens is None else lm.slots(tokens).flatten(1))
         nothing = weight.new_zeros(rows, len(given) * lm.layout.tokens_per_frame, 2 * lm.config.hidden)
         own = nothing if lm.stage == 1 else nothing[:, :0]
         self.spatial = [torch.cat((text_part, own), dim=1) for text_part in memory.spatial_text]
         # What the first frame's temporal channel reads does not matter: nobody uses what it computes.
-        across = memory.temporal_all if both else memory.spatial_text
+        across = memory.temporal_all if use_temporal else memory.spatial_text
         self.text_across = [part[:, : self.text] for part in across]
         self.across = [part[:, self.text :] for part in across]
 
-    def seek(self, frame: int, slot: int) -> None:
+    def select_slot(self, frame: int, slot: int) -> None:
         """Pretend that everything before `slot` of `frame` has been drawn: for measuring in the middle of a clip."""
         size = self.lm.layout.tokens_per_frame
         before = self.order.index(frame) * size + slot
@@ -110,7 +115,7 @@ class ReleaseStructure:
         temporal = own.dense[number](self._attend(q, torch.cat((self.text_across[number], memory), dim=1)))
         share = torch.sigmoid(own.attn_distribution[number])
         mixed: Tensor = share * spatial + (1 - share) * temporal
-        return mixed if self.both else spatial
+        return mixed if self.use_temporal else spatial
 
     def _window(self, layer: int, last: int, device: torch.device) -> Tensor:
         """Places of the temporal channel that a slot kept at place `last` sees."""
@@ -137,7 +142,7 @@ class ReleaseStructure:
         heads = self.lm.config.heads
         q, k, v = (part.unflatten(2, (heads, -1)).transpose(1, 2) for part in (q, *k_v.chunk(2, dim=2)))
         scores = torch.matmul(q / q.shape[-1] ** 0.5, k.transpose(2, 3))  # [B, heads, 1, seen]
-        scores[..., : self.text] += self.boost
+        scores[..., : self.text] += self.text_attention_bias
         return torch.matmul(scores.softmax(-1), v).transpose(1, 2).flatten(2)
 
 

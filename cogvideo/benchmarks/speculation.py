@@ -13,9 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cogvideo.inference import decoding, keyframes
+from cogvideo.inference import decoding
+from cogvideo.inference.decoding import DecodeOptions, StageOptions
+from cogvideo.inference.generation import keyframe_texts
+from cogvideo.inference.keyframes import generate_keyframes
 from cogvideo.inference.sampling import StageKey, TokenSampler, noise_frame_indices, noise_keys
-from cogvideo.pipeline import CogVideoPipeline, keyframe_texts
+from cogvideo.pipeline import CogVideoPipeline
 from cogvideo.request import VideoRequest
 from cogvideo.runtime.device import torch_threads
 from cogvideo.runtime.placement import on_device
@@ -89,10 +92,11 @@ def _keyframes(pipeline: CogVideoPipeline, request: VideoRequest, ahead: int) ->
     """-> tokens [1, 5, N]."""
     tokenizer, sampler, _, models = pipeline.components()
     options = pipeline.preset.sampling
-    texts = keyframe_texts(tokenizer, pipeline.preset, [request.wish], options.guidance_scale)
+    texts = keyframe_texts(tokenizer, pipeline.preset, [(request.prompt, request.duration)], options.guidance_scale)
     with on_device(models.stage1, pipeline.place) as lm:
         steps = _Steps()
-        for step in keyframes.generate_keyframes(lm, texts, sampler, options, [request.seed], steps, ahead):
+        run = StageOptions(lookahead=ahead, is_cancelled=steps)
+        for step in generate_keyframes(lm, texts, sampler, options, [request.seed], run):
             clip = step.video_tokens
     return clip, steps
 
@@ -110,10 +114,10 @@ def _between(pipeline: CogVideoPipeline, request: VideoRequest, clip: Tensor, ah
             for frame in lm.layout.generated
         }
         dice, steps = TokenSampler(sampler, options.video, keys), _Steps()
-        drawn = decoding.interpolate(
-            lm, texts, given, dice, text_boost=options.text_attention_bias, stop=steps, ahead=ahead
+        decode_options = DecodeOptions(
+            text_attention_bias=options.text_attention_bias, lookahead=ahead, is_cancelled=steps
         )
-        return decoding.collect(drawn), steps
+        return decoding.collect(decoding.interpolate(lm, texts, given, dice, options=decode_options)), steps
 
 
 def table(lines: Sequence[SpeculationResult]) -> str:

@@ -244,7 +244,9 @@ class StageBenchmark:
         start, cpu = self.clock(), time.process_time()
         lanes = 1 if lag is None else len(frames)
         with torch_threads(1):
-            cache = decoding.prefill(lm, texts, given, known, boost=boost, both=both, lanes=lanes)
+            cache = decoding.prefill(
+                lm, texts, given, known, text_attention_bias=boost, use_temporal=both, parallel_frames=lanes
+            )
             cache.mark_all_written()
             _wait(self.place.device)
         once, once_cpu = self.clock() - start, time.process_time() - cpu
@@ -269,7 +271,7 @@ class StageBenchmark:
         start, cpu = self.clock(), time.process_time()
         with torch_threads(self.cores):
             runs = [
-                ReleaseStructure(lm, self._text(length), videos, given, known, boost, both=bool(given))
+                ReleaseStructure(lm, self._text(length), videos, given, known, boost, use_temporal=bool(given))
                 for length in ((TEXT_TOKENS, 8) if guided else (TEXT_TOKENS,))
             ]
         once, once_cpu = self.clock() - start, time.process_time() - cpu
@@ -281,7 +283,7 @@ class StageBenchmark:
         def seek(number: int) -> None:
             if number != last + 1:
                 for run in runs:
-                    run.seek(frames[number // size], number % size)
+                    run.select_slot(frames[number // size], number % size)
 
         def step(number: int) -> None:
             nonlocal last
@@ -356,7 +358,9 @@ class StageBenchmark:
         how = self.options.superres
 
         def step(_: int) -> None:
-            list(super_resolution.upscale(lm, clip, text, self.sampler, how, 0, passed))
+            list(
+                super_resolution.upscale(lm, clip, text, self.sampler, how, 0, super_resolution.UpscaleOptions(passed))
+            )
 
         flops = self.frames * _superres_flops(lm, TEXT_TOKENS)
         steps = math.ceil(self.frames / passed)

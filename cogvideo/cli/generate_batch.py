@@ -237,13 +237,13 @@ class BatchRunner:
     def _draw(self, requests: Sequence[VideoRequest]) -> None:
         from cogvideo.cli.generate import metadata_of
         from cogvideo.cli.progress import shown
-        from cogvideo.inference import generation
+        from cogvideo.inference.generation import GeneratedVideo
 
         writing: deque[tuple[VideoRequest, Future[Path]]] = deque()
         with ThreadPoolExecutor(1, "films") as other:  # a film is encoded while the next is enlarged and decoded
             try:
-                for event in shown(generation.draw(self.pipeline, requests, self.rows), self.quiet):
-                    if isinstance(event, generation.Drawn):
+                for event in shown(self.pipeline.generate_batch(requests, self.rows), self.quiet):
+                    if isinstance(event, GeneratedVideo) and event.frames is not None:
                         request = requests[event.index]
                         what = (request, event.frames, event.keyframes, metadata_of(self.pipeline, request))
                         writing.append((request, other.submit(self.films.put, *what)))

@@ -111,7 +111,7 @@ def keyframes_like(film: VideoRequest) -> VideoRequest:
 
 def batches(options: argparse.Namespace) -> tuple[int, int]:
     """(films at once in stage 1, rows at once in stage 2). Raises RequestError for numbers below 1."""
-    from cogvideo.inference.interpolation import MAX_ROWS
+    from cogvideo.inference.decoding import MAX_ROWS
 
     first = options.stage1_max_inference_batch_size
     most = options.max_inference_batch_size

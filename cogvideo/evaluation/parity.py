@@ -19,6 +19,7 @@ from torch import Tensor
 
 from cogvideo.config import SamplingOptions
 from cogvideo.inference import decoding
+from cogvideo.inference.decoding import DecodeOptions
 from cogvideo.inference.sampling import distribution
 from cogvideo.models.base import left_pad
 from cogvideo.models.loader import LoadedModels
@@ -97,7 +98,12 @@ class Parity:
         plain = self._texts(*self.prefix, "text", [EXCLAMATION])
         yield (
             "stage2_plain",
-            self._taught(clip, lambda draw: decoding.interpolate(lm, plain, given, draw, text_boost=0.0)),
+            self._taught(
+                clip,
+                lambda draw: decoding.interpolate(
+                    lm, plain, given, draw, options=DecodeOptions(text_attention_bias=0.0)
+                ),
+            ),
         )
         yield (
             "stage2_guided_masked",

@@ -6,7 +6,7 @@ Texts, sampling and seeds are those of the pipeline, so that a clip of the studi
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
@@ -18,18 +18,22 @@ from torch import Tensor
 from cogvideo.config import FRAME_COUNTS, Preset, SamplingOptions
 from cogvideo.data.synthetic_vocabulary import MOTIONS, SCENES
 from cogvideo.data.synthetic_world import Clip, HeldOut, caption, place_clip, sample_clip, sample_held_out
-from cogvideo.inference import interpolation, keyframes, super_resolution
+from cogvideo.inference.decoding import MAX_ROWS
+from cogvideo.inference.generation import GeneratedVideo, GenerationOptions, PipelineComponents, VideoGenerator
 from cogvideo.inference.sampling import ClusterSampler
+from cogvideo.inference.super_resolution import UpscaleOptions, upscale
 from cogvideo.models.loader import load_safetensors
-from cogvideo.pipeline import keyframe_texts
+from cogvideo.request import VideoRequest
+from cogvideo.runtime.device import DevicePlacement
+from cogvideo.runtime.memory_presets import MEMORY_PRESETS
+from cogvideo.token_frames import TokenFrames
 from cogvideo.tokenizers.image import ImageTokenizer
-from cogvideo.tokenizers.text import TextTokenizer, interpolation_text, round_seconds, superres_text
+from cogvideo.tokenizers.text import TextTokenizer, superres_text
 from cogvideo.training.joint_models import JointModels
 from cogvideo.training.joint_task import JointTask, JointTaskOptions
 
 Pixels = npt.NDArray[np.uint8]
 BATCH = 20
-ROUNDS = len(FRAME_COUNTS) - 1
 
 
 @dataclass(frozen=True)
@@ -70,68 +74,61 @@ class EvaluationSampler:
 
     def __init__(self, preset: Preset, folder: Path) -> None:
         self.preset = preset
-        self.tokenizer = TextTokenizer(folder / "text.model", preset.model.image_tokens)
-        self.codec = ImageTokenizer.load(preset, folder=folder)
-        self.models = load_safetensors(folder, preset.model)
+        memory = replace(MEMORY_PRESETS["cpu"], max_batch_rows=MAX_ROWS)
+        self.placement = DevicePlacement(torch.device("cpu"), torch.float32, memory)
         labels = np.load(folder / "cluster_labels.npy", allow_pickle=False).astype(np.int64)
-        self.sampler = ClusterSampler(torch.from_numpy(labels))
+        self.components = PipelineComponents(
+            TextTokenizer(folder / "text.model", preset.model.image_tokens),
+            ClusterSampler(torch.from_numpy(labels)),
+            ImageTokenizer.load(preset, folder=folder),
+            load_safetensors(folder, preset.model),
+        )
 
-    @torch.inference_mode()
+    @property
+    def codec(self) -> ImageTokenizer:
+        """The image tokenizer of the model."""
+        return self.components.codec
+
     def keyframes(self, cases: Sequence[EvaluationCase], options: SamplingOptions) -> Tensor:
-        """Tokens [cases, 5, N] of all cases."""
-        parts = [self._keyframes(cases[i : i + BATCH], options) for i in range(0, len(cases), BATCH)]
-        return torch.cat(parts)
+        """Generate the keyframes of all cases: tokens [cases, 5, N]."""
+        return self._tokens([_request(case, FRAME_COUNTS[0], options) for case in cases])
 
-    @torch.inference_mode()
-    def videos(self, cases: Sequence[EvaluationCase], clips: Tensor, options: SamplingOptions) -> Tensor:
-        """Keyframes [cases, 5, N] -> tokens [cases, 33, N]."""
-        parts = [self._videos(cases[i : i + BATCH], clips[i : i + BATCH], options) for i in range(0, len(cases), BATCH)]
-        return torch.cat(parts)
+    def videos(self, cases: Sequence[EvaluationCase], tokens: Tensor, options: SamplingOptions) -> Tensor:
+        """Interpolate between keyframes [cases, 5, N]: tokens [cases, 33, N]."""
+        keyframes = [TokenFrames.of(video) for video in tokens.tolist()]
+        requests = [_request(case, FRAME_COUNTS[-1], options) for case in cases]
+        return self._tokens([replace(r, initial_tokens=k) for r, k in zip(requests, keyframes, strict=True)])
 
-    @torch.inference_mode()
-    def enlarge(self, prompt: str, clip: Tensor, options: SamplingOptions, seed: int) -> Pixels:
-        """Tokens [F, N] of one prompt's frames -> super-resolved frames [F, H, W, 3]."""
-        text = superres_text(self.tokenizer, prompt)
-        parts = super_resolution.upscale(self.models.superres, clip, text, self.sampler, options.superres, seed, BATCH)
-        return self.codec.decode_upscaled(torch.cat([part.tokens for part in parts]), clip, self.preset)
+    def upscale(self, prompt: str, tokens: Tensor, options: SamplingOptions, seed: int) -> Pixels:
+        """Upscale the frames of one prompt, tokens [F, N] -> [F, H, W, 3]."""
+        text = superres_text(self.components.tokenizer, prompt)
+        lm, sampler = self.components.models.superres, self.components.sampler
+        with torch.inference_mode():
+            parts = upscale(lm, tokens, text, sampler, options.superres, seed, UpscaleOptions(BATCH))
+            fine = torch.cat([part.tokens for part in parts])
+        return self.codec.decode_upscaled(fine, tokens, self.preset)
 
     def task(self) -> JointTask:
         """What these networks were trained for, with nothing spoilt: what they know of clips of the world."""
         options = JointTaskOptions(corruption_rate=0.0)
-        models = cast(JointModels, self.models)  # of which it asks for the networks alone
-        return JointTask(models, self.preset, self.tokenizer, self.codec.encode, sample_held_out(), options)
+        models = cast(JointModels, self.components.models)  # of which it asks for the networks alone
+        return JointTask(models, self.preset, self.components.tokenizer, self.codec.encode, sample_held_out(), options)
 
     def show(self, tokens: Tensor) -> Pixels:
         """Tokens [..., N] -> frames [..., H, W, 3]."""
         frames = self.codec.decode(tokens.flatten(0, -2), self.preset.model.grid)
         return frames.reshape(*tokens.shape[:-1], *frames.shape[1:])
 
-    def _keyframes(self, cases: Sequence[EvaluationCase], options: SamplingOptions) -> Tensor:
-        wishes = [(case.prompt, case.clip.duration) for case in cases]
-        texts = keyframe_texts(self.tokenizer, self.preset, wishes, options.guidance_scale)
-        *_, last = keyframes.generate_keyframes(
-            self.models.stage1, texts, self.sampler, options, [case.seed for case in cases]
-        )
-        return last.video_tokens
+    def _tokens(self, requests: Sequence[VideoRequest]) -> Tensor:
+        """Generate requests, `BATCH` at a time: tokens [requests, F, N]."""
+        options = GenerationOptions(decode=False, max_rows=MAX_ROWS, lookahead=1)
+        videos = []
+        for at in range(0, len(requests), BATCH):
+            batch = VideoGenerator(self.components, self.preset, self.placement, requests[at : at + BATCH], options)
+            videos += [event.tokens for event in batch.events() if isinstance(event, GeneratedVideo)]
+        return torch.cat(videos)
 
-    def _videos(self, cases: Sequence[EvaluationCase], clips: Tensor, options: SamplingOptions) -> Tensor:
-        spans = [round_seconds(case.clip.duration, ROUNDS) for case in cases]
-        texts = [
-            [
-                interpolation_text(self.tokenizer, case.prompt, span[level])
-                for case, span in zip(cases, spans, strict=True)
-            ]
-            for level in range(ROUNDS)
-        ]
-        steps = interpolation.interpolate(
-            self.models.stage2,
-            clips,
-            texts,
-            self.sampler,
-            options.video,
-            options.text_attention_bias,
-            [case.seed for case in cases],
-        )
-        *_, last = steps
-        assert last.clip is not None
-        return last.clip
+
+def _request(case: EvaluationCase, num_frames: int, options: SamplingOptions) -> VideoRequest:
+    duration = case.clip.duration
+    return VideoRequest(case.prompt, case.seed, num_frames, duration, superres=False, sampling=options)

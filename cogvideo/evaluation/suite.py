@@ -198,7 +198,7 @@ class Evaluation:
         small, large = (render_state(clip.subject, clip.scene, clip.variant, state, cell)[0] for cell in (COARSE, FINE))
         tokens = self.studio.codec.encode(small[None])
         shown = self.studio.show(tokens)[0]
-        drawn = self.studio.enlarge(caption(rng, clip, partial=0.0), tokens, self.options, int(rng.integers(2**32)))[0]
+        drawn = self.studio.upscale(caption(rng, clip, partial=0.0), tokens, self.options, int(rng.integers(2**32)))[0]
         size = (large.shape[1], large.shape[0])
         bicubic = np.asarray(Image.fromarray(shown).resize(size, Image.Resampling.BICUBIC))
         own = metrics.sharpness(large)

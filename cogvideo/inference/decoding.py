@@ -1,18 +1,17 @@
-"""The autoregressive loop: text (and given frames) in, image tokens out, one by one.
+"""Autoregressive decoding: text and given frames in, image tokens out, one token of every row at a time.
 
-`first_frame`, `keyframes` and `interpolate` are iterators: each token appears as soon as it is drawn, and whoever stops
-asking stops the work. `collect` runs one of them to its end. How a token is drawn from its scores is the caller's
-business: `draw`.
+`first_frame`, `keyframes` and `interpolate` are iterators; closing one ends the work. `collect` runs one to its end.
 
-    first = collect(first_frame(lm, texts, draw))                                    # [rows, 1, N]
-    rest = collect(keyframes(lm, texts, first[:, 0], draw, unconditional=others))    # [rows, 4, N]
-    between = collect(interpolate(lm2, texts2, clip[:, [0, 1, 2]], draw))            # [rows, 2, N]
+    first = collect(first_frame(lm, texts, sample))                                      # [rows, 1, N]
+    rest = collect(keyframes(lm, texts, first[:, 0], sample, unconditional=others))      # [rows, 4, N]
+    between = collect(interpolate(lm2, texts2, tokens[:, [0, 1, 2]], sample))            # [rows, 2, N]
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 import torch
@@ -24,13 +23,16 @@ from cogvideo.models.kv_cache import KVCache, TokenSlot
 from cogvideo.models.video_lm import VideoLM
 
 SampleFn = Callable[[Tensor, int, int], Tensor]
-"""(logits [rows, image_tokens] fp32, frame, slot) -> ids [rows] int64. `frame` counts from 0 within the sequence."""
+"""(logits [rows, image_tokens] fp32, frame, slot) -> ids [rows] int64. `frame` counts from 0 in the sequence."""
 
 IsCancelled = Callable[[], bool]
-"""Asked once a step; True raises `Cancelled` before anything is computed."""
+"""Called once a step; True raises `Cancelled` before anything is computed."""
 
 MAX_QUEUED_STEPS: Final = 4
-"""So many steps a card may be behind who asks for them: enough for it to have work at any time."""
+"""Steps that the CPU queues ahead of the GPU: enough for the GPU never to wait."""
+
+MAX_ROWS: Final = 32
+"""Sequences in one batch: for stage 2 the eight blocks of the last round of four videos."""
 
 Texts = Sequence[Sequence[int]]
 """Ids of the text of each row. Rows may differ in length; none may be empty."""
@@ -45,22 +47,41 @@ class DecodedTokens(NamedTuple):
     ids: Tensor  # [rows]
 
 
-def first_frame(
-    lm: VideoLM,
-    texts: Texts,
-    draw: SampleFn,
-    *,
-    text_boost: float = 1.4,
-    stop: IsCancelled | None = None,
-    ahead: int = 1,
-) -> Iterator[DecodedTokens]:
-    """Frame 0 from text (with its suffix) by the backbone alone: tokens_per_frame tokens, frame 0.
+@dataclass(frozen=True)
+class DecodeOptions:
+    """What the logits are made of, and in how many steps. The last three do not change any token."""
 
-    `ahead`: see `speculate`; as for the other two, more than 1 changes the number of steps and not the tokens.
-    """
-    cache = prefill(lm, texts, given=(), boost=text_boost, both=False)
+    guidance_scale: float = 3.0
+    """With unconditional texts: logits are u + guidance_scale * (c - u)."""
+    plausibility: float = 0.0
+    """See `TokenSampling.plausibility`."""
+    text_attention_bias: float = 1.4
+    """Added to the scores of frame-to-text attention, if there are no unconditional texts."""
+    lookahead: int = 1
+    """Slots evaluated in one step, see `jacobi_decode`. More than 1 decodes frames one after the other."""
+    wavefront: bool = True
+    """Stage 2: decode the second frame while the first is decoded, as far behind it as its windows require."""
+    is_cancelled: IsCancelled | None = None
+
+
+@dataclass(frozen=True)
+class StageOptions:
+    """How stages 1 and 2 run. No option changes a token, except by rounding."""
+
+    max_rows: int = MAX_ROWS
+    """Sequences that the network reads at once."""
+    lookahead: int = 1
+    """See `DecodeOptions`. Stage 1 only."""
+    is_cancelled: IsCancelled | None = None
+
+
+def first_frame(
+    lm: VideoLM, texts: Texts, sample: SampleFn, options: DecodeOptions = DecodeOptions()
+) -> Iterator[DecodedTokens]:
+    """Decode frame 0 from text (with its suffix) with the backbone alone: tokens_per_frame tokens of frame 0."""
+    cache = prefill(lm, texts, given=(), text_attention_bias=options.text_attention_bias, use_temporal=False)
     try:
-        yield from _decode_missing(lm, cache, [0], draw, None, stop, None, None, ahead)
+        yield from _decode_missing(lm, cache, [0], sample, None, options, None, {})
     finally:
         lm.release_cache(cache)
 
@@ -69,47 +90,30 @@ def keyframes(
     lm: VideoLM,
     texts: Texts,
     first: Tensor,
-    draw: SampleFn,
-    *,
+    sample: SampleFn,
     unconditional: Texts | None = None,
-    guidance: float = 3.0,
-    plausibility: float = 0.0,
-    text_boost: float = 1.4,
-    stop: IsCancelled | None = None,
-    ahead: int = 1,
+    options: DecodeOptions = DecodeOptions(),
 ) -> Iterator[DecodedTokens]:
-    """Frames 1 .. 4 after `first` [rows, N], one after the other, by stage 1.
+    """Decode frames 1 .. 4 after `first` [rows, N], one after the other, with stage 1.
 
-    `unconditional`: texts of the sequences to be guided away from, one for each row; logits are then
-    u + guidance * (c - u) and no boost is used. None: no guidance, and the boost. `plausibility`: see `TokenSampling`.
+    `unconditional`: the texts to guide away from, one for each row. None: no guidance, and the text attention bias.
     """
-    guide = GuidanceConfig(guidance, plausibility)
-    yield from _decode(lm, texts, (0,), first[:, None], draw, unconditional, guide, text_boost, stop, None, ahead)
+    yield from _decode(lm, texts, (0,), first[:, None], sample, unconditional, options)
 
 
 def interpolate(
     lm: VideoLM,
     texts: Texts,
     given: Tensor,
-    draw: SampleFn,
-    *,
+    sample: SampleFn,
     unconditional: Texts | None = None,
-    guidance: float = 3.0,
-    plausibility: float = 0.0,
-    text_boost: float = 1.4,
-    stop: IsCancelled | None = None,
-    wavefront: bool = True,
-    ahead: int = 1,
+    options: DecodeOptions = DecodeOptions(),
 ) -> Iterator[DecodedTokens]:
-    """Frames 1 and 3 between `given` [rows, 3, N], which are frames 0, 2 and 4 of the sequence, by stage 2.
+    """Decode frames 1 and 3 between `given` [rows, 3, N], which are frames 0, 2 and 4 of the sequence, with stage 2.
 
-    All blocks of a round are rows of one call. Guidance: see `keyframes`. `wavefront`: frame 3 is drawn while frame 1
-    is, as far behind as its windows ask, so that their tokens alternate: the same tokens in fewer steps. With `ahead`
-    frames come one after the other.
+    All blocks of a round are rows of one call. `unconditional`: see `keyframes`.
     """
-    lag = lm.layout.wavefront_lag if wavefront and ahead == 1 else None
-    guide = GuidanceConfig(guidance, plausibility)
-    yield from _decode(lm, texts, lm.layout.given, given, draw, unconditional, guide, text_boost, stop, lag, ahead)
+    yield from _decode(lm, texts, lm.layout.given, given, sample, unconditional, options)
 
 
 def collect(tokens: Iterable[DecodedTokens], on_token: Callable[[DecodedTokens], None] | None = None) -> Tensor:
@@ -128,61 +132,64 @@ def prefill(
     given: tuple[int, ...],
     tokens: Tensor | None = None,
     *,
-    boost: float,
-    both: bool,
-    lanes: int = 1,
+    text_attention_bias: float,
+    use_temporal: bool,
+    parallel_frames: int = 1,
 ) -> KVCache:
     """Read `texts` and the frames `given`, whose `tokens` are [rows, len(given), N], into a cache.
 
-    Who is done with it should `lm.give_back` it, for the next video.
+    The caller returns it with `lm.release_cache`, for the next video.
     """
-    cache = lm.acquire_cache(len(texts), max(map(len, texts)), given, both, boost, lanes)
+    cache = lm.acquire_cache(
+        len(texts), max(map(len, texts)), given, use_temporal, text_attention_bias, parallel_frames
+    )
     text, text_length = left_pad(texts, cache.text, device=lm.transformer.word_embeddings.weight.device)
     lm.prefill(cache, text, text_length, tokens)
     return cache
 
 
 def decode_one(
-    lm: VideoLM, cache: KVCache, ids: Tensor, places: Sequence[TokenSlot], guidance: GuidanceConfig | None = None
+    lm: VideoLM, cache: KVCache, ids: Tensor, slots: Sequence[TokenSlot], guidance: GuidanceConfig | None = None
 ) -> Tensor:
-    """Scores of the tokens of some slots, which hold `ids` [samples, places] -> [samples, places, image_tokens] fp32.
+    """Compute the logits after `slots`, which hold `ids` [samples, slots] -> [samples, slots, image_tokens] fp32.
 
     With `guidance` the cache has two rows for a sample: first all conditional ones, then all unconditional ones.
     """
-    return lm.decode_one(cache, ids if guidance is None else ids.repeat(2, 1), places, guidance)
+    return lm.decode_one(cache, ids if guidance is None else ids.repeat(2, 1), slots, guidance)
 
 
 def decode_frames(
     lm: VideoLM,
     cache: KVCache,
     frames: Sequence[int],
-    draw: SampleFn,
+    sample: SampleFn,
     guidance: GuidanceConfig | None = None,
-    stop: IsCancelled | None = None,
+    is_cancelled: IsCancelled | None = None,
     lag: int | None = None,
 ) -> Iterator[DecodedTokens]:
-    """Draw `frames` after what `cache` holds, each beginning `lag` steps after the one before it.
+    """Decode `frames` after what `cache` holds, each beginning `lag` steps after the one before it.
 
-    `lag` None: when that one is complete. Less needs as many lanes in the cache as frames are drawn at once.
+    `lag` None: when that one is complete. A smaller lag requires as many parallel frames in the cache as overlap.
     """
     samples = cache.rows if guidance is None else cache.rows // 2
     start = torch.full((samples,), lm.config.start_of_image, device=lm.transformer.word_embeddings.weight.device)
     held = dict.fromkeys(frames, start)  # what each frame's next slot holds
-    leash = StepThrottle(start.device)
+    throttle = StepThrottle(start.device)
     for places in schedule(frames, lm.layout.tokens_per_frame, lag):
-        leash.wait()
-        if stop is not None and stop():
+        throttle.wait()
+        if is_cancelled is not None and is_cancelled():
             raise Cancelled
         ids = torch.stack([held[frame] for frame, _ in places], dim=1)
         logits = decode_one(lm, cache, ids, places, guidance)
         for i, (frame, slot) in enumerate(places):
-            held[frame] = draw(logits[:, i], frame, slot)
+            held[frame] = sample(logits[:, i], frame, slot)
             yield DecodedTokens(frame, slot, held[frame])
 
 
 class StepThrottle:
-    """Keeps the host near a card, which is told of steps much sooner than it has computed them: so a stop acts, and
-    progress is what has been drawn, but for a few tokens. It never waits for the step that it has just asked for.
+    """Limit of how many steps the CPU queues ahead of the GPU, so that cancellation and progress stay accurate.
+
+    It never waits for the step that was queued last.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -190,7 +197,7 @@ class StepThrottle:
         self._begun: deque[torch.cuda.Event] = deque()
 
     def wait(self) -> None:
-        """Between two steps; elsewhere than on a card nothing."""
+        """Call between two steps. Does nothing unless the device is a GPU."""
         if self._device.type != "cuda":
             return
         done = torch.cuda.Event()
@@ -204,18 +211,19 @@ def jacobi_decode(
     lm: VideoLM,
     cache: KVCache,
     frame: int,
-    draw: SampleFn,
-    ahead: int,
+    sample: SampleFn,
+    lookahead: int,
     guess: Tensor | None = None,
     guidance: GuidanceConfig | None = None,
-    stop: IsCancelled | None = None,
+    is_cancelled: IsCancelled | None = None,
 ) -> Iterator[DecodedTokens]:
-    """Draw `frame` some slots at a time: those after the next one are fed with guesses, and kept as far as they hold.
+    """Jacobi decoding: evaluate `lookahead` slots in one pass and accept the longest correct prefix.
 
-    A step reads `ahead` slots. The first holds what was drawn, so its draw is right; where it equals the guess in the
-    next slot, so is the next draw, and so on in every row: draws are a function of their key and scores alone, hence
-    the tokens are those of `fill`. What the guesses draw is the guess of the next step (Jacobi's iteration). `guess`
-    [rows, N]: the first guesses; None: the token before. Each step waits once for the device.
+    The first slot of a pass holds the token that was sampled, so its own sample is right. If that equals the guess in
+    the next slot in every row, the next sample is right as well, and so on. Samples are functions of key and logits,
+    hence the tokens are those of `decode_frames`. Samples after the prefix are the guesses of the next pass.
+
+    `guess` [rows, N]: the first guesses; None: the token before. Each pass waits once for the device.
     """
     size = lm.layout.tokens_per_frame
     device = lm.transformer.word_embeddings.weight.device
@@ -225,11 +233,11 @@ def jacobi_decode(
         ids[:, 1:] = guess
     slot = 0
     while slot < size:
-        if stop is not None and stop():
+        if is_cancelled is not None and is_cancelled():
             raise Cancelled
-        end = min(slot + ahead, size)
+        end = min(slot + lookahead, size)
         logits = decode_one(lm, cache, ids[:, slot:end], [TokenSlot(frame, s) for s in range(slot, end)], guidance)
-        drawn = torch.stack([draw(logits[:, i], frame, slot + i) for i in range(end - slot)], dim=1)
+        drawn = torch.stack([sample(logits[:, i], frame, slot + i) for i in range(end - slot)], dim=1)
         held = (drawn == ids[:, slot + 1 : end + 1]).all(0)[:-1]
         kept = 1 + int(held.long().cumprod(0).sum())
         ids[:, slot + 1 : end + 1] = drawn
@@ -237,7 +245,7 @@ def jacobi_decode(
             yield DecodedTokens(frame, slot + i, drawn[:, i])
         slot += kept
         if guess is None:
-            ids[:, end + 1 : slot + ahead + 1] = drawn[:, -1:]
+            ids[:, end + 1 : slot + lookahead + 1] = drawn[:, -1:]
 
 
 def schedule(frames: Sequence[int], size: int, lag: int | None = None) -> list[list[TokenSlot]]:
@@ -253,24 +261,24 @@ def _decode(
     texts: Texts,
     given: tuple[int, ...],
     tokens: Tensor,
-    draw: SampleFn,
+    sample: SampleFn,
     unconditional: Texts | None,
-    guidance: GuidanceConfig,
-    text_boost: float,
-    stop: IsCancelled | None,
-    lag: int | None,
-    ahead: int,
+    options: DecodeOptions,
 ) -> Iterator[DecodedTokens]:
-    """All frames that are not `given`."""
+    """Decode all frames that are not `given`, whose `tokens` are [rows, len(given), N]."""
     known = {frame: tokens[:, i] for i, frame in enumerate(given)}
+    text_attention_bias, guidance = options.text_attention_bias, None
     if unconditional is not None:
-        texts, tokens, text_boost = [*texts, *unconditional], tokens.repeat(2, 1, 1), 0.0
+        texts, tokens, text_attention_bias = [*texts, *unconditional], tokens.repeat(2, 1, 1), 0.0
+        guidance = GuidanceConfig(options.guidance_scale, options.plausibility)
     frames = [frame for frame in range(lm.layout.frames) if frame not in given]
+    lag = lm.layout.wavefront_lag if lm.stage == 2 and options.wavefront and options.lookahead == 1 else None
     lanes = 1 if lag is None else len(frames)
-    cache = prefill(lm, texts, given, tokens, boost=text_boost, both=True, lanes=lanes)
+    cache = prefill(
+        lm, texts, given, tokens, text_attention_bias=text_attention_bias, use_temporal=True, parallel_frames=lanes
+    )
     try:
-        guide = guidance if unconditional is not None else None
-        yield from _decode_missing(lm, cache, frames, draw, guide, stop, lag, known, ahead)
+        yield from _decode_missing(lm, cache, frames, sample, guidance, options, lag, known)
     finally:
         lm.release_cache(cache)
 
@@ -279,21 +287,21 @@ def _decode_missing(
     lm: VideoLM,
     cache: KVCache,
     frames: Sequence[int],
-    draw: SampleFn,
+    sample: SampleFn,
     guidance: GuidanceConfig | None,
-    stop: IsCancelled | None,
+    options: DecodeOptions,
     lag: int | None,
-    known: dict[int, Tensor] | None,
-    ahead: int,
+    known: dict[int, Tensor],
 ) -> Iterator[DecodedTokens]:
-    """`fill`, or `speculate` where it is to look ahead; then each frame is guessed from the one before it."""
-    if ahead == 1:
-        yield from decode_frames(lm, cache, frames, draw, guidance, stop, lag)
+    """Decode `frames` slot by slot, or with lookahead; the first guess of a frame is then the frame before it."""
+    if options.lookahead == 1:
+        yield from decode_frames(lm, cache, frames, sample, guidance, options.is_cancelled, lag)
         return
-    clip = dict(known or {})
+    decoded = dict(known)
     for frame in frames:
         tokens: list[Tensor] = []
-        for token in jacobi_decode(lm, cache, frame, draw, ahead, clip.get(frame - 1), guidance, stop):
+        guess = decoded.get(frame - 1)
+        for token in jacobi_decode(lm, cache, frame, sample, options.lookahead, guess, guidance, options.is_cancelled):
             tokens.append(token.ids)
             yield token
-        clip[frame] = torch.stack(tokens, dim=1)
+        decoded[frame] = torch.stack(tokens, dim=1)

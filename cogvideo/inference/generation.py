@@ -1,132 +1,316 @@
-"""Several requests at once -> their videos, tokens [B, F, N] in one pass of each network; the same as one by one.
+"""Requests -> their videos: keyframes, in-between frames and super-resolution of a batch, as events.
 
-The noise of a token is a function of its seed, stage, frame and slot alone, so who else is in the batch does not matter
-(but for rounding, which may tip a draw between two tokens that are equally good).
+prompt -> text ids -> keyframes [B, 5, N] -> rounds [B, F, N] -> super-resolution [F, 9N] -> uint8 [F, H, W, 3]
+
+The noise of a token is a function of its seed, stage, frame and slot alone. A video therefore does not depend on the
+batch it is generated in, except by rounding, which may tip a sample between two tokens that are equally good.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Final, NamedTuple, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from cogvideo.config import FRAME_COUNTS
-from cogvideo.events import Frames, Loading, Progress, StageName
-from cogvideo.inference import interpolation, keyframes, super_resolution
-from cogvideo.pipeline import LOOKAHEAD_TOKENS, interpolation_texts, keyframe_texts
+from cogvideo.config import FRAME_COUNTS, ModelConfig, Preset
+from cogvideo.errors import RequestError
+from cogvideo.events import (
+    Frames,
+    FrameUpscaled,
+    KeyframeCompleted,
+    KeyframePreview,
+    Progress,
+    RoundCompleted,
+    StageName,
+)
+from cogvideo.inference.decoding import IsCancelled, StageOptions
+from cogvideo.inference.interpolation import InterpolationTexts, interpolate
+from cogvideo.inference.keyframes import KeyframeStep, KeyframeTexts, generate_keyframes
+from cogvideo.inference.sampling import ClusterSampler
+from cogvideo.inference.super_resolution import UpscaleOptions, upscale
+from cogvideo.media.images import side_by_side
+from cogvideo.models.superres_lm import SuperResLM
+from cogvideo.models.video_lm import VideoLM
 from cogvideo.request import VideoRequest, tokens_per_stage
-from cogvideo.runtime.device import torch_threads
+from cogvideo.runtime.device import DevicePlacement, torch_threads
 from cogvideo.runtime.placement import on_device, upscaler_on_device
-from cogvideo.tokenizers.text import superres_text
+from cogvideo.token_frames import TokenFrames
+from cogvideo.tokenizers.image import ImageTokenizer, back_project
+from cogvideo.tokenizers.text import (
+    TextTokenizer,
+    first_frame_text,
+    interpolation_text,
+    round_seconds,
+    superres_text,
+    unconditional_text,
+    video_text,
+)
 
-if TYPE_CHECKING:
-    from cogvideo.pipeline import CogVideoPipeline
+PREVIEWS: Final = 4
+"""Pictures of a keyframe while it grows, the finished one included."""
 
-Stop = Callable[[], bool]
+LOOKAHEAD_TOKENS: Final = 4
+"""Slots of a keyframe that one step evaluates on a CPU. With `mini` and real prompts: 2.6 to 3.4 tokens a step (figures
+in assets/bench/ahead.json), keyframes in 82 % of the time on one core and in 65 % on two; eight slots gain no more. Off
+for in-between frames, where the wavefront is as fast and all rows would have to agree, and on a GPU, where each step
+would wait for the CPU.
+"""
+
+
+class Models(Protocol):
+    """The three networks, in evaluation mode; they may share a backbone."""
+
+    @property
+    def stage1(self) -> VideoLM: ...
+
+    @property
+    def stage2(self) -> VideoLM: ...
+
+    @property
+    def superres(self) -> SuperResLM: ...
+
+
+class PipelineComponents(NamedTuple):
+    """What generates videos, loaded."""
+
+    tokenizer: TextTokenizer
+    sampler: ClusterSampler
+    codec: ImageTokenizer
+    models: Models
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """One of the videos is finished; they come in the order of the requests."""
+class GenerationOptions:
+    """Which events are produced, and how the networks run. No option changes a token, except by rounding."""
+
+    show: bool = False
+    """Whether keyframes, rounds and upscaled frames are decoded and yielded as they complete."""
+    previews: bool = False
+    """With `show`: whether a keyframe is shown several times while it grows."""
+    decode: bool = True
+    """Whether the videos are decoded to pixels."""
+    max_rows: int | None = None
+    """Sequences that stage 2 reads at once, at most those of the memory preset. None: as many."""
+    lookahead: int | None = None
+    """See `DecodeOptions`. None: `LOOKAHEAD_TOKENS` on a CPU, else 1."""
+    is_cancelled: IsCancelled | None = None
+
+
+@dataclass(frozen=True)
+class GeneratedVideo:
+    """One request is finished. They come in the order of the requests."""
 
     index: int
-    frames: Frames  # [F, H, W, 3]
-    keyframes: Tensor  # [5, N], int64 on the CPU
+    frames: Frames | None
+    """uint8 [F, H, W, 3]; the drafts of one request side by side. None without `decode`."""
+    tokens: Tensor
+    """int64 [drafts, F, N] before super-resolution, on the device of the sampler."""
+
+    @property
+    def keyframes(self) -> Tensor:
+        """The keyframes of the first draft, int64 [5, N] on the CPU."""
+        step = (self.tokens.shape[1] - 1) // (FRAME_COUNTS[0] - 1)
+        return self.tokens[0, ::step].cpu()
 
 
-def draw(
-    pipeline: CogVideoPipeline,
-    requests: Sequence[VideoRequest],
-    between_rows: int = interpolation.MAX_ROWS,
-    stop: Stop | None = None,
-) -> Iterator[Loading | Progress | Drawn]:
-    """Draws requests, checked by the pipeline, that differ in prompt, seed and given keyframes alone.
+GenerationEvent = Progress | KeyframePreview | KeyframeCompleted | RoundCompleted | FrameUpscaled | GeneratedVideo
 
-    Either all of them have keyframes (`clip` of 5 frames) or none. `between_rows`: blocks of five frames that stage 2
-    reads at once. Raises CapacityError, WeightsError, Cancelled.
+
+class VideoGenerator:
+    """The generation of a batch of requests, checked before, with one pass of each network.
+
+    The requests agree in number of frames, drafts, super-resolution and sampling options, and either all of them have
+    a first frame (or initial tokens) or none has. They may differ in everything else. B below counts the videos: one
+    for each draft of each request.
     """
-    with pipeline.unload_on_oom():
-        yield from pipeline.loading()
-        run = _Batch(pipeline, requests, between_rows, stop or (lambda: False))
-        if requests[0].initial_tokens is None:
-            yield from run.keyframes()
-        else:
-            run.take_given()
-        yield from run.interpolate()
-        yield from run.finish()
-
-
-class _Batch:
-    """B videos on their way: `clip` [B, F, N] grows."""
 
     def __init__(
-        self, pipeline: CogVideoPipeline, requests: Sequence[VideoRequest], between_rows: int, stop: Stop
+        self,
+        components: PipelineComponents,
+        preset: Preset,
+        placement: DevicePlacement,
+        requests: Sequence[VideoRequest],
+        options: GenerationOptions = GenerationOptions(),
     ) -> None:
-        self.preset, self.place = pipeline.preset, pipeline.place
-        self.tokenizer, self.sampler, self.codec, self.models = pipeline.components()
-        self.requests, self.stop = requests, stop
-        self.between_rows = min(between_rows, self.place.memory.max_batch_rows)
-        self.like = requests[0]
-        self.options = self.like.sampling or self.preset.sampling
-        self.total = len(requests) * sum(tokens_per_stage(self.preset.model, self.like).values())
-        self.done = 0
-        self.clip: Tensor
+        self.components, self.preset, self.placement = components, preset, placement
+        self.requests, self.options = requests, options
+        self._like = requests[0]
+        self._sampling = self._like.sampling or preset.sampling
+        self._done = 0
+        self._total = sum(sum(tokens_per_stage(preset.model, request).values()) for request in requests)
+        self._shown: Frames | None = None  # of the last round
 
-    def take_given(self) -> None:
-        given = [request.initial_tokens for request in self.requests]
-        self.clip = torch.tensor([clip.rows() for clip in given if clip is not None], device=self.sampler.device)
+    def events(self) -> Generator[GenerationEvent, None, None]:
+        """Yield events until all videos are finished. Raises Cancelled, WeightsError, CapacityError."""
+        tokens = yield from self._begin()  # [B, 5 or more, N]
+        tokens = yield from self._interpolate(tokens)  # [B, F, N]
+        drafts = self._like.num_drafts
+        if drafts > 1 or not self._like.superres:
+            for index in range(len(self.requests)):
+                video = tokens[index * drafts : (index + 1) * drafts]  # [drafts, F, N]
+                yield GeneratedVideo(index, self._pixels(video) if self.options.decode else None, video)
+        else:
+            yield from self._upscale(tokens)
 
-    def keyframes(self) -> Iterator[Progress]:
-        seeds = [request.seed for request in self.requests]
-        texts = keyframe_texts(
-            self.tokenizer, self.preset, [r.wish for r in self.requests], self.options.guidance_scale
-        )
-        ahead = LOOKAHEAD_TOKENS if self.place.device.type == "cpu" else 1
-        with on_device(self.models.stage1, self.place) as lm, torch_threads(1):
-            wish = seeds, self.stop, ahead, None, self.place.memory.max_batch_rows
-            for step in keyframes.generate_keyframes(lm, texts, self.sampler, self.options, *wish):
-                yield self._progress("keyframes", step.tokens)
-        self.clip = step.video_tokens
+    # Stages 1 and 2.
 
-    def interpolate(self) -> Iterator[Progress]:
-        """Fills in the frames between, round by round: `clip` [B, 5, N] -> [B, 9, 17 or 33, N]; with 5, nothing."""
-        if not self.like.rounds:
-            return
-        texts, away = interpolation_texts(
-            self.tokenizer, self.preset, self.requests, self.options.interpolation_guidance_scale
+    def _begin(self) -> Generator[GenerationEvent, None, Tensor]:
+        """Return keyframes [B, 5, N], or the initial tokens [B, F, N] of all requests."""
+        given = [request.initial_tokens for request in self.requests if request.initial_tokens is not None]
+        if not given:
+            return (yield from self._keyframes())
+        tokens = self._tensor(given)  # [B, F, N]
+        yield from self._show_round(self._like.completed_rounds, tokens)
+        return tokens
+
+    def _keyframes(self) -> Generator[GenerationEvent, None, Tensor]:
+        drafts = self._like.num_drafts
+        prompts = [(request.prompt, request.duration) for request in self.requests for _ in range(drafts)]
+        seeds = [seed for request in self.requests for seed in request.seeds]
+        texts = keyframe_texts(self.components.tokenizer, self.preset, prompts, self._sampling.guidance_scale)
+        first = [request.first_frame for request in self.requests if request.first_frame is not None]
+        given = self._tensor(first)[:, 0].repeat_interleave(drafts, 0) if first else None  # [B, N]
+        run = StageOptions(self.placement.memory.max_batch_rows, self._lookahead, self.options.is_cancelled)
+        with on_device(self.components.models.stage1, self.placement) as lm, torch_threads(1):
+            for step in generate_keyframes(lm, texts, self.components.sampler, self._sampling, seeds, run, given):
+                if step.tokens:
+                    yield self._progress("drafts" if drafts > 1 else "keyframes", step.tokens)
+                if self.options.show and step.is_complete:
+                    yield from self._show_keyframe(step)
+        yield from self._show_round(0, step.video_tokens)
+        return step.video_tokens
+
+    def _interpolate(self, tokens: Tensor) -> Generator[GenerationEvent, None, Tensor]:
+        """Tokens [B, 5 or more, N] -> [B, F, N]. Drafts stay as they are."""
+        like = self._like
+        if like.num_drafts > 1 or like.completed_rounds == like.rounds:
+            return tokens
+        texts = interpolation_texts(
+            self.components.tokenizer, self.preset, self.requests, self._sampling.interpolation_guidance_scale
         )
         seeds = [r.seed if r.interpolation_seed is None else r.interpolation_seed for r in self.requests]
-        wish = self.options.video, self.options.text_attention_bias, seeds, self.stop, self.between_rows
-        with on_device(self.models.stage2, self.place) as lm, torch_threads(1):
-            for step in interpolation.interpolate(lm, self.clip, texts, self.sampler, *wish, guidance=away):
-                yield self._progress("interpolate", step.tokens)
-                if step.clip is not None:
-                    self.clip = step.clip
+        most = self.placement.memory.max_batch_rows
+        run = StageOptions(min(most, self.options.max_rows or most), is_cancelled=self.options.is_cancelled)
+        with on_device(self.components.models.stage2, self.placement) as lm, torch_threads(1):
+            sampler, first_round = self.components.sampler, like.completed_rounds + 1
+            for step in interpolate(lm, tokens, texts, sampler, self._sampling, seeds, run, first_round):
+                if step.tokens:
+                    yield self._progress("interpolate", step.tokens)
+                if step.video_tokens is not None:
+                    tokens = step.video_tokens
+                    yield from self._show_round(step.round, tokens)
+        return tokens
 
-    def finish(self) -> Iterator[Progress | Drawn]:
-        """Tokens of the clip -> one Drawn for each video: enlarged, if that was asked for, and decoded to pixels."""
-        if not self.like.superres:
-            for index, tokens in enumerate(self.clip):
-                yield self._drawn(index, self.codec.decode(tokens, self.preset.model.grid))
-            return
-        lm = self.models.superres
-        with upscaler_on_device(lm, self.place) as layers, torch_threads():
-            for index, (request, tokens) in enumerate(zip(self.requests, self.clip)):
-                fine = []
-                wish = self.options.superres, request.seed, self.place.memory.frames_per_pass, self.stop
-                text = superres_text(self.tokenizer, request.prompt)
-                for part in super_resolution.upscale(lm, tokens, text, self.sampler, *wish, layers):
-                    fine.append(part.tokens)
+    # Super-resolution.
+
+    def _upscale(self, tokens: Tensor) -> Iterator[GenerationEvent]:
+        """Tokens [B, F, N] -> upscaled frames and finished videos."""
+        lm, memory = self.components.models.superres, self.placement.memory
+        with upscaler_on_device(lm, self.placement) as layers, torch_threads():
+            run = UpscaleOptions(memory.frames_per_pass, layers, self.options.is_cancelled)
+            for index, request in enumerate(self.requests):
+                frames: list[Frames] = []
+                small = self._pixels(tokens[index : index + 1]) if self.options.decode else None  # [F, h, w, 3]
+                text = superres_text(self.components.tokenizer, request.prompt)
+                sampler, seed = self.components.sampler, request.seed
+                for part in upscale(lm, tokens[index], text, sampler, self._sampling.superres, seed, run):
+                    if small is not None:
+                        yield from self._show_upscaled(part.first, part.tokens, small, frames)
                     yield self._progress("superres", part.tokens.numel())
-                yield self._drawn(index, self.codec.decode_upscaled(torch.cat(fine), tokens, self.preset))
+                yield GeneratedVideo(index, np.stack(frames) if frames else None, tokens[index : index + 1])
 
-    def _drawn(self, index: int, frames: Frames) -> Drawn:
-        step = (self.clip.shape[1] - 1) // (FRAME_COUNTS[0] - 1)
-        return Drawn(index, frames, self.clip[index, ::step].cpu())
+    def _show_upscaled(
+        self, first: int, fine: Tensor, small: Frames, frames: list[Frames]
+    ) -> Iterator[GenerationEvent]:
+        """Decode upscaled tokens [P, 9N] of the frames from `first` on, and append them to `frames`."""
+        large = self.components.codec.decode(fine, self.preset.model.fine_grid)  # [P, H, W, 3]
+        for frame in back_project(large, small[first : first + len(fine)], self.preset.back_projection):
+            if self.options.show:
+                yield FrameUpscaled(len(frames), len(small), frame)
+            frames.append(frame)
+
+    # What is shown.
+
+    def _show_keyframe(self, step: KeyframeStep) -> Iterator[GenerationEvent]:
+        """Yield a finished keyframe, or a growing one at the end of some of its rows; of every draft."""
+        height, width = grid = self.preset.model.grid
+        size, rows = height * width, width * max(1, height // PREVIEWS)
+        codec = self.components.codec
+        for draft, tokens in enumerate(step.video_tokens[:, step.frame, : step.num_tokens]):
+            if step.num_tokens == size:
+                yield KeyframeCompleted(step.frame, codec.decode(tokens[None], grid)[0], draft)
+            elif self.options.previews and step.num_tokens % rows == 0:
+                yield KeyframePreview(step.frame, step.num_tokens, codec.decode_partial(tokens, grid), draft)
+
+    def _show_round(self, number: int, tokens: Tensor) -> Iterator[GenerationEvent]:
+        if self.options.show:
+            self._shown = None
+            self._shown = self._pixels(tokens)
+            yield RoundCompleted(number, self._shown, tokens.cpu().numpy())
+
+    def _pixels(self, tokens: Tensor) -> Frames:
+        """Tokens [B, F, N] -> uint8 [F, H, W, 3]; several videos side by side."""
+        if self._shown is not None:
+            return self._shown  # the only request's last round
+        grid = self.preset.model.grid
+        return side_by_side([self.components.codec.decode(video, grid) for video in tokens])
+
+    def _tensor(self, given: Sequence[TokenFrames]) -> Tensor:
+        return torch.tensor([tokens.rows() for tokens in given], device=self.components.sampler.device)  # [R, F, N]
+
+    @property
+    def _lookahead(self) -> int:
+        if self.options.lookahead is not None:
+            return self.options.lookahead
+        return LOOKAHEAD_TOKENS if self.placement.device.type == "cpu" else 1
 
     def _progress(self, stage: StageName, tokens: int) -> Progress:
-        self.done += tokens
-        return Progress(stage, self.done, self.total)
+        self._done += tokens
+        return Progress(stage, self._done, self._total)
+
+
+def keyframe_texts(
+    tokenizer: TextTokenizer, preset: Preset, prompts: Sequence[tuple[str, float]], guidance_scale: float
+) -> KeyframeTexts:
+    """Tokenize what stage 1 reads for `prompts` (prompt, duration in seconds).
+
+    Without guidance all keyframes but the first read the bare prompt.
+    """
+    first = [first_frame_text(tokenizer, preset, prompt) for prompt, _ in prompts]
+    if guidance_scale == 1.0:
+        return KeyframeTexts(first, [interpolation_text(tokenizer, *prompt) for prompt in prompts], None)
+    return KeyframeTexts(
+        first,
+        [video_text(tokenizer, preset, *prompt) for prompt in prompts],
+        [unconditional_text(tokenizer, preset, duration) for _, duration in prompts],
+    )
+
+
+def interpolation_texts(
+    tokenizer: TextTokenizer, preset: Preset, requests: Sequence[VideoRequest], guidance_scale: float
+) -> InterpolationTexts:
+    """Tokenize what stage 2 reads in each missing round of `requests`, which have the same rounds to go."""
+    spans = [round_seconds(request.duration, request.rounds)[request.completed_rounds :] for request in requests]
+    rounds = range(len(spans[0]))
+    conditional = [
+        [interpolation_text(tokenizer, request.prompt, span[n]) for request, span in zip(requests, spans)]
+        for n in rounds
+    ]
+    if guidance_scale == 1.0:
+        return InterpolationTexts(conditional)
+    unconditional = [[unconditional_text(tokenizer, preset, span[n]) for span in spans] for n in rounds]
+    return InterpolationTexts(conditional, unconditional)
+
+
+def check_initial_tokens(model: ModelConfig, given: TokenFrames) -> None:
+    """Check that tokens are frames of this model. Raises RequestError."""
+    rows = given.rows()
+    if len(rows[0]) != model.tokens_per_frame or max(map(max, rows)) >= model.image_tokens:
+        raise RequestError(
+            "起始画面属于另一个模型：请换回该模型，或重新选择起始画面。",
+            "The initial frames belong to another model. Select that model again, or choose other frames.",
+        )

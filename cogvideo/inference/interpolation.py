@@ -7,27 +7,25 @@ all videos are rows of one batch, cut where it would be too large.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from cogvideo.config import TokenSampling
+from cogvideo.config import SamplingOptions
 from cogvideo.inference import decoding
-from cogvideo.inference.decoding import DecodedTokens, IsCancelled, Texts
+from cogvideo.inference.decoding import DecodeOptions, StageOptions, Texts
 from cogvideo.inference.sampling import ClusterSampler, StageKey, TokenSampler, noise_frame_indices, noise_keys
 from cogvideo.models.video_lm import VideoLM
 
-MAX_ROWS = 32
-"""Blocks in one batch; the eight blocks of the last round times four videos."""
 
+@dataclass(frozen=True)
+class InterpolationTexts:
+    """Token ids of B videos for each round: the texts, and those that guidance compares with (None: no guidance)."""
 
-class InterpolationGuidance(NamedTuple):
-    """What the frames are guided away from, and how strongly."""
-
-    unconditional: Texts
-    """The text of each round without its prompt."""
-    weight: float
+    conditional: Sequence[Texts]
+    unconditional: Sequence[Texts] | None = None
 
 
 class InterpolationStep(NamedTuple):
@@ -35,67 +33,51 @@ class InterpolationStep(NamedTuple):
 
     tokens: int
     """How many tokens that was, over all videos."""
-    level: int
+    round: int
     """The round, 1 .. 3."""
-    clip: Tensor | None  # [B, 2F-1, N] once the round is complete
+    video_tokens: Tensor | None  # [B, 2F-1, N] once the round is complete
 
 
 def interpolate(
     lm: VideoLM,
-    clip: Tensor,
-    texts: Sequence[Texts],
+    tokens: Tensor,
+    texts: InterpolationTexts,
     sampler: ClusterSampler,
-    options: TokenSampling,
-    text_boost: float,
+    options: SamplingOptions,
     seeds: Sequence[int],
-    stop: IsCancelled | None = None,
-    max_rows: int = MAX_ROWS,
-    first_level: int = 1,
-    guidance: InterpolationGuidance | None = None,
+    run: StageOptions = StageOptions(),
+    first_round: int = 1,
 ) -> Iterator[InterpolationStep]:
-    """One round for each entry of `texts`: ids of B videos, with that round's duration. Raises Cancelled, WeightsError.
+    """Run one round for each entry of `texts`, with that round's duration. Raises Cancelled, WeightsError.
 
-    clip [B, F, N] with F odd, seeds [B]. `first_level`: number of the first of these rounds. `max_rows`: sequences that
-    the network reads at once; with `guidance` a block has two.
+    tokens [B, F, N] with F odd, seeds [B]. `first_round`: number of the first of these rounds. With guidance a block
+    has two of the `run.max_rows` sequences.
     """
-    at_once = max_rows if guidance is None else max(1, max_rows // 2)
-    for level, round_texts in enumerate(texts, start=first_level):
-        grown = _spread(clip)  # [B, 2F-1, N]
-        blocks = [(video, 4 * block) for video in range(len(clip)) for block in range(clip.shape[1] // 2)]
+    at_once = run.max_rows if texts.unconditional is None else max(1, run.max_rows // 2)
+    decode_options = DecodeOptions(
+        guidance_scale=options.interpolation_guidance_scale,
+        plausibility=options.video.plausibility,
+        text_attention_bias=options.text_attention_bias,
+        is_cancelled=run.is_cancelled,
+    )
+    for index, conditional in enumerate(texts.conditional):
+        grown = _spread(tokens)  # [B, 2F-1, N]
+        blocks = [(video, 4 * block) for video in range(len(tokens)) for block in range(tokens.shape[1] // 2)]
         for at in range(0, len(blocks), at_once):
-            videos, starts = zip(*blocks[at : at + at_once])
-            dice = TokenSampler(sampler, options, _keys(lm, [seeds[v] for v in videos], starts, grown.shape[1]))
-            rows = [round_texts[v] for v in videos]
-            wish: dict[str, Any] = {"text_boost": text_boost, "stop": stop}
-            if guidance is not None:
-                wish["unconditional"] = [guidance.unconditional[level - first_level]] * len(rows)
-                wish |= {"guidance": guidance.weight, "plausibility": options.plausibility}
-            for _ in _fill(lm, grown, videos, starts, rows, dice, wish):
-                yield InterpolationStep(len(rows), level, None)
-        clip = grown
-        yield InterpolationStep(0, level, clip)
-
-
-def _fill(
-    lm: VideoLM,
-    clip: Tensor,
-    videos: Sequence[int],
-    starts: Sequence[int],
-    texts: Texts,
-    dice: TokenSampler,
-    options: dict[str, Any],
-) -> Iterator[DecodedTokens]:
-    """Draw the missing frames of the blocks that begin at frames `starts` [R] of `videos` [R], into `clip`.
-
-    `options`: of `decode.interpolate`.
-    """
-    video, start = (torch.tensor(numbers, device=clip.device) for numbers in (videos, starts))
-    given = torch.stack([clip[video, start + frame] for frame in lm.layout.given], dim=1)  # [R, 3, N]
-    for token in decoding.interpolate(lm, texts, given, dice, **options):
-        clip[video, start + token.frame, token.slot] = token.ids
-        if token.slot + 1 == clip.shape[2]:
-            dice.check()
-        yield token
+            some = blocks[at : at + at_once]
+            keys = _keys(lm, [(seeds[video], start) for video, start in some], grown.shape[1])
+            sample = TokenSampler(sampler, options.video, keys)
+            rows = [conditional[video] for video, _ in some]
+            without = None if texts.unconditional is None else [texts.unconditional[index][video] for video, _ in some]
+            video, start = torch.tensor(some, device=tokens.device).unbind(1)  # [R] each
+            given = torch.stack([grown[video, start + frame] for frame in lm.layout.given], dim=1)  # [R, 3, N]
+            for token in decoding.interpolate(lm, rows, given, sample, without, decode_options):
+                grown[video, start + token.frame, token.slot] = token.ids
+                if token.slot + 1 == tokens.shape[2]:
+                    sample.check()
+                yield InterpolationStep(len(rows), first_round + index, None)
+        tokens = grown
+        yield InterpolationStep(0, first_round + index, tokens)
 
 
 def _spread(clip: Tensor) -> Tensor:
@@ -106,12 +88,12 @@ def _spread(clip: Tensor) -> Tensor:
     return grown
 
 
-def _keys(lm: VideoLM, seeds: Sequence[int], starts: Sequence[int], frames: int) -> dict[int, Tensor]:
-    """Keys of the frames drawn in blocks that begin at frames `starts` of a clip of `frames`."""
-    clock = noise_frame_indices(frames)
+def _keys(lm: VideoLM, blocks: Sequence[tuple[int, int]], frames: int) -> dict[int, Tensor]:
+    """Noise keys of the frames generated in `blocks` (seed, first frame) of a video of `frames` frames."""
+    seeds, clock = [seed for seed, _ in blocks], noise_frame_indices(frames)
     return {
         frame: noise_keys(
-            seeds, StageKey.INTERPOLATE, [clock[start + frame] for start in starts], lm.layout.tokens_per_frame
+            seeds, StageKey.INTERPOLATE, [clock[start + frame] for _, start in blocks], lm.layout.tokens_per_frame
         )
         for frame in lm.layout.generated
     }

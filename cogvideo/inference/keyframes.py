@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cogvideo.config import SamplingOptions
 from cogvideo.inference import decoding
-from cogvideo.inference.decoding import DecodedTokens, IsCancelled, Texts
+from cogvideo.inference.decoding import DecodeOptions, StageOptions, Texts
 from cogvideo.inference.sampling import (
     FINEST_FRAME_COUNT,
     ClusterSampler,
@@ -23,8 +23,6 @@ from cogvideo.inference.sampling import (
 )
 from cogvideo.models.video_lm import VideoLM
 
-MAX_ROWS: Final = 32
-"""Sequences in one batch."""
 _NEXT: Final = FINEST_FRAME_COUNT + 1
 """Further candidates for a first frame draw the noise of moments after the clip's end, so many for each."""
 
@@ -66,109 +64,102 @@ def generate_keyframes(
     sampler: ClusterSampler,
     options: SamplingOptions,
     seeds: Sequence[int],
-    stop: IsCancelled | None = None,
-    ahead: int = 1,
+    run: StageOptions = StageOptions(),
     given: Tensor | None = None,
-    max_rows: int = MAX_ROWS,
 ) -> Iterator[KeyframeStep]:
-    """Draw keyframes of B videos, `seeds` [B]. `ahead`: see `decode.speculate`. Raises Cancelled, WeightsError.
+    """Generate the keyframes of B videos, `seeds` [B]. Raises Cancelled, WeightsError.
 
-    `given` [B, N]: first frames that are there already; None: they are drawn too. `max_rows`: sequences that the
-    network reads at once; with guidance a video has two.
+    `given` [B, N]: first frames that exist already; None: they are generated too. With guidance a video has two of the
+    `run.max_rows` sequences.
     """
     layout = lm.layout
-    clip = torch.zeros(len(seeds), layout.frames, layout.tokens_per_frame, dtype=torch.long, device=sampler.device)
+    shape = len(seeds), layout.frames, layout.tokens_per_frame
+    tokens = torch.zeros(shape, dtype=torch.long, device=sampler.device)  # [B, 5, N]
     if given is not None:
-        clip[:, 0] = given
-    at_once = max_rows if texts.unconditional is None else max(1, max_rows // 2)
+        tokens[:, 0] = given
+    at_once = run.max_rows if texts.unconditional is None else max(1, run.max_rows // 2)
     for at in range(0, len(seeds), at_once):
         some = slice(at, at + at_once)
-        wish = lm, clip[some], texts.subset(some), sampler, options, seeds[some], stop, ahead
-        if given is None:
-            first = _draw_first(*wish, max_rows)
-        else:
-            first = iter([KeyframeStep(0, layout.tokens_per_frame, clip, 0)])
-        for step in chain(first, _draw_others(*wish)):
-            yield step._replace(video_tokens=clip, is_complete=at + at_once >= len(seeds))
+        batch = _Batch(lm, texts.subset(some), sampler, options, seeds[some], run)
+        first = batch.first_frames(tokens[some]) if given is None else iter(batch.given_frames(tokens[some]))
+        for step in chain(first, batch.other_frames(tokens[some])):
+            yield step._replace(video_tokens=tokens, is_complete=at + at_once >= len(seeds))
 
 
-def _draw_first(
-    lm: VideoLM,
-    clip: Tensor,
-    texts: KeyframeTexts,
-    sampler: ClusterSampler,
-    options: SamplingOptions,
-    seeds: Sequence[int],
-    stop: IsCancelled | None,
-    ahead: int,
-    max_rows: int,
-) -> Iterator[KeyframeStep]:
-    """First frames of one batch, into `clip` [B, 5, N]. Where there are candidates, the first of each is what is seen
-    as it grows, and the likeliest is what it becomes with its last token.
-    """
-    videos, size = len(seeds), lm.layout.tokens_per_frame
-    rows = [(video, candidate) for candidate in range(options.best_of) for video in range(videos)]
-    drawn = clip.new_zeros(len(rows), size)
-    likelihoods = []
-    for at in range(0, len(rows), max_rows):
-        some = rows[at : at + max_rows]
-        keys = noise_keys([seeds[v] for v, _ in some], StageKey.KEYFRAMES, [_NEXT * c for _, c in some], size)
-        dice = TokenSampler(sampler, options.first_frame, {0: keys}, weigh=options.best_of > 1)
-        wish = [texts.first[video] for video, _ in some]
-        tokens = decoding.first_frame(lm, wish, dice, text_boost=options.text_attention_bias, stop=stop, ahead=ahead)
-        for token in tokens:
-            drawn[at : at + len(some), token.slot] = token.ids
-            clip[:, 0] = drawn[:videos]
-            if token.slot + 1 < size:
-                yield KeyframeStep(0, size - 1, clip, 0) if at else KeyframeStep(0, token.slot + 1, clip, videos)
-        dice.check()
-        if options.best_of > 1:
-            likelihoods.append(dice.log_likelihood())
-    if likelihoods:
-        clip[:, 0] = _pick_likeliest(drawn, torch.cat(likelihoods), videos)
-    yield KeyframeStep(0, size, clip, videos)
+@dataclass(frozen=True)
+class _Batch:
+    """The B videos that fit into one batch of the network. Methods fill tokens [B, 5, N] in place."""
+
+    lm: VideoLM
+    texts: KeyframeTexts
+    sampler: ClusterSampler
+    options: SamplingOptions
+    seeds: Sequence[int]
+    run: StageOptions
+
+    @property
+    def _size(self) -> int:
+        return self.lm.layout.tokens_per_frame
+
+    @property
+    def _decode_options(self) -> DecodeOptions:
+        return DecodeOptions(
+            guidance_scale=self.options.guidance_scale,
+            plausibility=self.options.video.plausibility,
+            text_attention_bias=self.options.text_attention_bias,
+            lookahead=self.run.lookahead,
+            is_cancelled=self.run.is_cancelled,
+        )
+
+    def given_frames(self, tokens: Tensor) -> list[KeyframeStep]:
+        """The step of first frames that exist already."""
+        return [KeyframeStep(0, self._size, tokens, 0)]
+
+    def first_frames(self, tokens: Tensor) -> Iterator[KeyframeStep]:
+        """Generate first frames. With `best_of`, the first candidate of each video is shown as it grows.
+
+        The likeliest candidate replaces it together with its last token.
+        """
+        videos, size, best_of = len(self.seeds), self._size, self.options.best_of
+        rows = [(video, candidate) for candidate in range(best_of) for video in range(videos)]
+        sampled = tokens.new_zeros(len(rows), size)
+        likelihoods = []
+        for at in range(0, len(rows), self.run.max_rows):
+            some = rows[at : at + self.run.max_rows]
+            seeds, moments = [self.seeds[v] for v, _ in some], [_NEXT * c for _, c in some]
+            keys = {0: noise_keys(seeds, StageKey.KEYFRAMES, moments, size)}
+            sample = TokenSampler(self.sampler, self.options.first_frame, keys, weigh=best_of > 1)
+            texts = [self.texts.first[video] for video, _ in some]
+            for token in decoding.first_frame(self.lm, texts, sample, self._decode_options):
+                sampled[at : at + len(some), token.slot] = token.ids
+                tokens[:, 0] = sampled[:videos]
+                if token.slot + 1 < size:
+                    yield (
+                        KeyframeStep(0, size - 1, tokens, 0) if at else KeyframeStep(0, token.slot + 1, tokens, videos)
+                    )
+            sample.check()
+            if best_of > 1:
+                likelihoods.append(sample.log_likelihood())
+        if likelihoods:
+            tokens[:, 0] = _pick_likeliest(sampled, torch.cat(likelihoods), videos)
+        yield KeyframeStep(0, size, tokens, videos)
+
+    def other_frames(self, tokens: Tensor) -> Iterator[KeyframeStep]:
+        """Generate the keyframes after the first."""
+        keys = {
+            frame: noise_keys(self.seeds, StageKey.KEYFRAMES, [moment] * len(self.seeds), self._size)
+            for frame, moment in enumerate(noise_frame_indices(self.lm.layout.frames))
+        }
+        sample = TokenSampler(self.sampler, self.options.video, keys)
+        texts, unconditional = self.texts.video, self.texts.unconditional
+        for token in decoding.keyframes(self.lm, texts, tokens[:, 0], sample, unconditional, self._decode_options):
+            tokens[:, token.frame, token.slot] = token.ids
+            if token.slot + 1 == self._size:
+                sample.check()
+            yield KeyframeStep(token.frame, token.slot + 1, tokens, len(tokens))
 
 
-def _pick_likeliest(drawn: Tensor, likelihoods: Tensor, videos: int) -> Tensor:
+def _pick_likeliest(sampled: Tensor, likelihoods: Tensor, videos: int) -> Tensor:
     """Tokens [candidates * B, N], those of all videos' first candidates first, and [candidates * B] -> [B, N]."""
     best = likelihoods.view(-1, videos).argmax(0)  # [B]
-    return drawn.view(-1, videos, drawn.shape[1])[best, torch.arange(videos, device=best.device)]
-
-
-def _draw_others(
-    lm: VideoLM,
-    clip: Tensor,
-    texts: KeyframeTexts,
-    sampler: ClusterSampler,
-    options: SamplingOptions,
-    seeds: Sequence[int],
-    stop: IsCancelled | None,
-    ahead: int,
-) -> Iterator[KeyframeStep]:
-    """The keyframes after the first of one batch, into `clip` [B, 5, N]."""
-    keys = {
-        frame: noise_keys(seeds, StageKey.KEYFRAMES, [moment] * len(seeds), lm.layout.tokens_per_frame)
-        for frame, moment in enumerate(noise_frame_indices(lm.layout.frames))
-    }
-    dice = TokenSampler(sampler, options.video, keys)
-    others = decoding.keyframes(
-        lm,
-        texts.video,
-        clip[:, 0],
-        dice,
-        unconditional=texts.unconditional,
-        guidance=options.guidance_scale,
-        plausibility=options.video.plausibility,
-        text_boost=options.text_attention_bias,
-        stop=stop,
-        ahead=ahead,
-    )
-    yield from _fill(clip, others, dice)
-
-
-def _fill(clip: Tensor, tokens: Iterator[DecodedTokens], dice: TokenSampler) -> Iterator[KeyframeStep]:
-    for token in tokens:
-        clip[:, token.frame, token.slot] = token.ids
-        if token.slot + 1 == clip.shape[2]:
-            dice.check()
-        yield KeyframeStep(token.frame, token.slot + 1, clip, len(clip))
+    return sampled.view(-1, videos, sampled.shape[1])[best, torch.arange(videos, device=best.device)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -27,27 +28,32 @@ class UpscaledFrames(NamedTuple):
     tokens: Tensor  # [frames of this pass, 9N]
 
 
+@dataclass(frozen=True)
+class UpscaleOptions:
+    """How super-resolution runs. No option changes a token, except by rounding."""
+
+    frames_per_pass: int = 4
+    layers: Callable[[], Iterator[int]] | None = None
+    """Yields the number of each layer while its weights are on the device (`layer_streaming.streamed_layers`). All
+    frames then pass a layer before any passes the next. None: all weights are there, and frames come one by one."""
+    is_cancelled: IsCancelled | None = None
+
+
 def upscale(
     lm: SuperResLM,
-    clip: Tensor,
+    tokens: Tensor,
     text: Sequence[int],
     sampler: ClusterSampler,
     options: TokenSampling,
     seed: int,
-    frames_per_pass: int,
-    stop: IsCancelled | None = None,
-    layers: Callable[[], Iterator[int]] | None = None,
+    run: UpscaleOptions = UpscaleOptions(),
 ) -> Iterator[UpscaledFrames]:
-    """Enlarge the frames of `clip` [F, N], `frames_per_pass` at a time. Raises Cancelled, WeightsError.
-
-    `layers`: gives the number of each layer while its weights are there (`streaming.streamed`); then all frames go
-    through a layer before any goes through the next. None: all weights are there, and frames appear as they are done.
-    """
-    parts = list(clip.split(frames_per_pass))
-    clock, first = noise_frame_indices(len(clip)), 0
-    for group in [parts] if layers is not None else [[part] for part in parts]:
-        numbers = range(lm.config.layers) if layers is None else layers()
-        for states in _states(lm, group, text, numbers, stop or (lambda: False)):
+    """Upscale the frames `tokens` [F, N], `run.frames_per_pass` at a time. Raises Cancelled, WeightsError."""
+    parts = list(tokens.split(run.frames_per_pass))
+    clock, first = noise_frame_indices(len(tokens)), 0
+    for group in [parts] if run.layers is not None else [[part] for part in parts]:
+        numbers = range(lm.config.layers) if run.layers is None else run.layers()
+        for states in _states(lm, group, text, numbers, run.is_cancelled or (lambda: False)):
             yield UpscaledFrames(first, _tokens(lm, states, sampler, options, seed, clock[first : first + len(states)]))
             first += len(states)
 

@@ -125,7 +125,13 @@ class VideoLM(TokenModel):
         self.cache_pool.clear()  # what was captured before computes otherwise
 
     def acquire_cache(
-        self, rows: int, longest: int, given: tuple[int, ...], both: bool, boost: float, lanes: int
+        self,
+        rows: int,
+        longest: int,
+        given: tuple[int, ...],
+        use_temporal: bool,
+        text_attention_bias: float,
+        parallel_frames: int,
     ) -> KVCache:
         """A cache for texts of at most `longest` tokens, perhaps one that an earlier video left; `prefill` it first.
 
@@ -135,10 +141,12 @@ class VideoLM(TokenModel):
         why_not = "a captured step expects its weights where they were" if self.swapped else None
         why_not = why_not or fast_path_unsupported_reason(self.config, weight, self.int8_cache)
         text = longest if why_not is not None else text_slots(longest, self.config.text_length)
-        shape = CacheKey(self.stage, rows, text, given, both, boost, lanes, self.int8_cache)
+        shape = CacheKey(
+            self.stage, rows, text, given, use_temporal, text_attention_bias, parallel_frames, self.int8_cache
+        )
         cache = self.cache_pool.acquire(shape)
         if cache is None:
-            make = partial(KVCache, self.layout, *shape[:-2], parallel_frames=lanes, int8=self.int8_cache)
+            make = partial(KVCache, self.layout, *shape[:-2], parallel_frames=parallel_frames, int8=self.int8_cache)
             self.cache_pool.evict(make(like=weight.new_empty(0, device="meta")).nbytes)
             cache = make(like=weight)
         cache.fast_path_unsupported_reason = why_not

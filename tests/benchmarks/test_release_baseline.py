@@ -57,7 +57,7 @@ def test_scores_are_those_of_the_decoder(stage: int, boost: float) -> None:
 def test_the_first_frame_has_the_same_scores() -> None:
     lm, teacher = video_lm(1), Teacher()
     decoding.collect(decoding.first_frame(lm, [TEXT] * 2, teacher))
-    theirs = scores(ReleaseStructure(lm, TEXT, 2, boost=1.4, both=False), [0])
+    theirs = scores(ReleaseStructure(lm, TEXT, 2, text_attention_bias=1.4, use_temporal=False), [0])
     torch.testing.assert_close(theirs, teacher.scores(), rtol=1e-4, atol=1e-4)
 
 
@@ -91,7 +91,7 @@ def test_the_middle_of_a_clip_can_be_reached_at_once(stage: int) -> None:
     walked, jumped = (ReleaseStructure(lm, TEXT, 2, given, CLIP[:, list(given)]) for _ in range(2))
     scores(walked, [1])
     walked.step(CLIP[:, 3, 0], 3 if stage == 2 else 2, 0)
-    jumped.seek(3 if stage == 2 else 2, 1)
+    jumped.select_slot(3 if stage == 2 else 2, 1)
     if stage == 1:
         assert [m.shape for m in jumped.spatial] == [m.shape for m in walked.spatial]
     assert [m.shape for m in jumped.across] == [m.shape for m in walked.across]

@@ -137,26 +137,28 @@ def test_stop_is_asked_before_every_token_and_ends_the_work() -> None:
 
 def test_a_slot_beyond_the_frame_is_refused() -> None:
     lm = video_lm(1)
-    cache = decoding.prefill(lm, TEXTS, (), boost=0.0, both=False)
+    cache = decoding.prefill(lm, TEXTS, (), text_attention_bias=0.0, use_temporal=False)
     with pytest.raises(CacheOverflowError, match=f"slot {N}"):
         decoding.decode_one(lm, cache, CLIP[:, 0, :1], [TokenSlot(0, N)])
 
 
 def test_a_frame_beyond_the_sequence_is_refused() -> None:
     lm = video_lm(1)
-    cache = decoding.prefill(lm, TEXTS, (0,), CLIP[:, :1], boost=0.0, both=True)
+    cache = decoding.prefill(lm, TEXTS, (0,), CLIP[:, :1], text_attention_bias=0.0, use_temporal=True)
     with pytest.raises(CacheOverflowError, match="frame 5"):
         decoding.decode_one(lm, cache, CLIP[:, 0, :1], [TokenSlot(5, 0)])
 
 
 def test_a_text_that_runs_into_the_frames_is_refused() -> None:
     with pytest.raises(ValueError, match="text slots"):
-        decoding.prefill(video_lm(1), [[51] * (CONFIG.image_start + 1)], (), boost=0.0, both=False)
+        decoding.prefill(
+            video_lm(1), [[51] * (CONFIG.image_start + 1)], (), text_attention_bias=0.0, use_temporal=False
+        )
 
 
 def test_the_cache_does_not_grow() -> None:
     lm = video_lm(2)
-    cache = decoding.prefill(lm, TEXTS, lm.layout.given, CLIP[:, ::2], boost=0.0, both=True)
+    cache = decoding.prefill(lm, TEXTS, lm.layout.given, CLIP[:, ::2], text_attention_bias=0.0, use_temporal=True)
     before = [arena.k_v.data_ptr() for arena in (*cache._spatial, *cache._temporal)]
     decoding.collect(decoding.decode_frames(lm, cache, lm.layout.generated, Teacher(CLIP)))
     assert [arena.k_v.data_ptr() for arena in (*cache._spatial, *cache._temporal)] == before
@@ -192,7 +194,9 @@ def test_wavefront_draws_the_tokens_of_frame_after_frame_in_fewer_steps(options:
 @pytest.mark.parametrize(("missing", "finite"), [(0, True), (2, False)])
 def test_the_lag_is_the_least_at_which_nothing_unwritten_is_read(missing: int, finite: bool) -> None:
     lm, teacher = video_lm(2), Teacher(CLIP)
-    cache = decoding.prefill(lm, TEXTS, lm.layout.given, CLIP[:, ::2], boost=0.0, both=True, lanes=2)
+    cache = decoding.prefill(
+        lm, TEXTS, lm.layout.given, CLIP[:, ::2], text_attention_bias=0.0, use_temporal=True, parallel_frames=2
+    )
     for layer, arena in enumerate(cache._temporal):
         for frame in lm.layout.generated:
             arena.k_v[:, :, :, lm.layout.temporal_keys(2, layer, cache.text).frame_slots(frame)] = torch.nan

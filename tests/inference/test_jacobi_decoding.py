@@ -66,8 +66,8 @@ def test_tokens_are_those_of_one_slot_at_a_time(name: str, fused: bool) -> None:
 def test_right_guesses_are_all_kept(ahead: int) -> None:
     lm, counter = video_lm(1), Counter()
     drawn = tokens_of(lm, "keyframes")
-    cache = decoding.prefill(lm, TEXTS, (0,), CLIP[:, :1], boost=1.4, both=True)
-    again = decoding.collect(decoding.jacobi_decode(lm, cache, 1, dice(), ahead, drawn[:, 0], stop=counter))
+    cache = decoding.prefill(lm, TEXTS, (0,), CLIP[:, :1], text_attention_bias=1.4, use_temporal=True)
+    again = decoding.collect(decoding.jacobi_decode(lm, cache, 1, dice(), ahead, drawn[:, 0], is_cancelled=counter))
     assert torch.equal(again, drawn[:, :1])
     assert counter.steps == -(-N // ahead)
 
@@ -77,8 +77,8 @@ def test_one_wrong_guess_costs_one_step() -> None:
     drawn = tokens_of(lm, "keyframes")
     guess = drawn[:, 0].clone()
     guess[1, 7] = (guess[1, 7] + 1) % 50
-    cache = decoding.prefill(lm, TEXTS, (0,), CLIP[:, :1], boost=1.4, both=True)
-    again = decoding.collect(decoding.jacobi_decode(lm, cache, 1, dice(), N, guess, stop=counter))
+    cache = decoding.prefill(lm, TEXTS, (0,), CLIP[:, :1], text_attention_bias=1.4, use_temporal=True)
+    again = decoding.collect(decoding.jacobi_decode(lm, cache, 1, dice(), N, guess, is_cancelled=counter))
     assert torch.equal(again, drawn[:, :1])
     assert counter.steps >= 2
 

@@ -134,13 +134,13 @@ def test_scores_are_the_same_to_the_bit_however_the_steps_are_cut(stage: int) ->
         assert torch.equal(scores(lm, wavefront=True), one_by_one)
 
     kept: dict[tuple[int, int], torch.Tensor] = {}
-    cache = decoding.prefill(lm, TEXTS, given(lm), CLIP[:, list(given(lm))], boost=1.4, both=True)
+    cache = decoding.prefill(lm, TEXTS, given(lm), CLIP[:, list(given(lm))], text_attention_bias=1.4, use_temporal=True)
 
     def teacher(logits: torch.Tensor, frame: int, slot: int) -> torch.Tensor:
         kept[frame, slot] = logits
         return CLIP[:, frame, slot]
 
-    list(decoding.jacobi_decode(lm, cache, 1, teacher, ahead=7, guess=CLIP[:, 1]))
+    list(decoding.jacobi_decode(lm, cache, 1, teacher, lookahead=7, guess=CLIP[:, 1]))
     assert torch.equal(torch.stack([kept[1, slot] for slot in range(CONFIG.tokens_per_frame)]), one_by_one[: len(kept)])
 
 

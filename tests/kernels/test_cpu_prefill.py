@@ -26,7 +26,9 @@ TEXTS = [[51, 52, 53], [54, 55, 56, 57, 58], [59]]
 def read(lm: VideoLM, given: tuple[int, ...], texts: list[list[int]]) -> KVCache:
     clip = random_frames(len(texts), 5, config=lm.config)
     known = clip[:, list(given)] if given else None
-    return decoding.prefill(lm, texts, given, known, boost=1.4, both=bool(given), lanes=1 + (lm.stage == 2))
+    return decoding.prefill(
+        lm, texts, given, known, text_attention_bias=1.4, use_temporal=bool(given), parallel_frames=1 + (lm.stage == 2)
+    )
 
 
 def kept(cache: KVCache) -> list[torch.Tensor]:

@@ -175,7 +175,7 @@ def test_a_step_reads_the_same_places_each_time(fused: bool, monkeypatch: pytest
             return run(held, ids, guidance)
 
     monkeypatch.setattr(lm, "_step", step)
-    storage = decoding.prefill(lm, TEXTS, (0,), CLIP[:, :1], boost=1.4, both=True)
+    storage = decoding.prefill(lm, TEXTS, (0,), CLIP[:, :1], text_attention_bias=1.4, use_temporal=True)
     drawn = [lm.decode_one(storage, CLIP[:, 1, slot : slot + 1], [TokenSlot(1, slot)]).argmax(-1) for slot in range(4)]
     assert len(seen) == 1
     assert len(storage.graphs) == 1
@@ -185,7 +185,7 @@ def test_a_step_reads_the_same_places_each_time(fused: bool, monkeypatch: pytest
 def test_storage_is_freed_with_its_graphs_when_nobody_draws_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decode_attention, "why_not", lambda channels: None)
     lm = video_lm(1, TINY)
-    storage = decoding.prefill(lm, TEXTS, (0,), CLIP[:, :1], boost=1.4, both=True)
+    storage = decoding.prefill(lm, TEXTS, (0,), CLIP[:, :1], text_attention_bias=1.4, use_temporal=True)
     lm.decode_one(storage, CLIP[:, 1, :1], [TokenSlot(1, 0)])
     assert len(storage.graphs) == 1
     gone = weakref.ref(storage)
@@ -331,7 +331,7 @@ def test_nothing_is_kept_where_nothing_is_captured() -> None:
 def test_a_slot_that_looks_ahead_takes_the_plain_path(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decode_attention, "why_not", lambda channels: None)
     lm = video_lm(1, TINY)
-    storage = decoding.prefill(lm, TEXTS, (0,), CLIP[:, :1], boost=1.4, both=True)
+    storage = decoding.prefill(lm, TEXTS, (0,), CLIP[:, :1], text_attention_bias=1.4, use_temporal=True)
     storage.select_slots([TokenSlot(1, 0), TokenSlot(1, 1)])
     assert not storage.fast
     storage.select_slots([TokenSlot(1, 0)])
@@ -439,7 +439,7 @@ def test_the_head_is_not_cast_at_every_step(fused: bool) -> None:
             return found
 
     def step() -> torch.Tensor:
-        storage = decoding.prefill(lm, TEXTS, (0,), CLIP[:, :1], boost=1.4, both=True)
+        storage = decoding.prefill(lm, TEXTS, (0,), CLIP[:, :1], text_attention_bias=1.4, use_temporal=True)
         with Casts():
             return lm.decode_one(storage, CLIP[:, 1, :1], [TokenSlot(1, 0)])
 
@@ -476,7 +476,7 @@ def launches(layers: int, monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     monkeypatch.setattr(decode_attention, "why_not", lambda channels: None)
     lm = video_lm(1, replace(TINY, layers=layers))
     lm.fuse(compiled=False)
-    storage = decoding.prefill(lm, TEXTS, (0,), CLIP[:, :1], boost=1.4, both=True)
+    storage = decoding.prefill(lm, TEXTS, (0,), CLIP[:, :1], text_attention_bias=1.4, use_temporal=True)
     lm.decode_one(storage, CLIP[:, 1, :1], [TokenSlot(1, 0)])
     seen, called = torch.zeros(2, 1, 2, TINY.heads, TINY.head_size), Counter[str]()
 

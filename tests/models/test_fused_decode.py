@@ -79,7 +79,7 @@ def test_what_is_saved_and_trained_stays_unfolded() -> None:
 def test_a_step_takes_fewer_calls_and_never_more_as_it_goes_on() -> None:
     calls = []
     for lm in networks(1):
-        cache = decoding.prefill(lm, TEXTS, (0,), CLIP[:, :1], boost=0.0, both=True)
+        cache = decoding.prefill(lm, TEXTS, (0,), CLIP[:, :1], text_attention_bias=0.0, use_temporal=True)
         ids = CLIP[:, :1, 0]
         counts = [
             count_calls(lambda s=slot: decoding.decode_one(lm, cache, ids, [TokenSlot(1, s)]), ids.device)[0]  # noqa: B023
