@@ -12,10 +12,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the project needs no installation, only its folder
 
-from cogvideo.errors import RequestError
-from cogvideo.media.video import write_video
-from cogvideo.pipeline import CogVideoPipeline
-from cogvideo.request import VideoRequest
+from cogvideo import CogVideoPipeline, RequestError, VideoRequest, write_video
 
 
 def requests(table: Path) -> list[tuple[str, VideoRequest]]:

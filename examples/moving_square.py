@@ -6,10 +6,9 @@ A recipe names it: data = "examples/moving_square.py:MovingSquares". Reading row
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 
-from cogvideo.config import Preset
-from cogvideo.data.dataset import Pixels, TokenClip, to_tokens
-from cogvideo.tokenizers.image import ImageTokenizer
+from cogvideo import ImageTokenizer, Preset, TokenClip, to_tokens
 
 COLOURS = {"红色": (220, 50, 47), "绿色": (60, 160, 60), "蓝色": (38, 100, 210)}
 DIRECTIONS = {"向左": (0, -1), "向右": (0, 1), "向上": (-1, 0), "向下": (1, 0)}
@@ -35,7 +34,7 @@ class MovingSquares:
             self.clips[index] = TokenClip(f"一个{colour}方块{direction}移动", 4.0, frames, fine)
         return self.clips[index]
 
-    def draw(self, colour: str, direction: str, moment: float) -> Pixels:
+    def draw(self, colour: str, direction: str, moment: float) -> npt.NDArray[np.uint8]:
         """A frame at `moment`, 0 to 1: uint8 [H, W, 3] of the preset's final size."""
         height, width = self.preset.final_size
         side = height // 4

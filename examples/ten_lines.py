@@ -5,10 +5,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the project needs no installation, only its folder
 
-from cogvideo.events import VideoCompleted
-from cogvideo.media.video import write_video
-from cogvideo.pipeline import CogVideoPipeline
-from cogvideo.request import VideoRequest
+from cogvideo import CogVideoPipeline, VideoCompleted, VideoRequest, write_video
 
 pipeline = CogVideoPipeline.from_pretrained("mini")
 request = VideoRequest("一只熊猫在草地上向右跑", seed=7, num_frames=9)

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 
-from cogvideo import pipeline
 from cogvideo.config import SamplingOptions
 from cogvideo.errors import Cancelled, CapacityError, OutOfMemoryError, RequestError, WeightsError
 from cogvideo.events import (
@@ -26,6 +25,7 @@ from cogvideo.events import (
     RoundCompleted,
     VideoCompleted,
 )
+from cogvideo.inference import generation
 from cogvideo.models.superres_lm import SuperResLM
 from cogvideo.models.video_lm import VideoLM
 from cogvideo.pipeline import CogVideoPipeline
@@ -156,7 +156,7 @@ def test_drafts_that_do_not_fit_into_one_batch_are_the_same_and_come_side_by_sid
 
 
 def test_forwards_of_a_whole_video(folder: Path, models: ToyModels, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline, "LOOK_AHEAD", 1)
+    monkeypatch.setattr(generation, "LOOKAHEAD_TOKENS", 1)
     calls: Counter[str] = Counter()
     for network, name in ((VideoLM, "prefill"), (VideoLM, "decode_one"), (SuperResLM, "begin")):
         run = getattr(network, name)
@@ -400,10 +400,10 @@ def test_every_preset_makes_the_whole_video(folder: Path, events: list[Event], n
 
 
 STAGES_THAT_FAIL = {
-    "loading": "cogvideo.pipeline.settle",
-    "first frame": "cogvideo.inference.keyframes.decode.first_frame",
-    "keyframes": "cogvideo.inference.keyframes.decode.keyframes",
-    "interpolate": "cogvideo.inference.interpolation.decode.interpolate",
+    "loading": "cogvideo.pipeline.place_models",
+    "first frame": "cogvideo.inference.keyframes.decoding.first_frame",
+    "keyframes": "cogvideo.inference.keyframes.decoding.keyframes",
+    "interpolate": "cogvideo.inference.interpolation.decoding.interpolate",
     "superres": "cogvideo.inference.super_resolution._states",
     "pixels": "cogvideo.tokenizers.image.ImageTokenizer.decode",
 }

@@ -32,11 +32,12 @@ sys.path.insert(0, str(ROOT))
 from cogvideo.config import PRESETS, SamplingOptions  # noqa: E402
 from cogvideo.events import RoundCompleted  # noqa: E402
 from cogvideo.inference import decoding  # noqa: E402
+from cogvideo.inference.generation import interpolation_texts, keyframe_texts  # noqa: E402
 from cogvideo.inference.sampling import ClusterSampler, noise_keys  # noqa: E402
 from cogvideo.models import loader  # noqa: E402
 from cogvideo.models.base import left_pad  # noqa: E402
 from cogvideo.models.loader import random_models  # noqa: E402
-from cogvideo.pipeline import CogVideoPipeline, interpolation_texts, keyframe_texts  # noqa: E402
+from cogvideo.pipeline import CogVideoPipeline  # noqa: E402
 from cogvideo.request import VideoRequest  # noqa: E402
 from cogvideo.runtime.device import DevicePlacement, torch_threads  # noqa: E402
 from cogvideo.runtime.memory_estimate import peak_bytes  # noqa: E402
@@ -142,20 +143,22 @@ def _shown(film: Film, settled: Any, place: DevicePlacement, sampling: SamplingO
 
         return show
 
-    wish: dict[str, Any] = {"unconditional": [film.unconditional], "guidance": sampling.guidance_scale}
+    options = decoding.DecodeOptions(
+        guidance_scale=sampling.guidance_scale, text_attention_bias=sampling.text_attention_bias
+    )
     with on_device(settled.stage1, place) as lm:
-        list(islice(decoding.keyframes(lm, [film.keyframes], film.clip[:, 0], teacher(film.clip), **wish), size))
+        first, teach = film.clip[:, 0], teacher(film.clip)
+        drawn = decoding.keyframes(lm, [film.keyframes], first, teach, [film.unconditional], options)
+        list(islice(drawn, size))
     with on_device(settled.stage2, place) as lm:
-        drawn = decoding.interpolate(
-            lm, [film.between], film.block[:, ::2], teacher(film.block), text_boost=sampling.text_attention_bias
-        )
+        drawn = decoding.interpolate(lm, [film.between], film.block[:, ::2], teacher(film.block), options=options)
         list(islice(drawn, size))
     lm = settled.superres
     with upscaler_on_device(lm, place) as layers:
         at = lm.begin(*left_pad([film.superres]), film.clip[0, :1])
         for number in layers() if layers else range(lm.config.layers):
             at = lm.layer(number, at)
-        return [*seen, lm.scores(lm.finish(at)[0]).float()]
+        return [*seen, lm.logits(lm.finish(at)[0]).float()]
 
 
 def _drawn(logits: Tensor, subject: Subject) -> Tensor:
@@ -193,8 +196,8 @@ def _film(pipeline: CogVideoPipeline, request: VideoRequest) -> Film:
     levels = (event.tokens for event in pipeline.stream(request) if isinstance(event, RoundCompleted))
     clip, longer = (torch.from_numpy(tokens) for tokens in levels if tokens is not None)
     preset, tokenizer = pipeline.preset, pipeline.components().tokenizer
-    texts = keyframe_texts(tokenizer, preset, [request.wish], preset.sampling.guidance_scale)
-    between, _ = interpolation_texts(tokenizer, preset, [request], 1.0)
+    texts = keyframe_texts(tokenizer, preset, [(request.prompt, request.duration)], preset.sampling.guidance_scale)
+    between = interpolation_texts(tokenizer, preset, [request], 1.0).conditional
     unconditional = (texts.unconditional or texts.video)[0]
     enlarged = superres_text(tokenizer, request.prompt)
     return Film(list(texts.video[0]), list(unconditional), between[0][0], enlarged, clip, longer[:, :5])

@@ -34,7 +34,7 @@ def out_of_memory(folder: Path, times: int) -> Counts:
     """Memory runs out while the networks are read, in each stage, in the codec and while a film is written."""
     import torch
 
-    from cogvideo import pipeline as module
+    from cogvideo.inference import generation
     from cogvideo.jobs import artifacts
     from cogvideo.jobs.service import JobService
     from cogvideo.request import VideoRequest
@@ -49,9 +49,9 @@ def out_of_memory(folder: Path, times: int) -> Counts:
         lambda: RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes."),
     )
     places = {
-        "keyframes": (module.keyframes, "draw"),
-        "interpolation": (module.interpolate, "draw"),
-        "super-resolution": (module.superres, "draw"),
+        "keyframes": (generation, "generate_keyframes"),
+        "interpolation": (generation, "interpolate"),
+        "super-resolution": (generation, "upscale"),
         "codec": (ImageTokenizer, "decode"),
         "film": (artifacts.JobArtifacts, "clip"),
     }

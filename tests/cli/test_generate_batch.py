@@ -25,7 +25,7 @@ from cogvideo.cli.output_dir import OutputDirectory
 from cogvideo.config import PRESETS, TokenSampling
 from cogvideo.errors import RequestError
 from cogvideo.events import Progress
-from cogvideo.inference import generation
+from cogvideo.inference.generation import GeneratedVideo
 from cogvideo.media.metadata import read_metadata
 from cogvideo.pipeline import CogVideoPipeline
 from cogvideo.request import VideoRequest, tokens_per_stage
@@ -59,7 +59,7 @@ def test_every_line_becomes_a_film_and_the_index_tells_which() -> None:
 def test_a_film_is_encoded_while_the_next_is_drawn(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    put, draw, waited = OutputDirectory.put, generation.draw, []
+    put, draw, waited = OutputDirectory.put, CogVideoPipeline.generate_batch, []
     begun, drawn = threading.Event(), threading.Event()
 
     def slow(self: OutputDirectory, *film: Any) -> Path:
@@ -70,12 +70,12 @@ def test_a_film_is_encoded_while_the_next_is_drawn(
     def both(pipeline: CogVideoPipeline, requests: list[VideoRequest], rows: int) -> Iterator[object]:
         for event in draw(pipeline, requests, rows):
             yield event
-            if isinstance(event, generation.Drawn) and event.index == 0:
+            if isinstance(event, GeneratedVideo) and event.index == 0:
                 assert begun.wait(30)
         drawn.set()
 
     monkeypatch.setattr(OutputDirectory, "put", slow)
-    monkeypatch.setattr(generation, "draw", both)
+    monkeypatch.setattr(CogVideoPipeline, "generate_batch", both)
     assert generate_from(f"{PANDA}\n{CAR}", "--batch-size", "2") == 0
     assert waited == [True] * len(films())
     assert sorted(capsys.readouterr().out.split()) == sorted(map(str, films()))
@@ -89,14 +89,14 @@ def test_the_same_command_again_draws_nothing(monkeypatch: pytest.MonkeyPatch) -
         raise AssertionError(requests)
 
     with monkeypatch.context() as patch:
-        patch.setattr(generation, "draw", never)
+        patch.setattr(CogVideoPipeline, "generate_batch", never)
         assert generate_from(PANDA) == 0
     assert generate_from(f"{CAR}\n{PANDA}") == 0  # another order, one more
     assert len(films()) == len(before) + 1
 
 
 def test_interrupted_it_goes_on_with_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
-    draw = generation.draw
+    draw = CogVideoPipeline.generate_batch
 
     def interrupted(pipeline: CogVideoPipeline, requests: list[VideoRequest], rows: int) -> Iterator[object]:
         if requests[0].prompt == CAR:
@@ -104,7 +104,7 @@ def test_interrupted_it_goes_on_with_the_rest(monkeypatch: pytest.MonkeyPatch) -
         yield from draw(pipeline, requests, rows)
 
     with monkeypatch.context() as patch:
-        patch.setattr(generation, "draw", interrupted)
+        patch.setattr(CogVideoPipeline, "generate_batch", interrupted)
         assert generate_from(f"{PANDA}\n{CAR}") == 130
     assert len(films()) == 1
     assert generate_from(f"{PANDA}\n{CAR}") == 0
@@ -156,9 +156,9 @@ def test_what_another_process_draws_is_waited_for_and_drawn_only_where_that_one_
         drawn.extend(request.prompt for request in requests)
         return draw(pipeline, requests, rows)
 
-    draw = generation.draw
-    monkeypatch.setattr(generation, "draw", count)
-    monkeypatch.setattr(console, "say", the_other_ends)
+    draw = CogVideoPipeline.generate_batch
+    monkeypatch.setattr(CogVideoPipeline, "generate_batch", count)
+    monkeypatch.setattr(console, "notice", the_other_ends)
     assert generate_from(f"{PANDA}\n{CAR}") == 0
     assert drawn == ([CAR] if other_finishes else [CAR, PANDA])
     assert len(films()) == 2
@@ -169,8 +169,8 @@ def test_what_another_process_draws_is_waited_for_and_drawn_only_where_that_one_
 PROMPTS = [PANDA, "小猫旋转", "熊猫"]
 
 
-def drawn(pipe: CogVideoPipeline, requests: list[VideoRequest], rows: int) -> list[generation.Drawn]:  # noqa: F811
-    return [event for event in generation.draw(pipe, requests, rows) if isinstance(event, generation.Drawn)]
+def drawn(pipe: CogVideoPipeline, requests: list[VideoRequest], rows: int) -> list[GeneratedVideo]:  # noqa: F811
+    return [event for event in pipe.generate_batch(requests, rows) if isinstance(event, GeneratedVideo)]
 
 
 @pytest.fixture(scope="module")
@@ -237,7 +237,7 @@ def test_guidance_between_keyframes_counts_and_is_the_same_in_a_batch(
 
 
 def test_a_batch_counts_its_tokens_exactly(pipe: CogVideoPipeline, requests: list[VideoRequest]) -> None:  # noqa: F811
-    steps = [event for event in generation.draw(pipe, requests[:2], 5) if isinstance(event, Progress)]
+    steps = [event for event in pipe.generate_batch(requests[:2], 5) if isinstance(event, Progress)]
     plan = tokens_per_stage(pipe.preset.model, requests[0])
     assert steps[-1].done == steps[-1].total == 2 * sum(plan.values())
     assert [event.done for event in steps] == sorted(event.done for event in steps)
@@ -259,7 +259,7 @@ def test_batches_are_as_large_as_asked(monkeypatch: pytest.MonkeyPatch, words: l
         seen.append(len(requests))
         return iter(())
 
-    monkeypatch.setattr(generation, "draw", draw_nothing)
+    monkeypatch.setattr(CogVideoPipeline, "generate_batch", draw_nothing)
     assert generate_from(f"{PANDA}\n{CAR}", "--batch-size", "2", *words) == 0
     assert seen == sizes
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 import torch
 
 from cogvideo.errors import Cancelled
 from cogvideo.inference import decoding
+from cogvideo.inference.decoding import DecodeOptions
 from cogvideo.models.base import IMPLAUSIBLE, left_pad
 from cogvideo.models.kv_cache import TokenSlot
 from cogvideo.models.kv_storage import CacheOverflowError
@@ -73,7 +73,7 @@ def test_boost_acts_where_the_slow_model_has_it(stage: int) -> None:
 
 def test_first_frame_is_drawn_by_the_backbone_alone() -> None:
     lm, teacher = video_lm(1), Teacher(CLIP)
-    tokens = decoding.collect(decoding.first_frame(lm, TEXTS, teacher, text_boost=1.4))
+    tokens = decoding.collect(decoding.first_frame(lm, TEXTS, teacher))
     assert torch.equal(tokens, CLIP[:, :1])
     for row, text in enumerate(TEXTS):
         expected = video_logits(lm.state_dict(), CONFIG, 1, text, CLIP[row, :1], boost=1.4, both=False)[0]
@@ -116,7 +116,9 @@ def test_a_row_does_not_depend_on_its_company() -> None:
 
 
 def test_tokens_appear_one_by_one_in_time_order() -> None:
-    tokens = list(decoding.interpolate(video_lm(2), TEXTS, CLIP[:, ::2], Teacher(CLIP), wavefront=False))
+    tokens = list(
+        decoding.interpolate(video_lm(2), TEXTS, CLIP[:, ::2], Teacher(CLIP), options=DecodeOptions(wavefront=False))
+    )
     assert [(token.frame, token.slot) for token in tokens] == [(f, k) for f in (1, 3) for k in range(N)]
     seen: list[decoding.DecodedTokens] = []
     decoding.collect(iter(tokens), seen.append)
@@ -127,7 +129,7 @@ def test_stop_is_asked_before_every_token_and_ends_the_work() -> None:
     answers = iter([False] * (N + 3) + [True])
     teacher = Teacher(CLIP)
     tokens: Iterator[decoding.DecodedTokens] = decoding.keyframes(
-        video_lm(1), TEXTS, CLIP[:, 0], teacher, stop=lambda: next(answers)
+        video_lm(1), TEXTS, CLIP[:, 0], teacher, options=DecodeOptions(is_cancelled=lambda: next(answers))
     )
     with pytest.raises(Cancelled):
         decoding.collect(tokens)
@@ -168,8 +170,8 @@ def greedy(logits: torch.Tensor, frame: int, slot: int) -> torch.Tensor:
     return logits.argmax(-1)
 
 
-@pytest.mark.parametrize("options", [{}, {"unconditional": OTHERS, "guidance": 3.0}])
-def test_wavefront_draws_the_tokens_of_frame_after_frame_in_fewer_steps(options: dict[str, Any]) -> None:
+@pytest.mark.parametrize("unconditional", [None, OTHERS])
+def test_wavefront_draws_the_tokens_of_frame_after_frame_in_fewer_steps(unconditional: decoding.Texts | None) -> None:
     lm = video_lm(2)
     steps = 0
 
@@ -181,7 +183,9 @@ def test_wavefront_draws_the_tokens_of_frame_after_frame_in_fewer_steps(options:
     def draw_all(wavefront: bool) -> torch.Tensor:
         nonlocal steps
         steps = 0
-        run = decoding.interpolate(lm, TEXTS, CLIP[:, ::2], greedy, wavefront=wavefront, stop=count, **options)
+        run = decoding.interpolate(
+            lm, TEXTS, CLIP[:, ::2], greedy, unconditional, DecodeOptions(wavefront=wavefront, is_cancelled=count)
+        )
         return decoding.collect(run)
 
     one_by_one = draw_all(False)

@@ -13,6 +13,7 @@ from cogvideo.benchmarks.stages import count_calls
 from cogvideo.config import SamplingOptions, TokenSampling
 from cogvideo.errors import Cancelled
 from cogvideo.inference import decoding, interpolation, keyframes
+from cogvideo.inference.decoding import DecodeOptions, StageOptions
 from cogvideo.inference.sampling import ClusterSampler, TokenSampler, noise_keys
 from cogvideo.models.video_lm import VideoLM
 from tests.support.small_lm import CONFIG, random_frames, video_lm
@@ -40,11 +41,12 @@ def dice() -> TokenSampler:
 
 
 def tokens_of(lm: VideoLM, name: str, **options: Any) -> torch.Tensor:
+    run_options = DecodeOptions(**options)
     run: dict[str, Any] = {
-        "first frame": lambda: decoding.first_frame(lm, TEXTS, dice(), **options),
-        "keyframes": lambda: decoding.keyframes(lm, TEXTS, CLIP[:, 0], dice(), **options),
-        "guided": lambda: decoding.keyframes(lm, TEXTS, CLIP[:, 0], dice(), unconditional=OTHERS, **options),
-        "between": lambda: decoding.interpolate(lm, TEXTS, CLIP[:, ::2], dice(), **options),
+        "first frame": lambda: decoding.first_frame(lm, TEXTS, dice(), run_options),
+        "keyframes": lambda: decoding.keyframes(lm, TEXTS, CLIP[:, 0], dice(), None, run_options),
+        "guided": lambda: decoding.keyframes(lm, TEXTS, CLIP[:, 0], dice(), OTHERS, run_options),
+        "between": lambda: decoding.interpolate(lm, TEXTS, CLIP[:, ::2], dice(), None, run_options),
     }
     return decoding.collect(run[name]())
 
@@ -57,7 +59,7 @@ def test_tokens_are_those_of_one_slot_at_a_time(name: str, fused: bool) -> None:
         lm.fuse()
     one_by_one = tokens_of(lm, name)
     counter = Counter()
-    assert torch.equal(tokens_of(lm, name, ahead=5, stop=counter), one_by_one)
+    assert torch.equal(tokens_of(lm, name, lookahead=5, is_cancelled=counter), one_by_one)
     assert counter.steps <= one_by_one[0].numel()
     assert len(one_by_one.unique()) > 5
 
@@ -86,7 +88,7 @@ def test_one_wrong_guess_costs_one_step() -> None:
 def test_stop_is_asked_before_every_step() -> None:
     answers = iter([False, True])
     with pytest.raises(Cancelled):
-        tokens_of(video_lm(1), "keyframes", ahead=4, stop=lambda: next(answers))
+        tokens_of(video_lm(1), "keyframes", lookahead=4, is_cancelled=lambda: next(answers))
     assert next(answers, None) is None
 
 
@@ -96,8 +98,14 @@ def test_stop_is_asked_before_every_step() -> None:
 def stage_steps(name: str, **options: Any) -> Iterator[Any]:
     if name == "keyframes":
         texts = keyframes.KeyframeTexts(TEXTS, TEXTS, OTHERS)
-        return keyframes.generate_keyframes(video_lm(1), texts, SAMPLER, SamplingOptions(), [3, 4], **options)
-    return interpolation.interpolate(video_lm(2), CLIP.clone(), [TEXTS], SAMPLER, OPTIONS, 1.4, [3, 4], **options)
+        return keyframes.generate_keyframes(
+            video_lm(1), texts, SAMPLER, SamplingOptions(), [3, 4], StageOptions(**options)
+        )
+    rounds = interpolation.InterpolationTexts([TEXTS])
+    sampling = SamplingOptions(video=OPTIONS)
+    return interpolation.interpolate(
+        video_lm(2), CLIP.clone(), rounds, SAMPLER, sampling, [3, 4], StageOptions(**options)
+    )
 
 
 @pytest.mark.parametrize(("name", "steps", "frames"), [("keyframes", 5 * N, 5), ("between", N + 9, 2)])
@@ -110,7 +118,7 @@ def test_the_host_waits_once_a_frame_and_never_for_a_token(name: str, steps: int
         if found[0] is None:
             break
         waits.append(syncs)
-    for _ in stage_steps(name, stop=counter):
+    for _ in stage_steps(name, is_cancelled=counter):
         pass
     assert counter.steps == steps if name == "keyframes" else counter.steps == N + video_lm(2).layout.wavefront_lag
     # Whether a text is padded is asked when it is read, whether all scores were finite when a frame is complete.

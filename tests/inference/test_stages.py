@@ -13,7 +13,10 @@ from torch import Tensor
 from cogvideo.config import SamplingOptions
 from cogvideo.errors import Cancelled, WeightsError
 from cogvideo.inference import decoding, interpolation, keyframes, super_resolution
+from cogvideo.inference.decoding import StageOptions
+from cogvideo.inference.interpolation import InterpolationTexts
 from cogvideo.inference.sampling import ClusterSampler, noise_frame_indices
+from cogvideo.inference.super_resolution import UpscaleOptions
 from tests.support.toy_model import CONFIG, IMAGE_TOKENS, ToyModels, toy_models
 
 OPTIONS = SamplingOptions()
@@ -52,9 +55,9 @@ def draw_between(
     rounds_texts = [[[80 + r, *PROMPTS[row]] for row in rows] for r in range(rounds)]
     seeds = [SEEDS[r] for r in rows]
     steps = interpolation.interpolate(
-        models.stage2, clip, rounds_texts, sampler, OPTIONS.video, 1.4, seeds, max_rows=max_rows
+        models.stage2, clip, InterpolationTexts(rounds_texts), sampler, OPTIONS, seeds, StageOptions(max_rows)
     )
-    return [step.clip for step in steps if step.clip is not None]
+    return [step.video_tokens for step in steps if step.video_tokens is not None]
 
 
 def test_the_clock_is_that_of_the_longest_clip() -> None:
@@ -86,7 +89,7 @@ def test_keyframes_that_do_not_fit_into_one_batch_are_the_same(
 ) -> None:
     wish = models.stage1, texts(PROMPTS, guided), sampler, OPTIONS, SEEDS
     *_, whole = keyframes.generate_keyframes(*wish)
-    steps = list(keyframes.generate_keyframes(*wish, max_rows=rows))
+    steps = list(keyframes.generate_keyframes(*wish, StageOptions(rows)))
     assert torch.equal(steps[-1].video_tokens, whole.video_tokens)
     assert sum(step.tokens for step in steps) == whole.video_tokens.numel()
     shown = [step.is_complete for step in steps]
@@ -99,7 +102,7 @@ def draw_first(
     """The steps of first frames, and the first of those that follow."""
     wish = texts([PROMPTS[row] for row in rows]), sampler, replace(OPTIONS, best_of=candidates)
     seeds = [SEEDS[row] for row in rows]
-    steps = keyframes.generate_keyframes(models.stage1, *wish, seeds, max_rows=max_rows, ahead=ahead)
+    steps = keyframes.generate_keyframes(models.stage1, *wish, seeds, StageOptions(max_rows, ahead))
     return [
         s._replace(video_tokens=s.video_tokens.clone())
         for s in itertools.takewhile(lambda step: step.frame == 0, steps)
@@ -167,13 +170,12 @@ def test_guidance_has_no_choice_where_only_the_prompts_favourite_is_plausible(
         video = replace(OPTIONS.video, plausibility=plausibility)
         options = replace(OPTIONS, video=video, guidance_scale=guidance)
         *_, keys = keyframes.generate_keyframes(models.stage1, texts(PROMPTS[:1]), sampler, options, [1])
-        away = interpolation.InterpolationGuidance([[80, 91]], guidance)
         clip = torch.arange(5 * N).view(1, 5, N) % IMAGE_TOKENS
-        *_, between = interpolation.interpolate(
-            models.stage2, clip, [[[80, *PROMPTS[0]]]], sampler, video, 0.0, [1], guidance=away
-        )
-        assert between.clip is not None
-        return [keys.video_tokens, between.clip]
+        rounds = InterpolationTexts([[[80, *PROMPTS[0]]]], [[[80, 91]]])
+        guided = replace(options, interpolation_guidance_scale=guidance)
+        *_, between = interpolation.interpolate(models.stage2, clip, rounds, sampler, guided, [1])
+        assert between.video_tokens is not None
+        return [keys.video_tokens, between.video_tokens]
 
     for weak, strong in zip(clips(2.0, 1.0), clips(6.0, 1.0), strict=True):
         assert torch.equal(weak, strong)
@@ -203,10 +205,12 @@ def test_fewer_rounds_give_the_same_frames(models: ToyModels, sampler: ClusterSa
 def test_between_steps_count_every_token(models: ToyModels, sampler: ClusterSampler) -> None:
     clip = draw_keyframes(models, sampler, [0])
     steps = list(
-        interpolation.interpolate(models.stage2, clip, [[PROMPTS[0]]] * 2, sampler, OPTIONS.video, 1.4, [1], max_rows=3)
+        interpolation.interpolate(
+            models.stage2, clip, InterpolationTexts([[PROMPTS[0]]] * 2), sampler, OPTIONS, [1], StageOptions(3)
+        )
     )
     assert sum(step.tokens for step in steps) == 12 * N
-    assert [step.level for step in steps if step.clip is not None] == [1, 2]
+    assert [step.round for step in steps if step.video_tokens is not None] == [1, 2]
 
 
 @pytest.mark.parametrize("per_pass", [1, 4, 9])
@@ -214,20 +218,23 @@ def test_superres_does_not_depend_on_the_frames_beside(
     models: ToyModels, sampler: ClusterSampler, per_pass: int
 ) -> None:
     clip = torch.randint(0, IMAGE_TOKENS, (9, N), generator=torch.Generator().manual_seed(0))
-    parts = list(super_resolution.upscale(models.superres, clip, PROMPTS[0], sampler, OPTIONS.superres, 7, per_pass))
+    wish = PROMPTS[0], sampler, OPTIONS.superres, 7
+    parts = list(super_resolution.upscale(models.superres, clip, *wish, UpscaleOptions(per_pass)))
     whole = torch.cat([part.tokens for part in parts])
     assert whole.shape == (9, 9 * N)
     assert [part.first for part in parts] == list(range(0, 9, per_pass))
-    fewer = list(super_resolution.upscale(models.superres, clip[::2], PROMPTS[0], sampler, OPTIONS.superres, 7, 3))
+    fewer = list(super_resolution.upscale(models.superres, clip[::2], *wish, UpscaleOptions(3)))
     assert torch.equal(torch.cat([part.tokens for part in fewer]), whole[::2])  # frame 2 of 9 is frame 1 of 5
 
 
 def all_stages(models: ToyModels, sampler: ClusterSampler, stop: decoding.IsCancelled | None = None) -> list[Iterator]:
     clip = torch.zeros(1, 5, N, dtype=torch.long)
+    run, rounds = StageOptions(is_cancelled=stop), InterpolationTexts([[PROMPTS[0]]])
+    once = UpscaleOptions(2, is_cancelled=stop)
     return [
-        keyframes.generate_keyframes(models.stage1, texts(PROMPTS[:1]), sampler, OPTIONS, [1], stop),
-        interpolation.interpolate(models.stage2, clip, [[PROMPTS[0]]], sampler, OPTIONS.video, 1.4, [1], stop),
-        super_resolution.upscale(models.superres, clip[0], PROMPTS[0], sampler, OPTIONS.superres, 1, 2, stop),
+        keyframes.generate_keyframes(models.stage1, texts(PROMPTS[:1]), sampler, OPTIONS, [1], run),
+        interpolation.interpolate(models.stage2, clip, rounds, sampler, OPTIONS, [1], run),
+        super_resolution.upscale(models.superres, clip[0], PROMPTS[0], sampler, OPTIONS.superres, 1, once),
     ]
 
 

@@ -9,6 +9,7 @@ from cogvideo.config import TokenSampling
 from cogvideo.errors import Cancelled
 from cogvideo.inference import super_resolution
 from cogvideo.inference.sampling import ClusterSampler
+from cogvideo.inference.super_resolution import UpscaleOptions
 from cogvideo.models.base import left_pad
 from cogvideo.runtime.layer_streaming import streamed_layers
 from tests.support.small_lm import CONFIG, random_frames, superres_lm
@@ -37,10 +38,10 @@ def homes(lm: torch.nn.Module) -> dict[str, int]:
 def test_streamed_layers_draw_the_same_frames(frames_per_pass: int) -> None:
     lm, clip = superres_lm(), random_frames(5)
     before = homes(lm)
-    wish = (clip, TEXT, SAMPLER, OPTIONS, 7, frames_per_pass)
-    resident = list(super_resolution.upscale(lm, *wish))
+    wish = (clip, TEXT, SAMPLER, OPTIONS, 7)
+    resident = list(super_resolution.upscale(lm, *wish, UpscaleOptions(frames_per_pass)))
     with streamed_layers(lm, lm.layer_modules(), CPU, torch.float32) as layers:
-        found = list(super_resolution.upscale(lm, *wish, layers=layers))
+        found = list(super_resolution.upscale(lm, *wish, UpscaleOptions(frames_per_pass, layers)))
     assert [part.first for part in found] == [part.first for part in resident] == list(range(0, 5, frames_per_pass))
     assert torch.equal(torch.cat([part.tokens for part in found]), torch.cat([part.tokens for part in resident]))
     assert homes(lm) == before
@@ -67,7 +68,7 @@ def test_two_layers_at_most_are_away_from_home_and_the_rest_is_there() -> None:
 def test_whoever_stops_leaves_everything_at_home() -> None:
     lm = superres_lm()
     before, answers = homes(lm), iter([False] * 4 + [True])
-    wish = (random_frames(3), TEXT, SAMPLER, OPTIONS, 7, 1)
+    wish = (random_frames(3), TEXT, SAMPLER, OPTIONS, 7)
     with pytest.raises(Cancelled), streamed_layers(lm, lm.layer_modules(), CPU, torch.float32) as layers:
-        list(super_resolution.upscale(lm, *wish, stop=lambda: next(answers), layers=layers))
+        list(super_resolution.upscale(lm, *wish, UpscaleOptions(1, layers, lambda: next(answers))))
     assert homes(lm) == before

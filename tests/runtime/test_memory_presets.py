@@ -11,6 +11,7 @@ from torch import nn
 from cogvideo.config import SamplingOptions, WeightFormat
 from cogvideo.inference import decoding, super_resolution
 from cogvideo.inference.sampling import ClusterSampler
+from cogvideo.inference.super_resolution import UpscaleOptions
 from cogvideo.models.kv_storage import Int8KVBuffer, KVBuffer, SlotRun, quantize_int8
 from cogvideo.models.quantization import Nf4Linear, quantize_linear_layers
 from cogvideo.runtime.device import DevicePlacement, default_placement
@@ -134,12 +135,13 @@ def test_streamed_super_resolution_is_exact_beside_weights_in_fewer_bits() -> No
     memory = replace(EXACT, stream_layers=True, weights="int8", swap_networks=True)
     place, exact, models = DevicePlacement(DEVICE, torch.float32, memory), toy_models(), held(memory)
     sampler, options = ClusterSampler(torch.arange(64) % 9), SamplingOptions().superres
-    wish = (CLIP[0], [70, 71, 72], sampler, options, 7, 2)
-    wanted = torch.cat([part.tokens for part in super_resolution.upscale(exact.superres, *wish)])
+    wish = (CLIP[0], [70, 71, 72], sampler, options, 7)
+    wanted = torch.cat([part.tokens for part in super_resolution.upscale(exact.superres, *wish, UpscaleOptions(2))])
     for _ in range(2):  # also the second time
         with upscaler_on_device(models.superres, place) as layers:
             assert layers is not None
-            got = torch.cat([part.tokens for part in super_resolution.upscale(models.superres, *wish, layers=layers)])
+            parts = super_resolution.upscale(models.superres, *wish, UpscaleOptions(2, layers))
+            got = torch.cat([part.tokens for part in parts])
         assert torch.equal(got, wanted)
     assert isinstance(models.stage1.transformer.layers[0].mlp.dense_h_to_4h, Int8Linear)
 

@@ -33,12 +33,12 @@ WISH = VideoRequest("小猫", seed=3, num_frames=9, duration=2.0)
 
 STAGES = {
     "reading files": "toy.read",
-    "loading": "cogvideo.pipeline.settle",
+    "loading": "cogvideo.pipeline.place_models",
     "codec": "cogvideo.tokenizers.image.ImageTokenizer.load",
-    "first frame": "cogvideo.inference.keyframes.decode.first_frame",
+    "first frame": "cogvideo.inference.keyframes.decoding.first_frame",
     "preview": "cogvideo.tokenizers.image.ImageTokenizer.decode_partial",
-    "keyframes": "cogvideo.inference.keyframes.decode.keyframes",
-    "interpolation": "cogvideo.inference.interpolation.decode.interpolate",
+    "keyframes": "cogvideo.inference.keyframes.decoding.keyframes",
+    "interpolation": "cogvideo.inference.interpolation.decoding.interpolate",
     "super-resolution": "cogvideo.models.superres_lm.SuperResLM.layer",
     "scores": "cogvideo.models.superres_lm.SuperResLM.logits",
     "decoding": "cogvideo.tokenizers.image.ImageTokenizer.decode",
