@@ -1,7 +1,7 @@
-"""Sizes, sampling options and presets as frozen data, and the request, checked at the door. No torch.
+"""Sizes, sampling options and presets as frozen data, checked when they are made.
 
 Whatever differs between the model that ships (`mini`) and the published one (`cogvideo`) is a row in
-`PRESETS`; no other file knows which of the two it runs.
+`PRESETS`; no other file contains the name of a model.
 """
 
 from __future__ import annotations

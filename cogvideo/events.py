@@ -1,6 +1,6 @@
 """What a running video tells the world, in the order in which it happens. No torch.
 
-`CogVideoPipeline.stream` yields these; the worker in `jobs.py` logs them; the page and the command line show
+`CogVideoPipeline.stream` yields these; the worker in `cogvideo.jobs` logs them; the page and the command line show
 them. Frames are uint8 arrays [F, H, W, 3], RGB. Token counts are exact: they come from the geometry alone.
 """
 

@@ -1,8 +1,4 @@
-"""Sizes, sampling options and presets as frozen data, and the request, checked at the door. No torch.
-
-Whatever differs between the model that ships (`mini`) and the published one (`cogvideo`) is a row in
-`PRESETS`; no other file knows which of the two it runs.
-"""
+"""A request for a video, the checks of its values, and its stored form."""
 
 from __future__ import annotations
 
@@ -159,6 +155,12 @@ REQUEST_NAMES = frozenset(field.name for field in fields(VideoRequest)) | _CURRE
 def request_to_dict(request: VideoRequest) -> dict[str, Any]:
     """Convert a request to version 1 of the stored format: JSON values under the names of the first release."""
     stored: dict[str, Any] = _renamed(asdict(request), _STORED_NAMES)
+    return stored
+
+
+def sampling_to_dict(options: SamplingOptions) -> dict[str, Any]:
+    """Convert sampling options to version 1 of the stored format, as `request_to_dict` does."""
+    stored: dict[str, Any] = _renamed(asdict(options), _STORED_NAMES)
     return stored
 
 

@@ -23,7 +23,6 @@ import torch
 from kernels import decode_attention as decoding
 from kernels import local_attention as door
 from kernels import reference, sandwich_norm, w8a16
-from kernels import reference as kernels_reference
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -278,7 +277,7 @@ def int8_rows(
     floor = small.numel() / (machine.gigabytes_per_second * 1e6)
     calls: dict[str, Callable[[], object]] = {
         "fast": lambda: w8a16.linear(x, small, scale),
-        "plain": lambda: w8a16.plain(x, small, scale),
+        "plain": lambda: reference.int8_linear(x, small, scale),
         "16 bits" if dtype.itemsize == 2 else "32 bits": lambda: torch.nn.functional.linear(x, whole),
     }
     yield from _rows("8-bit product", calls, w8a16.unsupported_reason(x, small), floor, device, seconds)
@@ -296,7 +295,7 @@ def sandwich_rows(
     floor = 4 * x.numel() * dtype.itemsize / (machine.gigabytes_per_second * 1e6)
     calls: dict[str, Callable[[], object]] = {
         "fast": lambda: sandwich_norm.sandwich_norm(x, out, norm, norm),
-        "plain": lambda: kernels_reference.plain(x, out, norm, norm),
+        "plain": lambda: reference.sandwich_norm(x, out, norm, norm),
     }
     yield from _rows("sandwiched norms", calls, sandwich_norm.unsupported_reason(x), floor, device, seconds)
 

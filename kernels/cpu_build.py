@@ -33,7 +33,7 @@ def unsupported_reason(source: str) -> str | None:
 
 
 def library(source: str) -> ctypes.CDLL:
-    """The compiled library; ask `why_not` first."""
+    """The compiled library; ask `unsupported_reason` first."""
     loaded, reason = _load(source)
     if loaded is None:
         raise RuntimeError(f"{source} could not be compiled: {reason}")

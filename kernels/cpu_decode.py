@@ -1,9 +1,9 @@
 """The door to the compiled decoding step: all layers of a network for one or more slots of every row, in one call.
 
-A network is packed once into `Steps`; the plain form of the same step is the caller's
-(`cogvideo.models.fused_decode`), and `why_not` says when it has to do. Weights may be kept in fewer bits; sums are
-always fp32. Weights that fp16 holds exactly, as those of a published checkpoint, are kept so whatever was asked for:
-the same numbers, half the memory.
+A network is packed once into `NativeNetwork`; the plain form of the same step is the caller's
+(`cogvideo.models.fused_decode`), to be used if `unsupported_reason` is not None. Weights may be kept in fewer bits;
+sums are always fp32. Weights that fp16 holds exactly, as those of a published checkpoint, are kept so whatever was
+asked for: the same numbers, half the memory.
 """
 
 from __future__ import annotations

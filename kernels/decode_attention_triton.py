@@ -1,4 +1,4 @@
-"""Decode attention in Triton: append and both channels in one launch. Imported only where `why_not` finds no obstacle.
+"""Decode attention in Triton: append and both channels in one launch. Imported only if `unsupported_reason` is None.
 
 A program owns one slot of one head of one row in one channel. It starts from the new slot, which it also writes to its
 place, and reads the places before it once. The work is reading keys and values: nothing else is worth saving.

@@ -1,5 +1,5 @@
 """Local attention in Triton: forward and backward, each key read once per tile of queries and nothing stored but the
-log-sum-exp of every query. Imported only where `kernels.local_attention.why_not` finds no obstacle.
+log-sum-exp of every query. Imported only where `kernels.local_attention.unsupported_reason` finds no obstacle.
 
 A program owns a tile of TILE_Y x TILE_X cells of one (sample, head) and walks over the rectangle of cells that any of
 its windows touches, ROWS x COLS at a time; pairs outside a window or grid score -inf. The fine and the coarse grid

@@ -198,7 +198,13 @@ Norm = tuple[Tensor, Tensor]
 """Weight and bias of a LayerNorm, [h] each."""
 
 
-def plain(x: Tensor, out: Tensor, after: Norm, before: Norm) -> tuple[Tensor, Tensor]:
-    """The same in PyTorch's operations, on any device."""
+def sandwich_norm(x: Tensor, out: Tensor, after: Norm, before: Norm) -> tuple[Tensor, Tensor]:
+    """x, out [.., h] -> x + LayerNorm_after(out) and LayerNorm_before of that sum; both are new."""
     hidden = F.layer_norm(out, out.shape[-1:], *after, EPSILON).add_(x)
     return hidden, F.layer_norm(hidden, hidden.shape[-1:], *before, EPSILON)
+
+
+def int8_linear(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x [.., K] times (weight int8 [N, K] * scale [N]), plus bias [N] -> [.., N] in the type of x."""
+    unpacked = (weight.float() * scale[:, None]).to(x.dtype)
+    return F.linear(x, unpacked, None if bias is None else bias.to(x.dtype))

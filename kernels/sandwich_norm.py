@@ -10,7 +10,8 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from kernels.reference import Norm, plain
+from kernels import reference
+from kernels.reference import Norm
 from kernels.triton_support import triton_unsupported_reason
 
 LARGEST: Final = 16384
@@ -29,7 +30,7 @@ def unsupported_reason(x: Tensor) -> str | None:
 def sandwich_norm(x: Tensor, out: Tensor, after: Norm, before: Norm) -> tuple[Tensor, Tensor]:
     """x, out [.., h] -> hidden [.., h], normed [.., h]; both are new."""
     if unsupported_reason(x) is not None:
-        return plain(x, out, after, before)
+        return reference.sandwich_norm(x, out, after, before)
     from kernels.sandwich_norm_triton import sandwich_norm as fast
 
     return fast(x, out, after, before)

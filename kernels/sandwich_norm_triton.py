@@ -1,4 +1,4 @@
-"""Two LayerNorms and the sum between them in Triton: a program owns a row. Imported only where `why_not` has nothing.
+"""Two LayerNorms and their sum in Triton: a program owns a row. Imported only if `unsupported_reason` is None.
 
 Sums are fp32. As in the plain form, what is stored as `hidden` is what the second LayerNorm reads, rounded like it.
 """

@@ -1,7 +1,7 @@
 """The door to a linear layer with weights of 8 bits, for the few rows of decoding: read half, compute as before.
 
-One scale for each output. `Int8Linear` is the module; `linear` chooses the fast kernel where `why_not` has nothing
-against it.
+One scale for each output. `Int8Linear` is the module; `linear` chooses the fast kernel if
+`unsupported_reason` is None.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from __future__ import annotations
 from typing import Any, Final
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kernels.reference import int8_linear
 from kernels.triton_support import triton_unsupported_reason
 
 MOST_ROWS: Final = 64
@@ -40,16 +40,10 @@ def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
 def linear(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor:
     """x [.., K] times (weight int8 [N, K] * scale [N]), plus bias [N] -> [.., N] in the type of x."""
     if unsupported_reason(x, weight) is not None:
-        return plain(x, weight, scale, bias)
+        return int8_linear(x, weight, scale, bias)
     from kernels.w8a16_triton import linear as fast
 
     return fast(x, weight, scale, bias)
-
-
-def plain(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor:
-    """The same in PyTorch's operations, on any device."""
-    unpacked = (weight.float() * scale[:, None]).to(x.dtype)
-    return F.linear(x, unpacked, None if bias is None else bias.to(x.dtype))
 
 
 class Int8Linear(nn.Module):

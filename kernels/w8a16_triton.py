@@ -1,4 +1,4 @@
-"""A product with weights of 8 bits in Triton, for 1 to 64 rows. Imported only where `w8a16.why_not` finds no obstacle.
+"""A product with weights of 8 bits in Triton, for 1 to 64 rows. Imported only if `w8a16.unsupported_reason` is None.
 
 A program owns a few outputs for all rows and walks once over its part of the weights, which is read as bytes and
 becomes the type of x on the chip. Sums are fp32, in an order that does not depend on the number of rows.

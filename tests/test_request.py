@@ -16,9 +16,9 @@ from cogvideo.request import VideoRequest
     [
         ({"seed": -1}, "4294967295"),
         ({"seed": 2**32}, "4294967295"),
-        ({"frames": 7}, "33"),
-        ({"seconds": 3.0}, "0.5"),
-        ({"seconds": float("nan")}, "0.5"),
+        ({"num_frames": 7}, "33"),
+        ({"duration": 3.0}, "0.5"),
+        ({"duration": float("nan")}, "0.5"),
     ],
 )
 def test_requests_out_of_range(values: dict, limit: str) -> None:
@@ -38,7 +38,7 @@ def test_sampling_out_of_range(values: tuple) -> None:
 
 
 @pytest.mark.parametrize("guidance", [0.5, 21.0, float("nan")])
-@pytest.mark.parametrize("name", ["guidance", "between_guidance"])
+@pytest.mark.parametrize("name", ["guidance_scale", "interpolation_guidance_scale"])
 def test_guidance_out_of_range(name: str, guidance: float) -> None:
     with pytest.raises(RequestError, match="20"):
         SamplingOptions(**{name: guidance})

@@ -1,9 +1,4 @@
-"""The stages of a video, run with random weights and timed, counted, and compared with what the machine can do.
-
-In: a preset's sizes and a place. Out: a `Line` for each stage. The floor of a step is the time that reading its
-weights, keys and values once takes at this machine's bandwidth, or its arithmetic at this machine's rate, whichever is
-longer; both are measured first, with as many threads as the stage uses.
-"""
+"""Limits of the hardware: measured memory bandwidth and arithmetic rate."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""`python -m cogvideo memory`: every memory preset with the peak and the time to expect here, and which would be taken.
-
-In: a model, a device. Out: a table. With `--measure` each preset named is tried: a few steps of each phase with the
-model's weights or random ones; on a GPU the allocator is held to the memory of the card that the preset is made for.
-"""
+"""Memory presets of a model on this machine: predicted and measured peaks, and the least time."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""`python -m cogvideo bench`: how long each stage of a video takes with random weights, beside the machine's limits.
-
-In: sizes, a device, a precision. Out: a table, JSON and a plot. `--compare release` measures the release's structure,
-written by us for comparison, in the same run.
-"""
+"""Results of a benchmark as a table, as JSON and as a chart."""
 
 from __future__ import annotations
 

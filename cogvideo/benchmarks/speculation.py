@@ -45,7 +45,10 @@ class SpeculationResult:
         return self.slots / self.steps
 
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self) | {"tokens_per_step": self.tokens_per_step}
+        return asdict(self) | {
+            "tokens_per_step": self.tokens_per_step,
+            "ahead": self.lookahead,  # its name in version 0.1
+        }
 
 
 class _Steps:

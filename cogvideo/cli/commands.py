@@ -1,8 +1,4 @@
-"""`python -m cogvideo COMMAND ...`, or `cogvideo COMMAND ...` where it is installed: the command line.
-
-In: the words after it. Out: an exit status, which `console` names. Each command is imported when it is called: a module
-with `main(words) -> int | None`; the shell's completion is made from the commands' parsers.
-"""
+"""Table of the commands: name, module and help."""
 
 from __future__ import annotations
 

@@ -76,7 +76,7 @@ def sections(model: str) -> list[tuple[str, str, Callable[[], Iterator[CheckResu
 
 
 def _tell(finding: CheckResult) -> None:
-    console.event("finding", **asdict(finding))
+    console.event("finding", **asdict(finding), state=finding.status)  # `state`: its name in version 0.1
     print(f"  {MARKS[finding.status]} {finding.fact}")
     for sentence in (finding.zh, finding.en):
         if sentence:

@@ -1,8 +1,4 @@
-"""`python -m cogvideo doctor`: what is installed, which device there is, what fits on it, what is missing, what to do.
-
-Needs nothing but Python: whatever cannot be imported is a finding. Nothing is written, no weights are read, no network.
-Returns 0 where the model that was asked for can run (mini, where none was), 1 where it cannot.
-"""
+"""Checks of `doctor`: software, devices, memory presets, files and settings."""
 
 from __future__ import annotations
 

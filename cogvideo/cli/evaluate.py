@@ -1,23 +1,16 @@
-"""`python -m cogvideo evaluate`: prompts of the small world -> what the drawn clips show, tables and a picture grid.
-
-The judge (`training/judge.py`) reads decoded frames; nothing here looks at tokens. A quarter of the prompts combine a
-subject with a motion or a scene in a way that training never showed.
-"""
+"""`python -m cogvideo evaluate`: judge the videos of `mini`; print tables, write a grid and figures."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from cogvideo.cli import console
 from cogvideo.config import ASSETS, PRESETS
 from cogvideo.evaluation.suite import PARTS, Evaluation, Figures
-
-if TYPE_CHECKING:
-    pass
+from cogvideo.request import sampling_to_dict
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -38,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         console.event("done", parts=list(figures))
     if args.out:
         args.out.mkdir(parents=True, exist_ok=True)
-        content = {"prompts": args.count, "seed": args.seed, "sampling": asdict(options), **figures}
+        content = {"prompts": args.count, "seed": args.seed, "sampling": sampling_to_dict(options), **figures}
         path = args.out / "figures.json"
         path.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
     return console.DONE

@@ -1,4 +1,4 @@
-"""`python -m cogvideo generate`: a Chinese sentence -> an mp4 or gif file, with a progress bar."""
+"""Progress of a generation: events -> a progress bar or JSON lines."""
 
 from __future__ import annotations
 

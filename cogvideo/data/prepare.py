@@ -1,7 +1,7 @@
-"""`python -m cogvideo prepare CLIPS OUT`: videos with Chinese captions -> rows of tokens to train on.
+"""Videos with Chinese captions -> rows of tokens to train on, in shards of 32 clips.
 
-Clips are cut into shards of 32; every shard is made by one process, written whole, and kept when the command is run
-again with the same clips, codec and options. What cannot be used is named in `rejected.jsonl`; the rest goes on.
+One process makes a shard and writes it whole. An existing shard of the same clips, codec and options is kept.
+`rejected.jsonl` lists the clips that cannot be used.
 """
 
 from __future__ import annotations

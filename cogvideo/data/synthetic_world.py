@@ -1,7 +1,7 @@
 """The small world that `mini` knows: who does what where, how it moves, and how a person would say it. No torch.
 
 In: a random generator. Out: a `Clip` (subject, scene, motion, size, place) with a caption, and `Clip.state(seconds)`,
-the subject's place, size and angle at any moment. `render.py` turns states into pixels.
+the subject's place, size and angle at any moment. `synthetic_render.py` turns states into pixels.
 
 Lengths are in cells: one cell is one token's patch, and the field is `FIELD` x `FIELD` cells. Speeds are one cell a
 second, so the five frames of a four-second clip stand one cell apart and those of a two-second clip half a cell: the

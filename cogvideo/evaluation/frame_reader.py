@@ -1,9 +1,9 @@
 """The judge: frames in, what they show out: who and where by a classifier, the state by measuring against drawings.
 
-A frame is read in three steps. A classifier that learnt from drawings alone names subject and scene (`eye.py`). What
-differs from the scene gives places and sizes to try: the subject is drawn there at every eighth of a turn. The drawings
-that are closest are then moved, grown and turned as long as that brings them closer. Frames are the world's small or
-large ones, before or after the codec.
+A frame is read in three steps. A classifier that learnt from drawings alone names subject and scene (see
+`cogvideo.training.frame_classifier`). What differs from the scene gives places and sizes to try: the subject is drawn
+there at every eighth of a turn. The drawings that are closest are then moved, grown and turned as long as that brings
+them closer. Frames are the world's small or large ones, before or after the codec.
 """
 
 from __future__ import annotations

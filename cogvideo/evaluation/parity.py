@@ -1,7 +1,6 @@
-"""`python -m cogvideo parity DIR`: do three checkpoints compute here what they computed in the release?
+"""Comparison of three checkpoints with the outputs of the 2022 release, array by array.
 
-DIR holds the checkpoints in the published format and `golden.npz`, the release's outputs for them. Everything that
-draws is computed through the cached decoder, one token at a time, with the golden tokens fed back.
+Sampling steps are computed through the cached decoder, one token at a time, with the golden tokens fed back.
 """
 
 from __future__ import annotations

@@ -1,8 +1,4 @@
-"""`python -m cogvideo evaluate`: prompts of the small world -> what the drawn clips show, tables and a picture grid.
-
-The judge (`training/judge.py`) reads decoded frames; nothing here looks at tokens. A quarter of the prompts combine a
-subject with a motion or a scene in a way that training never showed.
-"""
+"""Parts of the evaluation: prompts of the synthetic world -> figures of what the videos show, and a picture grid."""
 
 from __future__ import annotations
 

@@ -1,9 +1,4 @@
-"""Frames uint8 [F, H, W, 3] -> an mp4 or gif file, written whole under a temporary name and then renamed; no shell.
-
-A `Film` is encoded while its later frames are still being made; `write_video` has them all and gives the same file.
-Every level of a clip plays for the same time: a file has at least 32 steps, so frames of the lower levels repeat.
-Settings travel inside the file as JSON in its comment, Chinese included; `read_metadata` gets them back.
-"""
+"""Settings of a video, read from the comment in its mp4 or gif file."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The attention of the three networks: two channels that read the same LayerNorm, and how they are mixed.
 
 In: hidden states [B, S, h] of a layer, after LN1. Out: [B, S, h], before LN3. Who sees whom comes from
-`layout.py`; here it becomes additive masks, and calls that skip most of what the masks would hide.
+`token_layout.py`; here it becomes additive masks, and calls that skip most of what the masks would hide.
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ class ImageAttention:
 
 
 class KVWriter(Protocol):
-    """Takes the keys and values of a pass for later; see `cache.py`. All [B, heads, T + F * N, d]."""
+    """Takes the keys and values of a pass for later; see `kv_cache.py`. All [B, heads, T + F * N, d]."""
 
     def write_spatial(self, layer: int, k: Tensor, v: Tensor) -> None: ...
 
@@ -322,7 +322,7 @@ class AttentionContext(NamedTuple):
 
 
 class StepCache(Protocol):
-    """The cache as a step sees it; see `cache.py`."""
+    """The cache as a step sees it; see `kv_cache.py`."""
 
     def attend(self, layer: int, channels: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
         """For one channel or both q [B, heads, Q, d] of the step's Q slots and k_v [2, B, heads, Q, d], which are kept

@@ -1,7 +1,6 @@
-"""`python -m cogvideo convert DIR OUT`: published checkpoints -> our safetensors files, the common backbone once.
+"""Published checkpoints -> safetensors files, the common backbone once.
 
-In: a folder with the three checkpoints as published. Out: OUT/{backbone,stage1,stage2,superres}.safetensors and
-preset.json, layer after layer, all at once or not at all. Tensors go from the mapped file to the new one, one by one.
+Tensors go from the mapped file to the new one, layer after layer; the folder appears complete or not at all.
 """
 
 from __future__ import annotations

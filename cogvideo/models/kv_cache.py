@@ -1,6 +1,6 @@
-"""Keys and values of what has been read and drawn, in storage made once and written in place.
+"""KV cache: which slots a step writes, and which keys and values it attends to.
 
-In: keys and values of a pass (`keep_*`) or of one slot (`spatial`, `temporal`). Out: what a slot sees, as views.
+In: keys and values of a pass (`write_*`) or of one slot. Out: views of what a slot attends to.
 """
 
 from __future__ import annotations

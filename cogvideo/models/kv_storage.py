@@ -1,7 +1,4 @@
-"""Keys and values of what has been read and drawn, in storage made once and written in place.
-
-In: keys and values of a pass (`keep_*`) or of one slot (`spatial`, `temporal`). Out: what a slot sees, as views.
-"""
+"""Buffers of keys and values, allocated once and written in place, in full precision or in int8."""
 
 from __future__ import annotations
 

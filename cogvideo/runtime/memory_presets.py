@@ -1,8 +1,4 @@
-"""Sizes, sampling options and presets as frozen data, and the request, checked at the door. No torch.
-
-Whatever differs between the model that ships (`mini`) and the published one (`cogvideo`) is a row in
-`PRESETS`; no other file knows which of the two it runs.
-"""
+"""Memory presets: precision, placement and batch size for cards of different sizes."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""Which accelerator, in which precision, and what is on it when. The only place that moves modules between devices.
-
-In: what the machine has. Out: a `Place`; `settle` puts networks where they wait, `with resident(...)` has one ready to
-compute, and `enough_memory` turns running out of memory into a sentence.
-"""
+"""Placement of networks: where they wait, and a context in which one is ready on the device."""
 
 from __future__ import annotations
 

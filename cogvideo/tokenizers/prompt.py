@@ -1,7 +1,4 @@
-"""Prompt -> token ids [L] through icetk's text tokenizer, and the check of a prompt at the door.
-
-Ids count image tokens first: text piece i has id i + image_tokens. A tokenizer is an instance, never a global.
-"""
+"""Checks of a prompt, its token ids, and notes on words that the model has not learnt."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Prompt -> token ids [L] through icetk's text tokenizer, and the check of a prompt at the door.
+"""Text -> token ids [L] through icetk's text tokenizer, and the texts that condition each stage.
 
 Ids count image tokens first: text piece i has id i + image_tokens. A tokenizer is an instance, never a global.
 """

@@ -1,10 +1,4 @@
-"""What the three networks learn, as one loss: clips of the world -> cross-entropy of each network's tokens.
-
-For a model as small as `mini` the backbone, stage 1, stage 2 and super-resolution learn together (the paper freezes a
-large pretrained backbone and trains each `attention_plus` beside it): every step holds single frames (text to image),
-stage-1 clips, stage-2 windows and frames at both sizes, so the three share one backbone that suits them all. One that
-learns on alone then may have layers of its own: stage 2 of what ships has.
-"""
+"""Networks that learn together on one backbone, and a single network that learns alone."""
 
 from __future__ import annotations
 

@@ -1,9 +1,6 @@
-"""`python -m cogvideo train CONFIG`: a recipe in, weights out.
+"""Run of a recipe: every part trained in the order of `PARTS`, each resumed from its last checkpoint.
 
-Recipes: examples/train_mini.toml (the model that ships, on the synthetic world), examples/train_mini_on.toml (goes on
-with it), examples/train_mini_codes.toml (the same, with more codes), examples/train_own.toml (on prepared clips),
-examples/train_published.toml (the published size). A recipe has a table for every part to make; the parts are made in
-the order of `PARTS`, each resumed where its last checkpoint stands, and `export` writes what is used.
+`export` writes the model's folder.
 """
 
 from __future__ import annotations

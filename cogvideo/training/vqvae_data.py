@@ -1,9 +1,4 @@
-"""Training of the VQ-VAE: frames at both sizes -> encoder, codebook and decoder, `codec.*` of a model's folder.
-
-One codebook serves the small frames and the super-resolved ones, as in the published model, so a batch holds whole
-small frames and crops of large ones. The codebook follows the encoder by exponential moving averages (van den Oord et
-al. 2017, appendix A.1), starts from k-means and moves unused codes to where the encoder's output is.
-"""
+"""Images for the training of the VQ-VAE: whole small frames and crops of large ones."""
 
 from __future__ import annotations
 

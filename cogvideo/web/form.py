@@ -1,7 +1,4 @@
-"""What the page shows, as plain data: words in two languages, a job as JSON, settings as a form or a link. No Gradio.
-
-`app.py` hangs these on Gradio components; `assets/web/*.js` draws them.
-"""
+"""The form: values of a request as components, links and first frames contain them."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""What the page shows, as plain data: words in two languages, a job as JSON, settings as a form or a link. No Gradio.
-
-`app.py` hangs these on Gradio components; `assets/web/*.js` draws them.
-"""
+"""A job as JSON for the page's scripts in `assets/web`."""
 
 from __future__ import annotations
 

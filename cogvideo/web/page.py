@@ -1,9 +1,4 @@
-"""The page: type a Chinese sentence, watch five keyframes appear and then the frames between them, share a link.
-
-`python app.py` serves it; a Hugging Face Space does just that. All model work happens in the worker of
-`cogvideo.jobs.service`; the page (`cogvideo.web.components`, `cogvideo.web.handlers`) submits jobs and shows their
-newest view.
-"""
+"""The page: its Gradio blocks, and the handler of every event."""
 
 from __future__ import annotations
 

@@ -1,8 +1,6 @@
-"""Files of weights: found, read, checked name by name, with errors that say which file and what to do.
+"""Checkpoint files: found, read and checked name by name, with errors that contain the file and the remedy.
 
-In: paths. Out: dictionaries of tensors on the CPU, mapped from the file and not copied, so that nothing is in memory
-twice. Two formats: safetensors (ours) and the published one, a folder for each network with `latest`,
-`model_config.json` and `<iteration>/mp_rank_00_model_states.pt`.
+In: paths. Out: dictionaries of tensors on the CPU, mapped from the file and not copied.
 """
 
 from __future__ import annotations

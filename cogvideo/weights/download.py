@@ -1,7 +1,7 @@
-"""`python -m cogvideo download cogvideo`: the published files, checked, into the folders where the loader looks.
+"""Download of the published files into the folders in which the loader looks.
 
-In: nothing but the rows of `cogvideo.weights.catalog`. Out: whole files and folders; what is not finished stays in
-$SAT_HOME/.download and is gone on with by the next call. Several processes may ask for the same file: one fetches it.
+In: rows of `cogvideo.weights.catalog`. Out: whole, verified files and folders. Unfinished files stay in
+$SAT_HOME/.download, and the next call resumes them. If several processes need one file, only one downloads it.
 """
 
 from __future__ import annotations

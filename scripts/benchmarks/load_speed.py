@@ -120,10 +120,6 @@ def best(copy: Copy, runs: int) -> dict[str, Cost]:
     return {name: min(costs) for name, costs in taken.items()}
 
 
-def _described(cost: Cost, megabytes: float) -> dict[str, float]:
-    return cost._asdict() | {"megabytes_per_second": megabytes / cost.seconds}
-
-
 def _blocks() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_inblock
 

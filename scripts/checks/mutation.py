@@ -27,8 +27,8 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 TESTS = {
-    "cogvideo/token_layout.py": ["test_layout"],
-    "cogvideo/inference/sampling.py": ["test_sampling"],
+    "cogvideo/token_layout.py": ["tests.test_token_layout"],
+    "cogvideo/inference/sampling.py": ["tests.inference.test_sampling"],
 }
 LONGEST = 120
 """Seconds of processor time after which a mutant counts as hanging."""
@@ -137,7 +137,7 @@ def _test(mutant: Mutant) -> int:
     module.__file__ = str(ROOT / mutant.path)
     package, _, short = name.rpartition(".")
     sys.modules[name] = module
-    setattr(sys.modules[package], short, module)
+    setattr(importlib.import_module(package), short, module)
     try:
         exec(compile(mutant.source, module.__file__, "exec"), module.__dict__)
         for test in TESTS[mutant.path]:
@@ -178,7 +178,7 @@ def _prepare() -> None:
         "mutation", deadline=None, derandomize=True, max_examples=EXAMPLES, phases=phases, database=None
     )
     hypothesis.settings.load_profile("mutation")
-    import small_lm  # sizes alone are used of it, and the models that it imports take long
+    from tests.support import small_lm  # sizes alone are used of it, and the models that it imports take long
 
     assert all((hypothesis.strategies, numpy, pytest, small_lm))
     os.chdir(ROOT)

@@ -21,9 +21,6 @@ FOLDER = ROOT / "docs" / "drawings"
 Language = Literal["en", "zh"]
 LANGUAGES: tuple[Language, ...] = ("en", "zh")
 
-Words = Mapping[Language, str]
-"""A sentence of a drawing in both languages."""
-
 INK, SOFT, LINE, PAPER = "#1f2933", "#6b7684", "#c3ccd8", "#ffffff"
 BLUE, PALE_BLUE = "#2f6fd0", "#a9c8f5"
 GREEN, PALE_GREEN = "#2e9e6b", "#bfe6d2"

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cogvideo.benchmarks import memory_probe, memory_report
+from cogvideo.benchmarks import memory_report
 from cogvideo.cli import memory
 from cogvideo.cli.main import main
 from cogvideo.config import PRESETS, describe_preset
@@ -53,7 +53,7 @@ def test_a_preset_that_does_not_fit_is_said_and_the_next_is_tried(
     def full(models: object, place: DevicePlacement, steps: int) -> None:
         raise torch.OutOfMemoryError
 
-    monkeypatch.setattr(memory_probe, "rehearse", full)
+    monkeypatch.setattr(memory_report, "probe_memory", full)
     assert main(["memory", "--model", str(folder), "--device", "cpu", "--random", "--measure", "all"]) == 1
     assert capsys.readouterr().out.count("out of memory") == len(MEMORY_PRESETS)
 
@@ -63,7 +63,7 @@ def test_a_gpu_is_held_to_the_card_of_the_preset(monkeypatch: pytest.MonkeyPatch
     card = type("Card", (), {"total_memory": 80 * 2**30})
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
     monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda part, device: fractions.append(part))
-    monkeypatch.setattr(memory_probe, "rehearse", lambda models, place, steps: {})
+    monkeypatch.setattr(memory_report, "probe_memory", lambda models, place, steps: {})
     for name in ("16g", "8g", "cpu"):
         memory_report.attempt(
             CONFIG, toy_models(), DevicePlacement(torch.device("cuda"), torch.float16, MEMORY_PRESETS[name]), 1

@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-from cogvideo import config
 from cogvideo.cli import doctor, doctor_checks
 from cogvideo.cli.doctor_checks import CheckResult, DeviceInfo
 from cogvideo.config import ASSETS, PRESETS
@@ -109,7 +108,7 @@ def test_a_broken_file_of_mini_is_named(
         path.write_text(
             "" if fault == "empty" else "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
         )
-    monkeypatch.setattr(config, "ASSETS", well / "assets")
+    monkeypatch.setattr(doctor_checks, "ASSETS", well / "assets")
     assert doctor.main([]) == 1
     said = capsys.readouterr().out
     assert "stage2.safetensors" in said

@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 
 from cogvideo.cli import bench, commands, console, convert, evaluate, main
-from cogvideo.evaluation import suite
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests" / "golden"
@@ -89,7 +88,7 @@ def test_without_json_standard_output_has_no_events(
 def test_a_reader_that_goes_away_is_no_fault() -> None:
     # `cogvideo completion bash | head -1`
     code = (
-        "import sys; from cogvideo import __main__ as cli, completion\n"
+        "import sys; from cogvideo.cli import completion, main as cli\n"
         "completion.main = lambda words: [print('x' * 4096) for _ in range(64)] and 0\n"
         "sys.exit(cli.main(['completion', 'bash']))"
     )
@@ -167,7 +166,7 @@ def test_convert_speaks_to_scripts(tmp_path: Path, capsys: pytest.CaptureFixture
 
 
 def test_evaluate_speaks_to_scripts(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(suite, "PARTS", {"judge": lambda _: print("a table") or {"all": {"clips": 3}}})
+    monkeypatch.setattr(evaluate, "PARTS", {"judge": lambda _: print("a table") or {"all": {"clips": 3}}})
     assert evaluate.main(["--parts", "judge", "--json"]) == 0
     out, err = capsys.readouterr()
     told, done = events(out)
@@ -226,5 +225,5 @@ def test_every_exit_status_is_told_of(heading: str, language: str) -> None:
 
 @pytest.mark.parametrize(("heading", "language"), [("Events for scripts", ""), ("供脚本使用的事件", "_zh")])
 def test_every_event_is_told_of(heading: str, language: str) -> None:
-    code = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "cogvideo").glob("*.py"))
+    code = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "cogvideo" / "cli").glob("*.py"))
     assert set(first_column(heading, language)) == set(re.findall(r"\bevent\(\s*\"(\w+)\"", code))

@@ -149,9 +149,9 @@ def test_films_whose_subject_changes_place_are_told_apart(monkeypatch: pytest.Mo
     clips = [place_clip(np.random.default_rng(0), 0, 0, MOTIONS.index(name), 4.0) for name in named]
     told = [(True, True), (False, None), (False, False), (False, None)]
     verdicts = {clip: metrics.VideoVerdict(beats, 1.0, beats, True, near) for clip, (beats, near) in zip(clips, told)}
-    monkeypatch.setattr(metrics, "judge_film", lambda clip, film, through_codec: verdicts[clip])
+    monkeypatch.setattr(metrics, "judge_video", lambda clip, film, through_codec: verdicts[clip])
     films = np.zeros((4, 33, 64, 64, 3), np.uint8)
-    studio = SimpleNamespace(films=lambda *_: None, show=lambda _: films)
+    studio = SimpleNamespace(videos=lambda *_: None, show=lambda _: films)
     options = PRESETS["mini"].sampling
     evaluation = suite.Evaluation(studio, options, argparse.Namespace(count=4, clips=4, seed=0))  # type: ignore[arg-type]
     evaluation.cases = [EvaluationCase(name, clip, False, 0) for name, clip in zip(named, clips, strict=True)]

@@ -62,7 +62,7 @@ class Two:
 def test_one_array_over_the_tolerance_fails(
     difference: float, status: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(parity, "Parity", Two(difference))
+    monkeypatch.setattr(cli_parity, "Parity", Two(difference))
     assert cli_parity.main([str(GOLDEN)]) == status
     assert ("over 0.0001" in capsys.readouterr().out) == bool(status)
 

@@ -27,11 +27,11 @@ from cogvideo.web.server import free_port
         {"prompt": None},
         {"seed": 1.5},
         {"seed": True},
-        {"frames": 9.0},
-        {"drafts": 1.5},
-        {"seconds": "4"},
+        {"num_frames": 9.0},
+        {"num_drafts": 1.5},
+        {"duration": "4"},
         {"superres": "yes"},
-        {"between_seed": "7"},
+        {"interpolation_seed": "7"},
         {"sampling": {"guidance": 3.0}},
         {"first_frame": "AAAA"},
     ],
@@ -42,11 +42,11 @@ def test_values_of_another_kind_are_refused(values: dict[str, Any]) -> None:
 
 
 def test_sampling_of_another_kind_is_refused() -> None:
-    for options in ({"video": 5}, {"guidance": "3"}, {"text_boost": None}):
+    for options in ({"video": 5}, {"guidance_scale": "3"}, {"text_attention_bias": None}):
         with pytest.raises(RequestError, match="is wanted"):
             SamplingOptions(**options)  # type: ignore[arg-type]
     for boost in (float("nan"), float("inf"), -21.0):
-        with pytest.raises(RequestError, match="text_boost"):
+        with pytest.raises(RequestError, match="text_attention_bias"):
             SamplingOptions(text_attention_bias=boost)
     with pytest.raises(RequestError, match="top_k is of type float"):
         TokenSampling(1.0, 1.5, 1.0)  # type: ignore[arg-type]

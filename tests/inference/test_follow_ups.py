@@ -131,12 +131,12 @@ def test_frames_that_do_not_fit_are_refused(pipe: CogVideoPipeline) -> None:
 
     for wrong in (
         {"first_frame": frames(2)},
-        {"clip": frames(6)},
-        {"clip": frames(17), "frames": 9},
-        {"clip": frames(5), "drafts": 4},
-        {"drafts": 0},
-        {"drafts": 5},
-        {"between_seed": -1},
+        {"initial_tokens": frames(6)},
+        {"initial_tokens": frames(17), "num_frames": 9},
+        {"initial_tokens": frames(5), "num_drafts": 4},
+        {"num_drafts": 0},
+        {"num_drafts": 5},
+        {"interpolation_seed": -1},
     ):
         with pytest.raises(RequestError):
             VideoRequest(PROMPT, **wrong)

@@ -71,7 +71,7 @@ def test_extreme_logits_stay_finite() -> None:
     assert probabilities[0, 2] == 1
 
 
-@pytest.mark.parametrize("way", ["draw", "draw_plain"])
+@pytest.mark.parametrize("way", ["sample", "sample_reference"])
 def test_draws_follow_the_distribution(way: str) -> None:
     """Chi-square of 40000 draws, one per (seed, frame, slot), against the closed form; seeds are fixed."""
     labels = torch.arange(24) % 5

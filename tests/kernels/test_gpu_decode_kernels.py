@@ -20,15 +20,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from cogvideo.config import MAX_IDLE_CACHES, TokenSampling
 from cogvideo.inference import decoding
 from cogvideo.inference.sampling import ClusterSampler, TokenSampler, noise_keys
-from cogvideo.models import attention, cache_pool, cuda_graph
+from cogvideo.models import attention, cache_pool, cuda_graph, fused_decode, kv_cache
 from cogvideo.models.base import cache_fp32_heads
 from cogvideo.models.kv_cache import KVCache, TokenSlot
 from cogvideo.models.video_lm import VideoLM
 from cogvideo.runtime import device, placement
 from cogvideo.runtime.memory_estimate import cache_pool_bytes
 from cogvideo.runtime.memory_presets import MEMORY_PRESETS
-from kernels import decode_attention, sandwich_norm, w8a16
-from kernels import sandwich_norm as fused_steps
+from kernels import sandwich_norm, w8a16
 from tests.kernels.test_attention_kernels import shared_memory
 from tests.support.interpreter import interpreted, needs_triton
 from tests.support.small_lm import CONFIG, random_frames, superres_lm, video_lm
@@ -145,7 +144,7 @@ def tokens(stage: int, fused: bool, rows: int = 2) -> torch.Tensor:
 def tokens_differ(stage: int, fused: bool, rows: int = 2) -> int:
     """How many tokens the step with the kernels draws otherwise than the plain step."""
     found = tokens(stage, fused, rows)
-    with mock.patch.object(decode_attention, "why_not", lambda channels: "for comparison"):
+    with mock.patch.object(kv_cache, "unsupported_reason", lambda channels: "for comparison"):
         return int((found != tokens(stage, fused, rows)).sum())
 
 
@@ -154,7 +153,7 @@ def tokens_differ(stage: int, fused: bool, rows: int = 2) -> int:
 def test_slots_found_by_their_numbers_on_the_device_draw_the_same_tokens(
     stage: int, fused: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(decode_attention, "why_not", lambda channels: None)
+    monkeypatch.setattr(kv_cache, "unsupported_reason", lambda channels: None)
     assert tokens_differ(stage, fused) == 0
     assert len(tokens(stage, fused).unique()) > 3
 
@@ -162,7 +161,7 @@ def test_slots_found_by_their_numbers_on_the_device_draw_the_same_tokens(
 @pytest.mark.parametrize("fused", [False, True])
 def test_a_step_reads_the_same_places_each_time(fused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     # What a captured step could not follow: another tensor for ids or numbers, or a number that only Python knows.
-    monkeypatch.setattr(decode_attention, "why_not", lambda channels: None)
+    monkeypatch.setattr(kv_cache, "unsupported_reason", lambda channels: None)
     lm, seen = video_lm(1, TINY), set()
     if fused:
         lm.fuse(compiled=False)
@@ -171,7 +170,7 @@ def test_a_step_reads_the_same_places_each_time(fused: bool, monkeypatch: pytest
     def step(held: KVCache, ids: torch.Tensor, guidance: float | None) -> torch.Tensor:
         assert held.numbers is not None
         seen.add((ids.data_ptr(), held.numbers.data_ptr()))
-        with mock.patch.object(held, "places", ()), mock.patch.object(KVCache, "fast", True):
+        with mock.patch.object(held, "slots", ()), mock.patch.object(KVCache, "fast", True):
             return run(held, ids, guidance)
 
     monkeypatch.setattr(lm, "_step", step)
@@ -183,7 +182,7 @@ def test_a_step_reads_the_same_places_each_time(fused: bool, monkeypatch: pytest
 
 
 def test_storage_is_freed_with_its_graphs_when_nobody_draws_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decode_attention, "why_not", lambda channels: None)
+    monkeypatch.setattr(kv_cache, "unsupported_reason", lambda channels: None)
     lm = video_lm(1, TINY)
     storage = decoding.prefill(lm, TEXTS, (0,), CLIP[:, :1], text_attention_bias=1.4, use_temporal=True)
     lm.decode_one(storage, CLIP[:, 1, :1], [TokenSlot(1, 0)])
@@ -220,7 +219,7 @@ def keeping(stage: int) -> VideoLM:
 @pytest.fixture
 def captures(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     """One entry for each step that would be captured on a card."""
-    monkeypatch.setattr(decode_attention, "why_not", lambda channels: None)
+    monkeypatch.setattr(kv_cache, "unsupported_reason", lambda channels: None)
     made: list[object] = []
     begin = cuda_graph.CudaGraphStep.__init__
 
@@ -329,7 +328,7 @@ def test_nothing_is_kept_where_nothing_is_captured() -> None:
 
 
 def test_a_slot_that_looks_ahead_takes_the_plain_path(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decode_attention, "why_not", lambda channels: None)
+    monkeypatch.setattr(kv_cache, "unsupported_reason", lambda channels: None)
     lm = video_lm(1, TINY)
     storage = decoding.prefill(lm, TEXTS, (0,), CLIP[:, :1], text_attention_bias=1.4, use_temporal=True)
     storage.select_slots([TokenSlot(1, 0), TokenSlot(1, 1)])
@@ -374,14 +373,14 @@ def test_kernels_of_a_step_compile_and_fit_the_card(rows: int, tmp_path: Path, m
 def test_no_token_of_a_video_asks_a_card_for_a_number(fused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     # On the device "meta" there are shapes and no numbers: whoever wants one fails.
     meta, size = torch.device("meta"), TINY.tokens_per_frame
-    monkeypatch.setattr(decode_attention, "why_not", lambda channels: None)
+    monkeypatch.setattr(kv_cache, "unsupported_reason", lambda channels: None)
 
     def attend(channels: list[Any], spans: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
         assert spans.is_meta and text.is_meta
         q = channels[0].q
         return q.new_empty(q.shape[0], q.shape[2], len(channels), q.shape[1], q.shape[3])
 
-    monkeypatch.setattr(decode_attention, "decode_attention", attend)
+    monkeypatch.setattr(kv_cache, "decode_attention", attend)
     sampler = ClusterSampler(torch.arange(50) % 9)
     for name in ("labels", "members", "padding"):
         setattr(sampler, name, getattr(sampler, name).to(meta))
@@ -420,7 +419,7 @@ def test_a_card_is_a_few_steps_behind_and_no_more(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: None)
-    monkeypatch.setattr(decoding, "Leash", OnACard)
+    monkeypatch.setattr(decoding, "StepThrottle", OnACard)
     lm = video_lm(1, TINY)
     size = len(list(decoding.keyframes(lm, TEXTS, CLIP[:, 0], lambda logits, *_: logits.argmax(-1))))
     assert len(begun) == size
@@ -473,7 +472,7 @@ class Launches(TorchDispatchMode):
 
 def launches(layers: int, monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """Of one step of stage 1 with the kernels in place, which are counted by their doors."""
-    monkeypatch.setattr(decode_attention, "why_not", lambda channels: None)
+    monkeypatch.setattr(kv_cache, "unsupported_reason", lambda channels: None)
     lm = video_lm(1, replace(TINY, layers=layers))
     lm.fuse(compiled=False)
     storage = decoding.prefill(lm, TEXTS, (0,), CLIP[:, :1], text_attention_bias=1.4, use_temporal=True)
@@ -488,8 +487,8 @@ def launches(layers: int, monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
         called["sandwich_norm"] += 1
         return x, out
 
-    monkeypatch.setattr(decode_attention, "decode_attention", attend)
-    monkeypatch.setattr(fused_steps, "sandwich_norm", sandwich)
+    monkeypatch.setattr(kv_cache, "decode_attention", attend)
+    monkeypatch.setattr(fused_decode, "sandwich_norm", sandwich)
     with Launches() as counted:
         lm.decode_one(storage, CLIP[:, 1, 1:2], [TokenSlot(1, 1)])
     monkeypatch.undo()

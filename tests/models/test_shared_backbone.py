@@ -101,7 +101,7 @@ def test_checkpoints_are_found_below_the_folders_that_some_archives_have(folder:
 
 
 def test_differences_are_found_wherever_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoint, "PIECE", 7)
+    monkeypatch.setattr(checkpoint, "COMPARE_CHUNK", 7)
     one = torch.arange(60.0).view(6, 10)
     assert checkpoint.tensors_equal({"x": one}, {"x": one.clone()}, "x")
     for place in range(60):

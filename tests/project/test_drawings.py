@@ -11,13 +11,8 @@ import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-SCRIPTS = sorted(path.stem for path in (ROOT / "scripts").glob("draw_*.py"))
+SCRIPTS = sorted(f"scripts.docs.{path.stem}" for path in (ROOT / "scripts" / "docs").glob("draw_*.py"))
 SVG = "{http://www.w3.org/2000/svg}"
-
-
-@pytest.fixture(autouse=True)
-def scripts_on_the_path(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
 
 
 def drawings() -> dict[str, str]:
@@ -57,21 +52,21 @@ def test_every_drawing_names_itself_and_stays_within_its_paper() -> None:
 
 
 def test_a_changed_geometry_changes_the_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
-    attention = importlib.import_module("draw_attention")
+    attention = importlib.import_module("scripts.docs.draw_attention")
     before = attention.windows("en")
-    monkeypatch.setattr(attention.Layout, "shift", lambda self, layer: 0)
+    monkeypatch.setattr(attention.TokenLayout, "shift", lambda self, layer: 0)
     assert attention.windows("en") != before
 
 
 def test_a_mask_is_drawn_cell_by_cell() -> None:
-    drawing = importlib.import_module("drawing")
+    drawing = importlib.import_module("scripts.docs.drawing")
     canvas = drawing.Drawing(10, 10, "a mask")
     canvas.mask(0, 0, 2, np.array([[True, True, False], [False, False, True]]), "red")
     assert canvas.parts == ['<path d="M0 0h4v2h-4zM4 2h2v2h-2z" fill="red"/>']
 
 
 def test_speculation_is_drawn_from_the_tokens_of_one_by_one() -> None:
-    steps = importlib.import_module("draw_steps")
+    steps = importlib.import_module("scripts.docs.draw_steps")
     ahead, tokens = steps.speculation_steps(8)
     one_by_one, expected = steps.speculation_steps(1)
     assert tokens == expected
@@ -80,7 +75,7 @@ def test_speculation_is_drawn_from_the_tokens_of_one_by_one() -> None:
 
 
 def test_the_scripts_write_where_the_documents_look(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    drawing = importlib.import_module("drawing")
+    drawing = importlib.import_module("scripts.docs.drawing")
     monkeypatch.setattr(drawing, "ROOT", tmp_path)
     monkeypatch.setattr(drawing, "FOLDER", tmp_path / "docs" / "drawings")
     monkeypatch.setattr(sys, "stdout", sys.stderr)

@@ -164,7 +164,7 @@ def test_every_command_explains_itself(name: str) -> None:
 def test_transformers_is_not_misled_by_our_folder_called_kernels() -> None:
     # transformers asks which version of a package called `kernels` is there, and would import from it.
     answer = python(
-        "from cogvideo import imports; imports.prepare();"
+        "from cogvideo import compat; compat.prepare();"
         "import kernels, transformers; from transformers import PreTrainedModel;"
         "from transformers.utils import import_utils;"
         "assert not import_utils.is_kernels_available(); print(kernels.__file__)"
@@ -180,7 +180,7 @@ def test_the_other_kernels_package_does_no_harm(tmp_path: Path) -> None:
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: kernels\nVersion: 0.18.2\n")
     answer = python(
         "import importlib.metadata as m; assert m.version('kernels') == '0.18.2';"
-        "from cogvideo import imports; imports.prepare();"
+        "from cogvideo import compat; compat.prepare();"
         "import sat, icetk.text_tokenizer, accelerate, bitsandbytes, gradio, transformers",
         PYTHONPATH=str(tmp_path),
     )

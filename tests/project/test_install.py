@@ -64,7 +64,7 @@ def test_the_wheel_has_what_runs_and_nothing_else(wheel: Path) -> None:
     for folder in ("assets/mini", "assets/web", "examples/gallery"):
         for path in (ROOT / folder).iterdir():
             assert f"cogvideo/{path.relative_to(ROOT)}" in names
-    assert {f"kernels/{path.name}" for path in (ROOT / "kernels").glob("*.[ch]")} <= names
+    assert {f"kernels/csrc/{path.name}" for path in (ROOT / "kernels" / "csrc").glob("*.[ch]")} <= names
     assert not [name for name in names if name.startswith(("tests/", "scripts/", "docs/"))]
 
 

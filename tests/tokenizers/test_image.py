@@ -13,7 +13,6 @@ from cogvideo.config import PRESETS
 from cogvideo.errors import WeightsError
 from cogvideo.tokenizers import image
 from cogvideo.tokenizers.image import ImageTokenizer
-from cogvideo.weights import catalog
 from tests.support.toy_codec import toy_codec, write_codec
 
 MINI = PRESETS["mini"]
@@ -49,7 +48,7 @@ def test_enlarged_frames_are_brought_back_to_their_small_ones(codec: ImageTokeni
 
     def apart(frames: np.ndarray) -> float:
         """How far the averages over 3 x 3 pixels are from the small frames."""
-        averages = image.reshape(2, 32, 3, 32, 3, 3).mean((2, 4))
+        averages = frames.reshape(2, 32, 3, 32, 3, 3).mean((2, 4))
         return float(np.abs(averages - small).mean())
 
     assert np.array_equal(seen, large) == (share == 0)
@@ -147,7 +146,7 @@ def test_the_published_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     expected = ImageTokenizer.load(MINI, folder=tmp_path)
     full = image.build_vqvae(tmp_path / "codec.json")
     full.load_state_dict({**full.state_dict(), **expected.model.state_dict()})
-    monkeypatch.setattr(catalog, "ICETK_FOLDER", tmp_path)
+    monkeypatch.setattr(image, "ICETK_FOLDER", tmp_path)
     monkeypatch.setattr(image, "_published_codec", lambda: image.build_vqvae(tmp_path / "codec.json", "meta"))
     empty = tmp_path / "empty"
     with pytest.raises(WeightsError, match=r"ice_image\.pt.*missing"):

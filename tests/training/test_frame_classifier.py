@@ -9,7 +9,6 @@ import pytest
 import torch
 from PIL import Image, ImageFilter
 
-from cogvideo import config
 from cogvideo.data import synthetic_render
 from cogvideo.data.synthetic_vocabulary import SCENES, SUBJECTS
 from cogvideo.data.synthetic_world import State
@@ -88,7 +87,7 @@ def test_the_recipe_writes_what_evaluate_reads(tmp_path: Path, monkeypatch: pyte
     recipe = {"preset": "mini", "seed": 0, "assets": str(tmp_path / "mini"), "clusters": 256}
     (tmp_path / "mini").mkdir()
     RecipeRunner(recipe | {"judge": {"run": run, "data": {"batch": 4}}}, tmp_path / "run").run_part("judge")
-    monkeypatch.setattr(config, "ASSETS", tmp_path)
+    monkeypatch.setattr(frame_classifier, "ASSETS", tmp_path)
     frame_classifier._shipped.cache_clear()
     try:
         assert len(frame_classifier.classify_frames(draw()[:2])) == 2
@@ -97,7 +96,7 @@ def test_the_recipe_writes_what_evaluate_reads(tmp_path: Path, monkeypatch: pyte
 
 
 def test_without_its_weights_it_says_how_to_get_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(config, "ASSETS", tmp_path)
+    monkeypatch.setattr(frame_classifier, "ASSETS", tmp_path)
     frame_classifier._shipped.cache_clear()
     with pytest.raises(WeightsError, match="--part judge"):
         frame_classifier.classify_frames(draw()[:1])

@@ -24,7 +24,7 @@ from cogvideo.training.vqvae_data import sample_clips
 from tests.support.toy_model import CONFIG, TOY, toy_models
 from tests.support.toy_training import ToyClips, codec_task, part_task, stage1_run
 
-TESTS = Path(__file__).parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 RUN = TrainerOptions(12, 5e-2, warmup=1, preview_every=0)
 
 
@@ -146,8 +146,8 @@ def test_two_processes_come_to_the_same_weights_as_one(tmp_path: Path) -> None:
         port = free.getsockname()[1]
     (tmp_path / "two").mkdir()
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(port)]
-    launch += ["toy_training.py", str(tmp_path / "two"), "3"]
-    answer = subprocess.run(launch, cwd=TESTS, env=environment(), capture_output=True, text=True, check=False)
+    launch += [str(ROOT / "tests" / "support" / "toy_training.py"), str(tmp_path / "two"), "3"]
+    answer = subprocess.run(launch, cwd=ROOT, env=environment(), capture_output=True, text=True, check=False)
     assert answer.returncode == 0, answer.stderr
     assert answer.stdout.count("3") == 2  # both took part
     states = [torch.load(tmp_path / run / "checkpoint.pt", weights_only=True) for run in ("one", "two")]
@@ -159,8 +159,7 @@ def test_two_processes_come_to_the_same_weights_as_one(tmp_path: Path) -> None:
 
 
 def environment() -> dict[str, str]:
-    path = f"{TESTS.parent}{os.pathsep}{TESTS}"
-    return os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    return os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
 
 
 def test_what_does_not_mix_is_refused(tmp_path: Path) -> None:
@@ -176,7 +175,7 @@ def test_killed_run_ends_where_it_would_have(tmp_path: Path, killed_after: int) 
     (tmp_path / "killed").mkdir()
     words = [sys.executable, "toy_training.py", str(tmp_path / "killed"), "6", "asked"]
     pipe = subprocess.PIPE
-    with subprocess.Popen(words, cwd=TESTS, env=environment(), stdin=pipe, stdout=pipe, text=True) as process:
+    with subprocess.Popen(words, cwd=ROOT, env=environment(), stdin=pipe, stdout=pipe, text=True) as process:
         assert process.stdin is not None
         assert process.stdout is not None
         while process.stdout.readline().strip() != str(killed_after):

@@ -510,7 +510,6 @@ def test_twins_of_the_codec_differ_in_the_ground_alone() -> None:
 
 @needs_font
 def test_the_codec_sees_motions_and_sizes_by_its_odds(monkeypatch: pytest.MonkeyPatch) -> None:
-    from cogvideo.data import synthetic_world
     from cogvideo.training import vqvae_data, vqvae_task
 
     seen: list[Clip] = []
@@ -520,7 +519,7 @@ def test_the_codec_sees_motions_and_sizes_by_its_odds(monkeypatch: pytest.Monkey
         seen.append(clip)
         return clip
 
-    monkeypatch.setattr(synthetic_world, "sample_clip", listen)
+    monkeypatch.setattr(vqvae_data, "sample_clip", listen)
     options = vqvae_task.VQVAEOptions(
         small_frames=40, fine_crops=2, motion_odds=[0, 0, 0, 0, 0, 1, 0, 0], size_odds=[1, 0, 0]
     )
@@ -540,7 +539,7 @@ def test_the_codec_sees_those_who_turn_at_every_angle_alike(monkeypatch: pytest.
         angles.append(state.angle)
         return synthetic_render.render_state(subject, scene, variant, state, cell)
 
-    monkeypatch.setattr(synthetic_render, "render_state", listen)
+    monkeypatch.setattr(vqvae_data, "render_state", listen)
     options = vqvae_task.VQVAEOptions(small_frames=600, fine_crops=2, motion_odds=[0, 0, 0, 0, 0, 1, 0, 0])
     vqvae_data.sample_world(sample_held_out())(np.random.default_rng(0), options)
     turned = np.array([angle for angle in angles if angle])

@@ -54,9 +54,9 @@ def test_every_sentence_exists_in_both_languages() -> None:
 
 
 def test_every_key_that_is_used_exists() -> None:
-    files = [ROOT / "app.py", *(ROOT / "cogvideo").glob("page*.py")]
+    files = (ROOT / "cogvideo" / "web").glob("*.py")
     python = "".join(path.read_text("utf-8") for path in files)
-    used = set(re.findall(r'(?:say|label)\((?:self\.words, )?(?:language, |"zh", )?"(\w+)"', python))
+    used = set(re.findall(r'(?:\.text|say|label)\((?:self\.words, )?(?:language, |"zh", )?["\'](\w+)["\']', python))
     used |= set(re.findall(r'zh\["(\w+)"\]', python))
     for path in FOLDER.iterdir():
         if path.suffix in (".js", ".html"):

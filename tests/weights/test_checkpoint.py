@@ -113,7 +113,7 @@ def test_what_sharing_saves_is_told(published: Path, caplog: pytest.LogCaptureFi
 LOAD = """
 import sys, torch
 from pathlib import Path
-from cogvideo import weights
+from cogvideo.weights.published_format import published_config
 from cogvideo.models import loader
 
 def kilobytes(word):
@@ -125,7 +125,7 @@ open("/proc/self/clear_refs", "w").write("5")  # forget the highest point so far
 before = kilobytes("VmRSS")
 folder = Path(sys.argv[1])
 if sys.argv[3] == "converted":
-    models = loader.load_safetensors(folder / "converted", weights.published_config(folder), dtype=dtype)
+    models = loader.load_safetensors(folder / "converted", published_config(folder), dtype=dtype)
 else:
     models = loader.load_published(folder, dtype=dtype)
 print((kilobytes("VmHWM") - before) * 1024, models.sizes.after)

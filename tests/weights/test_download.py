@@ -27,7 +27,6 @@ from cogvideo.config import load_preset
 from cogvideo.errors import CapacityError, RequestError, WeightsError
 from cogvideo.models.convert import convert
 from cogvideo.models.loader import load_published, load_safetensors
-from cogvideo.weights import catalog, verify
 from cogvideo.weights.catalog import COGVIDEO, PublishedFile, WeightPaths
 from cogvideo.weights.download import Download
 from cogvideo.weights.http_download import DownloadPolicy
@@ -101,7 +100,7 @@ def starts(server: FlakyServer, path: str) -> list[int]:
 
 
 def get(places: WeightPaths, *files: PublishedFile, **options: object) -> None:
-    Download(places, files, **({"patience": HASTE, "notify": console.notice} | options)).run()  # type: ignore[arg-type]
+    Download(places, files, **({"policy": HASTE, "notify": console.notice} | options)).run()  # type: ignore[arg-type]
 
 
 def assert_whole(places: WeightPaths) -> None:
@@ -164,7 +163,7 @@ def test_a_silent_server_is_asked_again(server: FlakyServer, places: WeightPaths
     end = threading.Event()
     server.faults["/good.zip"] = [silent_after(100_000, end)]
     try:
-        get(places, row(server, "/good.zip"), patience=replace(HASTE, read_timeout=0.2))
+        get(places, row(server, "/good.zip"), policy=replace(HASTE, read_timeout=0.2))
         assert_whole(places)
     finally:
         end.set()
@@ -172,7 +171,7 @@ def test_a_silent_server_is_asked_again(server: FlakyServer, places: WeightPaths
 
 def test_a_slow_server_is_waited_for(server: FlakyServer, places: WeightPaths) -> None:
     server.faults["/good.zip"] = [slowly]
-    get(places, row(server, "/good.zip"), patience=replace(HASTE, read_timeout=0.8))  # all of it takes longer
+    get(places, row(server, "/good.zip"), policy=replace(HASTE, read_timeout=0.8))  # all of it takes longer
     assert_whole(places)
     assert len(server.requests) == 1
 
@@ -190,14 +189,14 @@ def test_blocks_come_over_several_connections(server: FlakyServer, places: Weigh
         serve(handler, data)
 
     server.faults["/good.zip"] = [serve, meet, meet, meet]
-    get(places, row(server, "/good.zip"), patience=SMALL_BLOCKS)
+    get(places, row(server, "/good.zip"), policy=SMALL_BLOCKS)
     assert_whole(places)
     assert sorted(starts(server, "/good.zip")) == list(range(0, len(ZIP), 40_000))
 
 
 def test_lost_connections_among_several_are_taken_up(server: FlakyServer, places: WeightPaths) -> None:
     server.faults["/good.zip"] = [serve, cut_after(10_000), status(503), cut_after(20_000), more_than_asked]
-    get(places, row(server, "/good.zip"), patience=SMALL_BLOCKS)
+    get(places, row(server, "/good.zip"), policy=SMALL_BLOCKS)
     assert_whole(places)
 
 
@@ -205,31 +204,31 @@ def test_a_connection_that_brings_nothing_leaves_its_work_to_the_others(
     server: FlakyServer, places: WeightPaths
 ) -> None:
     server.faults["/good.zip"] = [serve, *[status(429)] * 5]  # too many at once, says the server
-    get(places, row(server, "/good.zip"), patience=SMALL_BLOCKS)
+    get(places, row(server, "/good.zip"), policy=SMALL_BLOCKS)
     assert_whole(places)
 
 
 def test_ranges_that_end_in_the_middle_begin_again(server: FlakyServer, places: WeightPaths) -> None:
     server.faults["/good.zip"] = [serve, serve, ignores_ranges, ignores_ranges, ignores_ranges, ignores_ranges]
-    get(places, row(server, "/good.zip"), patience=SMALL_BLOCKS)
+    get(places, row(server, "/good.zip"), policy=SMALL_BLOCKS)
     assert_whole(places)
 
 
 def test_bytes_from_elsewhere_are_refused(server: FlakyServer, places: WeightPaths) -> None:
     server.files["/bad.zip"] = ZIP
     server.faults["/bad.zip"] = [serve, *[other_range] * 9]
-    get(places, row(server, "/bad.zip", "/good.zip"), patience=SMALL_BLOCKS)
+    get(places, row(server, "/bad.zip", "/good.zip"), policy=SMALL_BLOCKS)
     assert_whole(places)
 
 
 def test_another_call_fetches_only_the_blocks_that_are_missing(server: FlakyServer, places: WeightPaths) -> None:
     server.faults["/good.zip"] = [serve, serve, serve, *[status(503)] * 20]
     with pytest.raises(WeightsError, match="503"):
-        get(places, row(server, "/good.zip"), patience=SMALL_BLOCKS)
+        get(places, row(server, "/good.zip"), policy=SMALL_BLOCKS)
     assert_nothing(places)
     before = len(server.requests)
     server.faults.clear()
-    get(places, row(server, "/good.zip"), patience=SMALL_BLOCKS)
+    get(places, row(server, "/good.zip"), policy=SMALL_BLOCKS)
     assert_whole(places)
     assert len(server.requests) - before < len(ZIP) // 40_000
 
@@ -241,7 +240,7 @@ def test_a_note_that_makes_no_sense_is_not_believed(server: FlakyServer, places:
     places.work.mkdir(parents=True)
     (places.work / f"{NAME}.zip.part").write_bytes(b"?" * 1000)
     (places.work / f"{NAME}.zip.part.missing").write_text(note)
-    get(places, row(server, "/good.zip"), patience=SMALL_BLOCKS)
+    get(places, row(server, "/good.zip"), policy=SMALL_BLOCKS)
     assert_whole(places)
 
 
@@ -249,7 +248,7 @@ def test_a_part_of_another_length_is_thrown_away(server: FlakyServer, places: We
     places.work.mkdir(parents=True)
     (places.work / f"{NAME}.zip.part").write_bytes(b"?" * 1000)
     (places.work / f"{NAME}.zip.part.missing").write_text('{"total": 1000, "missing": [[500, 1000]]}')
-    get(places, row(server, "/good.zip"), patience=SMALL_BLOCKS)
+    get(places, row(server, "/good.zip"), policy=SMALL_BLOCKS)
     assert_whole(places)
 
 
@@ -497,7 +496,7 @@ def test_a_disk_that_fills_up_is_named(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(verify, "unpack", full)
+    monkeypatch.setattr("cogvideo.weights.download.unpack", full)
     with pytest.raises(CapacityError, match="No space left"):
         get(places, row(server, "/good.zip"))
     assert_nothing(places)
@@ -507,10 +506,10 @@ def test_two_processes_fetch_a_file_once(server: FlakyServer, places: WeightPath
     code = """
 import sys
 from pathlib import Path
-from cogvideo.download import Download
-from cogvideo.published import Places, PublishedFile
+from cogvideo.weights.download import Download
+from cogvideo.weights.catalog import PublishedFile, WeightPaths
 file = PublishedFile(sys.argv[2], "zip", urls=(sys.argv[3],))
-Download(Places(Path(sys.argv[1]), Path(sys.argv[1])), (file,), notify=print).run()
+Download(WeightPaths(Path(sys.argv[1]), Path(sys.argv[1])), (file,), notify=print).run()
 """
     words = [sys.executable, "-c", code, str(places.sat), f"{NAME}.zip", server.url + "/good.zip"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
@@ -578,7 +577,7 @@ def test_the_command_takes_everything_from_a_folder(
     files[3] = replace(files[3], size=len(labels), sha256=hashlib.sha256(labels).hexdigest())
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**12, 0, 10**12))
-    monkeypatch.setattr(catalog, "COGVIDEO", tuple(files))
+    monkeypatch.setattr("cogvideo.cli.download.COGVIDEO", tuple(files))
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.setenv("SAT_HOME", str(home / "sat"))
     assert main(["download", "cogvideo", "--from", str(source)]) == 0
