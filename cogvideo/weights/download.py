@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Final
 
 from cogvideo.errors import CapacityError, RequestError, WeightsError
-from cogvideo.weights.byte_ranges import MissingRanges
 from cogvideo.weights.catalog import LICENCE, PublishedFile, WeightPaths, checkpoint_folder
 from cogvideo.weights.http_download import DownloadPolicy, InvalidSourceError, fetch, size_of
 from cogvideo.weights.progress import Report, bars
@@ -189,7 +188,7 @@ class Download:
         """Every archive's content is as large as the archive; only one archive is there at a time."""
         coming = [file for file in missing if not self._here(file)]
         archives = [file.size for file in coming if file.format == "zip"]
-        begun = sum(MissingRanges.of(self._part(file)).received for file in coming)
+        begun = sum(size_of(self._part(file)) for file in coming)
         begun += sum(size_of(path) for path in self._hub.rglob("*.incomplete"))
         needed = sum(file.size for file in missing) - begun + SPARE
         needed += sum(archives) if self.keep else max(archives, default=0)

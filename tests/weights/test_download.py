@@ -34,15 +34,11 @@ from cogvideo.weights.progress import Transfer
 from tests.support.flaky_server import (
     Fault,
     FlakyServer,
-    Handler,
     cut_after,
     flaky_server,
     ignores_ranges,
-    more_than_asked,
-    other_range,
     says_longer,
     says_shorter,
-    serve,
     silent_after,
     slowly,
     status,
@@ -55,7 +51,9 @@ GOLDEN = Path(__file__).parents[1] / "golden"
 ROOT = Path(__file__).resolve().parents[2]
 NAME = "cogvideo-stage1"
 WEIGHTS = random.Random(0).randbytes(300_000)
-HASTE = DownloadPolicy(connect_timeout=5.0, read_timeout=5.0, max_retries=3, wait=lambda seconds: None)
+HASTE = DownloadPolicy(
+    connect_timeout=5.0, read_timeout=5.0, max_retries=3, backoff_factor=0, wait=lambda seconds: None
+)
 
 
 def archive(members: dict[str, bytes] | None = None, prefix: str = "") -> bytes:
@@ -176,79 +174,28 @@ def test_a_slow_server_is_waited_for(server: FlakyServer, places: WeightPaths) -
     assert len(server.requests) == 1
 
 
-# --- several connections --------------------------------------------------------------------------------------------
-
-SMALL_BLOCKS = replace(HASTE, block=40_000, connections=3)
+# --- parts that version 0.1 left, with a note of their gaps -----------------------------------------------------------
 
 
-def test_blocks_come_over_several_connections(server: FlakyServer, places: WeightPaths) -> None:
-    together = threading.Barrier(3, timeout=60)
-
-    def meet(handler: Handler, data: bytes) -> None:
-        together.wait()  # passes only while three requests are there at once
-        serve(handler, data)
-
-    server.faults["/good.zip"] = [serve, meet, meet, meet]
-    get(places, row(server, "/good.zip"), policy=SMALL_BLOCKS)
+def test_part_with_gaps_is_resumed_before_its_first_gap(server: FlakyServer, places: WeightPaths) -> None:
+    places.work.mkdir(parents=True)
+    gapped = ZIP[:90_000] + bytes(40_000) + ZIP[130_000:]
+    (places.work / f"{NAME}.zip.part").write_bytes(gapped)
+    note = {"total": len(ZIP), "missing": [[90_000, 130_000]]}
+    (places.work / f"{NAME}.zip.part.missing").write_text(json.dumps(note))
+    get(places, row(server, "/good.zip"))
     assert_whole(places)
-    assert sorted(starts(server, "/good.zip")) == list(range(0, len(ZIP), 40_000))
-
-
-def test_lost_connections_among_several_are_taken_up(server: FlakyServer, places: WeightPaths) -> None:
-    server.faults["/good.zip"] = [serve, cut_after(10_000), status(503), cut_after(20_000), more_than_asked]
-    get(places, row(server, "/good.zip"), policy=SMALL_BLOCKS)
-    assert_whole(places)
-
-
-def test_a_connection_that_brings_nothing_leaves_its_work_to_the_others(
-    server: FlakyServer, places: WeightPaths
-) -> None:
-    server.faults["/good.zip"] = [serve, *[status(429)] * 5]  # too many at once, says the server
-    get(places, row(server, "/good.zip"), policy=SMALL_BLOCKS)
-    assert_whole(places)
-
-
-def test_ranges_that_end_in_the_middle_begin_again(server: FlakyServer, places: WeightPaths) -> None:
-    server.faults["/good.zip"] = [serve, serve, ignores_ranges, ignores_ranges, ignores_ranges, ignores_ranges]
-    get(places, row(server, "/good.zip"), policy=SMALL_BLOCKS)
-    assert_whole(places)
-
-
-def test_bytes_from_elsewhere_are_refused(server: FlakyServer, places: WeightPaths) -> None:
-    server.files["/bad.zip"] = ZIP
-    server.faults["/bad.zip"] = [serve, *[other_range] * 9]
-    get(places, row(server, "/bad.zip", "/good.zip"), policy=SMALL_BLOCKS)
-    assert_whole(places)
-
-
-def test_another_call_fetches_only_the_blocks_that_are_missing(server: FlakyServer, places: WeightPaths) -> None:
-    server.faults["/good.zip"] = [serve, serve, serve, *[status(503)] * 20]
-    with pytest.raises(WeightsError, match="503"):
-        get(places, row(server, "/good.zip"), policy=SMALL_BLOCKS)
-    assert_nothing(places)
-    before = len(server.requests)
-    server.faults.clear()
-    get(places, row(server, "/good.zip"), policy=SMALL_BLOCKS)
-    assert_whole(places)
-    assert len(server.requests) - before < len(ZIP) // 40_000
+    assert starts(server, "/good.zip") == [90_000]
 
 
 @pytest.mark.parametrize(
-    "note", ["{", '{"total": 5}', '{"total": 10, "missing": [[5, 99]]}', '{"total": 9, "missing": []}']
+    "note", ["{", '{"total": 5}', '{"total": 10, "missing": [[5, 99]]}', '{"total": 1000, "missing": [[500, 1000]]}']
 )
-def test_a_note_that_makes_no_sense_is_not_believed(server: FlakyServer, places: WeightPaths, note: str) -> None:
+def test_part_with_a_wrong_note_is_fetched_again(server: FlakyServer, places: WeightPaths, note: str) -> None:
     places.work.mkdir(parents=True)
     (places.work / f"{NAME}.zip.part").write_bytes(b"?" * 1000)
     (places.work / f"{NAME}.zip.part.missing").write_text(note)
-    get(places, row(server, "/good.zip"), policy=SMALL_BLOCKS)
-    assert_whole(places)
-
-
-def test_a_part_of_another_length_is_thrown_away(server: FlakyServer, places: WeightPaths) -> None:
-    places.work.mkdir(parents=True)
-    (places.work / f"{NAME}.zip.part").write_bytes(b"?" * 1000)
-    (places.work / f"{NAME}.zip.part.missing").write_text('{"total": 1000, "missing": [[500, 1000]]}')
-    get(places, row(server, "/good.zip"), policy=SMALL_BLOCKS)
+    get(places, row(server, "/good.zip"))
     assert_whole(places)
 
 
