@@ -1,7 +1,7 @@
-"""Makes `sat` and `icetk` importable: in nothing, out nothing; call `prepare()` before importing either.
+"""Workarounds that make `sat` and `icetk` importable. Call `prepare()` before either import.
 
-Both import torchvision, whose wheels do not always fit the torch installed, and sat imports transformers, which looks
-for a package called `kernels` and must not take this project's folder for it.
+Both import torchvision, whose wheels do not always fit the installed torch. sat imports transformers, which looks for
+a package called `kernels` and would find this project's folder of that name.
 """
 
 from __future__ import annotations
@@ -19,18 +19,17 @@ _libraries: list[object] = []  # torch drops a library's operators when the obje
 
 
 def prepare() -> None:
-    """Call before `import sat` or `import icetk`; costs nothing the second time."""
+    """Apply the workarounds. Required before `import sat` or `import icetk`; further calls return quickly."""
     with _lock:
-        _mend_torchvision()
+        _fix_torchvision()
         _hide_kernels()
 
 
-def _mend_torchvision() -> None:
-    """Afterwards `import torchvision` works, or torchvision is not installed at all.
+def _fix_torchvision() -> None:
+    """Make `import torchvision` succeed, unless torchvision is not installed.
 
-    A torchvision wheel built for CUDA fails beside a CPU torch (and the other way round), because it looks for
-    operators that its compiled half could not register. Neither package uses them: declaring their signatures is
-    enough for the import to succeed.
+    A torchvision wheel for CUDA fails beside a CPU torch (and vice versa), because it requires operators that its
+    compiled part could not register. sat and icetk do not use them, so declaring their signatures is enough.
     """
     try:
         importlib.import_module("torchvision")
@@ -52,9 +51,9 @@ def _declare_operators() -> None:
 
 
 def _hide_kernels() -> None:
-    """Where the Hugging Face package `kernels` is installed too, tells transformers that it is not.
+    """Make transformers treat the Hugging Face package `kernels` as not installed, if it is installed.
 
-    This project's folder of that name comes first on the path, and nothing that transformers would import is in it.
+    This project's folder of that name comes first on the path and lacks the modules that transformers would import.
     """
     try:
         importlib.metadata.version("kernels")

@@ -1,7 +1,7 @@
-"""Sizes, sampling options and presets as frozen data, checked when they are made.
+"""Sizes, sampling options and presets: frozen data, checked on creation.
 
-Whatever differs between the model that ships (`mini`) and the published one (`cogvideo`) is a row in
-`PRESETS`; no other file contains the name of a model.
+All differences between the included model (`mini`) and the published one (`cogvideo`) are rows of `PRESETS`. No other
+file contains the name of a model.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from typing import Any, Final, Literal
 from cogvideo.errors import RequestError
 
 FRAME_COUNTS = (5, 9, 17, 33)
-"""Frames of a clip after 0, 1, 2 and 3 rounds of interpolation."""
+"""Frames of a video after 0, 1, 2 and 3 rounds of interpolation."""
 
 DURATIONS = (4.0, 2.0, 1.0, 0.5)
-"""Durations of a whole clip that a user may ask for, in seconds."""
+"""Allowed durations of a video, in seconds."""
 
 MAX_SEED = 2**32 - 1
 
 MAX_DRAFTS = 4
-"""Strips of keyframes that are drawn side by side, for people to choose from."""
+"""Drafts (videos of keyframes only) that are generated side by side for the user to choose from."""
 
 MAX_BEST_OF = 16
-"""First frames that are drawn side by side, for the model to choose from."""
+"""First frames that are generated side by side for the model to choose from."""
 
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.05, 5.0
 
@@ -51,15 +51,15 @@ class ModelConfig:
     """Token grid of one frame before super-resolution."""
     keyframes: int = 5
     text_length: int = 64
-    """Slots that training gives to the text; a longer prompt is refused."""
+    """Slots of the text in training. A longer prompt is an error."""
     image_start: int = 512
-    """Position of the first frame's first slot; text owns the positions before it."""
+    """Position of the first frame's first slot. The positions before it are for text."""
     base_positions: int = 1024
     """Rows of the backbone's position table."""
     extra_positions: int = 2000
     """Rows of the extra position table of stages 1 and 2."""
     window: int = 10
-    """Side of the temporal attention's windows in stage 2; odd layers shift them by half."""
+    """Side of the temporal attention's windows in stage 2. Odd layers shift them by half."""
     upscale: int = 3
     """Super-resolution multiplies height and width of the grid by this."""
     superres_text_length: int = 96
@@ -82,29 +82,33 @@ class ModelConfig:
 
 
 def check_type(name: str, value: object, *kinds: type) -> None:
-    """Raises RequestError unless `value` is one of `kinds`; True is no number, and 1 is a fine float."""
+    """Check that `value` is of one of the types `kinds`. Raises RequestError.
+
+    A bool is not accepted as a number; an int is accepted as a float.
+    """
     fits = type(value) in kinds or (float in kinds and type(value) is int)
     if not fits:
-        wanted, got = " or ".join(kind.__name__ for kind in kinds), type(value).__name__
+        expected, got = " or ".join(kind.__name__ for kind in kinds), type(value).__name__
         raise RequestError(
-            f"{name} 的类型是 {got}，应为 {wanted}：请改正这个值。",
-            f"{name} is of type {got} where {wanted} is wanted: mend this value.",
+            f"{name} 的类型是 {got}，应为 {expected}。请改正这个值。",
+            f"{name} is of type {got}, but {expected} is required. Correct this value.",
         )
 
 
 @dataclass(frozen=True)
 class TokenSampling:
-    """How one token is drawn ("cluster" sampling, section 7 of the model's description)."""
+    """Options for sampling one token ("cluster" sampling, section 7 of the model's description)."""
 
     temperature: float
     top_k: int
-    """Clusters kept, most probable first."""
+    """Number of most probable clusters to sample from."""
     within_cluster_temperature: float
-    """Temperature of the draw within the cluster."""
+    """Temperature of sampling within the cluster."""
     plausibility: float = 0.0
-    """With guidance, tokens that the prompt alone finds less probable than this share of its best one are never drawn;
-    0: all may be, as published. (The constraint of contrastive decoding, Li et al. 2022, arXiv:2210.15097, section
-    3.3, where it is called alpha.)"""
+    """With guidance: minimum probability of a token, as a fraction of the most probable one, both without guidance.
+
+    Less probable tokens are never sampled. 0: no limit, as published. (The constraint of contrastive decoding, Li et
+    al. 2022, arXiv:2210.15097, section 3.3, called alpha there.)"""
 
     def __post_init__(self) -> None:
         check_type("top_k", self.top_k, int)
@@ -113,66 +117,68 @@ class TokenSampling:
             if not MIN_TEMPERATURE <= temperature <= MAX_TEMPERATURE:
                 raise RequestError(
                     f"温度 {temperature} 超出范围：请输入 {MIN_TEMPERATURE} 到 {MAX_TEMPERATURE} 之间的数。",
-                    f"Temperature {temperature} is out of range: give a number from {MIN_TEMPERATURE} to "
+                    f"Temperature {temperature} is out of range. Enter a number from {MIN_TEMPERATURE} to "
                     f"{MAX_TEMPERATURE}.",
                 )
         check_type("plausibility", self.plausibility, float)
         if not 0 <= self.plausibility <= 1:
             raise RequestError(
                 f"plausibility {self.plausibility} 超出范围：请输入 0 到 1 之间的数。",
-                f"Plausibility {self.plausibility} is out of range: give a number from 0 to 1.",
+                f"Plausibility {self.plausibility} is out of range. Enter a number from 0 to 1.",
             )
         if self.top_k < 1:
             raise RequestError(
-                f"top-k 不能是 {self.top_k}：请输入 1 或更大的整数。",
-                f"Top-k cannot be {self.top_k}: give a whole number, 1 or more.",
+                f"top-k {self.top_k} 超出范围：请输入 1 或更大的整数。",
+                f"Top-k {self.top_k} is out of range. Enter a whole number of 1 or more.",
             )
 
 
 @dataclass(frozen=True)
 class SamplingOptions:
-    """Everything that steers the draw of a video. The defaults are the published ones."""
+    """Sampling options of a video. The defaults are the published ones."""
 
     first_frame: TokenSampling = TokenSampling(1.0, 16, 0.89)
     video: TokenSampling = TokenSampling(1.05, 12, 0.89)
     superres: TokenSampling = TokenSampling(1.0, 6, 0.6)
     guidance_scale: float = 3.0
-    """Weight of the conditional logits in stage 1: u + guidance * (c - u). 1.0 switches guidance off."""
+    """Guidance scale s of stage 1: logits are u + s * (c - u), c conditional, u unconditional. 1.0: no guidance."""
     interpolation_guidance_scale: float = 1.0
-    """The same in stage 2, where nobody published a film that used it."""
+    """Guidance scale of stage 2. 1.0 (off) in the published model."""
     text_attention_bias: float = 1.4
-    """Added to frame-to-text attention scores where no guidance is used (first frame, stage 2)."""
+    """Added to frame-to-text attention scores in passes without guidance (first frame, stage 2)."""
     best_of: int = 1
-    """First frames that are drawn side by side; the video goes on from the one that the model finds likeliest. (Sample
-    and rank, Adiwardana et al. 2020, arXiv:2001.09977: high temperature for variety, likelihood for sense.)"""
+    """First frames that are generated side by side. The video continues from the most likely one. (Sample and rank,
+    Adiwardana et al. 2020, arXiv:2001.09977: high temperature for variety, likelihood for quality.)"""
 
     def __post_init__(self) -> None:
         for name in ("first_frame", "video", "superres"):
             check_type(name, getattr(self, name), TokenSampling)
-        for guidance in (self.guidance_scale, self.interpolation_guidance_scale):
-            check_type("guidance_scale", guidance, float)
-            if not 1.0 <= guidance <= MAX_GUIDANCE:
+        for scale in (self.guidance_scale, self.interpolation_guidance_scale):
+            check_type("guidance_scale", scale, float)
+            if not 1.0 <= scale <= MAX_GUIDANCE:
                 raise RequestError(
-                    f"引导强度 {guidance} 超出范围：请输入 1 到 {MAX_GUIDANCE:g} 之间的数。",
-                    f"Guidance {guidance} is out of range: give a number from 1 to {MAX_GUIDANCE:g}.",
+                    f"引导强度 {scale} 超出范围：请输入 1 到 {MAX_GUIDANCE:g} 之间的数。",
+                    f"Guidance scale {scale} is out of range. Enter a number from 1 to {MAX_GUIDANCE:g}.",
                 )
         check_type("text_attention_bias", self.text_attention_bias, float)
         if not abs(self.text_attention_bias) <= MAX_GUIDANCE:
             raise RequestError(
-                f"text_attention_bias {self.text_attention_bias} 超出范围：绝对值最大为 {MAX_GUIDANCE:g}。",
-                f"text_attention_bias {self.text_attention_bias} is out of range: {MAX_GUIDANCE:g} either way at most.",
+                f"text_attention_bias {self.text_attention_bias} 超出范围："
+                f"请输入 -{MAX_GUIDANCE:g} 到 {MAX_GUIDANCE:g} 之间的数。",
+                f"text_attention_bias {self.text_attention_bias} is out of range. Enter a number from "
+                f"-{MAX_GUIDANCE:g} to {MAX_GUIDANCE:g}.",
             )
         check_type("best_of", self.best_of, int)
         if not 1 <= self.best_of <= MAX_BEST_OF:
             raise RequestError(
-                f"首帧候选数 {self.best_of} 超出范围：请输入 1 到 {MAX_BEST_OF}。",
-                f"{self.best_of} first frames to choose from are out of range: give a number from 1 to {MAX_BEST_OF}.",
+                f"首帧候选数 {self.best_of} 超出范围：请输入 1 到 {MAX_BEST_OF} 之间的整数。",
+                f"best_of {self.best_of} is out of range. Enter a whole number from 1 to {MAX_BEST_OF}.",
             )
 
 
 @dataclass(frozen=True)
 class Preset:
-    """One model that can be run: its sizes, its files and its defaults."""
+    """One model: its sizes and its defaults."""
 
     name: str
     model: ModelConfig
@@ -183,9 +189,9 @@ class Preset:
     video_suffix: str = " 视频"
     unconditional: str = "视频"
     upscale_by_default: bool = True
-    """Whether super-resolution is on unless somebody says otherwise."""
+    """Whether super-resolution is on by default."""
     back_projection: float = 0.0
-    """Share, 0 to 1, of what enlarged frames lack of their small ones that is given back (`frames.project_back`)."""
+    """Fraction, 0 to 1, of the difference to the small frames that upscaled frames get back (`image.back_project`)."""
 
     @property
     def frame_size(self) -> tuple[int, int]:
@@ -218,7 +224,7 @@ PRESETS: dict[str, Preset] = {
             fine_window=(9, 5),
             coarse_window=(5, 5),
         ),
-        # Chosen by the judge (`evaluate`): a small model has flatter scores, and was trained without the text boost.
+        # Selected with `evaluate`: a small model has flatter logits, and was trained without a text attention bias.
         sampling=SamplingOptions(
             first_frame=TokenSampling(1.0, 16, 0.5),
             video=TokenSampling(0.3, 12, 0.5, plausibility=0.6),
@@ -227,7 +233,7 @@ PRESETS: dict[str, Preset] = {
             best_of=4,
         ),
         patch_size=8,
-        upscale_by_default=False,  # keyframes gain by it, but the faces of in-betweens break
+        upscale_by_default=False,  # it improves keyframes, but damages faces in in-between frames
         back_projection=0.7,
     ),
     "cogvideo": Preset(
@@ -247,19 +253,24 @@ PRESETS: dict[str, Preset] = {
 
 
 WeightFormat = Literal["exact", "int8", "bnb8", "nf4"]
-"""How the layers' matrices are kept: as they are; 8 bits and one scale a row, computed in the model's precision
-(W8A16); bitsandbytes' LLM.int8, activations in 8 bits too; bitsandbytes' NF4, 4 bits with a scale for 64 numbers."""
+"""Storage of the layers' weight matrices.
+
+`exact`: unchanged. `int8`: 8 bits and one scale a row, computed in the model's precision (W8A16). `bnb8`: LLM.int8 of
+bitsandbytes, with activations in 8 bits too. `nf4`: NF4 of bitsandbytes, 4 bits with one scale for 64 numbers."""
 
 _HERE = Path(__file__).resolve().parent
 ASSETS = _HERE / "assets" if (_HERE / "assets").is_dir() else _HERE.parent / "assets"
-"""Beside the code in the repository, within it where the project is installed."""
+"""In the repository: beside the code. In an installed package: inside it."""
 
 PRESET_FILE = "preset.json"
-"""In the folder of a trained model: the preset that it was made from, and its sizes."""
+"""File in the folder of a trained model: the preset that it derives from, and its sizes."""
 
 
 def load_preset(name: str) -> tuple[Preset, Path]:
-    """A preset's name, or the folder of a trained model -> its row and the folder of its files. Raises RequestError."""
+    """Return a preset and the folder of its files. Raises RequestError.
+
+    `name`: a key of `PRESETS`, or the folder of a trained model.
+    """
     if name in PRESETS:
         return PRESETS[name], ASSETS / name
     folder = Path(name)
@@ -269,29 +280,29 @@ def load_preset(name: str) -> tuple[Preset, Path]:
         return replace(base, name=folder.name, model=resize_model(base.model, about["model"])), folder
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RequestError(
-            f"没有名为 {name} 的模型：可用的有 {'、'.join(PRESETS)}，或训练得到的模型文件夹（含 {PRESET_FILE}）。",
-            f"There is no model called {name}: there are {', '.join(PRESETS)}, or the folder of a trained model "
-            f"(with {PRESET_FILE}).",
+            f"未知模型“{name}”。可用：{'、'.join(PRESETS)}，或训练得到的模型文件夹（含 {PRESET_FILE}）。",
+            f'Unknown model "{name}". Available: {", ".join(PRESETS)}, or the folder of a trained model (with '
+            f"{PRESET_FILE}).",
         ) from error
 
 
 def describe_preset(base: str, model: ModelConfig) -> str:
-    """What `find_preset` reads from a folder: the content of its `preset.json`."""
+    """Return the content of `preset.json`, which `load_preset` reads."""
     return json.dumps({"preset": base, "model": asdict(model)}, indent=1) + "\n"
 
 
 def resize_model(model: ModelConfig, sizes: dict[str, Any]) -> ModelConfig:
-    """`model` with some of its sizes replaced. Raises RequestError for a name that no size has."""
-    known = {field.name for field in fields(ModelConfig)}
-    if unknown := sorted(set(sizes) - known):
+    """Return `model` with some of its sizes replaced. Raises RequestError if a name is not that of a size."""
+    allowed = {field.name for field in fields(ModelConfig)}
+    if unknown := sorted(set(sizes) - allowed):
         raise RequestError(
-            f"模型没有名为 {'、'.join(unknown)} 的尺寸：可用 {'、'.join(sorted(known))}。",
-            f"A model has no sizes {', '.join(unknown)}: there are {', '.join(sorted(known))}.",
+            f"未知的模型尺寸：{'、'.join(unknown)}。可用：{'、'.join(sorted(allowed))}。",
+            f"Unknown model sizes: {', '.join(unknown)}. Available: {', '.join(sorted(allowed))}.",
         )
-    # JSON and TOML have lists where sizes are pairs.
+    # JSON and TOML store pairs as lists.
     pairs: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in sizes.items()}
     return replace(model, **pairs)
 
 
 MAX_IDLE_CACHES: Final = 6
-"""Caches that are kept for the next videos: of the first frame, of the keyframes, of three rounds, and one more."""
+"""Idle caches kept for later videos: for the first frame, the keyframes, three rounds, and one spare."""

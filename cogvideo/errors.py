@@ -1,10 +1,10 @@
-"""The errors a user can meet. Each carries the same sentence in Chinese and in English."""
+"""Errors that are shown to users. Each contains the same message in Chinese and in English."""
 
 from __future__ import annotations
 
 
 class CogVideoError(Exception):
-    """Base of all errors meant for a person: `zh` and `en` say what is wrong, the limit and the remedy."""
+    """Base of all errors shown to users. `zh` and `en` contain the problem, the limit and the remedy."""
 
     def __init__(self, zh: str, en: str) -> None:
         super().__init__(f"{zh} / {en}")
@@ -12,26 +12,27 @@ class CogVideoError(Exception):
         self.en = en
 
     def message(self, language: str) -> str:
-        """The sentence in `language`: "zh" or "en"."""
+        """Return the message in `language`: "zh" or "en"."""
         return self.zh if language == "zh" else self.en
 
 
 class RequestError(CogVideoError):
-    """The request cannot be carried out as it stands; the user can mend it. Nothing was started."""
+    """An invalid request, which the user can correct. Raised before any work."""
 
 
 class WeightsError(CogVideoError):
-    """A weights file is missing, damaged or belongs to another model."""
+    """A weights file that is missing, damaged or of another model."""
 
 
 class CapacityError(CogVideoError):
-    """The machine is too small or too busy: memory, queue, disk."""
+    """Insufficient resources of the machine: memory, queue, disk."""
 
 
 class OutOfMemoryError(CapacityError):
-    """Memory ended while a video was being made; everything was freed, and the same seed gives the same video again.
+    """Insufficient memory during generation. Everything was freed; the same seed gives the same video again.
 
-    `next_preset`: the memory preset that takes less (a name of `config.MEMORY`); None where there is none.
+    `next_preset`: name of the memory preset that requires less (`memory_presets.MEMORY_PRESETS`). None if there is
+    none.
     """
 
     def __init__(self, zh: str, en: str, next_preset: str | None) -> None:
@@ -40,7 +41,7 @@ class OutOfMemoryError(CapacityError):
 
 
 class Cancelled(Exception):
-    """Somebody asked for the work to stop. Not an error: no message is shown."""
+    """Cancellation on request. Not an error: no message is shown."""
 
 
 BilingualText = tuple[str, str]
@@ -48,17 +49,16 @@ BilingualText = tuple[str, str]
 
 
 def user_message(error: BaseException) -> BilingualText:
-    """What a person is told of an error; nothing of what a library wrote into it."""
+    """Return the message of `error` for users. Messages of libraries are left out."""
     if isinstance(error, CogVideoError):
         return error.zh, error.en
     if isinstance(error, MemoryError):
         return (
-            "内存不足：请关闭其他程序，减少帧数，或关闭超分后再试。",
-            "Out of memory: close other programs, ask for fewer frames, or switch super-resolution off, and try again.",
+            "内存不足：请关闭其他程序、减少帧数或关闭超分，然后重试。",
+            "Out of memory. Close other programs, request fewer frames or disable super-resolution, and try again.",
         )
     kind = type(error).__name__
     return (
-        f"生成时出现意外错误（{kind}），详情见服务器日志：可以用同样的设置再试一次。",
-        f"Something unexpected went wrong ({kind}); the server's log has the details: "
-        "you can try the same settings again.",
+        f"生成时出现意外错误（{kind}），详情见服务器日志。可以用相同设置重试。",
+        f"Unexpected error ({kind}). The server log contains the details. You can retry with the same settings.",
     )

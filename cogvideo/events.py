@@ -1,7 +1,7 @@
-"""What a running video tells the world, in the order in which it happens. No torch.
+"""Events of the generation of a video, in the order in which they occur.
 
-`CogVideoPipeline.stream` yields these; the worker in `cogvideo.jobs` logs them; the page and the command line show
-them. Frames are uint8 arrays [F, H, W, 3], RGB. Token counts are exact: they come from the geometry alone.
+`CogVideoPipeline.stream` yields them, the worker in `cogvideo.jobs` logs them, the page and the command line display
+them. Frames are uint8 arrays [F, H, W, 3], RGB. Token counts are exact: they follow from the geometry alone.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ StageName = Literal["load", "drafts", "keyframes", "interpolate", "superres"]
 
 @dataclass(frozen=True)
 class Loading:
-    """Models are being read; `done` of `total` parts are there."""
+    """Progress of loading: `done` of `total` components are loaded, `part` is the current one."""
 
     part: str
     done: int
     total: int
     message: tuple[str, str] | None = None
-    """What there is to tell of the files, zh and en, once they are read."""
+    """Message about the files (zh, en), shown after the weights have loaded."""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """`done` of `total` tokens of the whole video are drawn; `stage` says which network is at work.
+    """Progress of the whole video: `done` of `total` tokens, now in `stage`.
 
-    One unit is one token of one frame, super-resolution included, so that done / total is monotone and
-    reaches 1 exactly at the end.
+    One unit is one token of one frame, super-resolution included. Hence done / total is monotone and reaches 1 exactly
+    at the end.
     """
 
     stage: StageName
@@ -43,18 +43,18 @@ class Progress:
 
 @dataclass(frozen=True)
 class KeyframePreview:
-    """A keyframe while it is being drawn: rows not yet drawn repeat the mean colour. For previews only."""
+    """An unfinished keyframe. Rows not generated yet have the mean colour."""
 
     index: int
     tokens: int
     frame: Frames  # [H, W, 3]
     draft: int = 0
-    """Which of several videos drawn side by side."""
+    """Number of the draft, from 0."""
 
 
 @dataclass(frozen=True)
 class KeyframeCompleted:
-    """Keyframe `index` (0..4) of video `draft` is final."""
+    """The final keyframe `index` (0..4) of video `draft`."""
 
     index: int
     frame: Frames  # [H, W, 3]
@@ -63,19 +63,19 @@ class KeyframeCompleted:
 
 @dataclass(frozen=True)
 class RoundCompleted:
-    """Interpolation level `level` is complete: 0 = the keyframes alone, 1..3 = 9, 17, 33 frames.
+    """A completed round: 0 = the keyframes alone, 1..3 = 9, 17, 33 frames.
 
-    Of drafts the frames show all videos at once, two by two.
+    The frames of drafts show all videos in a grid of two columns.
     """
 
     round: int
     frames: Frames  # [F, H, W, 3]
-    tokens: Tokens | None = None  # [B, F, N], of B videos; what a later run can go on from
+    tokens: Tokens | None = None  # [B, F, N], of B videos; a later run can continue from them
 
 
 @dataclass(frozen=True)
 class FrameUpscaled:
-    """Frame `index` of the final clip at its final size, in the order in which they are ready."""
+    """Frame `index` of the video at its final size, in the order of completion."""
 
     index: int
     total: int
@@ -84,7 +84,7 @@ class FrameUpscaled:
 
 @dataclass(frozen=True)
 class VideoCompleted:
-    """The whole clip. Always the last event."""
+    """The whole video. Always the last event."""
 
     frames: Frames  # [F, H', W', 3]
     frames_per_second: float

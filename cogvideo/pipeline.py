@@ -1,4 +1,4 @@
-"""A request -> events as the video grows, and the video: the only place where all parts meet.
+"""The public entry point: a request in, events while the video is generated, and the video.
 
 prompt -> text ids -> keyframes [1, 5, N] -> in-betweens [1, F, N] -> super-resolution [F, 9N] -> uint8 [F, H, W, 3]
 """
@@ -53,18 +53,18 @@ from cogvideo.weights.catalog import ICETK_FOLDER, published_home
 
 @dataclass(frozen=True)
 class Text:
-    """What reads prompts."""
+    """The tokenizer of prompts, and the concepts that the model was trained on."""
 
     tokenizer: TextTokenizer
     world: KnownConcepts
 
 
 class CogVideoPipeline:
-    """Text to video with one preset. Nothing is read before it is needed; any thread may be the first to need it.
+    """Text to video with one preset. Components load lazily on first use. Thread-safe.
 
-    `folder`: the preset's text model, clusters, codec and world; None: its assets, then icetk's own folder.
-    `load_models`: (preset name, dtype or None for the files' own, device) -> Models; None: the files of the preset.
-    `previews`: whether keyframes are shown while they are painted.
+    `folder`: holds the preset's text model, clusters, codec and concepts. None: its assets, then icetk's own folder.
+    `load_models`: (preset name, dtype or None for that of the files, device) -> Models. None: the preset's files.
+    `previews`: whether keyframes are previewed while they are generated.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class CogVideoPipeline:
         self._load_models = load_models or _load_models
         self._lock = threading.RLock()
         self._parts: dict[str, Any] = {}
-        self._found: tuple[str, str] | None = None  # what there is to tell of the files that were read
+        self._found: tuple[str, str] | None = None  # message shown after the weights have loaded
 
     @classmethod
     def from_pretrained(
@@ -92,38 +92,43 @@ class CogVideoPipeline:
         offload: bool = False,
         memory: str | None = None,
     ) -> CogVideoPipeline:
-        """The pipeline of a preset, or of the folder of a trained model. Raises RequestError, CapacityError.
+        """Return the pipeline of a preset, or of the folder of a trained model.
 
-        `device` None: the best there is. `memory`: a name of `config.MEMORY`; None: $COGVIDEO_MEMORY, else what fits.
-        In place of a preset: `eight_bit` keeps the layers' matrices in 8 bits (bitsandbytes), `offload` brings each of
-        them to the device for its product alone.
+        `device` None: the best available. `memory`: a name in `memory_presets.MEMORY_PRESETS`. None: the environment
+        variable COGVIDEO_MEMORY, or else the fastest preset that fits. Instead of a memory preset, `eight_bit` stores
+        the layers' weights in 8 bits (bitsandbytes). `offload` moves each weight to the device for its product alone.
+
+        Raises RequestError, CapacityError.
         """
         preset, folder = load_preset(name)
-        by_hand = eight_bit or offload
+        overridden = eight_bit or offload
         place = (
-            default_placement(device, eight_bit, offload) if by_hand else placement_for(preset.model, device, memory)
+            default_placement(device, eight_bit, offload) if overridden else placement_for(preset.model, device, memory)
         )
         if name in PRESETS:
             return cls(preset, place, previews=previews)
         return cls(preset, place, folder, partial(_load_folder, folder, preset.model), previews)
 
     def __call__(self, request: VideoRequest) -> Frames:
-        """The frames uint8 [F, H, W, 3] of the video. Raises CogVideoError."""
+        """Return the frames of the video, uint8 [F, H, W, 3]. Raises CogVideoError."""
         *_, done = self.stream(request)
         assert isinstance(done, VideoCompleted)
         return done.frames
 
     def stream(self, request: VideoRequest, is_cancelled: IsCancelled | None = None) -> Generator[Event, None, None]:
-        """Generate a video; yield events as it grows, `VideoCompleted` last.
+        """Generate a video and yield events while it grows, `VideoCompleted` last.
 
-        Raises RequestError at once, before anything is started; later WeightsError, CapacityError, and Cancelled within
-        a token of `is_cancelled` returning True.
+        Raises RequestError immediately, before any work. The iterator raises WeightsError, CapacityError, and Cancelled
+        within one token of `is_cancelled` returning True.
         """
         checked = self.check_inputs(request)
         return self._stream(replace(request, prompt=checked.text), is_cancelled or (lambda: False))
 
     def check_inputs(self, request: VideoRequest) -> CheckedPrompt:
-        """What the model will read, and notes about it. Raises RequestError. Reads the vocabulary, not the networks."""
+        """Return the prompt as the model will read it, with notes. Reads the vocabulary, not the networks.
+
+        Raises RequestError.
+        """
         for given in (request.first_frame, request.initial_tokens):
             if given is not None:
                 check_initial_tokens(self.preset.model, given)
@@ -131,12 +136,12 @@ class CogVideoPipeline:
         return check_prompt(request.prompt, text.tokenizer, self.preset, text.world, request.superres)
 
     def tokenize_prompt(self, request: VideoRequest) -> TokenizedPrompt:
-        """The prompt as the model reads it, piece by piece. Raises RequestError."""
+        """Split the prompt into the pieces that the model reads. Raises RequestError."""
         text: Text = self._part("text")
         return tokenize_prompt(request.prompt, text.tokenizer, self.preset, request.superres)
 
     def encode(self, picture: Frames) -> TokenFrames:
-        """A picture uint8 [H, W, 3] of the preset's `frame_size` -> the tokens of a first frame.
+        """Encode an image uint8 [H, W, 3] of the preset's `frame_size` as the tokens of a first frame.
 
         Raises WeightsError, CapacityError.
         """
@@ -145,7 +150,7 @@ class CogVideoPipeline:
             return TokenFrames.of(tokens.tolist())
 
     def decode(self, tokens: TokenFrames) -> Frames:
-        """Tokens [F, N] -> the pictures that the model sees in them, uint8 [F, H, W, 3].
+        """Decode tokens [F, N] to frames uint8 [F, H, W, 3].
 
         Raises RequestError, WeightsError, CapacityError.
         """
@@ -161,7 +166,7 @@ class CogVideoPipeline:
                 pass
 
     def unload(self) -> None:
-        """Let go of everything but the vocabulary; it is read again when it is needed."""
+        """Release everything but the vocabulary. The next use loads it again."""
         with self._lock:
             for name in ("clusters", "codec", "models"):
                 self._parts.pop(name, None)
@@ -169,35 +174,35 @@ class CogVideoPipeline:
 
     @property
     def device_type(self) -> str:
-        """Of device that it computes on: "cuda" or "cpu"."""
+        """Type of the device: "cuda" or "cpu"."""
         return self.place.kind
 
     @property
     def memory(self) -> str:
-        """Name of the memory preset that it computes under."""
+        """Name of the memory preset in use."""
         return self.place.memory.name
 
     @property
     def profile_key(self) -> str:
-        """In a word, on what and under which memory preset it computes: speeds are kept for each."""
+        """Device type and memory preset in one word: the key under which measured speeds are stored."""
         return f"{self.device_type}-{self.memory}"
 
     @property
     def memory_summary(self) -> str:
-        """The memory preset, and the most memory that a video is expected to take, in both languages."""
+        """The memory preset and the estimated peak memory of a video, in both languages."""
         memory = self.place.memory
         peak = peak_bytes(self.preset.model, memory, self.place.kind) / 1e9
         return f"显存预设 memory preset: {memory.name} (≤ {peak:.1f} GB)"
 
-    # The parts, each made once.
+    # The components, each created once.
 
     def components(self) -> PipelineComponents:
-        """Whatever is needed to draw, read where it was not yet. Raises WeightsError, CapacityError."""
+        """Return what generates videos; load it if necessary. Raises WeightsError, CapacityError."""
         names = "clusters", "codec", "models"
         return PipelineComponents(self._part("text").tokenizer, *(self._part(name) for name in names))
 
     def loading(self) -> Iterator[Loading]:
-        """Read what was not read yet, part by part. Raises WeightsError, CapacityError."""
+        """Load the missing components one by one. Raises WeightsError, CapacityError."""
         missing = [name for name in _MAKERS if name not in self._parts]
         for number, name in enumerate(missing):
             yield Loading(name, number, len(missing))
@@ -208,7 +213,7 @@ class CogVideoPipeline:
     def generate_batch(
         self, requests: Sequence[VideoRequest], max_rows: int | None = None, is_cancelled: IsCancelled | None = None
     ) -> Iterator[Loading | GenerationEvent]:
-        """Generate requests, checked before, with one pass of each network: see `VideoGenerator` for what they share.
+        """Generate checked requests with one pass of each network. `VideoGenerator` states what they must share.
 
         `max_rows`: sequences that stage 2 reads at once. Raises CapacityError, WeightsError, Cancelled.
         """
@@ -233,7 +238,7 @@ class CogVideoPipeline:
 
     @contextmanager
     def unload_on_oom(self) -> Iterator[None]:
-        """Raises OutOfMemory once nothing is held any more, neither by the pipeline nor by the video."""
+        """Unload the pipeline if memory runs out in the block. Raises OutOfMemoryError once all memory is free."""
         try:
             with translate_oom(self.preset.model, self.place):
                 yield
@@ -264,7 +269,7 @@ class CogVideoPipeline:
         return codec
 
     def _make_models(self) -> Models:
-        # Read into host memory, mapped where nothing has to be changed: whole, it might not fit on the device.
+        # Read into host memory (mapped if nothing has to be converted): all of it might not fit on the device.
         loaded = self._load_models(self.preset.name, self.place.read_as, torch.device("cpu"))
         self._found = getattr(loaded, "message", None)
         models = place_models(loaded, self.place)
@@ -277,7 +282,7 @@ class CogVideoPipeline:
         return models
 
     def _first(self, *paths: Path) -> Path:
-        """The first file that exists; where none does, the one that the error should name."""
+        """Return the first file that exists. If none does, return the one that the error should name."""
         expected = paths[0] if self._folder.is_dir() else paths[-1]
         return next((path for path in paths if path.is_file()), expected)
 
@@ -305,17 +310,17 @@ def _load_folder(
 
 
 def _read_labels(path: Path, tokens: int) -> Tensor:
-    """The cluster of every image token, int64 [tokens]. Raises WeightsError."""
+    """Read the cluster of every image token, int64 [tokens]. Raises WeightsError."""
     try:
         labels = np.load(path, allow_pickle=False)
         if labels.shape != (tokens,):
             raise ValueError(f"shape {labels.shape}, not {(tokens,)}")
         labels = labels.astype(np.int64)
-    except Exception as error:  # a damaged header brings up whatever it can, down to tokenize's errors
+    except Exception as error:  # a damaged header can raise almost any error, even those of `tokenize`
         reason = "文件不存在" if isinstance(error, FileNotFoundError) else str(error)
         raise WeightsError(
             f"无法读取聚类标签 {path}（{reason}）：请重新克隆本仓库，或按 README 下载已发布的模型。",
-            f"The cluster labels {path} cannot be read ({error}): clone the repository anew, or download the published "
-            "model as the README says.",
+            f"Cannot read the cluster labels {path} ({error}). Clone the repository again, or download the published "
+            "model as described in the README.",
         ) from error
     return torch.from_numpy(labels)

@@ -22,11 +22,10 @@ from cogvideo.token_frames import TokenFrames
 
 @dataclass(frozen=True)
 class VideoRequest:
-    """One wish: a prompt and how to draw it. Its numbers are checked here, its prompt by `text.check_prompt`.
+    """A request for a video: prompt and options. `prompt.check_prompt` checks the prompt.
 
-    `seconds` is the length of the whole clip; with `frames` it fixes the frame rate. Raises
-    RequestError for a seed, a number of frames or a length that does not exist, and where `first_frame` is not one
-    frame or `clip` is not the beginning of this video.
+    `duration` is that of the whole video, in seconds. With `num_frames` it determines the frame rate. Raises
+    RequestError for a value that is not allowed, or if `first_frame` or `initial_tokens` does not fit this video.
     """
 
     prompt: str
@@ -35,79 +34,82 @@ class VideoRequest:
     duration: float = 4.0
     superres: bool = True
     sampling: SamplingOptions | None = None
-    """None: the preset's own options."""
+    """None: the preset's options."""
     interpolation_seed: int | None = None
     """Seed of the frames between keyframes; None: `seed`."""
     num_drafts: int = 1
-    """More than 1: only keyframes, of so many videos with the seeds `seed`, `seed` + 1, ..., in one batch."""
+    """If more than 1: keyframes only, of this many videos with the seeds `seed`, `seed` + 1, ..., in one batch."""
     first_frame: TokenFrames | None = None
-    """The first frame, where it is not to be drawn."""
+    """A given first frame. None: it is generated."""
     initial_tokens: TokenFrames | None = None
-    """5, 9, 17 or 33 frames of this very video that were drawn before: only what is missing is drawn."""
+    """5, 9, 17 or 33 frames of this video that exist already. Only the missing frames are generated."""
 
     def __post_init__(self) -> None:
-        self._check_kinds()
+        self._check_types()
         for seed in (self.seed, self.interpolation_seed):
             if seed is not None and not 0 <= seed <= MAX_SEED:
                 raise RequestError(
                     f"种子 {seed} 超出范围：请输入 0 到 {MAX_SEED} 之间的整数。",
-                    f"Seed {seed} is out of range: give a whole number from 0 to {MAX_SEED}.",
+                    f"Seed {seed} is out of range. Enter a whole number from 0 to {MAX_SEED}.",
                 )
         if self.num_frames not in FRAME_COUNTS:
             raise RequestError(
                 f"不支持 {self.num_frames} 帧：请选择 5、9、17 或 33 帧。",
-                f"{self.num_frames} frames do not exist: choose 5, 9, 17 or 33.",
+                f"{self.num_frames} frames are not supported. Choose 5, 9, 17 or 33.",
             )
         if self.duration not in DURATIONS:
             raise RequestError(
                 f"不支持 {self.duration} 秒：请选择 4、2、1 或 0.5 秒。",
-                f"{self.duration} seconds do not exist: choose 4, 2, 1 or 0.5.",
+                f"A duration of {self.duration} seconds is not supported. Choose 4, 2, 1 or 0.5.",
             )
         if not 1 <= self.num_drafts <= MAX_DRAFTS:
             raise RequestError(
-                f"草稿数 {self.num_drafts} 超出范围：请输入 1 到 {MAX_DRAFTS}。",
-                f"{self.num_drafts} drafts are out of range: give a number from 1 to {MAX_DRAFTS}.",
+                f"草稿数 {self.num_drafts} 超出范围：请输入 1 到 {MAX_DRAFTS} 之间的整数。",
+                f"The number of drafts, {self.num_drafts}, is out of range. Enter a whole number from 1 to "
+                f"{MAX_DRAFTS}.",
             )
-        self._check_start()
+        self._check_initial_frames()
 
-    def _check_kinds(self) -> None:
-        """What comes from files and programs may be anything."""
-        nothing = type(None)
+    def _check_types(self) -> None:
+        """Check the types of all fields: requests from files and API clients may contain any type."""
+        none = type(None)
         check_type("prompt", self.prompt, str)
         for name in ("seed", "num_frames", "num_drafts"):
             check_type(name, getattr(self, name), int)
         check_type("duration", self.duration, float)
         check_type("superres", self.superres, bool)
-        check_type("interpolation_seed", self.interpolation_seed, int, nothing)
-        check_type("sampling", self.sampling, SamplingOptions, nothing)
+        check_type("interpolation_seed", self.interpolation_seed, int, none)
+        check_type("sampling", self.sampling, SamplingOptions, none)
         for name in ("first_frame", "initial_tokens"):
-            check_type(name, getattr(self, name), TokenFrames, nothing)
+            check_type(name, getattr(self, name), TokenFrames, none)
 
-    def _check_start(self) -> None:
-        first = self.first_frame is None or self.first_frame.num_frames == 1
-        clip = self.initial_tokens is None or (
+    def _check_initial_frames(self) -> None:
+        first_fits = self.first_frame is None or self.first_frame.num_frames == 1
+        tokens_fit = self.initial_tokens is None or (
             self.initial_tokens.num_frames in FRAME_COUNTS and self.initial_tokens.num_frames <= self.num_frames
         )
-        if not first or not clip or (self.initial_tokens is not None and self.num_drafts > 1):
+        if not first_fits or not tokens_fit or (self.initial_tokens is not None and self.num_drafts > 1):
             raise RequestError(
-                "起始画面与所选帧数不符：起始画面应为一帧，续画的片段应为 5、9、17 或 33 帧且不多于所选帧数。",
-                "The frames to start from do not fit: a first frame is one frame, and a clip to go on with has 5, 9, "
-                "17 or 33 frames and no more than are asked for.",
+                "起始画面与请求不符：首帧应为 1 帧；已有片段应为 5、9、17 或 33 帧，不多于所选帧数，且不能用于草稿。"
+                "请修改帧数，或移除起始画面。",
+                "The initial frames do not fit the request. A first frame is one frame. An unfinished video has 5, 9, "
+                "17 or 33 frames, at most the requested number, and allows no drafts. Change the number of frames, or "
+                "remove the initial frames.",
             )
 
     @property
     def seeds(self) -> tuple[int, ...]:
-        """One seed for each video of a draft; of anything else its own."""
+        """Seeds of the drafts; without drafts, the seed of the video."""
         return tuple((self.seed + number) % (MAX_SEED + 1) for number in range(self.num_drafts))
 
     @property
     def completed_rounds(self) -> int:
-        """Rounds of interpolation that `clip` has behind it."""
+        """Rounds of interpolation that `initial_tokens` already contains, 0 to 3."""
         return FRAME_COUNTS.index(self.initial_tokens.num_frames) if self.initial_tokens else 0
 
     @property
     def rounds(self) -> int:
-        """Rounds of interpolation: 0 for 5 frames, 3 for 33."""
+        """Rounds of interpolation of the whole video: 0 for 5 frames, 3 for 33."""
         return FRAME_COUNTS.index(self.num_frames)
 
     @property
@@ -116,7 +118,10 @@ class VideoRequest:
 
 
 def tokens_per_stage(model: ModelConfig, request: VideoRequest) -> dict[str, int]:
-    """Tokens that each stage draws for `request`, in the order in which the stages run; given ones are not drawn."""
+    """Return the number of tokens that each stage generates for `request`, in the order of the stages.
+
+    Given frames do not count.
+    """
     frame, fine = model.tokens_per_frame, model.fine_grid[0] * model.fine_grid[1]
     missing = FRAME_COUNTS[0] - (request.first_frame is not None)  # keyframes
     if request.num_drafts > 1:
@@ -130,7 +135,7 @@ def tokens_per_stage(model: ModelConfig, request: VideoRequest) -> dict[str, int
 
 
 def new_seed() -> int:
-    """A seed of 32 bits."""
+    """Return a random seed of 32 bits."""
     return secrets.randbits(32)
 
 
@@ -146,10 +151,10 @@ _STORED_NAMES = {
     "best_of": "candidates",
     "within_cluster_temperature": "inner_temperature",
 }
-"""Names in stored requests -> version 1 of the format: database rows, video comments, keyframe files, file names."""
+"""Current name -> name in version 1 of the stored format: database rows, video comments, keyframe and file names."""
 _CURRENT_NAMES = {stored: name for name, stored in _STORED_NAMES.items()}
 REQUEST_NAMES = frozenset(field.name for field in fields(VideoRequest)) | _CURRENT_NAMES.keys()
-"""Keys of a request among the other keys of a video's comment."""
+"""Keys of a request, among the other keys of a video's comment."""
 
 
 def request_to_dict(request: VideoRequest) -> dict[str, Any]:

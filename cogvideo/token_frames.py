@@ -1,6 +1,6 @@
-"""Frames as image tokens [F, N], packed into a string: small enough for a row of a database, equal when alike.
+"""Frames as image tokens [F, N], packed into a string that fits a database row. Equal tokens give equal strings.
 
-What a video goes on from travels like this: a first frame, or all frames that were drawn so far. No torch, no NumPy.
+First frames and unfinished videos are passed around and stored in this form. This module imports no NumPy.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from cogvideo.errors import RequestError
 
 @dataclass(frozen=True)
 class TokenFrames:
-    """`frames` frames of equally many tokens each."""
+    """`num_frames` frames with the same number of tokens each."""
 
     num_frames: int
     packed: str
-    """base64 of the deflated tokens, two bytes each, the lower first."""
+    """base64 of the zlib-compressed tokens, two bytes each, little-endian."""
 
     def __post_init__(self) -> None:
         if type(self.num_frames) is not int or not isinstance(self.packed, str):
@@ -36,7 +36,7 @@ class TokenFrames:
         return cls(len(tokens), base64.b64encode(packed).decode())
 
     def rows(self) -> list[list[int]]:
-        """The tokens [F, N]. Raises RequestError where the string was tampered with."""
+        """Return the tokens [F, N]. Raises RequestError if the string is damaged."""
         try:
             words = array("H", _inflate(base64.b64decode(self.packed, validate=True)))
         except (binascii.Error, zlib.error, ValueError) as error:
@@ -50,7 +50,10 @@ class TokenFrames:
 
 
 def _inflate(data: bytes) -> bytes:
-    """At most the tokens of 33 frames of 64 by 64: whoever sends more wants to fill the memory."""
+    """Decompress at most 33 frames of 64 x 64 tokens: a limit against inputs that would exhaust memory.
+
+    Raises ValueError.
+    """
     limit = 2 * 33 * 64 * 64
     plain = zlib.decompressobj().decompress(data, limit + 1)
     if len(plain) > limit:
@@ -67,11 +70,11 @@ def _little(words: array[int]) -> bytes:
 
 def _damaged() -> RequestError:
     return RequestError(
-        "起始画面的数据已损坏：请重新选择起始画面，或去掉它。",
-        "The frames to start from are damaged: choose them again, or leave them out.",
+        "起始画面的数据已损坏：请重新选择起始画面，或移除它。",
+        "The initial frames are damaged. Choose them again, or remove them.",
     )
 
 
 def last_frame(clip: TokenFrames) -> TokenFrames:
-    """The frame that a clip ends with."""
+    """Return the last frame of a video. Raises RequestError if `clip` is damaged."""
     return TokenFrames.of(clip.rows()[-1:])

@@ -1,8 +1,8 @@
-"""Fast paths, each beside the plain PyTorch it must equal. Knows tensors, not videos.
+"""Fast kernels, each with a reference in plain PyTorch. They operate on tensors and have no notion of videos.
 
-`kernels.local_attention` is the door: it chooses the fast kernel if `unsupported_reason` is None, else the plain one.
-This module imports nothing: other packages look for a module called `kernels` (the Hugging Face package of that name)
-and read its version to see whether it is theirs; this one tells them no.
+A module such as `kernels.local_attention` uses the fast kernel if its `unsupported_reason` is None, else the reference.
+This package imports nothing. Its version is 0, so that software that looks for the Hugging Face package of the same
+name does not accept it.
 """
 
 __version__ = "0"

@@ -1,7 +1,7 @@
-"""`python -m kernels.bench`: every kernel beside its plain forms: ms, MiB and the fraction of the floor.
+"""Benchmark of every kernel and its PyTorch forms: milliseconds, MiB, and the fraction of the floor.
 
-The floor of an operation is the time that reading its inputs and writing its outputs once takes at this machine's
-bandwidth, or its arithmetic at this machine's rate, whichever is longer; both are measured first.
+The floor of an operation is the longer of two times. One is that of reading its inputs and writing its outputs once at
+this machine's bandwidth. The other is that of its arithmetic at this machine's rate. Both limits are measured first.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import NoReturn
 import torch
 
 from kernels import decode_attention as decoding
-from kernels import local_attention as door
+from kernels import local_attention as local
 from kernels import reference, sandwich_norm, w8a16
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -29,16 +29,16 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 @dataclass(frozen=True)
 class KernelShape:
-    """Sizes of one layer: those of the published model, of mini, or small ones."""
+    """Sizes of one layer."""
 
     samples: int
-    """Frames that super-resolution enlarges at once; rows that decoding advances at once."""
+    """Frames of a super-resolution pass, and rows of a decoding step."""
     heads: int
     coarse: tuple[int, int]
     upscale: int
     head: int
     places: tuple[int, int]
-    """What a slot in the middle of the last keyframe sees in the frame's own channel and in the one across frames."""
+    """Keys of a slot in the middle of the last keyframe, in the spatial and in the temporal channel."""
     fine_window: tuple[int, int] = (9, 5)
     coarse_window: tuple[int, int] = (5, 5)
 
@@ -56,7 +56,7 @@ SHAPES = {
 
 @dataclass(frozen=True)
 class HardwareLimits:
-    """What this machine does at best, measured."""
+    """Measured limits of this machine."""
 
     name: str
     gigabytes_per_second: float
@@ -65,7 +65,7 @@ class HardwareLimits:
 
 @dataclass(frozen=True)
 class KernelResult:
-    """One line of the table."""
+    """One row of the table."""
 
     operation: str
     form: str
@@ -80,7 +80,7 @@ class KernelResult:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Prints the table, or JSON, and returns 0."""
+    """Print the table, or JSON, and return 0."""
     options = _parser().parse_args(arguments)
     device = torch.device(options.device)
     shape = SHAPES[options.shape or ("published" if device.type == "cuda" else "toy")]
@@ -105,15 +105,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Wrong words end in one sentence in two languages, as in `cogvideo.cli.console`, which this package may not
-    know.
-    """
+    """A parser with bilingual errors, as in `cogvideo.cli.console`, which this package must not import."""
 
     def error(self, message: str) -> NoReturn:
-        said = (
-            f"参数有误（{message}）：加 --help 查看用法。\nWrong arguments: {message}. See --help for how to use it.\n"
-        )
-        self.exit(2, said)
+        self.exit(2, f"参数有误（{message}）：用 --help 查看用法。\nInvalid arguments: {message}. See --help.\n")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -121,7 +116,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--shape", choices=tuple(SHAPES), help="default: published on a GPU, toy on a CPU")
     parser.add_argument("--dtype", choices=tuple(DTYPES), help="default: fp16 on a GPU, fp32 on a CPU")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--seconds", type=float, default=1.0, help="how long each form is repeated (default: 1)")
+    parser.add_argument("--seconds", type=float, default=1.0, help="time for repeating each form (default: 1)")
     parser.add_argument("--json", action="store_true")
     return parser
 
@@ -130,7 +125,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def measure_machine(device: torch.device, dtype: torch.dtype, seconds: float) -> HardwareLimits:
-    """Bandwidth of a large copy and rate of a large matrix product in `dtype`."""
+    """Measure the bandwidth of a large copy and the rate of a large matrix product in `dtype`."""
     side = 8192 if device.type == "cuda" else 768
     a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
     source = torch.empty((512 if device.type == "cuda" else 64) * 2**20, dtype=torch.uint8, device=device)
@@ -144,9 +139,9 @@ def measure_machine(device: torch.device, dtype: torch.dtype, seconds: float) ->
 def milliseconds(
     call: Callable[[], object], device: torch.device, seconds: float, clock: Callable[[], float] = time.perf_counter
 ) -> float:
-    """Median time of a call, repeated for about `seconds`, at least three times after one call to warm up.
+    """Measure the median time of a call, repeated for about `seconds` and at least three times after a warm-up.
 
-    `clock`: in seconds, for a CPU.
+    `clock`: in seconds, used on a CPU.
     """
     call()
     times: list[float] = []
@@ -169,43 +164,43 @@ def _once(call: Callable[[], object], device: torch.device, clock: Callable[[], 
 
 
 def mebibytes(call: Callable[[], object], device: torch.device) -> float:
-    """What a call holds at most beyond what was there before it."""
+    """Measure the peak memory that a call allocates, in MiB."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
         call()
         return (torch.cuda.max_memory_allocated(device) - before) / 2**20
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler's remarks on itself
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # suppress the profiler's own messages
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         call()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "trace.json"
         profile.export_chrome_trace(str(path))
         events = json.loads(path.read_text())["traceEvents"]
-    held = most = 0
+    allocated = peak = 0
     for event in sorted((e for e in events if e.get("name") == "[memory]"), key=lambda e: int(e["args"]["Ev Idx"])):
-        held += int(event["args"]["Bytes"])
-        most = max(most, held)
-    return most / 2**20
+        allocated += int(event["args"]["Bytes"])
+        peak = max(peak, allocated)
+    return peak / 2**20
 
 
-# --- what is measured -----------------------------------------------------------------------------------------------
+# --- operations -----------------------------------------------------------------------------------------------------
 
 
 def local_attention_rows(
     shape: KernelShape, device: torch.device, dtype: torch.dtype, machine: HardwareLimits, seconds: float
 ) -> Iterator[KernelResult]:
-    """Forward, and forward with backward, of each form that can run here."""
+    """Measure the forward pass, and forward with backward, of each form that is supported here."""
     tensors = _tensors(shape, device, dtype)
     sizes = (shape.fine, shape.coarse, shape.fine_window, shape.coarse_window)
-    forms = {"fast": door.local_attention, "plain": reference.local_attention}
+    forms = {"fast": local.local_attention, "plain": reference.local_attention}
     for operation, backward in (("local attention", False), ("local attention, with gradients", True)):
         floor = local_attention_floor(shape, dtype, machine, backward)
         for form, function in forms.items():
-            why = door.unsupported_reason(tensors[0]) if form == "fast" else None
-            if why is not None:
-                yield KernelResult(operation, form, None, None, floor, why)
+            reason = local.unsupported_reason(tensors[0]) if form == "fast" else None
+            if reason is not None:
+                yield KernelResult(operation, form, None, None, floor, reason)
                 continue
 
             def call(function: Callable[..., torch.Tensor] = function, backward: bool = backward) -> None:
@@ -226,16 +221,18 @@ def _tensors(shape: KernelShape, device: torch.device, dtype: torch.dtype) -> li
 
 
 def local_attention_floor(shape: KernelShape, dtype: torch.dtype, machine: HardwareLimits, backward: bool) -> float:
-    """Milliseconds. Forward: two products with every key in a window, all tensors moved once; backward: five products
-    more, all tensors and gradients moved once more.
+    """Compute the floor in milliseconds.
+
+    Forward: two products with every key in a window, and all tensors moved once. Backward: five more products, and all
+    tensors and gradients moved once more.
     """
     fine, coarse = shape.fine[0] * shape.fine[1], shape.coarse[0] * shape.coarse[1]
     keys = shape.fine_window[0] * shape.fine_window[1] + shape.coarse_window[0] * shape.coarse_window[1]
     pairs = shape.samples * shape.heads * fine * keys * shape.head
     numbers = shape.samples * shape.heads * shape.head * (3 * fine + 2 * coarse)
-    answer = shape.samples * shape.heads * shape.head * fine
+    output = shape.samples * shape.heads * shape.head * fine
     products = 2 + 5 * backward
-    moved = (numbers + answer) + backward * (2 * numbers + 2 * answer)
+    moved = (numbers + output) + backward * (2 * numbers + 2 * output)
     arithmetic = 2 * pairs * products / (machine.gigaflops * 1e6)
     traffic = moved * torch.finfo(dtype).bits / 8 / (machine.gigabytes_per_second * 1e6)
     return max(arithmetic, traffic)
@@ -244,17 +241,17 @@ def local_attention_floor(shape: KernelShape, dtype: torch.dtype, machine: Hardw
 def decode_attention_rows(
     shape: KernelShape, device: torch.device, dtype: torch.dtype, machine: HardwareLimits, seconds: float
 ) -> Iterator[KernelResult]:
-    """One slot of every row in both channels. The floor: each key and value is read once."""
+    """Measure one slot of every row in both channels. The floor: each key and value is read once."""
     rows, heads, head = shape.samples, shape.heads, shape.head
     channels = [
         reference.Channel(
             torch.randn(rows, heads, 1, head, device=device, dtype=dtype),
             torch.randn(2, rows, heads, 1, head, device=device, dtype=dtype),
-            torch.randn(2, rows, heads, places, head, device=device, dtype=dtype),
+            torch.randn(2, rows, heads, keys, head, device=device, dtype=dtype),
         )
-        for places in shape.places
+        for keys in shape.places
     ]
-    spans = torch.tensor([[[0, places]] for places in shape.places], dtype=torch.int32, device=device)
+    spans = torch.tensor([[[0, keys]] for keys in shape.places], dtype=torch.int32, device=device)
     numbers = 2 * rows * heads * head * sum(shape.places)
     floor = numbers * torch.finfo(dtype).bits / 8 / (machine.gigabytes_per_second * 1e6)
     calls: dict[str, Callable[[], object]] = {
@@ -267,27 +264,29 @@ def decode_attention_rows(
 def int8_rows(
     shape: KernelShape, device: torch.device, dtype: torch.dtype, machine: HardwareLimits, seconds: float
 ) -> Iterator[KernelResult]:
-    """The first product of the MLP for the rows that decoding advances at once: 8-bit weights by the kernel, unpacked
-    first, and weights of full size. The floor: the 8-bit weights are read once.
+    """Measure the first product of the MLP in a decoding step: with the kernel, unpacked weights and exact weights.
+
+    The floor: the 8-bit weights are read once.
     """
     hidden = shape.heads * shape.head
     x = torch.randn(shape.samples, hidden, device=device, dtype=dtype)
-    whole = torch.randn(4 * hidden, hidden, device=device, dtype=dtype)
-    small, scale = w8a16.quantize_rows(whole)
-    floor = small.numel() / (machine.gigabytes_per_second * 1e6)
+    exact = torch.randn(4 * hidden, hidden, device=device, dtype=dtype)
+    codes, scale = w8a16.quantize_rows(exact)
+    floor = codes.numel() / (machine.gigabytes_per_second * 1e6)
     calls: dict[str, Callable[[], object]] = {
-        "fast": lambda: w8a16.linear(x, small, scale),
-        "plain": lambda: reference.int8_linear(x, small, scale),
-        "16 bits" if dtype.itemsize == 2 else "32 bits": lambda: torch.nn.functional.linear(x, whole),
+        "fast": lambda: w8a16.linear(x, codes, scale),
+        "plain": lambda: reference.int8_linear(x, codes, scale),
+        "16 bits" if dtype.itemsize == 2 else "32 bits": lambda: torch.nn.functional.linear(x, exact),
     }
-    yield from _rows("8-bit product", calls, w8a16.unsupported_reason(x, small), floor, device, seconds)
+    yield from _rows("8-bit product", calls, w8a16.unsupported_reason(x, codes), floor, device, seconds)
 
 
 def sandwich_rows(
     shape: KernelShape, device: torch.device, dtype: torch.dtype, machine: HardwareLimits, seconds: float
 ) -> Iterator[KernelResult]:
-    """LayerNorm, residual sum and LayerNorm of a layer of super-resolution, which has many rows. The floor: two tensors
-    are read and two written.
+    """Measure LayerNorm, residual sum and LayerNorm of a layer of super-resolution, which has many rows.
+
+    The floor: two tensors are read and two written.
     """
     hidden, rows = shape.heads * shape.head, shape.samples * shape.fine[0] * shape.fine[1]
     x, out = (torch.randn(rows, hidden, device=device, dtype=dtype) for _ in range(2))
@@ -303,25 +302,25 @@ def sandwich_rows(
 def _rows(
     operation: str,
     calls: dict[str, Callable[[], object]],
-    why: str | None,
+    reason: str | None,
     floor: float,
     device: torch.device,
     seconds: float,
 ) -> Iterator[KernelResult]:
-    """A row for each form; `why` the fast one cannot run."""
+    """Measure each form. `reason`: why the fast form is not supported, or None."""
     for form, call in calls.items():
-        if form == "fast" and why is not None:
-            yield KernelResult(operation, form, None, None, floor, why)
+        if form == "fast" and reason is not None:
+            yield KernelResult(operation, form, None, None, floor, reason)
         else:
             yield KernelResult(operation, form, milliseconds(call, device, seconds), mebibytes(call, device), floor)
 
 
 def table(shape: KernelShape, dtype: torch.dtype, machine: HardwareLimits, rows: Sequence[KernelResult]) -> str:
-    """The rows for a person to read."""
+    """Format the rows as a text table."""
     lines = [
         f"{machine.name}: {machine.gigabytes_per_second:.0f} GB/s, {machine.gigaflops:.0f} GFLOP/s in {dtype}",
         f"{shape.samples} x {shape.heads} heads of {shape.head}: local attention {shape.coarse} -> {shape.fine} cells, "
-        f"decoding {shape.places[0]} + {shape.places[1]} places",
+        f"decoding {shape.places[0]} + {shape.places[1]} keys",
         f"{'operation':<34}{'form':<8}{'ms':>10}{'MiB':>10}{'floor ms':>10}{'of floor':>10}",
     ]
     for row in rows:

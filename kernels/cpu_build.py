@@ -1,7 +1,7 @@
-"""Compiles the C of `csrc` for the processor at hand, once, and loads it. Nothing is compiled at import.
+"""Compilation of the C sources in `csrc` for this processor, once, on first use. Nothing is compiled at import.
 
-In: the name of a C file. Out: the library, or why there is none. What was compiled is kept in the user's cache folder,
-under a name that depends on the source, the compiler's flags and the processor.
+In: the name of a C file. Out: the library, or the reason why there is none. Libraries are stored in the user's cache
+folder, under a name that depends on the source, the compiler's flags and the processor.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from pathlib import Path
 from typing import Final
 
 SWITCH: Final = "COGVIDEO_COMPILE"
-"""Environment: 0 keeps everything in plain PyTorch."""
+"""Environment variable. 0: use plain PyTorch only."""
 
 FLAGS: Final = ("-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-fPIC", "-shared")
 SECONDS: Final = 120
-"""After which a compiler is given up."""
+"""Timeout of the compiler."""
 
 
 def unsupported_reason(source: str) -> str | None:
-    """Why the library of `source` cannot be used, in words; None where it can. The first call compiles it (2 s)."""
+    """Return why the library of `source` cannot be used. None if it can. The first call compiles it (2 s)."""
     if os.environ.get(SWITCH) == "0":
         return f"{SWITCH}=0 is set"
     return _load(source)[1]
 
 
 def library(source: str) -> ctypes.CDLL:
-    """The compiled library; ask `unsupported_reason` first."""
+    """Return the compiled library. Raises RuntimeError unless `unsupported_reason` is None."""
     loaded, reason = _load(source)
     if loaded is None:
         raise RuntimeError(f"{source} could not be compiled: {reason}")
@@ -49,24 +49,24 @@ def _load(source: str) -> tuple[ctypes.CDLL | None, str | None]:
     try:
         return ctypes.CDLL(str(_compiled(compiler, path))), None
     except (OSError, subprocess.SubprocessError) as error:
-        said = getattr(error, "stderr", None) or str(error)
-        return None, f"{compiler} did not compile {path.name}: {str(said).strip().splitlines()[-1]}"
+        output = getattr(error, "stderr", None) or str(error)
+        return None, f"{compiler} could not compile {path.name}: {str(output).strip().splitlines()[-1]}"
 
 
 def _compiled(compiler: str, path: Path) -> Path:
-    """The library's file. Raises OSError, SubprocessError."""
+    """Return the library's file; compile it if necessary. Raises OSError, SubprocessError."""
     sources = [part.read_text(encoding="utf-8") for part in sorted(path.parent.glob("*.[ch]"))]
     text = "\n".join((*sources, compiler, *FLAGS, _processor()))
     name = f"{path.stem}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.so"
     target = _folder() / name
     if not target.is_file():
         with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-            made = Path(folder) / name
+            output = Path(folder) / name
             try:
-                _run(compiler, "-march=native", *FLAGS, str(path), "-o", str(made), "-lm")
-            except subprocess.CalledProcessError:  # a compiler that does not know its processor
-                _run(compiler, *FLAGS, str(path), "-o", str(made), "-lm")
-            made.replace(target)
+                _run(compiler, "-march=native", *FLAGS, str(path), "-o", str(output), "-lm")
+            except subprocess.CalledProcessError:  # some compilers do not support their processor
+                _run(compiler, *FLAGS, str(path), "-o", str(output), "-lm")
+            output.replace(target)
     return target
 
 
@@ -75,7 +75,7 @@ def _run(*command: str) -> None:
 
 
 def _folder() -> Path:
-    """Where libraries are kept: the user's cache, or a fresh private folder where that cannot be written."""
+    """Return the folder of the libraries: the user's cache, or a new private folder if the cache is not writable."""
     root = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "cogvideo"
     try:
         root.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -87,7 +87,7 @@ def _folder() -> Path:
 
 
 def _processor() -> str:
-    """What distinguishes this processor from others that may share the cache folder."""
+    """Return a description that distinguishes this processor from others that may share the cache folder."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

@@ -1,9 +1,9 @@
-"""The door to the compiled decoding step: all layers of a network for one or more slots of every row, in one call.
+"""Compiled decoding step: all layers of a network for one or more slots of every row, in one call.
 
-A network is packed once into `NativeNetwork`; the plain form of the same step is the caller's
-(`cogvideo.models.fused_decode`), to be used if `unsupported_reason` is not None. Weights may be kept in fewer bits;
-sums are always fp32. Weights that fp16 holds exactly, as those of a published checkpoint, are kept so whatever was
-asked for: the same numbers, half the memory.
+A network is packed once into `NativeNetwork`. The PyTorch form of the step is in `cogvideo.models.fused_decode`, for
+use if `unsupported_reason` is not None. Weights may be stored in fewer bits; sums are always fp32. Weights that fp16
+represents exactly, such as those of a published checkpoint, are stored in fp16 even if fp32 is requested. The numbers
+are the same, in half the memory.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from kernels.thread_pool import thread_pool
 
 SOURCE: Final = "decode_cpu.c"
 PANEL: Final = 32
-"""Outputs of a matrix that lie side by side."""
+"""Outputs of a matrix that are adjacent in memory."""
 
 Precision = Literal["fp32", "bf16", "int8"]
 KINDS: Final = ("fp32", "bf16", "int8")
 _STORED: Final = (*KINDS, "fp16")
-"""By their numbers in C."""
+"""In the order of their numbers in C."""
 
 
 def unsupported_reason(like: Tensor) -> str | None:
-    """Why no compiled step can take networks with tensors like this one, in words; None where it can."""
+    """Return why the compiled step does not support networks with tensors like this one. None if it does."""
     if like.device.type != "cpu":
         return f"the step is compiled for the CPU, and the tensors are on {like.device.type}"
     if like.dtype != torch.float32:
@@ -47,17 +47,17 @@ class Affine(NamedTuple):
 
 
 class LayerWeights(NamedTuple):
-    """One layer: sandwich LayerNorms, projections of one channel or of both side by side, the MLP."""
+    """Weights of one layer: sandwich LayerNorms, projections of one channel or both (concatenated), the MLP."""
 
     before: Affine
     after: Affine
     before_mlp: Affine
     after_mlp: Affine
     qkv_proj: Affine  # [channels * 3h, h]: queries, keys and values of the first channel, then of the second
-    out_proj: Sequence[Affine]  # of each channel, [h, h]
+    out_proj: Sequence[Affine]  # for each channel, [h, h]
     up_proj: Affine
     down_proj: Affine
-    gate: Tensor | None = None  # [h], of the first channel where there are two; the other's is the rest
+    gate: Tensor | None = None  # [h], weight of the first of two channels; the second has 1 - gate
 
 
 class _Norm(ctypes.Structure):
@@ -93,9 +93,10 @@ class _Arena(ctypes.Structure):
 
 
 class PackedMatrix:
-    """A linear layer packed for few rows. `precision`: of the weights; int8 has one scale for each output.
+    """A linear layer packed for products with few rows.
 
-    fp32 means the numbers as they are: in 16 bits where these hold them all.
+    `precision`: of the weights. int8 has one scale for each output. fp32 stores exact numbers: in fp16 if it
+    represents all of them.
     """
 
     def __init__(self, affine: Affine, precision: Precision = "fp32") -> None:
@@ -121,30 +122,33 @@ class PackedMatrix:
         return self.weight.nbytes
 
     def __call__(self, x: Tensor, threads: int = 1) -> Tensor:
-        """x [R, inputs] fp32 -> [R, outputs]."""
+        """Apply the layer: x [R, inputs] fp32 -> [R, outputs]."""
         x = x.contiguous()
         out = torch.empty(len(x), len(self.weight) * PANEL)
-        ours, helpers = (ctypes.byref(self.described), *_pointers(x, out)), thread_pool(threads)
+        arguments, pool = (ctypes.byref(self.described), *_pointers(x, out)), thread_pool(threads)
         product = cpu_build.library(SOURCE).product
-        helpers.run(
+        pool.run(
             [
-                partial(product, *ours, *map(ctypes.c_int64, (len(x), *panels)))
-                for panels in helpers.split(len(self.weight), len(x) * self.weight.numel())
+                partial(product, *arguments, *map(ctypes.c_int64, (len(x), *panels)))
+                for panels in pool.split(len(self.weight), len(x) * self.weight.numel())
             ]
         )
         return out[:, : self.outputs]
 
 
 class KVBuffers:
-    """Where keys and values of a batch are kept: for each layer one tensor [2, B, heads, capacity, d] a channel."""
+    """Keys and values of a batch: for each layer and channel one tensor [2, B, heads, capacity, d].
+
+    Raises ValueError unless the tensors are contiguous and float32.
+    """
 
     def __init__(self, layers: Sequence[Sequence[Tensor]]) -> None:
-        flat = [arena for layer in layers for arena in layer]
-        if not all(arena.is_contiguous() and arena.dtype == torch.float32 for arena in flat):
-            raise ValueError("the compiled step writes into contiguous tensors of float32")
+        flat = [buffer for layer in layers for buffer in layer]
+        if not all(buffer.is_contiguous() and buffer.dtype == torch.float32 for buffer in flat):
+            raise ValueError("the compiled step requires contiguous float32 buffers")
         self.kept = flat
-        self.widest = max(arena.shape[3] for arena in flat)
-        self.described = (_Arena * len(flat))(*(_Arena(arena.data_ptr(), arena.shape[3]) for arena in flat))
+        self.widest = max(buffer.shape[3] for buffer in flat)
+        self.described = (_Arena * len(flat))(*(_Arena(buffer.data_ptr(), buffer.shape[3]) for buffer in flat))
 
 
 class NativeNetwork:
@@ -159,24 +163,23 @@ class NativeNetwork:
         channels: int,
         precision: Precision = "fp32",
     ) -> None:
-        self._kept: list[Any] = []
+        self._references: list[Any] = []  # keep alive what C has pointers to
         self.hidden, self.heads, self.channels = words.shape[1], heads, channels
         packed = (_Layer * len(layers))(*(self._layer(layer, precision) for layer in layers))
         words = words.detach().contiguous()
-        self._kept += [packed, words]
-        self._multiplications = sum(
-            kept.weight.numel() for kept in self._kept if isinstance(kept, PackedMatrix)
-        )  # a slot's
+        self._references += [packed, words]
+        matrices = [each for each in self._references if isinstance(each, PackedMatrix)]
+        self._multiplications = sum(matrix.weight.numel() for matrix in matrices)  # for one slot
         sizes = (len(layers), self.hidden, heads, channels)
         pointer = ctypes.cast(packed, ctypes.POINTER(_Layer))
         self._net = _Net(*sizes, pointer, self._norm(final), words.data_ptr())
         self.described = ctypes.byref(self._net)
-        """For C."""
+        """Pointer to the C structure."""
 
     @property
     def nbytes(self) -> int:
-        """Of the matrices."""
-        return sum(kept.nbytes for kept in self._kept if isinstance(kept, PackedMatrix))
+        """Bytes of the matrices."""
+        return sum(each.nbytes for each in self._references if isinstance(each, PackedMatrix))
 
     def run(
         self,
@@ -187,47 +190,49 @@ class NativeNetwork:
         text: Tensor | None = None,
         threads: int = 1,
     ) -> Tensor:
-        """ids [B, Q] int64, positions [Q, h] -> hidden states after the final LayerNorm [B, Q, h].
+        """Compute the hidden states after the final LayerNorm [B, Q, h] from ids [B, Q] int64, positions [Q, h].
 
-        spans: for each slot the first place that it sees and the one behind the last, which is its own, in its frame's
-        channel; then the same across frames on even layers, and on odd ones (6 * Q numbers). Slots of one step may see
-        each other: all are kept before any attends. text [B, T]: added to the scores of the first T places of a span.
-        Rows are divided among `threads`; a row's numbers do not depend on it.
+        spans, 6 * Q numbers: start and end (exclusive) of each slot's keys. First those of the spatial channel, then of
+        the temporal channel on even layers, then on odd layers. The last key is the slot's own. Slots of one step may
+        attend to each other: all keys are written before attention. text [B, T]: added to the scores of the first T
+        keys of a span. Rows are divided among `threads`, without effect on the results.
+
+        Raises ValueError if `spans` does not fit.
         """
         (batch, slots), ids, positions = ids.shape, ids.contiguous(), positions.contiguous()
         if len(spans) != 6 * slots or max(spans) > arenas.widest:
-            raise ValueError(f"{len(spans)} numbers of spans for {slots} slots and {arenas.widest} places")
+            raise ValueError(f"{len(spans)} numbers of spans for {slots} slots and a capacity of {arenas.widest}")
         out = torch.empty(batch, slots, self.hidden)
-        library, helpers = cpu_build.library(SOURCE), thread_pool(threads)
+        library, pool = cpu_build.library(SOURCE), thread_pool(threads)
         words = None if text is None else text.contiguous()
-        where = (
+        cache_arguments = (
             (ctypes.c_int64 * len(spans))(*spans),
             arenas.described,
             None if words is None else ctypes.c_void_p(words.data_ptr()),
             ctypes.c_int64(0 if words is None else words.shape[1]),
         )
-        what = (self.described, *_pointers(ids, positions, out))
-        pieces = []
-        for first, last in helpers.split(batch, batch * slots * self._multiplications):
+        tensor_arguments = (self.described, *_pointers(ids, positions, out))
+        tasks = []
+        for first, last in pool.split(batch, batch * slots * self._multiplications):
             rows = last - first
             size = library.scratch_size(*map(ctypes.c_int64, (self.hidden, rows * slots, arenas.widest)))
             sizes = map(ctypes.c_int64, (batch, first, rows, slots))
-            pieces.append(partial(_step, library, (*what, *sizes, *where), torch.empty(size)))
-        helpers.run(pieces)
+            tasks.append(partial(_step, library, (*tensor_arguments, *sizes, *cache_arguments), torch.empty(size)))
+        pool.run(tasks)
         return out
 
     def _layer(self, layer: LayerWeights, precision: Precision) -> _Layer:
         norms = (layer.before, layer.after, layer.before_mlp, layer.after_mlp)
         linears = (layer.qkv_proj, layer.up_proj, layer.down_proj, *layer.out_proj)
         matrices = [PackedMatrix(affine, precision) for affine in linears]
-        share = None if layer.gate is None else layer.gate.detach().float().contiguous()
-        self._kept += [*matrices, share]
+        gate = None if layer.gate is None else layer.gate.detach().float().contiguous()
+        self._references += [*matrices, gate]
         described = [matrix.described for matrix in matrices] + [_Matrix()] * (2 - len(layer.out_proj))
-        return _Layer(*map(self._norm, norms), *described, None if share is None else share.data_ptr())
+        return _Layer(*map(self._norm, norms), *described, None if gate is None else gate.data_ptr())
 
     def _norm(self, affine: Affine) -> _Norm:
         tensors = [tensor.detach().float().contiguous() for tensor in affine]
-        self._kept += tensors
+        self._references += tensors
         return _Norm(*(tensor.data_ptr() for tensor in tensors))
 
 
@@ -236,7 +241,7 @@ def _step(library: ctypes.CDLL, arguments: tuple[Any, ...], scratch: Tensor) -> 
 
 
 def _fits_half(weight: Tensor) -> bool:
-    """Whether every number is one of fp16, and finite."""
+    """Return whether fp16 represents every number exactly."""
     half = weight.half()
     return bool(half.isfinite().all()) and torch.equal(half.float(), weight)
 

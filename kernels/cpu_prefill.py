@@ -1,7 +1,7 @@
-"""The door to compiled reading: text and given frames through all layers, their keys and values kept for drawing.
+"""Compiled prefill: text and given frames pass through all layers, and their keys and values are stored for decoding.
 
-What is read is told by its sights: which tokens attend to which, and where those are kept that drawn ones will see. The
-plain form is the network's own pass (`cogvideo.models.attention`), with the same numbers but for the order of sums.
+A plan defines the attention among tokens, and the cache indices of keys and values. The reference is the network's own
+pass (`cogvideo.models.attention`), whose results differ only by the order of sums.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from kernels.thread_pool import thread_pool
 
 
 class QueryGroup(NamedTuple):
-    """Tokens that attend to the same ones."""
+    """Tokens that attend to the same keys."""
 
-    queries: Tensor  # numbers of tokens, int
-    keys: Tensor  # likewise; those of the text come first
+    queries: Tensor  # token numbers, int
+    keys: Tensor  # token numbers, int; those of the text come first
     before: int | None = None
-    """Query i sees `before` + i + 1 keys; None: all of them."""
+    """Query i attends to the first `before` + i + 1 keys. None: to all keys."""
     boost: float = 0.0
-    """Added to the scores of the text."""
+    """Text attention bias: added to the scores of the text."""
 
 
 class LayerPattern(NamedTuple):
-    """One channel."""
+    """The attention of one channel, and the keys and values that it stores."""
 
     groups: Sequence[QueryGroup]
-    kept: Tensor  # [2, K] int: numbers of tokens, and the place of each in its arena
+    kept: Tensor  # [2, K] int: token numbers, and the cache index of each
 
 
 class _Group(ctypes.Structure):
@@ -54,25 +54,25 @@ class _Sight(ctypes.Structure):
 
 
 class PrefillPlan:
-    """Three sights, packed: of the frame's own channel, of the one across frames on even layers and on odd ones.
+    """Three patterns, packed: of the spatial channel, and of the temporal channel on even and on odd layers.
 
-    `text`: how many of the tokens are the text's; they come first, and have no part in the second channel.
+    `text`: number of text tokens. They come first and have no output in the temporal channel.
     """
 
-    def __init__(self, sights: Sequence[LayerPattern], text: int) -> None:
-        self.text, self._kept = text, list[object]()
-        self.described = (_Sight * 3)(*(self._sight(sight) for sight in sights))
-        self.widest = max((len(group.keys) for sight in sights for group in sight.groups), default=0)
-        self.tokens = 1 + max(int(group.queries.max()) for sight in sights for group in sight.groups)
-        self.furthest = max((int(sight.kept[1].max()) for sight in sights if sight.kept.numel()), default=-1)
+    def __init__(self, patterns: Sequence[LayerPattern], text: int) -> None:
+        self.text, self._references = text, list[object]()  # the latter keep alive what C has pointers to
+        self.described = (_Sight * 3)(*(self._pattern(pattern) for pattern in patterns))
+        self.widest = max((len(group.keys) for pattern in patterns for group in pattern.groups), default=0)
+        self.tokens = 1 + max(int(group.queries.max()) for pattern in patterns for group in pattern.groups)
+        self.furthest = max((int(pattern.kept[1].max()) for pattern in patterns if pattern.kept.numel()), default=-1)
 
-    def _sight(self, sight: LayerPattern) -> _Sight:
-        packed = (_Group * len(sight.groups))(*(self._group(group) for group in sight.groups))
-        self._kept.append(packed)
-        kept = self._numbers(sight.kept)
-        token, place = kept.unbind(0)
-        pointers = token.data_ptr(), place.data_ptr()
-        return _Sight(ctypes.cast(packed, ctypes.POINTER(_Group)), *pointers, len(packed), kept.shape[1])
+    def _pattern(self, pattern: LayerPattern) -> _Sight:
+        packed = (_Group * len(pattern.groups))(*(self._group(group) for group in pattern.groups))
+        self._references.append(packed)
+        stored = self._numbers(pattern.kept)
+        token, slot = stored.unbind(0)
+        pointers = token.data_ptr(), slot.data_ptr()
+        return _Sight(ctypes.cast(packed, ctypes.POINTER(_Group)), *pointers, len(packed), stored.shape[1])
 
     def _group(self, group: QueryGroup) -> _Group:
         queries, keys = self._numbers(group.queries), self._numbers(group.keys)
@@ -81,28 +81,30 @@ class PrefillPlan:
 
     def _numbers(self, numbers: Tensor) -> Tensor:
         numbers = numbers.to(torch.int32).contiguous()
-        self._kept.append(numbers)
+        self._references.append(numbers)
         return numbers
 
 
 def prefill(
     steps: NativeNetwork, x: Tensor, padding: Sequence[int], plan: PrefillPlan, arenas: KVBuffers, threads: int = 1
 ) -> None:
-    """x [B, S, h]: embedded tokens of each row, which are overwritten. Keys and values go into `arenas`.
+    """Run the layers on x [B, S, h], the embedded tokens of each row; write keys and values to `arenas`.
 
-    padding: how many of the first text tokens of each row nobody sees. Rows are divided among `threads`; a row's
-    numbers do not depend on it.
+    x is overwritten. padding: number of padding tokens before the text of each row; they are masked. Rows are divided
+    among `threads`, without effect on the results.
+
+    Raises ValueError if tokens, padding or buffers do not fit the plan.
     """
     batch, tokens, hidden = x.shape
     if tokens != plan.tokens or len(padding) != batch or plan.furthest >= arenas.widest or not x.is_contiguous():
-        given = f"{tokens} tokens of {batch} rows, {len(padding)} texts and {arenas.widest} places"
-        raise ValueError(f"{given} for a plan of {plan.tokens} tokens and {plan.furthest + 1} places")
+        given = f"{tokens} tokens of {batch} rows, {len(padding)} texts and a capacity of {arenas.widest}"
+        raise ValueError(f"{given} for a plan of {plan.tokens} tokens and a capacity of {plan.furthest + 1}")
     library = cpu_build.library(SOURCE)
     sizes = (hidden, steps.heads, steps.channels, tokens, plan.widest)
-    room = int(library.read_scratch_size(*map(ctypes.c_int64, sizes)))
+    scratch_size = int(library.read_scratch_size(*map(ctypes.c_int64, sizes)))
 
-    def one(row: int) -> None:
-        scratch = torch.empty(room)
+    def read_row(row: int) -> None:
+        scratch = torch.empty(scratch_size)
         library.read_row(
             steps.described,
             ctypes.c_void_p(x[row].data_ptr()),
@@ -112,4 +114,4 @@ def prefill(
             ctypes.c_void_p(scratch.data_ptr()),
         )
 
-    thread_pool(threads).run([partial(one, row) for row in range(batch)])
+    thread_pool(threads).run([partial(read_row, row) for row in range(batch)])

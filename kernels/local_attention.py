@@ -1,4 +1,4 @@
-"""The door to local attention: the Triton kernel where it can run, plain PyTorch elsewhere; the same function."""
+"""Local attention: the Triton kernel if it is supported, else plain PyTorch."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from kernels.reference import Size
 from kernels.triton_support import triton_unsupported_reason
 
 LARGEST_HEAD = 256
-"""Bytes of one head's vector; what a tile of wider ones takes does not fit into a small card's shared memory."""
+"""Maximum bytes of one head's vector. Tiles of wider heads do not fit a small GPU's shared memory."""
 
 
 def unsupported_reason(q: torch.Tensor) -> str | None:
-    """Why the fast kernel cannot take queries like `q`, in words; None where it can."""
+    """Return why the fast kernel does not support queries like `q`. None if it does."""
     if q.shape[-1] * q.element_size() > LARGEST_HEAD:
-        return f"heads of {q.shape[-1]} are wider than the {LARGEST_HEAD // q.element_size()} that fit on the chip"
+        return f"heads of {q.shape[-1]} are wider than the {LARGEST_HEAD // q.element_size()} that fit shared memory"
     return triton_unsupported_reason(q)
 
 
@@ -30,8 +30,10 @@ def local_attention(
     fine_window: Size = (9, 5),
     coarse_window: Size = (5, 5),
 ) -> torch.Tensor:
-    """As `kernels.reference.local_attention`: q, k_fine, v_fine [B, heads, Hf*Wf, d], k_coarse, v_coarse
-    [B, heads, Hc*Wc, d] -> [B, heads, Hf*Wf, d]; windows and grids are (height, width). ValueError where they disagree.
+    """Compute `kernels.reference.local_attention`, [B, heads, Hf*Wf, d], with the fast kernel if possible.
+
+    q, k_fine, v_fine [B, heads, Hf*Wf, d], k_coarse, v_coarse [B, heads, Hc*Wc, d]. Windows and grids are (height,
+    width). Raises ValueError if the shapes do not fit each other.
     """
     shapes = (fine_grid, coarse_grid, fine_window, coarse_window)
     if unsupported_reason(q) is not None:

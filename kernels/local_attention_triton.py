@@ -1,10 +1,11 @@
-"""Local attention in Triton: forward and backward, each key read once per tile of queries and nothing stored but the
-log-sum-exp of every query. Imported only where `kernels.local_attention.unsupported_reason` finds no obstacle.
+"""Local attention in Triton, forward and backward. Imported only if `local_attention.unsupported_reason` is None.
 
-A program owns a tile of TILE_Y x TILE_X cells of one (sample, head) and walks over the rectangle of cells that any of
-its windows touches, ROWS x COLS at a time; pairs outside a window or grid score -inf. The fine and the coarse grid
-differ only in how many fine cells one key covers (`down`, `across`: 1 for the fine grid), so that one piece of code
-serves both. Scores are kept in base 2.
+Each key is read once for each tile of queries. Only the log-sum-exp of every query is stored for the backward pass.
+
+A program computes a tile of TILE_Y x TILE_X cells of one (sample, head). It iterates over the rectangle of cells that
+any of its windows touches, ROWS x COLS at a time. Pairs outside a window or grid have the score -inf. The same code
+handles the fine and the coarse grid. They differ only in the fine cells that one key covers (`down`, `across`: 1 for
+the fine grid). Scores are in base 2.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
 
 @triton.jit
 def _dot(a, b):
-    """Matrix product with fp32 sums. Triton's interpreter takes bfloat16 for integers: there it gets fp32."""
+    """Compute a matrix product with fp32 sums. Triton's interpreter treats bfloat16 as integers, so it gets fp32."""
     if INTERPRETED:
         a = a.to(tl.float32)
         b = b.to(tl.float32)
@@ -30,7 +31,7 @@ def _dot(a, b):
 
 @triton.jit
 def _cells(first_y, first_x, height, width, SPAN: tl.constexpr, COUNT: tl.constexpr):
-    """COUNT cells of a rectangle SPAN wide that starts at (first_y, first_x): rows, columns, which are on the grid."""
+    """Return rows, columns and a grid mask of COUNT cells of a rectangle SPAN wide, from (first_y, first_x) on."""
     i = tl.arange(0, COUNT)
     y = first_y + i // SPAN
     x = first_x + i % SPAN
@@ -39,7 +40,7 @@ def _cells(first_y, first_x, height, width, SPAN: tl.constexpr, COUNT: tl.conste
 
 @triton.jit
 def _load(base, y, x, on_grid, width, stride, d, D: tl.constexpr):
-    """Vectors of cells: [cells, D], 0 off the grid and past the head's size."""
+    """Load the vectors of cells, [cells, D]: 0 outside the grid and beyond the head size."""
     c = tl.arange(0, D)
     at = base + (y * width + x)[:, None] * stride + c[None, :]
     return tl.load(at, mask=on_grid[:, None] & (c < d)[None, :], other=0.0)
@@ -47,7 +48,7 @@ def _load(base, y, x, on_grid, width, stride, d, D: tl.constexpr):
 
 @triton.jit
 def _store(base, values, y, x, on_grid, width, d, D: tl.constexpr):
-    """The opposite of `_load`, into a tensor whose cells lie side by side."""
+    """Store the vectors of cells, the inverse of `_load`, in a tensor with contiguous cells."""
     c = tl.arange(0, D)
     at = base + (y * width + x)[:, None] * d + c[None, :]
     tl.store(at, values.to(base.dtype.element_ty), mask=on_grid[:, None] & (c < d)[None, :])
@@ -55,7 +56,7 @@ def _store(base, values, y, x, on_grid, width, d, D: tl.constexpr):
 
 @triton.jit
 def _scores(q, k, qy, qx, q_on, ky, kx, k_on, scale, down, across, HALF_Y: tl.constexpr, HALF_X: tl.constexpr):
-    """Base-2 scores of a tile of queries against some keys, [queries, keys]; -inf where a query does not see a key."""
+    """Compute base-2 scores of a tile of queries and some keys, [queries, keys]: -inf for keys outside the window."""
     dy = (qy // down)[:, None] - ky[None, :]
     dx = (qx // across)[:, None] - kx[None, :]
     near = (dy <= HALF_Y) & (dy >= -HALF_Y) & (dx <= HALF_X) & (dx >= -HALF_X)
@@ -70,7 +71,7 @@ def _attend(
     HALF_Y: tl.constexpr, HALF_X: tl.constexpr, TILE_Y: tl.constexpr, TILE_X: tl.constexpr,
     ROWS: tl.constexpr, COLS: tl.constexpr, D: tl.constexpr,
 ):  # fmt: skip
-    """Adds the keys of one grid to a tile's running softmax: (best score, sum of weights, weighted sum of values)."""
+    """Add the keys of one grid to a tile's running softmax: (best score, sum of weights, weighted sum of values)."""
     last_y = tl.minimum((y0 + TILE_Y - 1) // down + HALF_Y, height - 1)
     last_x = tl.minimum((x0 + TILE_X - 1) // across + HALF_X, width - 1)
     for ky0 in range(tl.maximum(y0 // down - HALF_Y, 0), last_y + 1, ROWS):
@@ -80,7 +81,7 @@ def _attend(
             v = _load(v_base, ky, kx, k_on, width, v_stride, d, D)
             s = _scores(q, k, qy, qx, q_on, ky, kx, k_on, scale, down, across, HALF_Y, HALF_X)
             new = tl.maximum(best, tl.max(s, axis=1))
-            shift = tl.where(new == float("-inf"), 0.0, new)  # a query that has seen no key yet
+            shift = tl.where(new == float("-inf"), 0.0, new)  # no key of this query so far
             p = tl.exp2(s - shift[:, None])
             shrink = tl.exp2(best - shift)
             total = total * shrink + tl.sum(p, axis=1)
@@ -115,7 +116,7 @@ def _forward(
         q, qy, qx, q_on, y0, x0, KC + b * kcb + h * kch, VC + b * vcb + h * vch, kcn, vcn, Hc, Wc, Hf // Hc, Wf // Wc,
         scale, d, best, total, sum_v, COARSE_Y, COARSE_X, TILE_Y, TILE_X, ROWS, COLS, D,
     )  # fmt: skip
-    total = tl.where(q_on, total, 1.0)  # cells past the grid's edge saw nothing
+    total = tl.where(q_on, total, 1.0)  # cells outside the grid have no keys
     sample = (b * heads + h) * Hf * Wf
     _store(OUT + sample * d, sum_v / total[:, None], qy, qx, q_on, Wf, d, D)
     tl.store(LSE + sample + qy * Wf + qx, best + tl.log2(total), mask=q_on)
@@ -127,7 +128,7 @@ def _grad_q_from(
     grad, HALF_Y: tl.constexpr, HALF_X: tl.constexpr, TILE_Y: tl.constexpr, TILE_X: tl.constexpr,
     ROWS: tl.constexpr, COLS: tl.constexpr, D: tl.constexpr,
 ):  # fmt: skip
-    """Adds what one grid's keys contribute to the gradient of a tile of queries (still without the score's scale)."""
+    """Add the contribution of one grid's keys to the gradient of a tile of queries (without the score's scale)."""
     last_y = tl.minimum((y0 + TILE_Y - 1) // down + HALF_Y, height - 1)
     last_x = tl.minimum((x0 + TILE_X - 1) // across + HALF_X, width - 1)
     for ky0 in range(tl.maximum(y0 // down - HALF_Y, 0), last_y + 1, ROWS):
@@ -182,7 +183,7 @@ def _backward_keys(
     HALF_Y: tl.constexpr, HALF_X: tl.constexpr,
     TILE_Y: tl.constexpr, TILE_X: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr, D: tl.constexpr,
 ):  # fmt: skip
-    """A tile of keys of either grid walks over the fine cells that see it."""
+    """Compute the gradients of a tile of keys of either grid: iterate over the fine cells that attend to it."""
     b = (tl.program_id(1) // heads).to(tl.int64)
     h = (tl.program_id(1) % heads).to(tl.int64)
     down, across = Hf // height, Wf // width
@@ -216,9 +217,10 @@ def _backward_keys(
 
 
 def tiling(head: int, element: int) -> dict[str, int]:
-    """Tile of queries, rectangle of keys and padded head for heads of `head` numbers of `element` bytes.
+    """Return the tile of queries, the rectangle of keys and the padded head size.
 
-    Chosen so that the backward pass fits the 64 KiB of shared memory of the oldest card in question.
+    `head`: head size; `element`: bytes of a number. The backward pass fits the 64 KiB of shared memory of the oldest
+    supported GPU.
     """
     D = max(16, triton.next_power_of_2(head))
     rows = 4 if D * element <= 128 else 2
@@ -231,11 +233,14 @@ def _programs(q: torch.Tensor, grid: tuple[int, int], sizes: dict[str, int]) -> 
 
 
 class LocalAttention(torch.autograd.Function):
-    """`apply(q, k_fine, v_fine, k_coarse, v_coarse, fine_grid, coarse_grid, fine_window, coarse_window)`."""
+    """Differentiable local attention.
+
+    `apply(q, k_fine, v_fine, k_coarse, v_coarse, fine_grid, coarse_grid, fine_window, coarse_window)`.
+    """
 
     @staticmethod
     def forward(ctx: Any, q, k_fine, v_fine, k_coarse, v_coarse, fine_grid, coarse_grid, fine_window, coarse_window):
-        """[B, heads, cells, d] five times -> [B, heads, fine cells, d]; the last dimension must be contiguous."""
+        """Attend: five tensors [B, heads, cells, d], contiguous in the last dimension -> [B, heads, fine cells, d]."""
         tensors = [q, k_fine, v_fine, k_coarse, v_coarse]
         d = q.shape[-1]
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
@@ -253,7 +258,7 @@ class LocalAttention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_out: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        """Gradients of the five tensors; of what they need for it only the scores are computed again."""
+        """Compute the gradients of the five tensors. The scores are recomputed."""
         *tensors, out, lse = ctx.saved_tensors
         q, k_fine, v_fine, k_coarse, v_coarse = tensors
         heads, Hf, Wf, Hc, Wc, scale, d = ctx.numbers

@@ -1,7 +1,7 @@
-"""Plain PyTorch for every kernel: once obviously right (`*_dense`, the oracle) and once fit for use on any device.
+"""References of all kernels in plain PyTorch: a simple one for the tests (`*_dense`), and an efficient one.
 
-Local attention of the super-resolution: every cell of a fine grid attends, in one softmax, a window around itself on
-the fine grid and a window around the cell above it on a coarse grid. What a window has outside its grid does not count.
+Local attention of super-resolution: every cell of a fine grid attends to two windows in one softmax. One is around
+itself on the fine grid, the other around its coarse cell. Cells outside a grid are ignored.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Size = tuple[int, int]
 """(height, width) in cells."""
 
 OUTSIDE = -10000.0
-"""Score of a key outside the grid or window: exp() of it is 0 beside any real score."""
+"""Score of a key outside the grid or window: after softmax its weight is 0."""
 
 
 def check_shapes(
@@ -34,7 +34,7 @@ def check_shapes(
     fine_window: Size,
     coarse_window: Size,
 ) -> None:
-    """Raises ValueError where tensors, grids and windows do not belong together; all paths ask this first."""
+    """Check that tensors, grids and windows fit each other. All forms call this first. Raises ValueError."""
     B, heads, _, d = q.shape
     fine = (B, heads, fine_grid[0] * fine_grid[1], d)
     coarse = (B, heads, coarse_grid[0] * coarse_grid[1], d)
@@ -46,11 +46,11 @@ def check_shapes(
         ("v_coarse", v_coarse, coarse),
     ):
         if tuple(tensor.shape) != shape:
-            raise ValueError(f"{name} has shape {tuple(tensor.shape)}; grids and q ask for {shape}")
+            raise ValueError(f"{name} has shape {tuple(tensor.shape)}; grids and q require {shape}")
     if fine_grid[0] % coarse_grid[0] or fine_grid[1] % coarse_grid[1]:
-        raise ValueError(f"the fine grid {fine_grid} is no whole multiple of the coarse grid {coarse_grid}")
+        raise ValueError(f"the fine grid {fine_grid} is not a multiple of the coarse grid {coarse_grid}")
     if any(side % 2 == 0 for side in (*fine_window, *coarse_window)):
-        raise ValueError(f"windows {fine_window} and {coarse_window} need odd sides, or they have no centre")
+        raise ValueError(f"windows {fine_window} and {coarse_window} require odd sides")
 
 
 def local_attention(
@@ -64,13 +64,16 @@ def local_attention(
     fine_window: Size = (9, 5),
     coarse_window: Size = (5, 5),
 ) -> torch.Tensor:
-    """q, k_fine, v_fine [B, heads, Hf*Wf, d], k_coarse, v_coarse [B, heads, Hc*Wc, d] -> [B, heads, Hf*Wf, d].
+    """Compute local attention, [B, heads, Hf*Wf, d]. Differentiable.
 
-    Fine cell (y, x) attends the `fine_window` (height, width) around (y, x) and the `coarse_window` around
-    (y * Hc // Hf, x * Wc // Wf), in one softmax of scores scaled by d ** -0.5. Differentiable.
+    q, k_fine, v_fine [B, heads, Hf*Wf, d], k_coarse, v_coarse [B, heads, Hc*Wc, d].
 
-    One band of queries at a time, as many rows high as one coarse row covers: its keys are the rows that any of its
-    windows touches, so that the work is a few dense products of a band instead of a gather of every window.
+    Fine cell (y, x) attends to the `fine_window` (height, width) around (y, x) on the fine grid. It also attends to the
+    `coarse_window` around (y * Hc // Hf, x * Wc // Wf) on the coarse grid. Both share one softmax, with scores scaled
+    by d ** -0.5.
+
+    It processes one band of queries at a time, whose height is that of a coarse row. The band's keys are the rows that
+    any of its windows touches. This takes a few dense products of a band instead of a gather for every window.
     """
     check_shapes(q, k_fine, v_fine, k_coarse, v_coarse, fine_grid, coarse_grid, fine_window, coarse_window)
     (Hf, Wf), (Hc, Wc) = fine_grid, coarse_grid
@@ -96,12 +99,12 @@ def local_attention(
 
 
 def _within(cells: torch.Tensor, keys: Size, window: int) -> torch.Tensor:
-    """Along one axis: which of keys[0]..keys[1]-1 lie in the window around each cell: bool [cells, keys]."""
+    """Return which of keys[0]..keys[1]-1 lie in the window around each cell, along one axis: bool [cells, keys]."""
     return (cells[:, None] - torch.arange(*keys, device=cells.device)).abs() <= window // 2
 
 
 def _pairs(near_y: torch.Tensor, near_x: torch.Tensor) -> torch.Tensor:
-    """Both axes: [y, key y] and [x, key x] -> bool [y*x, key y * key x]."""
+    """Combine the masks of both axes: [y, key y] and [x, key x] -> bool [y*x, key y * key x]."""
     return (near_y[:, None, :, None] & near_x[None, :, None, :]).flatten(2).flatten(0, 1)
 
 
@@ -116,7 +119,7 @@ def local_attention_dense(
     fine_window: Size = (9, 5),
     coarse_window: Size = (5, 5),
 ) -> torch.Tensor:
-    """The same function with every pair of cells scored and one mask, written cell by cell: the oracle of the tests."""
+    """Compute `local_attention` with scores of all pairs of cells and a mask set cell by cell: the tests' reference."""
     check_shapes(q, k_fine, v_fine, k_coarse, v_coarse, fine_grid, coarse_grid, fine_window, coarse_window)
     (Hf, Wf), (Hc, Wc) = fine_grid, coarse_grid
     keys = torch.cat([k_fine, k_coarse], dim=2).float()
@@ -140,56 +143,56 @@ def local_attention_dense(
 
 
 class Channel(NamedTuple):
-    """One channel of attention at one step: B rows draw Q slots each, for which the arena has `capacity` places."""
+    """One attention channel of a decoding step: Q slots of B rows, and a buffer of `capacity` keys and values."""
 
     q: torch.Tensor  # [B, heads, Q, d]
     k_v: torch.Tensor  # [2, B, heads, Q, d]: keys and values of the new slots
-    arena: torch.Tensor  # [2, B, heads, capacity, d]: those of the slots before them
+    arena: torch.Tensor  # [2, B, heads, capacity, d]: keys and values of earlier slots
 
 
 def decode_attention(
     channels: Sequence[Channel], spans: torch.Tensor, text: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Keeps every channel's k_v in its arena and attends: [B, Q, channels, heads, d]. Changes the arenas.
+    """Write each channel's k_v to its buffer, then attend; return [B, Q, channels, heads, d]. The buffers change.
 
-    spans: int [channels, Q, 2], for each slot the first place that it sees and the one behind the last, which is its
-        own. No slot may see the place of another slot of the same step.
-    text: [B, T], added to the scores of the first T places of every span: 0 or a boost for words, -inf for padding.
+    spans: int [channels, Q, 2], start and end (exclusive) of each slot's keys. The last key is the slot's own. No slot
+        may attend to another slot of the same step.
+    text: [B, T], added to the scores of the first T keys of every span: 0 or a bias for text, -inf for padding.
     """
-    answers = [_decode_one(channel, slots, text) for channel, slots in zip(channels, spans.tolist())]
-    return torch.stack([answer.transpose(1, 2) for answer in answers], dim=2)
+    outputs = [_decode_one(channel, slots, text) for channel, slots in zip(channels, spans.tolist())]
+    return torch.stack([output.transpose(1, 2) for output in outputs], dim=2)
 
 
 def _decode_one(channel: Channel, spans: list[list[int]], text: torch.Tensor | None) -> torch.Tensor:
-    answers = []
+    outputs = []
     for slot, (start, end) in enumerate(spans):
         channel.arena[:, :, :, end - 1] = channel.k_v[:, :, :, slot]
         k, v = channel.arena[:, :, :, start:end]
         mask = None
         if text is not None:
-            mask = F.pad(text, (0, end - start - text.shape[1]))[:, None, None].to(k.dtype)  # [B, 1, 1, places]
-        answers.append(F.scaled_dot_product_attention(channel.q[:, :, slot, None], k, v, attn_mask=mask))
-    return torch.cat(answers, dim=2)
+            mask = F.pad(text, (0, end - start - text.shape[1]))[:, None, None].to(k.dtype)  # [B, 1, 1, keys]
+        outputs.append(F.scaled_dot_product_attention(channel.q[:, :, slot, None], k, v, attn_mask=mask))
+    return torch.cat(outputs, dim=2)
 
 
 def decode_attention_dense(
     channels: Sequence[Channel], spans: torch.Tensor, text: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """The same function one row, head and slot at a time in fp32, without changing the arenas: the tests' oracle."""
-    answers = []
-    for (q, k_v, arena), slots in zip(channels, spans.tolist()):
+    """Compute `decode_attention` in fp32 by row, head and slot, without changing the buffers: the tests' reference."""
+    outputs = []
+    for (q, k_v, cache), slots in zip(channels, spans.tolist()):
         out = torch.zeros_like(q)
         for slot, (start, end) in enumerate(slots):
             for b in range(q.shape[0]):
                 for h in range(q.shape[1]):
-                    kept = arena[:, b, h, start : end - 1]
-                    k, v = torch.cat([kept, k_v[:, b, h, slot, None]], dim=1).float()  # [places, d]
+                    earlier = cache[:, b, h, start : end - 1]
+                    k, v = torch.cat([earlier, k_v[:, b, h, slot, None]], dim=1).float()  # [keys, d]
                     scores = k @ q[b, h, slot].float() / math.sqrt(q.shape[-1])
                     if text is not None:
                         scores[: text.shape[1]] += text[b].float()
                     out[b, h, slot] = torch.softmax(scores, 0) @ v
-        answers.append(out.transpose(1, 2))
-    return torch.stack(answers, dim=2)
+        outputs.append(out.transpose(1, 2))
+    return torch.stack(outputs, dim=2)
 
 
 EPSILON: Final = 1e-5
@@ -199,12 +202,12 @@ Norm = tuple[Tensor, Tensor]
 
 
 def sandwich_norm(x: Tensor, out: Tensor, after: Norm, before: Norm) -> tuple[Tensor, Tensor]:
-    """x, out [.., h] -> x + LayerNorm_after(out) and LayerNorm_before of that sum; both are new."""
+    """Return x + LayerNorm_after(out), and LayerNorm_before of that sum, as new tensors. x, out [.., h]."""
     hidden = F.layer_norm(out, out.shape[-1:], *after, EPSILON).add_(x)
     return hidden, F.layer_norm(hidden, hidden.shape[-1:], *before, EPSILON)
 
 
 def int8_linear(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x [.., K] times (weight int8 [N, K] * scale [N]), plus bias [N] -> [.., N] in the type of x."""
+    """Multiply x [.., K] by (weight int8 [N, K] * scale [N]) and add bias [N]; return [.., N] in the type of x."""
     unpacked = (weight.float() * scale[:, None]).to(x.dtype)
     return F.linear(x, unpacked, None if bias is None else bias.to(x.dtype))

@@ -1,6 +1,6 @@
-"""Two LayerNorms and their sum in Triton: a program owns a row. Imported only if `unsupported_reason` is None.
+"""Sandwich norm in Triton: one program for each row. Imported only if `unsupported_reason` is None.
 
-Sums are fp32. As in the plain form, what is stored as `hidden` is what the second LayerNorm reads, rounded like it.
+Sums are fp32. As in the reference, the second LayerNorm reads `hidden` as stored, that is, rounded.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def _sandwich(X, OUT, AFTER_W, AFTER_B, BEFORE_W, BEFORE_B, HIDDEN, NORMED, widt
 
 
 def sandwich_norm(x: torch.Tensor, out: torch.Tensor, after: Norm, before: Norm) -> tuple[torch.Tensor, torch.Tensor]:
-    """See `kernels.sandwich_norm`; one launch."""
+    """Compute `kernels.sandwich_norm` in one launch."""
     x, out, width = x.contiguous(), out.contiguous(), x.shape[-1]
     hidden, normed = torch.empty_like(x), torch.empty_like(x)
     D = triton.next_power_of_2(width)

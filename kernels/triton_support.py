@@ -1,4 +1,4 @@
-"""What every Triton kernel asks of the machine and of its tensors; in words, for a log or a table."""
+"""Requirements of all Triton kernels on the machine and the tensors, as reasons for logs and tables."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def triton_unsupported_reason(tensor: torch.Tensor) -> str | None:
-    """Why no Triton kernel can take tensors like this one; None where nothing stands against it."""
+    """Return why Triton kernels do not support tensors like this one. None if they do."""
     if not _has_triton():
         return "triton is not installed (it exists for Linux only)"
     if tensor.dtype not in DTYPES:
@@ -21,13 +21,13 @@ def triton_unsupported_reason(tensor: torch.Tensor) -> str | None:
     if _interpreted():
         return None
     if not _has_compiler():
-        return "there is no C compiler, which triton starts its kernels with (apt install gcc)"
+        return "there is no C compiler, which triton requires to launch kernels (apt install gcc)"
     if not tensor.is_cuda:
-        return f"the tensors are on {tensor.device.type}; the kernel runs on NVIDIA cards"
+        return f"the tensors are on {tensor.device.type}; the kernel runs on NVIDIA GPUs only"
     if torch.cuda.get_device_capability(tensor.device) < (7, 5):
-        return "the card is older than Turing (compute capability 7.5)"
+        return "the GPU is older than Turing (compute capability 7.5)"
     if tensor.dtype == torch.bfloat16 and torch.cuda.get_device_capability(tensor.device) < (8, 0):
-        return "bfloat16 takes an Ampere card or newer (compute capability 8.0)"
+        return "bfloat16 requires an Ampere GPU or newer (compute capability 8.0)"
     return None
 
 
@@ -42,7 +42,7 @@ def _has_compiler() -> bool:
 
 
 def _interpreted() -> bool:
-    """Whether Triton was told to interpret its kernels on the CPU (the environment says TRITON_INTERPRET=1)."""
+    """Return whether Triton interprets its kernels on the CPU (environment variable TRITON_INTERPRET=1)."""
     from triton import knobs
 
     return bool(knobs.runtime.interpret)

@@ -33,7 +33,7 @@ def test_requests_out_of_range(values: dict, limit: str) -> None:
     "values", [(0.0, 12, 0.9), (1.0, 0, 0.9), (1.0, 12, -1.0), (float("nan"), 12, 0.9), (9.0, 12, 0.9)]
 )
 def test_sampling_out_of_range(values: tuple) -> None:
-    with pytest.raises(RequestError, match=r"out of range|cannot be"):
+    with pytest.raises(RequestError, match="out of range"):
         TokenSampling(*values)
 
 
@@ -46,7 +46,7 @@ def test_guidance_out_of_range(name: str, guidance: float) -> None:
 
 @pytest.mark.parametrize("candidates", [0, 17, 2.0, True])
 def test_first_frames_to_choose_from_out_of_range(candidates: Any) -> None:
-    with pytest.raises(RequestError, match=r"16|where int is wanted"):
+    with pytest.raises(RequestError, match=r"16|int is required"):
         SamplingOptions(best_of=candidates)
 
 

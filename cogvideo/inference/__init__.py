@@ -1,1 +1,1 @@
-"""Decoding, sampling and the three stages."""
+"""Decoding, sampling, and the three stages of generation."""

@@ -1,6 +1,6 @@
 """Autoregressive decoding: text and given frames in, image tokens out, one token of every row at a time.
 
-`first_frame`, `keyframes` and `interpolate` are iterators; closing one ends the work. `collect` runs one to its end.
+`first_frame`, `keyframes` and `interpolate` are iterators. Closing one ends the work; `collect` exhausts one.
 
     first = collect(first_frame(lm, texts, sample))                                      # [rows, 1, N]
     rest = collect(keyframes(lm, texts, first[:, 0], sample, unconditional=others))      # [rows, 4, N]
@@ -26,20 +26,20 @@ SampleFn = Callable[[Tensor, int, int], Tensor]
 """(logits [rows, image_tokens] fp32, frame, slot) -> ids [rows] int64. `frame` counts from 0 in the sequence."""
 
 IsCancelled = Callable[[], bool]
-"""Called once a step; True raises `Cancelled` before anything is computed."""
+"""Called once a step. If it returns True, the step raises `Cancelled` before it computes anything."""
 
 MAX_QUEUED_STEPS: Final = 4
-"""Steps that the CPU queues ahead of the GPU: enough for the GPU never to wait."""
+"""Steps that the CPU queues ahead of the GPU: enough that the GPU never waits."""
 
 MAX_ROWS: Final = 32
-"""Sequences in one batch: for stage 2 the eight blocks of the last round of four videos."""
+"""Sequences in one batch: in stage 2, the eight blocks of the last round of four videos."""
 
 Texts = Sequence[Sequence[int]]
 """Ids of the text of each row. Rows may differ in length; none may be empty."""
 
 
 class DecodedTokens(NamedTuple):
-    """One token of every row has been drawn."""
+    """One sampled token of every row."""
 
     frame: int
     """Time-order number within the sequence (0 .. 4)."""
@@ -49,24 +49,24 @@ class DecodedTokens(NamedTuple):
 
 @dataclass(frozen=True)
 class DecodeOptions:
-    """What the logits are made of, and in how many steps. The last three do not change any token."""
+    """Options for the logits and the number of steps. The last three do not change any token."""
 
     guidance_scale: float = 3.0
     """With unconditional texts: logits are u + guidance_scale * (c - u)."""
     plausibility: float = 0.0
     """See `TokenSampling.plausibility`."""
     text_attention_bias: float = 1.4
-    """Added to the scores of frame-to-text attention, if there are no unconditional texts."""
+    """Added to the scores of frame-to-text attention if there are no unconditional texts."""
     lookahead: int = 1
     """Slots evaluated in one step, see `jacobi_decode`. More than 1 decodes frames one after the other."""
     wavefront: bool = True
-    """Stage 2: decode the second frame while the first is decoded, as far behind it as its windows require."""
+    """Stage 2: decode the second frame together with the first, `TokenLayout.wavefront_lag` slots behind it."""
     is_cancelled: IsCancelled | None = None
 
 
 @dataclass(frozen=True)
 class StageOptions:
-    """How stages 1 and 2 run. No option changes a token, except by rounding."""
+    """Options of stages 1 and 2. No option changes a token, except by rounding."""
 
     max_rows: int = MAX_ROWS
     """Sequences that the network reads at once."""
@@ -78,7 +78,7 @@ class StageOptions:
 def first_frame(
     lm: VideoLM, texts: Texts, sample: SampleFn, options: DecodeOptions = DecodeOptions()
 ) -> Iterator[DecodedTokens]:
-    """Decode frame 0 from text (with its suffix) with the backbone alone: tokens_per_frame tokens of frame 0."""
+    """Decode the tokens of frame 0 from text (with its suffix), with the backbone alone."""
     cache = prefill(lm, texts, given=(), text_attention_bias=options.text_attention_bias, use_temporal=False)
     try:
         yield from _decode_missing(lm, cache, [0], sample, None, options, None, {})
@@ -117,7 +117,7 @@ def interpolate(
 
 
 def collect(tokens: Iterable[DecodedTokens], on_token: Callable[[DecodedTokens], None] | None = None) -> Tensor:
-    """Run to the end -> ids [rows, frames, N], frames as they were drawn; `on_token` sees each token."""
+    """Exhaust `tokens`; return ids [rows, frames, N], frames in decoding order. `on_token` receives each token."""
     frames: dict[int, list[Tensor]] = {}
     for token in tokens:
         frames.setdefault(token.frame, []).append(token.ids)
@@ -138,7 +138,7 @@ def prefill(
 ) -> KVCache:
     """Read `texts` and the frames `given`, whose `tokens` are [rows, len(given), N], into a cache.
 
-    The caller returns it with `lm.release_cache`, for the next video.
+    The caller returns the cache with `lm.release_cache`.
     """
     cache = lm.acquire_cache(
         len(texts), max(map(len, texts)), given, use_temporal, text_attention_bias, parallel_frames
@@ -153,7 +153,7 @@ def decode_one(
 ) -> Tensor:
     """Compute the logits after `slots`, which hold `ids` [samples, slots] -> [samples, slots, image_tokens] fp32.
 
-    With `guidance` the cache has two rows for a sample: first all conditional ones, then all unconditional ones.
+    With `guidance` the cache has two rows for each sample: first all conditional rows, then all unconditional rows.
     """
     return lm.decode_one(cache, ids if guidance is None else ids.repeat(2, 1), slots, guidance)
 
@@ -167,44 +167,45 @@ def decode_frames(
     is_cancelled: IsCancelled | None = None,
     lag: int | None = None,
 ) -> Iterator[DecodedTokens]:
-    """Decode `frames` after what `cache` holds, each beginning `lag` steps after the one before it.
+    """Decode `frames` after the content of `cache`. Each begins `lag` steps after the frame before it.
 
-    `lag` None: when that one is complete. A smaller lag requires as many parallel frames in the cache as overlap.
+    `lag` None: each begins when the one before is complete. With a smaller lag, the cache must hold as many parallel
+    frames as overlap.
     """
     samples = cache.rows if guidance is None else cache.rows // 2
     start = torch.full((samples,), lm.config.start_of_image, device=lm.transformer.word_embeddings.weight.device)
-    held = dict.fromkeys(frames, start)  # what each frame's next slot holds
+    latest = dict.fromkeys(frames, start)  # the input of each frame's next slot
     throttle = StepThrottle(start.device)
-    for places in schedule(frames, lm.layout.tokens_per_frame, lag):
+    for slots in schedule(frames, lm.layout.tokens_per_frame, lag):
         throttle.wait()
         if is_cancelled is not None and is_cancelled():
             raise Cancelled
-        ids = torch.stack([held[frame] for frame, _ in places], dim=1)
-        logits = decode_one(lm, cache, ids, places, guidance)
-        for i, (frame, slot) in enumerate(places):
-            held[frame] = sample(logits[:, i], frame, slot)
-            yield DecodedTokens(frame, slot, held[frame])
+        ids = torch.stack([latest[frame] for frame, _ in slots], dim=1)
+        logits = decode_one(lm, cache, ids, slots, guidance)
+        for i, (frame, slot) in enumerate(slots):
+            latest[frame] = sample(logits[:, i], frame, slot)
+            yield DecodedTokens(frame, slot, latest[frame])
 
 
 class StepThrottle:
-    """Limit of how many steps the CPU queues ahead of the GPU, so that cancellation and progress stay accurate.
+    """Limit on the steps that the CPU queues ahead of the GPU, so that cancellation and progress stay accurate.
 
     It never waits for the step that was queued last.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._begun: deque[torch.cuda.Event] = deque()
+        self._queued: deque[torch.cuda.Event] = deque()
 
     def wait(self) -> None:
-        """Call between two steps. Does nothing unless the device is a GPU."""
+        """Wait until at most `MAX_QUEUED_STEPS` steps are queued. To be called between two steps; no-op on a CPU."""
         if self._device.type != "cuda":
             return
         done = torch.cuda.Event()
         done.record(torch.cuda.current_stream(self._device))
-        self._begun.append(done)
-        if len(self._begun) > MAX_QUEUED_STEPS:
-            self._begun.popleft().synchronize()
+        self._queued.append(done)
+        if len(self._queued) > MAX_QUEUED_STEPS:
+            self._queued.popleft().synchronize()
 
 
 def jacobi_decode(
@@ -217,18 +218,19 @@ def jacobi_decode(
     guidance: GuidanceConfig | None = None,
     is_cancelled: IsCancelled | None = None,
 ) -> Iterator[DecodedTokens]:
-    """Jacobi decoding: evaluate `lookahead` slots in one pass and accept the longest correct prefix.
+    """Decode `frame` by Jacobi iteration: evaluate `lookahead` slots in one pass and accept the correct prefix.
 
-    The first slot of a pass holds the token that was sampled, so its own sample is right. If that equals the guess in
-    the next slot in every row, the next sample is right as well, and so on. Samples are functions of key and logits,
-    hence the tokens are those of `decode_frames`. Samples after the prefix are the guesses of the next pass.
+    The first slot of a pass holds a sampled token, so its own sample is correct. If that equals the guess in the next
+    slot in every row, the next sample is correct as well, and so on. Samples are functions of key and logits, hence
+    the tokens are those of `decode_frames`. Samples after the prefix are the guesses of the next pass.
 
-    `guess` [rows, N]: the first guesses; None: the token before. Each pass waits once for the device.
+    `guess` [rows, N]: the first guesses. None: a guess repeats the token before it. Each pass waits once for the
+    device.
     """
     size = lm.layout.tokens_per_frame
     device = lm.transformer.word_embeddings.weight.device
     samples = cache.rows if guidance is None else cache.rows // 2
-    ids = torch.full((samples, size + 1), lm.config.start_of_image, device=device)  # what each slot holds; one spare
+    ids = torch.full((samples, size + 1), lm.config.start_of_image, device=device)  # the input of each slot; one spare
     if guess is not None:
         ids[:, 1:] = guess
     slot = 0
@@ -237,23 +239,26 @@ def jacobi_decode(
             raise Cancelled
         end = min(slot + lookahead, size)
         logits = decode_one(lm, cache, ids[:, slot:end], [TokenSlot(frame, s) for s in range(slot, end)], guidance)
-        drawn = torch.stack([sample(logits[:, i], frame, slot + i) for i in range(end - slot)], dim=1)
-        held = (drawn == ids[:, slot + 1 : end + 1]).all(0)[:-1]
-        kept = 1 + int(held.long().cumprod(0).sum())
-        ids[:, slot + 1 : end + 1] = drawn
-        for i in range(kept):
-            yield DecodedTokens(frame, slot + i, drawn[:, i])
-        slot += kept
+        sampled = torch.stack([sample(logits[:, i], frame, slot + i) for i in range(end - slot)], dim=1)
+        correct = (sampled == ids[:, slot + 1 : end + 1]).all(0)[:-1]
+        accepted = 1 + int(correct.long().cumprod(0).sum())
+        ids[:, slot + 1 : end + 1] = sampled
+        for i in range(accepted):
+            yield DecodedTokens(frame, slot + i, sampled[:, i])
+        slot += accepted
         if guess is None:
-            ids[:, end + 1 : slot + lookahead + 1] = drawn[:, -1:]
+            ids[:, end + 1 : slot + lookahead + 1] = sampled[:, -1:]
 
 
 def schedule(frames: Sequence[int], size: int, lag: int | None = None) -> list[list[TokenSlot]]:
-    """The slots of each step, when each of `frames` of `size` tokens begins `lag` steps after the one before it."""
+    """Return the slots of each step. Each of `frames`, of `size` tokens, begins `lag` steps after the one before.
+
+    `lag` None: `size`.
+    """
     lag = size if lag is None else lag
     steps = range(size + lag * (len(frames) - 1))
-    begun = [(frame, i * lag) for i, frame in enumerate(frames)]
-    return [[TokenSlot(frame, step - at) for frame, at in begun if 0 <= step - at < size] for step in steps]
+    starts = [(frame, i * lag) for i, frame in enumerate(frames)]
+    return [[TokenSlot(frame, step - start) for frame, start in starts if 0 <= step - start < size] for step in steps]
 
 
 def _decode(
@@ -266,19 +271,19 @@ def _decode(
     options: DecodeOptions,
 ) -> Iterator[DecodedTokens]:
     """Decode all frames that are not `given`, whose `tokens` are [rows, len(given), N]."""
-    known = {frame: tokens[:, i] for i, frame in enumerate(given)}
+    given_tokens = {frame: tokens[:, i] for i, frame in enumerate(given)}
     text_attention_bias, guidance = options.text_attention_bias, None
     if unconditional is not None:
         texts, tokens, text_attention_bias = [*texts, *unconditional], tokens.repeat(2, 1, 1), 0.0
         guidance = GuidanceConfig(options.guidance_scale, options.plausibility)
     frames = [frame for frame in range(lm.layout.frames) if frame not in given]
     lag = lm.layout.wavefront_lag if lm.stage == 2 and options.wavefront and options.lookahead == 1 else None
-    lanes = 1 if lag is None else len(frames)
+    parallel = 1 if lag is None else len(frames)
     cache = prefill(
-        lm, texts, given, tokens, text_attention_bias=text_attention_bias, use_temporal=True, parallel_frames=lanes
+        lm, texts, given, tokens, text_attention_bias=text_attention_bias, use_temporal=True, parallel_frames=parallel
     )
     try:
-        yield from _decode_missing(lm, cache, frames, sample, guidance, options, lag, known)
+        yield from _decode_missing(lm, cache, frames, sample, guidance, options, lag, given_tokens)
     finally:
         lm.release_cache(cache)
 
@@ -291,13 +296,13 @@ def _decode_missing(
     guidance: GuidanceConfig | None,
     options: DecodeOptions,
     lag: int | None,
-    known: dict[int, Tensor],
+    given_tokens: dict[int, Tensor],
 ) -> Iterator[DecodedTokens]:
-    """Decode `frames` slot by slot, or with lookahead; the first guess of a frame is then the frame before it."""
+    """Decode `frames` slot by slot, or with lookahead. With lookahead, the first guess is the frame before."""
     if options.lookahead == 1:
         yield from decode_frames(lm, cache, frames, sample, guidance, options.is_cancelled, lag)
         return
-    decoded = dict(known)
+    decoded = dict(given_tokens)
     for frame in frames:
         tokens: list[Tensor] = []
         guess = decoded.get(frame - 1)

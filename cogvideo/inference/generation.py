@@ -1,9 +1,9 @@
-"""Requests -> their videos: keyframes, in-between frames and super-resolution of a batch, as events.
+"""Generation of a batch of requests: keyframes, in-between frames and super-resolution, as events.
 
 prompt -> text ids -> keyframes [B, 5, N] -> rounds [B, F, N] -> super-resolution [F, 9N] -> uint8 [F, H, W, 3]
 
-The noise of a token is a function of its seed, stage, frame and slot alone. A video therefore does not depend on the
-batch it is generated in, except by rounding, which may tip a sample between two tokens that are equally good.
+The noise of a token is a function of its seed, stage, frame and slot alone. A video therefore does not depend on its
+batch, except by rounding. Rounding may change a sample if two tokens are equally probable.
 """
 
 from __future__ import annotations
@@ -51,13 +51,14 @@ from cogvideo.tokenizers.text import (
 )
 
 PREVIEWS: Final = 4
-"""Pictures of a keyframe while it grows, the finished one included."""
+"""Images of a keyframe while it is generated, the finished one included."""
 
 LOOKAHEAD_TOKENS: Final = 4
-"""Slots of a keyframe that one step evaluates on a CPU. With `mini` and real prompts: 2.6 to 3.4 tokens a step (figures
-in assets/bench/ahead.json), keyframes in 82 % of the time on one core and in 65 % on two; eight slots gain no more. Off
-for in-between frames, where the wavefront is as fast and all rows would have to agree, and on a GPU, where each step
-would wait for the CPU.
+"""Slots of a keyframe that one step evaluates on a CPU.
+
+With `mini` and real prompts a step yields 2.6 to 3.4 tokens (assets/bench/ahead.json). Keyframes take 82 % of the time
+on one core and 65 % on two. Eight slots are no faster. Lookahead is off for in-between frames: the wavefront is as
+fast, and all rows would have to agree. It is off on a GPU as well, since each step would wait for the CPU.
 """
 
 
@@ -75,7 +76,7 @@ class Models(Protocol):
 
 
 class PipelineComponents(NamedTuple):
-    """What generates videos, loaded."""
+    """The loaded components that generate videos."""
 
     tokenizer: TextTokenizer
     sampler: ClusterSampler
@@ -85,16 +86,16 @@ class PipelineComponents(NamedTuple):
 
 @dataclass(frozen=True)
 class GenerationOptions:
-    """Which events are produced, and how the networks run. No option changes a token, except by rounding."""
+    """Options for the events, and for how the networks run. No option changes a token, except by rounding."""
 
     show: bool = False
     """Whether keyframes, rounds and upscaled frames are decoded and yielded as they complete."""
     previews: bool = False
-    """With `show`: whether a keyframe is shown several times while it grows."""
+    """With `show`: whether a keyframe is yielded several times while it is generated."""
     decode: bool = True
     """Whether the videos are decoded to pixels."""
     max_rows: int | None = None
-    """Sequences that stage 2 reads at once, at most those of the memory preset. None: as many."""
+    """Sequences that stage 2 reads at once, limited by the memory preset. None: the preset's limit."""
     lookahead: int | None = None
     """See `DecodeOptions`. None: `LOOKAHEAD_TOKENS` on a CPU, else 1."""
     is_cancelled: IsCancelled | None = None
@@ -102,7 +103,7 @@ class GenerationOptions:
 
 @dataclass(frozen=True)
 class GeneratedVideo:
-    """One request is finished. They come in the order of the requests."""
+    """The event that one request is finished. Events follow the order of the requests."""
 
     index: int
     frames: Frames | None
@@ -121,11 +122,11 @@ GenerationEvent = Progress | KeyframePreview | KeyframeCompleted | RoundComplete
 
 
 class VideoGenerator:
-    """The generation of a batch of requests, checked before, with one pass of each network.
+    """The generation of a batch of checked requests with one pass of each network.
 
-    The requests agree in number of frames, drafts, super-resolution and sampling options, and either all of them have
-    a first frame (or initial tokens) or none has. They may differ in everything else. B below counts the videos: one
-    for each draft of each request.
+    The requests have the same number of frames and drafts, super-resolution and sampling options. Either all have a
+    first frame (or initial tokens), or none has. Everything else may differ. B below is the number of videos: one for
+    each draft of each request.
     """
 
     def __init__(
@@ -185,7 +186,7 @@ class VideoGenerator:
         return step.video_tokens
 
     def _interpolate(self, tokens: Tensor) -> Generator[GenerationEvent, None, Tensor]:
-        """Tokens [B, 5 or more, N] -> [B, F, N]. Drafts stay as they are."""
+        """Interpolate tokens [B, 5 or more, N] to [B, F, N]. Drafts are returned unchanged."""
         like = self._like
         if like.num_drafts > 1 or like.completed_rounds == like.rounds:
             return tokens
@@ -193,8 +194,8 @@ class VideoGenerator:
             self.components.tokenizer, self.preset, self.requests, self._sampling.interpolation_guidance_scale
         )
         seeds = [r.seed if r.interpolation_seed is None else r.interpolation_seed for r in self.requests]
-        most = self.placement.memory.max_batch_rows
-        run = StageOptions(min(most, self.options.max_rows or most), is_cancelled=self.options.is_cancelled)
+        limit = self.placement.memory.max_batch_rows
+        run = StageOptions(min(limit, self.options.max_rows or limit), is_cancelled=self.options.is_cancelled)
         with on_device(self.components.models.stage2, self.placement) as lm, torch_threads(1):
             sampler, first_round = self.components.sampler, like.completed_rounds + 1
             for step in interpolate(lm, tokens, texts, sampler, self._sampling, seeds, run, first_round):
@@ -208,7 +209,7 @@ class VideoGenerator:
     # Super-resolution.
 
     def _upscale(self, tokens: Tensor) -> Iterator[GenerationEvent]:
-        """Tokens [B, F, N] -> upscaled frames and finished videos."""
+        """Upscale tokens [B, F, N]; yield upscaled frames and finished videos."""
         lm, memory = self.components.models.superres, self.placement.memory
         with upscaler_on_device(lm, self.placement) as layers, torch_threads():
             run = UpscaleOptions(memory.frames_per_pass, layers, self.options.is_cancelled)
@@ -226,17 +227,17 @@ class VideoGenerator:
     def _show_upscaled(
         self, first: int, fine: Tensor, small: Frames, frames: list[Frames]
     ) -> Iterator[GenerationEvent]:
-        """Decode upscaled tokens [P, 9N] of the frames from `first` on, and append them to `frames`."""
+        """Decode the upscaled tokens [P, 9N] of P frames, the first numbered `first`, and append them to `frames`."""
         large = self.components.codec.decode(fine, self.preset.model.fine_grid)  # [P, H, W, 3]
         for frame in back_project(large, small[first : first + len(fine)], self.preset.back_projection):
             if self.options.show:
                 yield FrameUpscaled(len(frames), len(small), frame)
             frames.append(frame)
 
-    # What is shown.
+    # Events that contain frames.
 
     def _show_keyframe(self, step: KeyframeStep) -> Iterator[GenerationEvent]:
-        """Yield a finished keyframe, or a growing one at the end of some of its rows; of every draft."""
+        """Yield the finished keyframe of each draft, or a preview of it after some of its rows."""
         height, width = grid = self.preset.model.grid
         size, rows = height * width, width * max(1, height // PREVIEWS)
         codec = self.components.codec
@@ -253,9 +254,9 @@ class VideoGenerator:
             yield RoundCompleted(number, self._shown, tokens.cpu().numpy())
 
     def _pixels(self, tokens: Tensor) -> Frames:
-        """Tokens [B, F, N] -> uint8 [F, H, W, 3]; several videos side by side."""
+        """Decode tokens [B, F, N] to uint8 [F, H, W, 3], several videos side by side."""
         if self._shown is not None:
-            return self._shown  # the only request's last round
+            return self._shown  # last round of the only request
         grid = self.preset.model.grid
         return side_by_side([self.components.codec.decode(video, grid) for video in tokens])
 
@@ -276,9 +277,9 @@ class VideoGenerator:
 def keyframe_texts(
     tokenizer: TextTokenizer, preset: Preset, prompts: Sequence[tuple[str, float]], guidance_scale: float
 ) -> KeyframeTexts:
-    """Tokenize what stage 1 reads for `prompts` (prompt, duration in seconds).
+    """Tokenize the texts of stage 1 for `prompts` (prompt, duration in seconds).
 
-    Without guidance all keyframes but the first read the bare prompt.
+    Without guidance all keyframes but the first read the prompt alone.
     """
     first = [first_frame_text(tokenizer, preset, prompt) for prompt, _ in prompts]
     if guidance_scale == 1.0:
@@ -293,7 +294,7 @@ def keyframe_texts(
 def interpolation_texts(
     tokenizer: TextTokenizer, preset: Preset, requests: Sequence[VideoRequest], guidance_scale: float
 ) -> InterpolationTexts:
-    """Tokenize what stage 2 reads in each missing round of `requests`, which have the same rounds to go."""
+    """Tokenize the texts of stage 2 for each missing round of `requests`, whose missing rounds are the same."""
     spans = [round_seconds(request.duration, request.rounds)[request.completed_rounds :] for request in requests]
     rounds = range(len(spans[0]))
     conditional = [
@@ -307,10 +308,10 @@ def interpolation_texts(
 
 
 def check_initial_tokens(model: ModelConfig, given: TokenFrames) -> None:
-    """Check that tokens are frames of this model. Raises RequestError."""
+    """Check that `given` are frames of this model. Raises RequestError."""
     rows = given.rows()
     if len(rows[0]) != model.tokens_per_frame or max(map(max, rows)) >= model.image_tokens:
         raise RequestError(
-            "起始画面属于另一个模型：请换回该模型，或重新选择起始画面。",
+            "起始画面来自另一个模型：请换回该模型，或重新选择起始画面。",
             "The initial frames belong to another model. Select that model again, or choose other frames.",
         )

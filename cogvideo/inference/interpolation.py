@@ -1,7 +1,7 @@
-"""Keyframes of B videos, tokens [B, 5, N] -> [B, 9, N], [B, 17, N], [B, 33, N]: each round draws a frame between two.
+"""Stage 2: rounds of interpolation. Tokens of B videos [B, 5, N] become [B, 9, N], [B, 17, N], [B, 33, N].
 
-A round cuts a clip into blocks of three frames (2i, 2i+1, 2i+2) and draws the two frames between them. All blocks of
-all videos are rows of one batch, cut where it would be too large.
+A round divides a video into blocks of three frames (2i, 2i+1, 2i+2) and generates the two frames between them. All
+blocks of all videos are rows of one batch. A batch that is too large is split.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from cogvideo.models.video_lm import VideoLM
 
 @dataclass(frozen=True)
 class InterpolationTexts:
-    """Token ids of B videos for each round: the texts, and those that guidance compares with (None: no guidance)."""
+    """Token ids of B videos for each round: the conditional and the unconditional texts (None: no guidance)."""
 
     conditional: Sequence[Texts]
     unconditional: Sequence[Texts] | None = None
 
 
 class InterpolationStep(NamedTuple):
-    """One more token of every row of a batch is drawn."""
+    """One more token of every row of a batch."""
 
     tokens: int
-    """How many tokens that was, over all videos."""
+    """Tokens generated in this step, over all videos."""
     round: int
-    """The round, 1 .. 3."""
+    """Number of the round, 1 .. 3."""
     video_tokens: Tensor | None  # [B, 2F-1, N] once the round is complete
 
 
@@ -48,12 +48,12 @@ def interpolate(
     run: StageOptions = StageOptions(),
     first_round: int = 1,
 ) -> Iterator[InterpolationStep]:
-    """Run one round for each entry of `texts`, with that round's duration. Raises Cancelled, WeightsError.
+    """Run one round for each entry of `texts`. Raises Cancelled, WeightsError.
 
     tokens [B, F, N] with F odd, seeds [B]. `first_round`: number of the first of these rounds. With guidance a block
-    has two of the `run.max_rows` sequences.
+    takes two of the `run.max_rows` sequences.
     """
-    at_once = run.max_rows if texts.unconditional is None else max(1, run.max_rows // 2)
+    batch_size = run.max_rows if texts.unconditional is None else max(1, run.max_rows // 2)
     decode_options = DecodeOptions(
         guidance_scale=options.interpolation_guidance_scale,
         plausibility=options.video.plausibility,
@@ -63,8 +63,8 @@ def interpolate(
     for index, conditional in enumerate(texts.conditional):
         grown = _spread(tokens)  # [B, 2F-1, N]
         blocks = [(video, 4 * block) for video in range(len(tokens)) for block in range(tokens.shape[1] // 2)]
-        for at in range(0, len(blocks), at_once):
-            some = blocks[at : at + at_once]
+        for at in range(0, len(blocks), batch_size):
+            some = blocks[at : at + batch_size]
             keys = _keys(lm, [(seeds[video], start) for video, start in some], grown.shape[1])
             sample = TokenSampler(sampler, options.video, keys)
             rows = [conditional[video] for video, _ in some]
@@ -80,20 +80,23 @@ def interpolate(
         yield InterpolationStep(0, first_round + index, tokens)
 
 
-def _spread(clip: Tensor) -> Tensor:
-    """[B, F, N] -> [B, 2F-1, N] with empty frames between the old ones."""
-    batch, frames, size = clip.shape
-    grown = clip.new_zeros(batch, 2 * frames - 1, size)
-    grown[:, ::2] = clip
-    return grown
+def _spread(video: Tensor) -> Tensor:
+    """Insert empty frames between the frames of a video: [B, F, N] -> [B, 2F-1, N]."""
+    batch, frames, size = video.shape
+    spread = video.new_zeros(batch, 2 * frames - 1, size)
+    spread[:, ::2] = video
+    return spread
 
 
 def _keys(lm: VideoLM, blocks: Sequence[tuple[int, int]], frames: int) -> dict[int, Tensor]:
-    """Noise keys of the frames generated in `blocks` (seed, first frame) of a video of `frames` frames."""
-    seeds, clock = [seed for seed, _ in blocks], noise_frame_indices(frames)
+    """Return the noise keys of the frames generated in `blocks` (seed, first frame) of videos of `frames` frames."""
+    seeds, noise_frames = [seed for seed, _ in blocks], noise_frame_indices(frames)
     return {
         frame: noise_keys(
-            seeds, StageKey.INTERPOLATE, [clock[start + frame] for _, start in blocks], lm.layout.tokens_per_frame
+            seeds,
+            StageKey.INTERPOLATE,
+            [noise_frames[start + frame] for _, start in blocks],
+            lm.layout.tokens_per_frame,
         )
         for frame in lm.layout.generated
     }

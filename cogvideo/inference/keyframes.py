@@ -1,4 +1,4 @@
-"""Texts of B videos -> their five keyframes, tokens [B, 5, N], one token of each at a time."""
+"""Stage 1: the five keyframes of B videos, tokens [B, 5, N], one token of each video at a time."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from cogvideo.inference.sampling import (
 )
 from cogvideo.models.video_lm import VideoLM
 
-_NEXT: Final = FINEST_FRAME_COUNT + 1
-"""Further candidates for a first frame draw the noise of moments after the clip's end, so many for each."""
+_CANDIDATE_STRIDE: Final = FINEST_FRAME_COUNT + 1
+"""Offset of the noise frame index of each further first-frame candidate: it lies after the end of the video."""
 
 
 @dataclass(frozen=True)
 class KeyframeTexts:
-    """Token ids of B videos: what the first frame reads, what the others read, what guidance compares with.
+    """Token ids of B videos: the text of the first frame, that of the others, and the unconditional text.
 
     `unconditional` None: no guidance.
     """
@@ -39,23 +39,23 @@ class KeyframeTexts:
     unconditional: Texts | None
 
     def subset(self, some: slice) -> KeyframeTexts:
-        """Those of some of the videos."""
-        without = None if self.unconditional is None else self.unconditional[some]
-        return KeyframeTexts(self.first[some], self.video[some], without)
+        """Return the texts of some of the videos."""
+        unconditional = None if self.unconditional is None else self.unconditional[some]
+        return KeyframeTexts(self.first[some], self.video[some], unconditional)
 
 
 class KeyframeStep(NamedTuple):
-    """One more token of a keyframe is drawn, or all of a first frame that was given."""
+    """One more token of a keyframe, or all tokens of a given first frame."""
 
     frame: int
     """0 .. 4."""
     num_tokens: int
     """Tokens of this keyframe so far."""
-    video_tokens: Tensor  # [B, 5, N], filled as far as drawn, 0 elsewhere
+    video_tokens: Tensor  # [B, 5, N], 0 for tokens not generated yet
     tokens: int
-    """Tokens that this step drew, over all videos."""
+    """Tokens generated in this step, over all videos."""
     is_complete: bool = True
-    """Whether every video has come so far: where not all fit into one batch, those of the last one come last."""
+    """Whether every video has reached this token. Only the last batch sets it if there are several batches."""
 
 
 def generate_keyframes(
@@ -69,7 +69,7 @@ def generate_keyframes(
 ) -> Iterator[KeyframeStep]:
     """Generate the keyframes of B videos, `seeds` [B]. Raises Cancelled, WeightsError.
 
-    `given` [B, N]: first frames that exist already; None: they are generated too. With guidance a video has two of the
+    `given` [B, N]: existing first frames. None: they are generated as well. With guidance a video takes two of the
     `run.max_rows` sequences.
     """
     layout = lm.layout
@@ -77,18 +77,18 @@ def generate_keyframes(
     tokens = torch.zeros(shape, dtype=torch.long, device=sampler.device)  # [B, 5, N]
     if given is not None:
         tokens[:, 0] = given
-    at_once = run.max_rows if texts.unconditional is None else max(1, run.max_rows // 2)
-    for at in range(0, len(seeds), at_once):
-        some = slice(at, at + at_once)
-        batch = _Batch(lm, texts.subset(some), sampler, options, seeds[some], run)
-        first = batch.first_frames(tokens[some]) if given is None else iter(batch.given_frames(tokens[some]))
-        for step in chain(first, batch.other_frames(tokens[some])):
-            yield step._replace(video_tokens=tokens, is_complete=at + at_once >= len(seeds))
+    batch_size = run.max_rows if texts.unconditional is None else max(1, run.max_rows // 2)
+    for start in range(0, len(seeds), batch_size):
+        part = slice(start, start + batch_size)
+        batch = _Batch(lm, texts.subset(part), sampler, options, seeds[part], run)
+        first = batch.first_frames(tokens[part]) if given is None else iter(batch.given_frames(tokens[part]))
+        for step in chain(first, batch.other_frames(tokens[part])):
+            yield step._replace(video_tokens=tokens, is_complete=start + batch_size >= len(seeds))
 
 
 @dataclass(frozen=True)
 class _Batch:
-    """The B videos that fit into one batch of the network. Methods fill tokens [B, 5, N] in place."""
+    """One batch of B videos. Methods fill tokens [B, 5, N] in place."""
 
     lm: VideoLM
     texts: KeyframeTexts
@@ -112,43 +112,42 @@ class _Batch:
         )
 
     def given_frames(self, tokens: Tensor) -> list[KeyframeStep]:
-        """The step of first frames that exist already."""
+        """Return the step of first frames that exist already."""
         return [KeyframeStep(0, self._size, tokens, 0)]
 
     def first_frames(self, tokens: Tensor) -> Iterator[KeyframeStep]:
-        """Generate first frames. With `best_of`, the first candidate of each video is shown as it grows.
+        """Generate first frames. With `best_of`, the steps contain the first candidate of each video.
 
-        The likeliest candidate replaces it together with its last token.
+        The last step replaces it with the most likely candidate.
         """
         videos, size, best_of = len(self.seeds), self._size, self.options.best_of
         rows = [(video, candidate) for candidate in range(best_of) for video in range(videos)]
         sampled = tokens.new_zeros(len(rows), size)
         likelihoods = []
-        for at in range(0, len(rows), self.run.max_rows):
-            some = rows[at : at + self.run.max_rows]
-            seeds, moments = [self.seeds[v] for v, _ in some], [_NEXT * c for _, c in some]
-            keys = {0: noise_keys(seeds, StageKey.KEYFRAMES, moments, size)}
+        for start in range(0, len(rows), self.run.max_rows):
+            batch = rows[start : start + self.run.max_rows]
+            seeds, noise_frames = [self.seeds[v] for v, _ in batch], [_CANDIDATE_STRIDE * c for _, c in batch]
+            keys = {0: noise_keys(seeds, StageKey.KEYFRAMES, noise_frames, size)}
             sample = TokenSampler(self.sampler, self.options.first_frame, keys, weigh=best_of > 1)
-            texts = [self.texts.first[video] for video, _ in some]
+            texts = [self.texts.first[video] for video, _ in batch]
             for token in decoding.first_frame(self.lm, texts, sample, self._decode_options):
-                sampled[at : at + len(some), token.slot] = token.ids
+                sampled[start : start + len(batch), token.slot] = token.ids
                 tokens[:, 0] = sampled[:videos]
                 if token.slot + 1 < size:
-                    yield (
-                        KeyframeStep(0, size - 1, tokens, 0) if at else KeyframeStep(0, token.slot + 1, tokens, videos)
-                    )
+                    done, new = (size - 1, 0) if start else (token.slot + 1, videos)
+                    yield KeyframeStep(0, done, tokens, new)
             sample.check()
             if best_of > 1:
                 likelihoods.append(sample.log_likelihood())
         if likelihoods:
-            tokens[:, 0] = _pick_likeliest(sampled, torch.cat(likelihoods), videos)
+            tokens[:, 0] = _select_most_likely(sampled, torch.cat(likelihoods), videos)
         yield KeyframeStep(0, size, tokens, videos)
 
     def other_frames(self, tokens: Tensor) -> Iterator[KeyframeStep]:
         """Generate the keyframes after the first."""
         keys = {
-            frame: noise_keys(self.seeds, StageKey.KEYFRAMES, [moment] * len(self.seeds), self._size)
-            for frame, moment in enumerate(noise_frame_indices(self.lm.layout.frames))
+            frame: noise_keys(self.seeds, StageKey.KEYFRAMES, [noise_frame] * len(self.seeds), self._size)
+            for frame, noise_frame in enumerate(noise_frame_indices(self.lm.layout.frames))
         }
         sample = TokenSampler(self.sampler, self.options.video, keys)
         texts, unconditional = self.texts.video, self.texts.unconditional
@@ -159,7 +158,10 @@ class _Batch:
             yield KeyframeStep(token.frame, token.slot + 1, tokens, len(tokens))
 
 
-def _pick_likeliest(sampled: Tensor, likelihoods: Tensor, videos: int) -> Tensor:
-    """Tokens [candidates * B, N], those of all videos' first candidates first, and [candidates * B] -> [B, N]."""
+def _select_most_likely(sampled: Tensor, likelihoods: Tensor, videos: int) -> Tensor:
+    """Return the most likely candidate of each video, tokens [B, N].
+
+    `sampled` [candidates * B, N], the first candidates of all videos first; `likelihoods` [candidates * B].
+    """
     best = likelihoods.view(-1, videos).argmax(0)  # [B]
     return sampled.view(-1, videos, sampled.shape[1])[best, torch.arange(videos, device=best.device)]

@@ -1,4 +1,4 @@
-"""What the three networks have in common: a backbone, perhaps shared, extra positions, a head over the image tokens."""
+"""Common parts of the three networks: the backbone, extra positions, the head over the image tokens, guidance."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from cogvideo.models.sat_adapter import BaseMixin, BaseModel, Transformer, build
 from cogvideo.token_layout import TokenLayout
 
 IMPLAUSIBLE: Final = -1e4
-"""Score of a token that is never drawn: finite, as scores that are not are taken for damage."""
+"""Logit of a token that is never sampled. It is finite, since infinite logits are reported as damage."""
 
 
 def left_pad(
     texts: Sequence[Sequence[int]], slots: int | None = None, pad: int = 0, device: str | torch.device = "cpu"
 ) -> tuple[Tensor, Tensor]:
-    """Ids of several texts -> text [B, slots] with `pad` on the left, text_length [B].
+    """Pad the ids of several texts on the left; return text [B, slots] and text_length [B].
 
-    `slots` None: as many as the longest text has. Raises ValueError for a text that is empty or too long.
+    `slots` None: the length of the longest text. Raises ValueError if a text is empty or too long.
     """
     lengths = [len(text) for text in texts]
     slots = max(lengths) if slots is None else slots
@@ -35,7 +35,7 @@ def left_pad(
 
 
 class ExtraPositions(BaseMixin):
-    """The positions that the backbone's table has no rows for."""
+    """The position table for positions beyond the backbone's table."""
 
     def __init__(self, rows: int, hidden: int) -> None:
         super().__init__()
@@ -44,21 +44,24 @@ class ExtraPositions(BaseMixin):
             nn.init.normal_(self.position_embeddings.weight, std=INIT_STD)
 
     def position_embedding_forward(self, position_ids: Tensor, *, base_slots: int, **_: Any) -> Tensor:
-        """The first `base_slots` of `position_ids` [B or 1, S] are rows of the backbone's table, the rest of ours."""
+        """Embed `position_ids` [B or 1, S]: the first `base_slots` with the backbone's table, the rest with ours."""
         base, extra = position_ids[:, :base_slots], position_ids[:, base_slots:]
         parts = (self.transformer.position_embeddings(base), self.position_embeddings(extra))
         return parts[0] if not extra.shape[1] else parts[1] if not base.shape[1] else torch.cat(parts, dim=1)
 
 
 class TokenModel(BaseModel):
-    """A network on the backbone. `transformer`: one to share; None builds one on `device` ("meta": without storage)."""
+    """A network on the backbone.
+
+    `transformer`: a backbone to share. None: a new one on `device` ("meta": without storage).
+    """
 
     def __init__(self, config: ModelConfig, transformer: Transformer | None, device: str | torch.device) -> None:
         backbone = build_transformer(config, device) if transformer is None else transformer
         super().__init__(sat_arguments(config), transformer=backbone)
         self.config = config
         self.layout = TokenLayout(config)
-        self.full_head: Tensor | None = None  # see `keep_heads`
+        self.full_head: Tensor | None = None  # see `cache_fp32_heads`
 
     @property
     def dtype(self) -> torch.dtype:
@@ -67,7 +70,7 @@ class TokenModel(BaseModel):
 
     @property
     def head(self) -> Tensor:
-        """[image_tokens, h]: states times this are the logits. In full precision where that is kept."""
+        """The output matrix [image_tokens, h]; in fp32 after `cache_fp32_heads`."""
         if self.full_head is not None:
             return self.full_head
         weight: Tensor = self.transformer.word_embeddings.weight
@@ -83,46 +86,50 @@ class TokenModel(BaseModel):
     def final_forward(
         self, hidden: Tensor, *, scored: Tensor | slice, guidance: GuidanceConfig | None = None, **_: Any
     ) -> Tensor:
-        """Logits of the `scored` places: [B, S, h] -> [B, places, image_tokens], fp32, as `guided_scores` has them."""
+        """Compute the fp32 logits of the `scored` positions: [B, S, h] -> [B, positions, image_tokens].
+
+        With `guidance` they are guided, see `guided_logits`.
+        """
         return guided_logits(hidden[:, scored], guidance, self._logits)
 
     def _logits(self, hidden: Tensor) -> Tensor:
-        # Under autocast the product is in its precision: a sixth of the work of training a small model.
+        # Autocast may lower the precision of this product, which is a sixth of the work of training a small model.
         return F.linear(hidden.float(), self.head.float()).float()
 
     def slots(self, frames: Tensor) -> Tensor:
-        """Tokens [..., N] -> what their slots hold: `<start_of_image>`, then all tokens but the last."""
+        """Return the inputs of the slots of tokens [..., N]: `<start_of_image>`, then all tokens but the last."""
         start = torch.full_like(frames[..., :1], self.config.start_of_image)
         return torch.cat((start, frames[..., :-1]), dim=-1)
 
 
 def cache_fp32_heads(networks: Sequence[TokenModel]) -> None:
-    """For drawing: the heads are kept in full precision, in which logits are computed, instead of cast at every step.
+    """Store the heads in fp32, the precision of the logits, instead of casting them at every decoding step.
 
-    Networks that share theirs share this one. Later changes of the weights are not seen.
+    Networks with a common head share the copy. Later changes of the weights have no effect.
     """
     heads: dict[int, Tensor] = {}
     for network in networks:
         if network.dtype != torch.float32:
-            place = network.head.data_ptr()
-            if place not in heads:
-                heads[place] = network.head.detach().float()
-            network.full_head = heads[place]
+            address = network.head.data_ptr()
+            if address not in heads:
+                heads[address] = network.head.detach().float()
+            network.full_head = heads[address]
 
 
 class GuidanceConfig(NamedTuple):
-    """How rows with a prompt are led away from rows without."""
+    """Parameters of classifier-free guidance."""
 
     weight: float
-    """Scores are u + weight * (c - u): c with the prompt, u without."""
+    """Guidance scale: logits are u + weight * (c - u), with c conditional and u unconditional."""
     plausibility: float = 0.0
     """See `TokenSampling`."""
 
 
 def guided_logits(hidden: Tensor, guidance: GuidanceConfig | None, scores: Callable[[Tensor], Tensor]) -> Tensor:
-    """States [2B, S, h], conditional rows first -> guided logits [B, S, image_tokens] fp32; None: `hidden`'s own.
+    """Compute guided fp32 logits [B, S, image_tokens] from states [2B, S, h], conditional rows first.
 
-    `scores` is linear: its product with the guided states is the guided logits, for half the rows.
+    `guidance` None: the logits of all rows. `scores`, the head, is linear. It is therefore applied to the guided
+    states, which are half as many rows.
     """
     if guidance is None:
         return scores(hidden)
@@ -130,11 +137,11 @@ def guided_logits(hidden: Tensor, guidance: GuidanceConfig | None, scores: Calla
     logits = scores(torch.lerp(without, with_text, guidance.weight))
     if guidance.plausibility == 0:
         return logits
-    plain = scores(with_text)
-    least = plain.amax(-1, keepdim=True) + math.log(guidance.plausibility)
-    return logits.masked_fill(plain < least, IMPLAUSIBLE)
+    conditional = scores(with_text)
+    threshold = conditional.amax(-1, keepdim=True) + math.log(guidance.plausibility)
+    return logits.masked_fill(conditional < threshold, IMPLAUSIBLE)
 
 
 def text_positions(text_length: Tensor, slots: int) -> Tensor:
-    """Positions of left-padded text, [B, slots]: pads 0, then 0, 1, 2, ..."""
+    """Return the positions of left-padded text, [B, slots]: 0 for padding, then 0, 1, 2, ..."""
     return (torch.arange(slots, device=text_length.device) - (slots - text_length[:, None])).clamp_(min=0)

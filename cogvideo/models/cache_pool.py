@@ -1,7 +1,7 @@
-"""Storage that finished batches leave behind, with the steps captured on it, for the next ones of the same shape.
+"""Pool of idle KV caches and the steps captured on them, for later batches of the same shape.
 
-In: a cache that nobody draws with any more. Out: the same one, when a batch of its shape is to be drawn again: what was
-captured for the first video serves all that follow.
+In: a cache that is no longer used. Out: the same cache, for the next batch with the same key. Steps captured for the
+first video thus serve all later ones.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from cogvideo.models.kv_cache import KVCache
 from cogvideo.token_layout import Stage
 
 TEXT_STEP = 16
-"""Text slots come in multiples of this, so that prompts of different length have the same shape."""
+"""Text slots are rounded up to a multiple of this, so that prompts of different lengths share caches."""
 
 
 class CacheKey(NamedTuple):
-    """What storage and captured steps depend on; see `Cache`."""
+    """The properties that storage and captured steps depend on, see `KVCache`."""
 
     stage: Stage
     rows: int
@@ -30,27 +30,28 @@ class CacheKey(NamedTuple):
 
 
 class CachePool:
-    """At most `STORAGES` caches, which with the one that is drawn with take `limit` bytes; the oldest go first.
+    """At most `MAX_IDLE_CACHES` idle caches. Together with the cache in use they take at most `limit` bytes.
 
-    So they never take more than the largest batch does, for which memory has to suffice anyway. 0: none is kept.
+    The oldest is evicted first. They never take more than the largest batch, which memory has to hold anyway.
+    `limit` 0: caches are not kept.
     """
 
     def __init__(self, limit: int = 0) -> None:
         self.limit = limit
         self._idle: dict[CacheKey, KVCache] = {}
 
-    def acquire(self, shape: CacheKey) -> KVCache | None:
-        """One that nobody else draws with until it is given back."""
-        return self._idle.pop(shape, None)
+    def acquire(self, key: CacheKey) -> KVCache | None:
+        """Remove an idle cache from the pool and return it. None if there is none with this key."""
+        return self._idle.pop(key, None)
 
-    def release(self, shape: CacheKey, cache: KVCache) -> None:
-        """Nobody draws with `cache` any more. Where nothing can be captured on it, it is not worth its memory."""
+    def release(self, key: CacheKey, cache: KVCache) -> None:
+        """Return a cache to the pool. Without captured steps it is not worth its memory and is dropped."""
         if cache.fast_path_unsupported_reason is None and cache.nbytes <= self.limit:
             self.evict(cache.nbytes)
-            self._idle[shape] = cache
+            self._idle[key] = cache
 
     def evict(self, size: int) -> None:
-        """Lets go of as many as it takes for one more of `size` bytes."""
+        """Free idle caches until one more of `size` bytes fits."""
         while self._idle and (len(self._idle) >= MAX_IDLE_CACHES or self._bytes() + size > self.limit):
             del self._idle[next(iter(self._idle))]
 
@@ -62,5 +63,8 @@ class CachePool:
 
 
 def text_slots(longest: int, most: int) -> int:
-    """Slots for texts of at most `longest` tokens where storage is kept; never more than `most` unless they need it."""
+    """Return the text slots of a pooled cache: `longest` rounded up to `TEXT_STEP`, at most `most`.
+
+    If `longest` exceeds `most`, it is `longest`.
+    """
     return max(longest, min(-(-longest // TEXT_STEP) * TEXT_STEP, most))

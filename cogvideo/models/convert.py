@@ -1,6 +1,6 @@
-"""Published checkpoints -> safetensors files, the common backbone once.
+"""Conversion of the published checkpoints to safetensors files with one shared backbone.
 
-Tensors go from the mapped file to the new one, layer after layer; the folder appears complete or not at all.
+Tensors are copied from the mapped file to the new one, layer by layer. The folder appears complete or not at all.
 """
 
 from __future__ import annotations
@@ -18,7 +18,10 @@ from cogvideo.weights.catalog import checkpoint_folder
 
 
 def convert(directory: Path, out: Path) -> LoadedSizes:
-    """Writes `out`, a new folder. Raises RequestError, WeightsError, CapacityError; then nothing is there."""
+    """Convert the checkpoints in `directory` to the new folder `out`.
+
+    Raises RequestError, WeightsError, CapacityError. After an error `out` does not exist.
+    """
     config = published_format.published_config(directory)
     networks = {part: _read(directory, config, part) for part in NETWORKS}
     files, own = _share(networks)
@@ -33,18 +36,21 @@ def convert(directory: Path, out: Path) -> LoadedSizes:
 
 
 def _read(directory: Path, config: ModelConfig, part: Network) -> checkpoint.Tensors:
-    """The tensors that the network has, mapped from its file. Raises WeightsError."""
+    """Map the tensors of a network from its file. Raises WeightsError."""
     folder = checkpoint_folder(directory, published_format.PUBLISHED[part])
     path, tensors = published_format.checkpoint_file(folder), published_format.read_published(folder)
-    wanted = expected(config, part)
-    checkpoint.check(path, tensors, wanted)
-    return type(tensors)({name: tensors[name] for name in wanted})
+    required = expected(config, part)
+    checkpoint.check(path, tensors, required)
+    return type(tensors)({name: tensors[name] for name in required})
 
 
 def _share(
     networks: Mapping[Network, checkpoint.Tensors],
 ) -> tuple[dict[str, checkpoint.Tensors], dict[Network, list[str]]]:
-    """(content of each file, names that each part has of its own): the first network's backbone is the common one."""
+    """Return the content of each file, and for each network the tensors that differ from the common backbone.
+
+    The common backbone is the first network's.
+    """
     first = next(iter(networks.values()))
     files = {"backbone": {name: tensor for name, tensor in first.items() if name.startswith(BACKBONE)}}
     own: dict[Network, list[str]] = {}
@@ -58,7 +64,10 @@ def _share(
 
 @contextmanager
 def _new_folder(out: Path) -> Iterator[Path]:
-    """A folder beside `out` that becomes `out` where the block ends well, and vanishes where it does not."""
+    """Create a folder beside `out`. It is renamed to `out` if the block succeeds, and deleted otherwise.
+
+    Raises RequestError if `out` exists.
+    """
     from filelock import FileLock
 
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -66,7 +75,7 @@ def _new_folder(out: Path) -> Iterator[Path]:
         if out.exists():
             raise RequestError(
                 f"{out} 已存在：请先删除，或换一个位置。",
-                f"{out} is there already: delete it, or choose another place.",
+                f"{out} already exists. Delete it, or choose another folder.",
             )
         folder = out.with_name(out.name + ".part")
         if folder.exists():  # of a process that was killed
@@ -84,10 +93,9 @@ def _require_space(folder: Path, needed: int) -> None:
     if free < needed:
         raise CapacityError(
             f"{folder.parent} 所在磁盘仅剩 {format_gigabytes(free)} GB，"
-            f"需要 {format_gigabytes(needed)} GB：请清理磁盘。",
-            f"The disk of {folder.parent} has {format_gigabytes(free)} GB free, "
-            f"{format_gigabytes(needed)} GB are needed: "
-            "make room, or choose another place.",
+            f"需要 {format_gigabytes(needed)} GB：请清理磁盘，或换一个位置。",
+            f"The disk of {folder.parent} has {format_gigabytes(free)} GB free, but {format_gigabytes(needed)} GB are "
+            "required. Free some space, or choose another folder.",
         )
 
 

@@ -1,7 +1,7 @@
-"""A decoding step whose tensors never move: on an NVIDIA card captured once, as a CUDA graph, and replayed per token.
+"""A decoding step with tensors at fixed addresses. On an NVIDIA GPU it is captured as a CUDA graph and replayed.
 
-In: what the slots hold. Out: their scores, in a tensor that the next step writes anew. Elsewhere the same step is
-computed as it is, through the same unmoving tensor.
+In: the inputs of the slots. Out: their logits, in a tensor that the next step overwrites. On other devices the same
+step runs without a graph, with the same input tensor.
 """
 
 from __future__ import annotations
@@ -12,48 +12,50 @@ import torch
 from torch import Tensor
 
 WARM_UPS = 2
-"""Steps before the capture, which may choose algorithms and compile kernels."""
+"""Steps before the capture, in which libraries may select algorithms and compile kernels."""
 
 
 def unsupported_reason(ids: Tensor) -> str | None:
-    """Why a step on this device cannot be captured, in words; None where it can."""
+    """Return why a step on this device cannot be captured. None if it can."""
     if ids.device.type != "cuda":
-        return f"graphs are captured on NVIDIA cards, and the tokens are on {ids.device.type}"
+        return f"graphs are captured on NVIDIA GPUs only, and the tokens are on {ids.device.type}"
     if torch.cuda.is_current_stream_capturing():
         return "another capture is under way"
     return None
 
 
 class CudaGraphStep:
-    """`compute`: ids [samples, Q] -> scores [samples, Q, V]. It must find all else in tensors that stay where they are,
-    ask the device for no number, and give the same when it is repeated.
+    """A step that is captured once and replayed.
+
+    `compute`: ids [samples, Q] -> logits [samples, Q, V]. All its other inputs must be tensors at fixed addresses. It
+    must not copy values to the host, and repeating it must give the same result.
     """
 
     def __init__(self, compute: Callable[[Tensor], Tensor], ids: Tensor) -> None:
         self._compute, self._ids = compute, torch.empty_like(ids)
         self._graph: torch.cuda.CUDAGraph | None = None
-        self._scores: Tensor | None = None
-        self._why_not = unsupported_reason(ids)
+        self._logits: Tensor | None = None
+        self._unsupported_reason = unsupported_reason(ids)
 
     def __call__(self, ids: Tensor) -> Tensor:
-        """The scores, until the next call."""
+        """Compute the logits. They are valid until the next call."""
         self._ids.copy_(ids)
-        if self._why_not is not None:
+        if self._unsupported_reason is not None:
             return self._compute(self._ids)
-        if self._graph is None or self._scores is None:
-            self._graph, self._scores = self._capture()
+        if self._graph is None or self._logits is None:
+            self._graph, self._logits = self._capture()
         self._graph.replay()
-        return self._scores
+        return self._logits
 
     def _capture(self) -> tuple[torch.cuda.CUDAGraph, Tensor]:
-        here, aside = torch.cuda.current_stream(self._ids.device), torch.cuda.Stream(self._ids.device)
-        aside.wait_stream(here)
-        with torch.cuda.stream(aside):
+        current, side = torch.cuda.current_stream(self._ids.device), torch.cuda.Stream(self._ids.device)
+        side.wait_stream(current)
+        with torch.cuda.stream(side):
             for _ in range(WARM_UPS):
                 self._compute(self._ids)
-        here.wait_stream(aside)
+        current.wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        # Other threads may use the card meanwhile: only what this one does must fit into the graph.
+        # Other threads may use the GPU meanwhile: only the operations of this thread have to be capturable.
         with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            scores = self._compute(self._ids)
-        return graph, scores
+            logits = self._compute(self._ids)
+        return graph, logits

@@ -1,9 +1,9 @@
-"""A decoding step with fewer and larger products: weights laid side by side and folded, built once from a `VideoLM`.
+"""A decoding step with fewer and larger matrix products: concatenated weights, built once from a `VideoLM`.
 
-In: what the slots of a step hold. Out: their hidden states after all layers and the final LayerNorm, and the scores.
-The unfolded form, `VideoLM` itself, stays the reference and the form that is trained; this one is a copy, made where
-there is memory to spare: for small networks on a CPU, for large ones on a large card. It has two forms, with the same
-numbers: in PyTorch (`PlainSteps`), and in C (`CompiledSteps`) on a CPU where a compiler is at hand.
+In: the inputs of the slots of a step. Out: their hidden states after all layers and the final LayerNorm, and logits.
+`VideoLM` itself remains the reference and the form for training. The fused form is a copy, which requires memory. It
+is used for small networks on a CPU, and for large ones on a GPU with enough memory. It exists in PyTorch
+(`TorchDecoder`), and in C (`NativeDecoder`) on CPUs with a compiler. Both have the same results.
 """
 
 from __future__ import annotations
@@ -27,34 +27,34 @@ from kernels.reference import EPSILON
 from kernels.sandwich_norm import sandwich_norm
 
 LARGEST = 2**28
-"""Numbers in the copy on a CPU, above which memory matters more than the time of a step."""
+"""Maximum numbers in the copy on a CPU. Beyond it, memory matters more than the time of a step."""
 
 ROOM = 3
-"""On a card: it must have room for so many times what both stages' copies take, when the networks are there."""
+"""Free GPU memory that fusing requires once the networks are loaded, as a multiple of both stages' copies."""
 
 
 def should_fuse(config: ModelConfig, device: torch.device) -> bool:
-    """Whether networks of this size, which stay on this device, are to be fused when they have been loaded."""
+    """Return whether networks of this size, which stay on this device, should be fused after loading."""
     if device.type == "cuda":
-        copies = 2 * config.layers * 8 * config.hidden**2 * 2  # what is not laid anew is shared; fp16
+        copies = 2 * config.layers * 8 * config.hidden**2 * 2  # fp16; weights that are not rearranged are shared
         return bool(torch.cuda.mem_get_info(device)[0] >= ROOM * copies)
     numbers = config.layers * 16 * config.hidden**2 + config.image_tokens * config.hidden
     return device.type == "cpu" and numbers <= LARGEST
 
 
 class FusedDecoder(Protocol):
-    """The layers of stage 1 or 2 as a step needs them. Later changes of the network's weights are not seen."""
+    """The layers of stage 1 or 2 in fused form. Later changes of the network's weights have no effect."""
 
     def prefill(self, cache: KVCache, text: Tensor, text_length: Tensor, slots: Tensor) -> bool:
-        """Reads text [B, T] and slots [B, S] of given frames into `cache`. False: that is left to the network."""
+        """Read text [B, T] and slots [B, S] of given frames into `cache`. Return False if this is not supported."""
         ...
 
     def step(self, ids: Tensor, cache: KVCache) -> Tensor:
-        """ids [B, Q] of the slots that `cache` was told to `seek` -> hidden states [B, Q, h]."""
+        """Compute the hidden states [B, Q, h] of the selected slots of `cache`, whose inputs are ids [B, Q]."""
         ...
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """[B, Q, h] -> [B, Q, image_tokens], fp32."""
+        """Compute fp32 logits [B, Q, image_tokens] from [B, Q, h]."""
         ...
 
 
@@ -69,8 +69,10 @@ def fuse(
     compiled: bool,
     threads: int,
 ) -> FusedDecoder:
-    """`positions`: the extra table. `head`: see `TokenModel`. `precision`, `threads`: of the compiled form; the plain
-    one has its caller's.
+    """Build the fused form of a network: in C if `compiled` and supported, else in PyTorch.
+
+    `positions`: the extra position table. `head`: see `TokenModel`. `precision` and `threads` apply to the C form
+    only.
     """
     in_c = compiled and cpu_decode.unsupported_reason(transformer.word_embeddings.weight) is None
     weights = FusedWeights(layout, transformer, own, positions, head, folded=not in_c)
@@ -78,8 +80,10 @@ def fuse(
 
 
 class FusedWeights:
-    """What both forms are made of. `folded`: the gate is multiplied into one matrix that joins both channels, which
-    takes more bits than the two had; else it stays beside them.
+    """The weights of both forms.
+
+    `folded`: the gate is multiplied into one output projection for both channels, which loses precision in low-bit
+    formats. Otherwise it stays separate.
     """
 
     def __init__(
@@ -99,7 +103,7 @@ class FusedWeights:
             _layer(layer, _affine(layer.attention.query_key_value), [_affine(layer.attention.dense)])
             for layer in transformer.layers
         ]
-        join = _fold if folded else _beside
+        join = _fold if folded else _concatenate
         self.both = [_layer(layer, *join(layer.attention, own, i)) for i, layer in enumerate(transformer.layers)]
         tables = [transformer.position_embeddings.weight, *[positions] * (layout.frames - 1)]
         rows = [torch.as_tensor(layout.frame_rows(frame)) for frame in range(layout.frames)]
@@ -107,36 +111,36 @@ class FusedWeights:
         self._texts = transformer.position_embeddings.weight.detach()
 
     def read_positions(self, text_length: Tensor, text: int, given: tuple[int, ...]) -> Tensor:
-        """Of `text` left-padded text slots and the slots of given frames, [B, T + F * N, h]."""
+        """Return the position embeddings of `text` left-padded text slots and of given frames, [B, T + F * N, h]."""
         frames = [self._positions[frame * self.slots : (frame + 1) * self.slots] for frame in given]
         words = self._texts[text_positions(text_length, text)]  # [B, T, h]
         return torch.cat((words, *(frame.expand(len(words), -1, -1) for frame in frames)), dim=1)
 
     def positions(self, cache: KVCache) -> Tensor:
-        """Of the slots of a step, [Q, h]."""
+        """Return the position embeddings of the slots of a step, [Q, h]."""
         if cache.numbers is not None:
             return self._positions.index_select(0, cache.numbers)
-        at = [frame * self.slots + slot for frame, slot in cache.slots]
-        if at == list(range(at[0], at[0] + len(at))):
-            return self._positions.narrow(0, at[0], len(at))
-        return self._positions[torch.tensor(at)]
+        rows = [frame * self.slots + slot for frame, slot in cache.slots]
+        if rows == list(range(rows[0], rows[0] + len(rows))):
+            return self._positions.narrow(0, rows[0], len(rows))
+        return self._positions[torch.tensor(rows)]
 
 
 class TorchDecoder:
-    """Each operation a call of PyTorch."""
+    """The fused form in PyTorch operations."""
 
     def __init__(self, weights: FusedWeights) -> None:
         self._weights = weights
         head = weights.head.float().t()
-        # On a CPU a product of few rows is quicker with the matrix the other way round.
+        # On a CPU a product of few rows is faster with the transposed matrix contiguous in memory.
         self._head = head if head.is_cuda else head.contiguous()
 
     def prefill(self, cache: KVCache, text: Tensor, text_length: Tensor, slots: Tensor) -> bool:
-        """See `FusedSteps`."""
+        """Implement `FusedDecoder.prefill`."""
         return False
 
     def step(self, ids: Tensor, cache: KVCache) -> Tensor:
-        """See `FusedSteps`."""
+        """Implement `FusedDecoder.step`."""
         weights = self._weights
         layers = weights.both if cache.use_temporal else weights.backbone
         hidden = F.embedding(ids, weights.words) + weights.positions(cache)
@@ -150,11 +154,11 @@ class TorchDecoder:
         return normed
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """See `FusedSteps`."""
+        """Implement `FusedDecoder.logits`."""
         return torch.matmul(hidden.float(), self._head)
 
     def _attention(self, q_k_v: Tensor, cache: KVCache, layer: int) -> Tensor:
-        """[B, Q, channels * 3h] -> [B, Q, channels * h]."""
+        """Attend in each channel: [B, Q, channels * 3h] -> [B, Q, channels * h]."""
         batch, slots, width = q_k_v.shape
         channels, heads = 2 if cache.use_temporal else 1, self._weights.heads
         size = width // (3 * channels * heads)
@@ -163,7 +167,7 @@ class TorchDecoder:
 
 
 class NativeDecoder:
-    """A step is one call; so is the head. Weights in fp32, or in bf16 or int8 for a step that reads less."""
+    """The fused form in C: one call for a step, one for the head. Weights in fp32, or in bf16 or int8 to read less."""
 
     def __init__(self, weights: FusedWeights, precision: Precision, threads: int) -> None:
         self._threads = threads
@@ -175,21 +179,21 @@ class NativeDecoder:
         weights.backbone, weights.both = [], []  # packed above
 
     def prefill(self, cache: KVCache, text: Tensor, text_length: Tensor, slots: Tensor) -> bool:
-        """See `FusedSteps`."""
-        at = self._weights.read_positions(text_length, text.shape[1], cache.num_given)  # [B, T + S, h]
-        embedded = F.embedding(torch.cat((text, slots), dim=1), self._weights.words) + at
+        """Implement `FusedDecoder.prefill`."""
+        positions = self._weights.read_positions(text_length, text.shape[1], cache.num_given)  # [B, T + S, h]
+        embedded = F.embedding(torch.cat((text, slots), dim=1), self._weights.words) + positions
         padding = (text.shape[1] - text_length).tolist()
-        steps = self._both if cache.use_temporal else self._backbone
-        cpu_prefill.prefill(steps, embedded, padding, prefill_plan(cache), cache.buffers(), self._threads)
+        network = self._both if cache.use_temporal else self._backbone
+        cpu_prefill.prefill(network, embedded, padding, prefill_plan(cache), cache.buffers(), self._threads)
         return True
 
     def step(self, ids: Tensor, cache: KVCache) -> Tensor:
-        """See `FusedSteps`."""
-        steps = self._both if cache.use_temporal else self._backbone
-        return steps.run(ids, self._positions(cache), cache.buffers(), cache.spans(), cache.text_bias, self._threads)
+        """Implement `FusedDecoder.step`."""
+        network = self._both if cache.use_temporal else self._backbone
+        return network.run(ids, self._positions(cache), cache.buffers(), cache.spans(), cache.text_bias, self._threads)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """See `FusedSteps`."""
+        """Implement `FusedDecoder.logits`."""
         return self._head(hidden.float().flatten(0, 1), self._threads).unflatten(0, hidden.shape[:2])
 
 
@@ -197,39 +201,39 @@ def _affine(layer: Any) -> Affine:
     return Affine(layer.weight.detach(), layer.bias.detach())
 
 
-def _layer(layer: Any, inward: Affine, outward: Sequence[Affine], share: Tensor | None = None) -> LayerWeights:
+def _layer(layer: Any, qkv_proj: Affine, out_proj: Sequence[Affine], gate: Tensor | None = None) -> LayerWeights:
     return LayerWeights(
         before=_affine(layer.input_layernorm),
         after=_affine(layer.third_layernorm),
         before_mlp=_affine(layer.post_attention_layernorm),
         after_mlp=_affine(layer.fourth_layernorm),
-        qkv_proj=inward,
-        out_proj=outward,
+        qkv_proj=qkv_proj,
+        out_proj=out_proj,
         up_proj=_affine(layer.mlp.dense_h_to_4h),
         down_proj=_affine(layer.mlp.dense_4h_to_h),
-        gate=share,
+        gate=gate,
     )
 
 
-def _beside(backbone: Any, own: AttentionPlus, layer: int) -> tuple[Affine, list[Affine], Tensor]:
-    """Both channels' projections: into queries, keys and values as one, out each for itself, and the first's share."""
-    inward = (_affine(backbone.query_key_value), _affine(own.query_key_value[layer]))
-    q_k_v = Affine(torch.cat([way.weight for way in inward]), torch.cat([way.bias for way in inward]))
-    outward = [_affine(backbone.dense), _affine(own.dense[layer])]
-    return q_k_v, outward, torch.sigmoid(own.attn_distribution[layer].detach().float())  # [h]
+def _concatenate(backbone: Any, own: AttentionPlus, layer: int) -> tuple[Affine, list[Affine], Tensor]:
+    """Return one input projection for both channels, both output projections, and the gate of the first, [h]."""
+    inputs = (_affine(backbone.query_key_value), _affine(own.query_key_value[layer]))
+    qkv_proj = Affine(torch.cat([each.weight for each in inputs]), torch.cat([each.bias for each in inputs]))
+    out_proj = [_affine(backbone.dense), _affine(own.dense[layer])]
+    return qkv_proj, out_proj, torch.sigmoid(own.attn_distribution[layer].detach().float())
 
 
 def _fold(backbone: Any, own: AttentionPlus, layer: int) -> tuple[Affine, list[Affine]]:
-    """The same with one projection out, with the shares multiplied in."""
-    q_k_v, outward, share = _beside(backbone, own, layer)
-    parts = [gate[:, None] * way.weight.float() for gate, way in zip((share, 1 - share), outward)]
-    weight, kind = torch.cat(parts, dim=1), outward[0].weight.dtype
-    bias = torch.lerp(outward[1].bias.float(), outward[0].bias.float(), share)
-    return q_k_v, [Affine(weight.to(kind), bias.to(kind))]
+    """Return one input and one output projection for both channels, the gate multiplied into the latter."""
+    qkv_proj, out_proj, gate = _concatenate(backbone, own, layer)
+    parts = [factor[:, None] * each.weight.float() for factor, each in zip((gate, 1 - gate), out_proj)]
+    weight, dtype = torch.cat(parts, dim=1), out_proj[0].weight.dtype
+    bias = torch.lerp(out_proj[1].bias.float(), out_proj[0].bias.float(), gate)
+    return qkv_proj, [Affine(weight.to(dtype), bias.to(dtype))]
 
 
 def prefill_plan(cache: KVCache) -> PrefillPlan:
-    """For the frames that are given to `cache`; without any for the text alone."""
+    """Return the plan of a prefill of `cache`: of its text and given frames, if there are any."""
     own = cpu_prefill.LayerPattern([_text(cache), *_own(cache)], cache.spatial_slots())
     across = [cpu_prefill.LayerPattern(list(_across(cache, parity)), cache.temporal_slots(parity)) for parity in (0, 1)]
     return PrefillPlan([own, *across], cache.text)
@@ -241,7 +245,7 @@ def _text(cache: KVCache) -> QueryGroup:
 
 
 def _own(cache: KVCache) -> Iterable[QueryGroup]:
-    """Each frame sees the text and itself."""
+    """Yield the query groups of the spatial channel: each frame attends to the text and itself."""
     for number, frame in enumerate(cache.num_given):
         tokens = _tokens(cache, number)
         causal = cache.layout.spatial_visibility(cache.stage, frame) is Visibility.CAUSAL
@@ -251,24 +255,27 @@ def _own(cache: KVCache) -> Iterable[QueryGroup]:
 
 
 def _across(cache: KVCache, parity: int) -> Iterable[QueryGroup]:
-    """Each frame sees the text and other frames, or of them what is in its region; those that see the same together."""
+    """Yield the query groups of the temporal channel: frames attend to the text and to other frames.
+
+    In stage 2 this is limited to their region. Frames that attend to the same keys form one group.
+    """
     for cells in _regions(cache.layout, parity) if cache.stage == 2 else [slice(None)]:
         parts = [_tokens(cache, number)[cells] for number in range(len(cache.num_given))]
-        alike: list[int] = []
+        full: list[int] = []  # frames that attend to all given frames
         for number, frame in enumerate(cache.num_given):
-            sights = [cache.layout.temporal_visibility(cache.stage, frame, seen) for seen in cache.num_given]
-            if sights == [Visibility.ALL] * len(sights):
-                alike.append(number)
+            visible = [cache.layout.temporal_visibility(cache.stage, frame, other) for other in cache.num_given]
+            if visible == [Visibility.ALL] * len(visible):
+                full.append(number)
                 continue
-            seen = [part for part, sight in zip(parts, sights) if sight is not Visibility.NONE]  # its own is the last
-            before = cache.text + sum(map(len, seen[:-1]))
-            yield QueryGroup(parts[number], _after_text(cache, seen), before)
-        if alike:
-            yield QueryGroup(torch.cat([parts[number] for number in alike]), _after_text(cache, parts))
+            keys = [part for part, how in zip(parts, visible) if how is not Visibility.NONE]  # its own is the last
+            before = cache.text + sum(map(len, keys[:-1]))
+            yield QueryGroup(parts[number], _after_text(cache, keys), before)
+        if full:
+            yield QueryGroup(torch.cat([parts[number] for number in full]), _after_text(cache, parts))
 
 
 def _regions(layout: TokenLayout, parity: int) -> list[Tensor]:
-    """Cells of each region."""
+    """Return the cells of each region, for layers of this parity."""
     regions = torch.as_tensor(layout.regions(layout.shift(parity)))
     return [(regions == region).nonzero().flatten() for region in regions.unique()]
 

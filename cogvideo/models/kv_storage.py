@@ -1,4 +1,4 @@
-"""Buffers of keys and values, allocated once and written in place, in full precision or in int8."""
+"""Buffers of keys and values, allocated once and written in place, in the model's precision or in int8."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from cogvideo.token_layout import KeyRange
 
 
 class CacheOverflowError(IndexError):
-    """A slot was to be kept for which there is no place: a mistake of the caller, never of the user."""
+    """A write outside the cache: a programming error, never caused by a user's input."""
 
 
 class SlotRun(NamedTuple):
-    """Slots of one step whose places follow each other: each sees what lies before all of them, and those before it."""
+    """Adjacent slots of one step. Each attends to the keys before the run, the earlier slots of the run, and itself."""
 
     stretch: KeyRange
-    """What the last of them sees."""
+    """The key range of the last slot."""
     slots: int
     mask: Tensor | None
 
@@ -35,28 +35,32 @@ class KVBuffer:
     def nbytes(self) -> int:
         return self.k_v.nbytes
 
-    def write(self, places: Tensor, k_v: Tensor) -> None:
-        """Keep k_v [2, B, heads, S, d] at `places` [S]."""
-        self.k_v[:, :, :, places] = k_v
+    def write(self, slots: Tensor, k_v: Tensor) -> None:
+        """Write k_v [2, B, heads, S, d] to the cache indices `slots` [S]."""
+        self.k_v[:, :, :, slots] = k_v
 
     def append(self, run: SlotRun, k_v: Tensor) -> AttentionContext:
-        """Keep k_v [2, B, heads, slots, d] at the end of the run's stretch; views of all that is in the stretch."""
+        """Write k_v [2, B, heads, slots, d] to the end of the run's key range; return views of the whole range.
+
+        Raises CacheOverflowError.
+        """
         (start, end), slots, mask = run
-        self._require(end)
-        # `narrow` and `unbind`, since indexing costs as much as the copy of a small step
+        self._require_capacity(end)
+        # `narrow` and `unbind`: indexing takes as long as the copy of a small step
         self.k_v.narrow(3, end - slots, slots).copy_(k_v)
         k, v = self.k_v.narrow(3, start, end - start).unbind(0)
         return AttentionContext(k, v, mask, slots)
 
-    def _require(self, end: int) -> None:
+    def _require_capacity(self, end: int) -> None:
         if end > self.capacity:
-            raise CacheOverflowError(f"place {end - 1} of a cache of {self.capacity}")
+            raise CacheOverflowError(f"index {end - 1} of a cache of {self.capacity}")
 
 
 class Int8KVBuffer(KVBuffer):
-    """The same in 8 bits, with a scale for each position and head; what a step sees becomes full numbers for the step.
+    """Keys and values in int8, with a scale for each position and head. A step dequantizes the range that it reads.
 
-    Half of fp16's memory. The largest number of a key or value is kept exactly, the others to within 1/254 of it.
+    It takes half the memory of fp16. The largest number of a key or value is exact; the error of the others is at most
+    1/254 of it.
     """
 
     def __init__(self, rows: int, heads: int, capacity: int, size: int, like: Tensor) -> None:
@@ -68,27 +72,28 @@ class Int8KVBuffer(KVBuffer):
     def nbytes(self) -> int:
         return self.codes.nbytes + self.scales.nbytes
 
-    def write(self, places: Tensor, k_v: Tensor) -> None:
+    def write(self, slots: Tensor, k_v: Tensor) -> None:
         codes, scales = quantize_int8(k_v)
-        self.codes[:, :, :, places], self.scales[:, :, :, places] = codes, scales
+        self.codes[:, :, :, slots], self.scales[:, :, :, slots] = codes, scales
 
     def append(self, run: SlotRun, k_v: Tensor) -> AttentionContext:
         (start, end), slots, mask = run
-        self._require(end)
-        for kept, new in zip((self.codes, self.scales), quantize_int8(k_v)):
-            kept.narrow(3, end - slots, slots).copy_(new)
+        self._require_capacity(end)
+        for stored, new in zip((self.codes, self.scales), quantize_int8(k_v)):
+            stored.narrow(3, end - slots, slots).copy_(new)
         k, v = (self.codes.narrow(3, start, end - start) * self.scales.narrow(3, start, end - start)).unbind(0)
         return AttentionContext(k, v, mask, slots)
 
 
 def quantize_int8(x: Tensor) -> tuple[Tensor, Tensor]:
-    """[..., d] -> whole numbers from -127 to 127, and what they are to be multiplied with, [..., 1]."""
+    """Quantize [..., d] to int8 codes from -127 to 127 and their scales, [..., 1]."""
     scales = x.abs().amax(-1, keepdim=True).clamp_(min=torch.finfo(x.dtype).tiny * 128) / 127
     return (x / scales).round_().to(torch.int8), scales
 
 
-def append_runs(arena: KVBuffer, runs: list[SlotRun], k_v: Tensor) -> list[AttentionContext]:
+def append_runs(buffer: KVBuffer, runs: list[SlotRun], k_v: Tensor) -> list[AttentionContext]:
+    """Write k_v [2, B, heads, Q, d] of the slots of `runs` to `buffer`; return the context of each run."""
     if len(runs) == 1:
-        return [arena.append(runs[0], k_v)]
+        return [buffer.append(runs[0], k_v)]
     parts = k_v.split([run.slots for run in runs], dim=3)
-    return [arena.append(run, part) for run, part in zip(runs, parts, strict=True)]
+    return [buffer.append(run, part) for run, part in zip(runs, parts, strict=True)]

@@ -1,7 +1,7 @@
-"""Preset -> ready networks: where sizes, files and classes meet. What is equal in their backbones is in memory once.
+"""Loading of networks. Tensors that are equal in several backbones are in memory once.
 
 In: a preset's name, or a folder of published checkpoints. Out: `LoadedModels`, in evaluation mode, without gradients.
-Networks are made without storage and take the file's tensors: random weights are never drawn.
+Networks are created without storage and receive the file's tensors. No random weights are generated.
 """
 
 from __future__ import annotations
@@ -33,54 +33,57 @@ LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class LoadedSizes:
-    """Bytes of the networks one by one, and with one backbone; `own`: for each, tensors of the backbone that differ."""
+    """Bytes of the networks one by one (`before`), and with a shared backbone (`after`).
+
+    `own_parts`: for each network, the tensors of the backbone that differ from the first network's.
+    """
 
     before: int
     after: int
     own_parts: Mapping[Network, list[str]]
 
     def sentences(self) -> tuple[str, str]:
-        """zh, en."""
+        """Return a message about the sizes (zh, en)."""
         sizes = f"{format_gigabytes(self.after)} GB", f"{format_gigabytes(self.before)} GB"
         different = {part: len(names) for part, names in self.own_parts.items() if names}
         if not different:
             return (
                 f"三个网络的主干完全相同，只存一份：{sizes[0]}，原为 {sizes[1]}。",
-                f"The three networks have the same backbone, kept once: {sizes[0]} instead of {sizes[1]}.",
+                f"The three networks have the same backbone, stored once: {sizes[0]} instead of {sizes[1]}.",
             )
-        told = ", ".join(f"{part} {count}" for part, count in different.items())
+        counts = ", ".join(f"{part} {count}" for part, count in different.items())
         return (
-            f"主干中有不同的张量，各自保留（{told}）；其余只存一份：{sizes[0]}，原为 {sizes[1]}。",
-            f"Tensors of the backbone that differ are kept apart ({told}), the others once: {sizes[0]} instead of "
-            f"{sizes[1]}.",
+            f"主干中不同的张量分别保存（{counts}），其余只存一份：{sizes[0]}，原为 {sizes[1]}。",
+            f"Tensors of the backbone that differ are stored separately ({counts}), the others once: {sizes[0]} "
+            f"instead of {sizes[1]}.",
         )
 
 
 def format_gigabytes(count: int) -> str:
-    """Three digits: 22.7, or 0.00164 for a toy."""
+    """Format a number of bytes in gigabytes with three significant digits, such as 22.7 or 0.00164."""
     return f"{count / 1e9:.3g}"
 
 
 @dataclass(frozen=True)
 class LoadedModels:
-    """The networks that were asked for; asking for another is an error of the caller."""
+    """The requested networks. Access to another one raises KeyError."""
 
     networks: dict[Network, TokenModel]
     message: tuple[str, str] | None = None
-    """What there is to tell a person of the files, zh and en."""
+    """Message about the files for the user (zh, en)."""
 
     @property
     def sizes(self) -> LoadedSizes:
-        """What is kept, beside what the networks would take one by one."""
+        """Bytes in memory, compared with those of the networks one by one."""
         states = {part: network.state_dict() for part, network in self.networks.items()}
-        kept = {tensor.data_ptr(): tensor.nbytes for state in states.values() for tensor in state.values()}
+        stored = {tensor.data_ptr(): tensor.nbytes for state in states.values() for tensor in state.values()}
         first = next(iter(states.values()))
         own = {
             part: [n for n in first if n.startswith(BACKBONE) and state[n].data_ptr() != first[n].data_ptr()]
             for part, state in states.items()
         }
         return LoadedSizes(
-            sum(tensor.nbytes for s in states.values() for tensor in s.values()), sum(kept.values()), own
+            sum(tensor.nbytes for s in states.values() for tensor in s.values()), sum(stored.values()), own
         )
 
     @property
@@ -109,11 +112,12 @@ def load(
     device: str | torch.device = "cpu",
     parts: Sequence[Network] = NETWORKS,
 ) -> LoadedModels:
-    """The networks of a preset. `dtype` None: as in the files, mapped and not copied.
+    """Load the networks of a preset. `dtype` None: that of the files, mapped and not copied.
 
-    From {backbone,stage1,stage2,superres}.safetensors in `assets/PRESET` or in $SAT_HOME/cogvideo-converted, where
-    there is a backbone, else in the published format from $SAT_HOME (~/.sat_models). Raises WeightsError for missing,
-    damaged or foreign files.
+    The files are {backbone,stage1,stage2,superres}.safetensors in `assets/PRESET` or in $SAT_HOME/cogvideo-converted.
+    If neither contains a backbone, the published format is read from $SAT_HOME (~/.sat_models).
+
+    Raises WeightsError if files are missing, damaged or of another model.
     """
     config = PRESETS[preset_name].model
     folders = ASSETS / preset_name, published_home() / CONVERTED
@@ -130,9 +134,10 @@ def load_safetensors(
     device: str | torch.device = "cpu",
     parts: Sequence[Network] = NETWORKS,
 ) -> LoadedModels:
-    """From a folder with `transformer.*` in backbone.safetensors and `mixins.*` in the file of each part.
+    """Load networks from a folder with `transformer.*` in backbone.safetensors and `mixins.*` in each network's file.
 
-    A part's file may have some `transformer.*` as well: then its network uses those in place of the common ones.
+    A network's file may contain `transformer.*` as well. They replace the common ones in this network. Raises
+    WeightsError.
     """
     path = folder / "backbone.safetensors"
     common = checkpoint.read_safetensors(path)
@@ -153,9 +158,10 @@ def load_published(
     device: str | torch.device = "cpu",
     parts: Sequence[Network] = NETWORKS,
 ) -> LoadedModels:
-    """From the published checkpoints in `directory`; sizes from their `model_config.json` where `config` is None.
+    """Load networks from the published checkpoints in `directory`.
 
-    Each file has a backbone of its own. Tensor by tensor, what equals the first one's is shared with it.
+    `config` None: the sizes in their `model_config.json`. Each file contains a backbone. Tensors that equal the first
+    file's are shared with it. Raises WeightsError.
     """
     config = published_format.published_config(directory) if config is None else config
     networks: dict[Network, TokenModel] = {}
@@ -169,19 +175,19 @@ def load_published(
         else:
             backbone = _shared_backbone(config, path, tensors, *first, dtype, device)
         networks[part] = _network(config, part, backbone, path, tensors, dtype, device)
-    found = LoadedModels(networks).sizes.sentences()
-    LOG.info("%s", found[1])
-    return LoadedModels(networks, found)
+    message = LoadedModels(networks).sizes.sentences()
+    LOG.info("%s", message[1])
+    return LoadedModels(networks, message)
 
 
 def fill_backbone(
     config: ModelConfig, path: Path, tensors: checkpoint.Tensors, dtype: torch.dtype | None, device: str | torch.device
 ) -> Transformer:
-    """A backbone with the tensors of the file at `path`. Raises WeightsError where they do not fit."""
+    """Build a backbone with the tensors of the file at `path`. Raises WeightsError if they do not fit."""
     transformer = build_transformer(config, "meta")
-    wanted = transformer.state_dict()
-    checkpoint.check(path, tensors, {BACKBONE + name: like for name, like in wanted.items()})
-    filled = {name: checkpoint.load_tensor(tensors, BACKBONE + name, device, dtype) for name in wanted}
+    required = transformer.state_dict()
+    checkpoint.check(path, tensors, {BACKBONE + name: like for name, like in required.items()})
+    filled = {name: checkpoint.load_tensor(tensors, BACKBONE + name, device, dtype) for name in required}
     transformer.load_state_dict(filled, assign=True)
     return transformer
 
@@ -195,7 +201,7 @@ def _shared_backbone(
     dtype: torch.dtype | None,
     device: str | torch.device,
 ) -> Transformer:
-    """`loaded`, which came from `first`, where `tensors` are equal; else one that shares what is equal."""
+    """Return `loaded`, built from `first`, if `tensors` are equal. Otherwise build one that shares equal tensors."""
     shared = loaded.state_dict()
     checkpoint.check(path, tensors, {BACKBONE + name: like for name, like in shared.items()})
     own = [name for name in shared if not checkpoint.tensors_equal(tensors, first, BACKBONE + name)]
@@ -216,22 +222,22 @@ def _network(
     dtype: torch.dtype | None,
     device: str | torch.device,
 ) -> TokenModel:
-    """One network on `backbone`, with the `mixins.*` of a file."""
+    """Build a network on `backbone` with the `mixins.*` of a file. Raises WeightsError."""
     network = _empty(config, part, backbone)
-    wanted = {name: like for name, like in network.state_dict().items() if not name.startswith(BACKBONE)}
-    checkpoint.check(path, tensors, wanted)
-    own = {name: checkpoint.load_tensor(tensors, name, device, dtype) for name in wanted}
+    required = {name: like for name, like in network.state_dict().items() if not name.startswith(BACKBONE)}
+    checkpoint.check(path, tensors, required)
+    own = {name: checkpoint.load_tensor(tensors, name, device, dtype) for name in required}
     network.load_state_dict(own, strict=False, assign=True)
     return network.eval().requires_grad_(False)
 
 
 def expected(config: ModelConfig, part: Network) -> checkpoint.Tensors:
-    """Names and shapes of a network's tensors, without storage."""
+    """Return the names and shapes of a network's tensors, without storage."""
     return _empty(config, part, build_transformer(config, "meta")).state_dict()
 
 
 def _empty(config: ModelConfig, part: Network, backbone: Transformer) -> TokenModel:
-    """One network on `backbone`, its own weights without storage."""
+    """Build a network on `backbone`, its own weights without storage."""
     if part == "superres":
         return SuperResLM(config, backbone, "meta")
     return VideoLM(config, 1 if part == "stage1" else 2, backbone, "meta")
@@ -239,7 +245,7 @@ def _empty(config: ModelConfig, part: Network, backbone: Transformer) -> TokenMo
 
 @dataclass(frozen=True)
 class RandomModels:
-    """As a loader gives them."""
+    """The three networks with random weights, for benchmarks and tests."""
 
     stage1: VideoLM
     stage2: VideoLM
@@ -247,7 +253,7 @@ class RandomModels:
 
 
 def random_models(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> RandomModels:
-    """Storage is made on `device` and filled there: the published size never passes through host memory."""
+    """Build networks with random weights, allocated and filled on `device` without passing through host memory."""
     backbone = build_transformer(config, "meta")
     stage1, stage2 = VideoLM(config, 1, backbone, "meta"), VideoLM(config, 2, backbone, "meta")
     superres = SuperResLM(config, backbone, "meta")
@@ -260,7 +266,7 @@ def random_models(config: ModelConfig, dtype: torch.dtype, device: torch.device)
 
 @torch.no_grad()
 def _fill(part: nn.Module, dtype: torch.dtype, device: torch.device) -> None:
-    """Numbers of fp16, as those of a published checkpoint are, whatever the type that they are computed in."""
+    """Fill with random values that fp16 can represent, like those of a published checkpoint, in any `dtype`."""
     part.to(dtype).to_empty(device=device)
     for name, weight in part.named_parameters():
         if weight.dim() > 1:

@@ -1,6 +1,6 @@
-"""Linear layers whose matrices take 8 or 4 bits a number, and how a network's layers become such.
+"""Quantization of linear layers to 8 or 4 bits a weight.
 
-In: a network with exact weights. Out: the same network; embeddings, norms and gates stay as they are.
+In: a network with exact weights. Out: the same network. Embeddings, norms and gates are not changed.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ def quantize_linear_layers(
     dtype: torch.dtype,
     store: torch.device | None = None,
 ) -> None:
-    """Put the matrices of all layers of `network` into fewer bits, in place, one after the other.
+    """Quantize the weights of all linear layers of `network`, in place, one after the other.
 
-    They will compute in `dtype`, are made on `device` and kept on `store` (None: on `device`). A layer that is small
-    already, since networks share a backbone, is left alone.
+    They compute in `dtype`, are quantized on `device` and stored on `store` (None: on `device`). Layers of a shared
+    backbone that are quantized already are skipped.
     """
     if weights == "exact":
         return
@@ -38,7 +38,7 @@ def quantize_linear_layers(
 
 
 def linear_layers(network: nn.Module) -> Iterator[tuple[nn.Module, str, Any]]:
-    """(parent, name, layer) of all linear layers whose weights are numbers of full length."""
+    """Yield (parent, name, layer) for all linear layers with floating-point weights."""
     for parent in network.modules():
         for name, layer in parent.named_children():
             weight = getattr(layer, "weight", None)
@@ -49,7 +49,7 @@ def linear_layers(network: nn.Module) -> Iterator[tuple[nn.Module, str, Any]]:
 
 
 class Nf4Linear(nn.Module):
-    """4 bits a weight (bitsandbytes' NF4), the scales in 8 bits: 4.13 bits in all."""
+    """A linear layer with 4 bits a weight (NF4 of bitsandbytes), the scales in 8 bits: 4.13 bits in all."""
 
     TABLES = ("scales", "code", "mean", "outer_scales", "outer_code")
 
@@ -63,23 +63,23 @@ class Nf4Linear(nn.Module):
 
     @classmethod
     def of(cls, weight: Tensor, bias: Tensor) -> Nf4Linear:
-        """Of a matrix [out, in] and a bias [out]."""
+        """Quantize a matrix [out, in]; the bias [out] stays exact."""
         codes, state = _bitsandbytes().functional.quantize_4bit(weight, quant_type="nf4", compress_statistics=True)
         tables = (state.absmax, state.code, state.offset, state.state2.absmax, state.state2.code)
         return cls(weight.shape, codes, bias, tables)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., in] -> [..., out]."""
+        """Apply the layer: [..., in] -> [..., out]."""
         library, state = _bitsandbytes(), self._state(x.dtype)
         bias: Tensor = self.get_buffer("bias").to(x.dtype)
         weight = self.get_buffer("weight")
-        if x.device.type == "cpu":  # where the library's product would be slower, or be fetched from the network
+        if x.device.type == "cpu":  # the library's product would be slower, or need a kernel from the network
             return F.linear(x, library.functional.dequantize_4bit(weight, state), bias)
         product: Tensor = library.matmul_4bit(x, weight, quant_state=state, bias=bias)
         return product
 
     def _state(self, dtype: torch.dtype) -> Any:
-        """The library's description of the codes; kept in pieces by us, so that they move as any buffer does."""
+        """Return the library's description of the codes, built from buffers, which move together with the module."""
         scales, code, mean, outer_scales, outer_code = (self.get_buffer(name) for name in self.TABLES)
         state = _bitsandbytes().functional.QuantState
         outer = state(absmax=outer_scales, code=outer_code, blocksize=256, dtype=torch.float32)
@@ -96,18 +96,18 @@ class Nf4Linear(nn.Module):
 
 
 def _llm_int8(weight: Tensor, bias: Tensor) -> nn.Module:
-    """bitsandbytes' LLM.int8 without outlier columns (Dettmers et al. 2022): activations are rounded to 8 bits too."""
+    """Return a layer of LLM.int8 without outlier columns (Dettmers et al. 2022), with activations in 8 bits too."""
     nn_ = _bitsandbytes().nn
     outputs, inputs = weight.shape
-    small: Any = nn_.Linear8bitLt(inputs, outputs, has_fp16_weights=False, threshold=0.0, device="meta")
-    small.weight = nn_.Int8Params(weight.cpu(), requires_grad=False, has_fp16_weights=False)
-    small.bias = nn.Parameter(bias, requires_grad=False)
-    moved: nn.Module = small.to(weight.device)  # which is when the library computes the codes
+    layer: Any = nn_.Linear8bitLt(inputs, outputs, has_fp16_weights=False, threshold=0.0, device="meta")
+    layer.weight = nn_.Int8Params(weight.cpu(), requires_grad=False, has_fp16_weights=False)
+    layer.bias = nn.Parameter(bias, requires_grad=False)
+    moved: nn.Module = layer.to(weight.device)  # the library computes the codes in this call
     return moved
 
 
 def _bitsandbytes() -> Any:
-    """The library, without its remark that a kernel cannot be fetched from the network."""
+    """Import the library, without its warning that a kernel cannot be downloaded."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -118,7 +118,7 @@ def _bitsandbytes() -> Any:
 
 
 _MAKERS: dict[str, Callable[[Tensor, Tensor], nn.Module]] = {
-    "int8": Int8Linear,  # 8 bits a weight and a scale for every output, computed in the type of what comes in
+    "int8": Int8Linear,  # 8 bits a weight and a scale for every output, computed in the type of the input
     "nf4": Nf4Linear.of,
     "bnb8": _llm_int8,
 }

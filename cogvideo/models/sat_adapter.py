@@ -1,8 +1,8 @@
-"""The only door to `sat` (SwissArmyTransformer). What it does to a process is contained here.
+"""Adapter of `sat` (SwissArmyTransformer): the only module that imports it, and the workarounds for its side effects.
 
-As released, building a model opens a process group on a TCP port, which then stands in the way of every other user
-of torch.distributed, and draws all weights at random before a file is read. Here a model is built for one process
-without touching torch.distributed, and on request without storage, so that a file's tensors can be put in place.
+As released, building a model opens a process group on a TCP port, which conflicts with other uses of
+torch.distributed. It also fills all weights with random numbers before a file is read. Here a model is built for one
+process without torch.distributed, and optionally without storage, to receive a file's tensors.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _lock = threading.RLock()
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without sat's remarks on missing accelerators, which concern its own trainer, and on its own imports."""
+    """Suppress sat's warnings about missing accelerators, which concern its own trainer, and about its imports."""
     previous = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -51,7 +51,7 @@ __all__ = ["BaseMixin", "BaseModel", "Transformer", "build_transformer", "sat_ar
 
 
 class _Alone:
-    """What sat asks of a process group, for a process that is alone."""
+    """A process group of one process, with the methods that sat calls."""
 
     def size(self) -> int:
         return 1
@@ -62,10 +62,10 @@ class _Alone:
 
 @contextlib.contextmanager
 def _one_process() -> Iterator[None]:
-    """Let sat build its layers for one process, whatever torch.distributed is doing."""
+    """Make sat build its layers for one process, regardless of the state of torch.distributed."""
     with _lock:
         if not _mpu.model_parallel_is_initialized():
-            # Kept afterwards: sat's layers ask for the group's size in every forward and backward pass.
+            # Not restored: sat's layers read the group's size in every forward and backward pass.
             _mpu._MODEL_PARALLEL_GROUP = _mpu._DATA_PARALLEL_GROUP = _Alone()
         rank = _mpu_layers.get_model_parallel_rank
         _mpu_layers.get_model_parallel_rank = lambda: 0
@@ -76,12 +76,12 @@ def _one_process() -> Iterator[None]:
 
 
 def build_transformer(config: ModelConfig, device: str | torch.device = "cpu") -> Transformer:
-    """The backbone in fp32, with sat's random weights (from torch's generator, whose state is left as it was).
+    """Build the backbone in fp32 with sat's random weights. The state of torch's generator is restored.
 
-    With device "meta" there is no storage and nothing is drawn: `load_state_dict(..., assign=True)` fills it.
+    With device "meta" there is no storage and no initialization: `load_state_dict(..., assign=True)` fills it.
     """
     device = torch.device(device)
-    # sat makes its position table on the default device and draws it even with skip_init: hence both contexts.
+    # sat creates its position table on the default device and initializes it even with skip_init: hence both contexts.
     with _one_process(), torch.random.fork_rng(devices=[]), device:
         return BaseTransformer(
             **_sizes(config),
@@ -93,7 +93,7 @@ def build_transformer(config: ModelConfig, device: str | torch.device = "cpu") -
 
 
 def _sizes(config: ModelConfig) -> dict[str, Any]:
-    """What sat calls the sizes of a transformer."""
+    """Return the sizes of a transformer under sat's names."""
     return {
         "num_layers": config.layers,
         "vocab_size": config.vocab_size,
@@ -105,7 +105,7 @@ def _sizes(config: ModelConfig) -> dict[str, Any]:
 
 
 def sat_arguments(config: ModelConfig) -> Any:
-    """The namespace that sat's BaseModel wants beside a ready transformer."""
+    """Return the namespace that sat's BaseModel requires besides an existing transformer."""
     return argparse.Namespace(
         **_sizes(config),
         model_parallel_size=1,

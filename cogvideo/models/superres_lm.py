@@ -1,6 +1,6 @@
-"""Super-resolution: the tokens of a frame in, the tokens of the same frame on a grid three times as fine out.
+"""Super-resolution of a frame: text ids and coarse tokens in, logits on a grid three times as fine out.
 
-In: text ids and coarse tokens. Out: logits of all fine tokens at once, fp32; one pass, no loop.
+One pass computes the fp32 logits of all fine tokens; there is no loop over tokens.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from cogvideo.token_layout import TokenLayout
 from kernels.local_attention import local_attention
 
 PAD = 0
-"""Id in the text slots that are not used."""
+"""Id in unused text slots."""
 
 
 @dataclass(frozen=True)
 class TwoScaleAttention:
-    """Text and coarse tokens attend as in the backbone; fine slots attend what lies around them on both grids."""
+    """Text and coarse tokens attend as in the backbone. Fine slots attend to their surroundings on both grids."""
 
     text: int
     layout: TokenLayout
-    mask: Tensor  # [B, 1, 1, T + N]: every real text slot and all coarse tokens
+    mask: Tensor  # [B, 1, 1, T + N]: all text slots that hold text, and all coarse tokens
 
     @classmethod
     def of(cls, layout: TokenLayout, text_length: Tensor, text: int, dtype: torch.dtype) -> TwoScaleAttention:
@@ -67,7 +67,7 @@ class TwoScaleAttention:
 
 
 class UpscalePass(NamedTuple):
-    """A pass on its way through the layers."""
+    """The state of a pass between two layers."""
 
     hidden: Tensor  # [B, T + N + fine tokens, h]
     pattern: TwoScaleAttention
@@ -90,7 +90,7 @@ class SuperResLM(TokenModel):
             self.get_mixin("attention_plus").reinit(self)
 
     def forward(self, text: Tensor, text_length: Tensor, coarse: Tensor) -> Tensor:
-        """Logits of all fine tokens of a frame; the same pass trains and draws.
+        """Compute the logits of all fine tokens of a frame, for training and generation.
 
         text [B, T] ids left-padded with `PAD`, text_length [B] (at least 1), coarse [B, N] image tokens
         -> [B, fine tokens, image_tokens] fp32, row-major on the fine grid.
@@ -106,45 +106,45 @@ class SuperResLM(TokenModel):
         )[0]
         return logits
 
-    # -- the same pass in pieces, for layers that are not all on the device and scores that are not all needed at once
+    # -- the same pass in parts, for layers that are streamed to the device, and logits that are needed in chunks
 
     @torch.inference_mode()
     def begin(self, text: Tensor, text_length: Tensor, coarse: Tensor) -> UpscalePass:
-        """As `forward` -> the pass before its first layer."""
+        """Return the pass before its first layer. Arguments as in `forward`."""
         ids, positions, pattern = self._inputs(text, text_length, coarse)
         base = pattern.text + self.layout.tokens_per_frame
-        places = self.get_mixin("extra_position_embedding").position_embedding_forward(positions, base_slots=base)
-        return UpscalePass(self.word_embedding_forward(ids) + places, pattern)
+        embedded = self.get_mixin("extra_position_embedding").position_embedding_forward(positions, base_slots=base)
+        return UpscalePass(self.word_embedding_forward(ids) + embedded, pattern)
 
     @torch.inference_mode()
     def layer(self, number: int, at: UpscalePass) -> UpscalePass:
-        """The pass after layer `number`, which needs the modules of `layer_modules` alone."""
+        """Return the pass after layer `number`. It uses the modules of `layer_modules` only."""
         layer, own = self.transformer.layers[number], self.get_mixin("attention_plus")
-        seen = at.pattern(layer.attention, own, number, layer.input_layernorm(at.hidden))
-        hidden = at.hidden + layer.third_layernorm(seen)
+        attended = at.pattern(layer.attention, own, number, layer.input_layernorm(at.hidden))
+        hidden = at.hidden + layer.third_layernorm(attended)
         wide = self.mlp_forward(layer.post_attention_layernorm(hidden), layer_id=torch.tensor(number))
         return UpscalePass(hidden + layer.fourth_layernorm(wide), at.pattern)
 
     @torch.inference_mode()
     def finish(self, at: UpscalePass) -> Tensor:
-        """After the last layer -> states of the fine slots [B, fine tokens, h], of which `scores` makes logits."""
+        """Return the states of the fine slots after the last layer, [B, fine tokens, h], for `logits`."""
         fine: Tensor = self.transformer.final_layernorm(at.hidden[:, at.pattern.text + self.layout.tokens_per_frame :])
         return fine
 
     @torch.inference_mode()
     def logits(self, states: Tensor) -> Tensor:
-        """[R, h] -> [R, image_tokens] fp32."""
+        """Compute fp32 logits [R, image_tokens] from states [R, h]."""
         logits: Tensor = self.final_forward(states[None], scored=slice(None))[0]
         return logits
 
     def layer_modules(self) -> list[list[nn.Module]]:
-        """What each layer computes with; everything else is needed before the first and after the last one."""
+        """Return the modules of each layer. All other modules are used before the first or after the last layer."""
         own = self.get_mixin("attention_plus")
         parts = (self.transformer.layers, own.query_key_value, own.dense)
         return [list(layer) for layer in zip(*parts, strict=True)]
 
     def _inputs(self, text: Tensor, text_length: Tensor, coarse: Tensor) -> tuple[Tensor, Tensor, TwoScaleAttention]:
-        """-> ids [B, S], positions [B, S] and who sees whom: text, coarse tokens, fine slots."""
+        """Return ids [B, S], positions [B, S] and the attention of text, coarse tokens and fine slots (S in all)."""
         layout, (batch, length) = self.layout, text.shape
         fine = torch.arange(layout.fine_tokens, device=text.device)
         positions = torch.cat((torch.as_tensor(layout.superres_positions(), device=text.device), fine))

@@ -1,6 +1,6 @@
-"""Stages 1 and 2: text and frames in, scores of the next image token out. One definition trains and draws.
+"""Stages 1 and 2: token ids of text and frames in, fp32 logits of the next image token out.
 
-In: token ids. Out: logits over the image tokens, fp32.
+Training and generation use the same definition.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from kernels.cpu_decode import Precision
 
 
 class VideoLM(TokenModel):
-    """Stage 1 (draws frames one after the other) or stage 2 (draws frames between given ones).
+    """Stage 1 (generates frames one after the other) or stage 2 (generates frames between given ones).
 
-    `transformer`: a backbone to share; None builds one, as `device` says ("meta": without storage).
+    `transformer`: a backbone to share. None: a new one on `device` ("meta": without storage).
     """
 
     def __init__(
@@ -48,11 +48,9 @@ class VideoLM(TokenModel):
         super().__init__(config, transformer, device)
         self.stage: Stage = stage
         self._fused: FusedDecoder | None = None
-        self.cache_pool = (
-            CachePool()
-        )  # storage and captured steps for the next video, where weights stay where they are
-        self.int8_cache = False  # whether what is drawn keeps its keys and values in 8 bits
-        self.swapped = False  # whether weights come to the device for each step and go again
+        self.cache_pool = CachePool()  # caches and captured steps for later videos
+        self.int8_cache = False  # whether caches store keys and values in 8 bits
+        self.swapped = False  # whether weights are moved to the device for each step, and back
         with torch.random.fork_rng(devices=[]), torch.device(device):
             self.add_mixin("extra_position_embedding", ExtraPositions(config.extra_positions, config.hidden))
             self.add_mixin("attention_plus", AttentionPlus(config, gated=True))
@@ -62,11 +60,15 @@ class VideoLM(TokenModel):
     def forward_training(
         self, text: Tensor, text_length: Tensor, frames: Tensor, scored: Sequence[int] | None = None
     ) -> Tensor:
-        """Logits of every token of a clip, each given all that it may see.
+        """Compute the logits of every token of a video, with teacher forcing.
 
         text [B, T] left-padded ids, text_length [B] (at least 1), frames [B, F, N] image tokens in time order
-        -> [B, F, N, image_tokens] fp32; [b, f, k] scores token k of frame f. `scored`: only these frames, in this
-        order, are given logits (the head is a sixth of a small model's work).
+        -> [B, F, N, image_tokens] fp32.
+
+        Entry [b, f, k] predicts token k of frame f. `scored`: compute the logits of these frames only, in this order
+        (the head is a sixth of a small model's work).
+
+        Raises ValueError if the shape of `frames` is not that of the model.
         """
         count, size = frames.shape[1:]
         if count != self.layout.frames or size != self.layout.tokens_per_frame:
@@ -74,15 +76,16 @@ class VideoLM(TokenModel):
                 f"frames {list(frames.shape)} do not fit {self.layout.frames} frames of {self.config.grid}"
             )
         seen = text_padding_mask(text_length, text.shape[1])
-        clip = tuple(range(count))
-        pattern = VideoAttention.of(self.layout, self.stage, clip, seen, self.dtype)
-        wanted = list(range(count) if scored is None else scored)
-        slots = torch.arange(count * size, device=text.device).view(count, size)[wanted].flatten() + text.shape[1]
-        logits = self._run(text, text_length, self.slots(frames).flatten(1), pattern, slots, clip)
-        return logits.unflatten(1, (len(wanted), size))
+        numbers = tuple(range(count))
+        pattern = VideoAttention.of(self.layout, self.stage, numbers, seen, self.dtype)
+        scored_frames = list(numbers if scored is None else scored)
+        slots = torch.arange(count * size, device=text.device).view(count, size)[scored_frames].flatten()
+        slots = slots + text.shape[1]
+        logits = self._run(text, text_length, self.slots(frames).flatten(1), pattern, slots, numbers)
+        return logits.unflatten(1, (len(scored_frames), size))
 
     def forward_images(self, text: Tensor, text_length: Tensor, frames: Tensor) -> Tensor:
-        """Text to image with the backbone alone: a single frame at the first frame's position.
+        """Compute the logits of a single frame (text to image) with the backbone alone.
 
         text [B, T] left-padded ids, text_length [B], frames [B, N] -> [B, N, image_tokens] fp32.
         """
@@ -91,7 +94,7 @@ class VideoLM(TokenModel):
 
     @torch.inference_mode()
     def prefill(self, cache: KVCache, text: Tensor, text_length: Tensor, given: Tensor | None = None) -> None:
-        """Read the text and the frames that `cache` says are given; their keys and values go into it.
+        """Read the text and the given frames, and write their keys and values to `cache`.
 
         text [B, T] left-padded ids, text_length [B], given [B, frames, N] in time order (None: no frame).
         """
@@ -102,7 +105,10 @@ class VideoLM(TokenModel):
 
     @torch.inference_mode()
     def prefill_fused(self, cache: KVCache, text: Tensor, text_length: Tensor, slots: Tensor) -> None:
-        """The network's own pass over the same, slots [B, frames * N]: the reference of what is `fuse`d."""
+        """Run the prefill with the network itself, without fused weights. slots [B, frames * N].
+
+        It is the reference of `FusedDecoder.prefill`.
+        """
         seen = text_padding_mask(text_length, text.shape[1])
         pattern: AttentionPattern
         if cache.use_temporal:
@@ -114,15 +120,15 @@ class VideoLM(TokenModel):
         self._run(text, text_length, slots, pattern, slice(0, 0), cache.num_given)
 
     def fuse(self, precision: Precision = "fp32", compiled: bool = True, threads: int = 1) -> None:
-        """From now on decode with weights laid side by side: fewer products, a copy of the layers, changes not seen.
+        """Decode with concatenated weights from now on: fewer matrix products, but a copy of the layers.
 
-        `compiled`: as C, where that can be; only then the copy may be kept in fewer bits, see `models.fused`, and
-        rows be divided among `threads`.
+        Later changes of the weights have no effect. `compiled`: use the C form if possible. Only that form supports
+        `precision` (see `fused_decode`) and divides rows among `threads`.
         """
         positions = self.get_mixin("extra_position_embedding").position_embeddings.weight
         parts = (self.transformer, self.get_mixin("attention_plus"), positions, self.head)
         self._fused = fuse(self.layout, *parts, precision, compiled, threads)
-        self.cache_pool.clear()  # what was captured before computes otherwise
+        self.cache_pool.clear()  # steps captured before use the unfused weights
 
     def acquire_cache(
         self,
@@ -133,27 +139,27 @@ class VideoLM(TokenModel):
         text_attention_bias: float,
         parallel_frames: int,
     ) -> KVCache:
-        """A cache for texts of at most `longest` tokens, perhaps one that an earlier video left; `prefill` it first.
+        """Return a cache for texts of at most `longest` tokens, from the pool or new. It requires `prefill`.
 
-        The other sizes: see `Cache`. Who is done with it says so, `give_back`.
+        The other sizes: see `KVCache`. The caller returns it with `release_cache`.
         """
         weight = self.transformer.word_embeddings.weight
-        why_not = "a captured step expects its weights where they were" if self.swapped else None
-        why_not = why_not or fast_path_unsupported_reason(self.config, weight, self.int8_cache)
-        text = longest if why_not is not None else text_slots(longest, self.config.text_length)
-        shape = CacheKey(
+        reason = "a captured step requires weights at fixed addresses" if self.swapped else None
+        reason = reason or fast_path_unsupported_reason(self.config, weight, self.int8_cache)
+        text = longest if reason is not None else text_slots(longest, self.config.text_length)
+        key = CacheKey(
             self.stage, rows, text, given, use_temporal, text_attention_bias, parallel_frames, self.int8_cache
         )
-        cache = self.cache_pool.acquire(shape)
+        cache = self.cache_pool.acquire(key)
         if cache is None:
-            make = partial(KVCache, self.layout, *shape[:-2], parallel_frames=parallel_frames, int8=self.int8_cache)
+            make = partial(KVCache, self.layout, *key[:-2], parallel_frames=parallel_frames, int8=self.int8_cache)
             self.cache_pool.evict(make(like=weight.new_empty(0, device="meta")).nbytes)
             cache = make(like=weight)
-        cache.fast_path_unsupported_reason = why_not
+        cache.fast_path_unsupported_reason = reason
         return cache
 
     def release_cache(self, cache: KVCache) -> None:
-        """Nobody draws with `cache` any more: storage and captured steps may serve the next video."""
+        """Return `cache` to the pool: its storage and captured steps may serve a later video."""
         sizes = (
             cache.rows,
             cache.text,
@@ -166,28 +172,29 @@ class VideoLM(TokenModel):
 
     @torch.inference_mode()
     def decode_one(
-        self, cache: KVCache, ids: Tensor, places: Sequence[TokenSlot], guidance: GuidanceConfig | None = None
+        self, cache: KVCache, ids: Tensor, slots: Sequence[TokenSlot], guidance: GuidanceConfig | None = None
     ) -> Tensor:
-        """What slots predict, one or more of one frame or of several; their keys and values join `cache`.
+        """Compute the logits of `slots` of one or several frames, and write their keys and values to `cache`.
 
-        ids [B, places]: what the slots hold -> logits [B, places, image_tokens] fp32. Slots of a frame come in
-        ascending order. With `guidance` rows are conditional ones, then as many unconditional ones -> logits
-        [B / 2, places, image_tokens] of the guided distribution.
+        ids [B, slots]: the slots' inputs -> logits [B, slots, image_tokens] fp32. Slots of a frame are in ascending
+        order. With `guidance` the first half of the rows is conditional, the second half unconditional. The result is
+        then the guided logits [B / 2, slots, image_tokens].
         """
-        cache.select_slots(places)
+        cache.select_slots(slots)
         if not cache.fast:
             return self._step(cache, ids, guidance)
-        graph = cache.graphs.get((len(places), guidance))
+        graph = cache.graphs.get((len(slots), guidance))
         if not isinstance(graph, CudaGraphStep):
-            storage = proxy(cache)  # which keeps the graph, and is to be freed with it as soon as nobody draws with it
-            graph = cache.graphs[len(places), guidance] = CudaGraphStep(
+            storage = proxy(cache)  # the cache owns the graph: a strong reference would keep both alive
+            graph = cache.graphs[len(slots), guidance] = CudaGraphStep(
                 lambda ids: self._step(storage, ids, guidance), ids
             )
         return graph(ids)
 
     def _step(self, cache: KVCache, ids: Tensor, guidance: GuidanceConfig | None) -> Tensor:
-        """Scores of the slots that `cache` was told to `seek`; where it is `fast`, without anything that Python knows
-        of them.
+        """Compute the logits of the selected slots of `cache`.
+
+        If it is `fast`, slot numbers are read from the device only, so that the step can be captured.
         """
         cache.prepare()
         if self._fused is not None:
@@ -212,7 +219,7 @@ class VideoLM(TokenModel):
         scored: Tensor | slice,
         frames: tuple[int, ...],
     ) -> Tensor:
-        """text [B, T], slots [B, S] of `frames` -> logits of the `scored` places in text and slots."""
+        """Run text [B, T] and slots [B, S] of `frames`; return the logits of the `scored` positions among both."""
         layout, (batch, length) = self.layout, text.shape
         rows = [text_positions(text_length, length)]
         rows += [torch.as_tensor(layout.frame_rows(f), device=text.device).expand(batch, -1) for f in frames]

@@ -1,9 +1,8 @@
-"""The small VQ-VAE's networks: what `mini`'s codec configuration plugs into icetk's HVQVAE as `target`.
+"""Networks of the small VQ-VAE. `mini`'s codec configuration inserts them into icetk's HVQVAE as `target`.
 
-The encoder reads every 8 x 8 patch on its own, so that a token depends on its own patch alone: a subject that moves by
-whole cells keeps its tokens, which is what the transformer can learn from little data. The decoder is convolutional, so
-that patches meet without seams. (icetk's own encoder attends over the whole picture: every token would change when
-anything moves.)
+The encoder reads every 8 x 8 patch separately, so that a token depends on its own patch alone. A subject that moves by
+whole cells keeps its tokens, which a transformer can learn from little data. The decoder is convolutional, so that
+patches join without seams. (icetk's own encoder attends over the whole image: any motion would change every token.)
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 
 
 class PatchEncoder(nn.Module):
-    """Normalised pixels [B, 3, H, W] -> features [B, C, H/4, W/4], each from its own 4 x 4 patch."""
+    """Encoder of 4 x 4 patches: normalized pixels [B, 3, H, W] -> features [B, C, H/4, W/4]."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -25,7 +24,7 @@ class PatchEncoder(nn.Module):
 
 
 class PatchMerge(nn.Module):
-    """Features [B, C, 2h, 2w] -> [B, C_out, h, w]: the four corners of a patch become one vector, then an MLP."""
+    """Merge of 2 x 2 features into one, then an MLP: [B, C, 2h, 2w] -> [B, C_out, h, w]."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
@@ -39,7 +38,7 @@ class PatchMerge(nn.Module):
 
 
 class ResBlock(nn.Module):
-    """Two 3 x 3 convolutions and a skip connection; no normalisation: its statistics would couple distant places."""
+    """Two 3 x 3 convolutions and a skip connection, without normalization, which would couple distant positions."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -52,10 +51,10 @@ class ResBlock(nn.Module):
 
 
 class ShuffleDecoder(nn.Module):
-    """Codes [B, z, h, w] -> normalised pixels [B, 3, 8h, 8w]; each level doubles the sides by pixel shuffling.
+    """Decoder: codes [B, z, h, w] -> normalized pixels [B, 3, 8h, 8w]. Each level doubles both sides by pixel shuffle.
 
-    `context`: how many wide blocks read the codes beside the first convolution. A code has 12 bits for 64 pixels, but
-    the codes around it tell what it is part of.
+    `context`: number of wide blocks that read the codes besides the first convolution. A code has 12 bits for 64
+    pixels; the codes around it add information about its content.
     """
 
     def __init__(
@@ -86,13 +85,16 @@ class ShuffleDecoder(nn.Module):
         return x
 
     def get_last_layer(self) -> Tensor:
-        """The last convolution's weight; HVQVAE offers it to training with an adaptive loss."""
+        """Return the last convolution's weight, which HVQVAE exposes for adaptive losses."""
         convolutions = [m for m in self.modules() if isinstance(m, nn.Conv2d)]
         return convolutions[-1].weight
 
 
 def _make_context(z_channels: int, width: int, channels: int, blocks: int) -> nn.Sequential:
-    """Codes [B, z, h, w] -> features [B, channels, h, w]; zero at first, so that it can join a decoder that works."""
+    """Build the context branch: codes [B, z, h, w] -> features [B, channels, h, w].
+
+    Its output is zero initially, so that it can be added to a trained decoder.
+    """
     out = nn.Conv2d(width, channels, 1, bias=False)
     nn.init.zeros_(out.weight)
     return nn.Sequential(

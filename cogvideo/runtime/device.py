@@ -1,4 +1,4 @@
-"""Choice of the device and its precision, and the number of threads."""
+"""Choice of the device, its precision, and the number of threads."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Module = TypeVar("Module", bound=nn.Module)
 
 @dataclass(frozen=True)
 class DevicePlacement:
-    """Where models compute, in which precision, and how they are held there."""
+    """Device, precision and memory preset of the models."""
 
     device: torch.device
     dtype: torch.dtype
@@ -29,31 +29,33 @@ class DevicePlacement:
 
     @property
     def read_as(self) -> torch.dtype | None:
-        """The type in which weights are best read; None: as in their file, mapped, since few of them stay exact."""
+        """Type in which to read weights. None: that of the file, mapped, if most weights are quantized afterwards."""
         return self.dtype if self.memory.weights == "exact" else None
 
     @property
     def kind(self) -> str:
-        """As `MemoryPreset.device`: "cuda", or "cpu"."""
+        """Device type as in `MemoryPreset.device`: "cuda" or "cpu"."""
         return self.device.type
 
     @property
     def home(self) -> torch.device:
-        """Where a network's own part waits."""
+        """Device of a network's own weights while the network is idle."""
         return torch.device("cpu") if self.memory.swap_networks else self.device
 
 
 def default_placement(device: str | None = None, eight_bit: bool = False, offload: bool = False) -> DevicePlacement:
-    """The best place of this machine, or the named one ("cpu", "cuda", "cuda:1"), whatever fits.
+    """Return the best placement on this machine, or on the named device ("cpu", "cuda", "cuda:1").
 
-    fp32 on a CPU, where half precision is slower, and fp16, as published, on a GPU. `eight_bit`: LLM.int8 of
-    bitsandbytes. `offload`: matrices come from host memory for each product. Raises RequestError, CapacityError.
+    Free memory is not checked. The precision is fp32 on a CPU (half precision is slower there) and fp16 on a GPU, as
+    published. `eight_bit`: LLM.int8 of bitsandbytes. `offload`: weights are copied from host memory for each product.
+
+    Raises RequestError, CapacityError.
     """
     name = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise CapacityError(
-            f"找不到设备 {name}：这台机器上没有可用的 NVIDIA 显卡，请改用 cpu。",
-            f"There is no device {name}: no usable NVIDIA card was found on this machine; use cpu.",
+            f"设备 {name} 不可用：本机没有可用的 NVIDIA 显卡。请使用 --device cpu。",
+            f"Device {name} is not available: this machine has no usable NVIDIA GPU. Use --device cpu.",
         )
     chosen = torch.device(name)
     gpu = chosen.type == "cuda"
@@ -61,7 +63,7 @@ def default_placement(device: str | None = None, eight_bit: bool = False, offloa
     if eight_bit and offload:
         raise RequestError(
             "--eight-bit 与 --offload 不能同时使用：请改用 --memory 16g 或 8g。",
-            "--eight-bit and --offload do not go together: take --memory 16g or 8g instead.",
+            "--eight-bit and --offload cannot be combined. Use --memory 16g or 8g instead.",
         )
     if offload:
         memory = replace(memory, name="offload", offload=True)
@@ -71,9 +73,11 @@ def default_placement(device: str | None = None, eight_bit: bool = False, offloa
 
 
 def placement_for(model: ModelConfig, device: str | None = None, memory: str | None = None) -> DevicePlacement:
-    """The best place, and the named memory preset or the best one that fits. Raises RequestError, CapacityError.
+    """Return the best placement with the named memory preset, or with the best preset that fits.
 
-    A CPU is given the model even where memory may not do: other programs may make room, and files are mapped.
+    On a CPU free memory is not checked, since files are mapped and other programs may release memory.
+
+    Raises RequestError, CapacityError.
     """
     place = default_placement(device)
     free = torch.cuda.mem_get_info(place.device)[0] if place.kind == "cuda" else 2**63 - 1
@@ -81,7 +85,7 @@ def placement_for(model: ModelConfig, device: str | None = None, memory: str | N
 
 
 def has_room(model: ModelConfig, device: str | None = None) -> bool:
-    """Whether this machine has a GPU with room for the model under some memory preset."""
+    """Return whether this machine has a GPU that can hold the model under some memory preset."""
     if not torch.cuda.is_available():
         return False
     try:
@@ -93,10 +97,10 @@ def has_room(model: ModelConfig, device: str | None = None) -> bool:
 
 @contextmanager
 def torch_threads(count: int | None = None) -> Iterator[None]:
-    """Inside the block torch computes with `count` threads (None: one per core that this process may use).
+    """Set the number of torch threads to `count` in the block (None: one for each core of this process).
 
-    Drawing token by token is faster with one: PyTorch's operations are so small that its threads only wait for each
-    other. Where the step is compiled it divides its rows by itself, see `kernels.thread_pool`.
+    Token-by-token decoding is faster with one thread: its PyTorch operations are too small for several. The compiled
+    step divides its rows itself, see `kernels.thread_pool`.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(count or usable_cores())
@@ -107,10 +111,10 @@ def torch_threads(count: int | None = None) -> Iterator[None]:
 
 
 def usable_cores() -> int:
-    """Cores that this process may use; OMP_NUM_THREADS, where it is set, is respected."""
-    wanted = os.environ.get("OMP_NUM_THREADS", "")
-    if wanted.isdigit() and int(wanted) > 0:
-        return int(wanted)
+    """Return the number of cores that this process may use, or OMP_NUM_THREADS if it is set."""
+    setting = os.environ.get("OMP_NUM_THREADS", "")
+    if setting.isdigit() and int(setting) > 0:
+        return int(setting)
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

@@ -1,7 +1,7 @@
-"""How much memory a model takes under a memory preset, predicted from its sizes, and which preset fits. No torch.
+"""Estimate of a model's memory under a memory preset, and choice of a preset that fits.
 
-In: `ModelConfig`, `MemoryPreset`, free bytes. Out: bytes, or a preset. Weights and caches are counted exactly; what
-computing takes besides is an upper estimate, compared with what was measured on a CPU (`python -m cogvideo memory`).
+In: `ModelConfig`, `MemoryPreset`, free bytes. Out: bytes, or a preset. Weights and caches are exact. Working memory is
+an upper estimate, checked against measurements on a CPU (`python -m cogvideo memory`).
 """
 
 from __future__ import annotations
@@ -19,36 +19,36 @@ HALF: Final = 2
 FULL: Final = 4
 
 GUIDED_ROWS: Final = 2
-"""Keyframes with guidance are drawn in two rows: with the prompt and without."""
+"""Rows of a keyframe with guidance: conditional and unconditional."""
 
 LANES: Final = 2
-"""Frames that interpolation draws at the same time."""
+"""Frames that interpolation decodes in parallel."""
 
 CAPTURED: Final = 5 * 10**7
-"""Bytes that a captured step has for itself: the allocator's blocks of 2 and 20 MiB (an estimate, not yet measured)."""
+"""Bytes of private memory of a captured step: the allocator's blocks of 2 and 20 MiB (an estimate, not measured)."""
 
 NF4_BLOCK: Final = 64
 NF4_OUTER: Final = 256
-"""Numbers that share a scale, and scales that share one of their own."""
+"""Weights that share a scale (`NF4_BLOCK`), and scales that share an outer scale."""
 NF4_TABLES: Final = (16 + 256 + 1) * FULL
-"""For each matrix: the 16 values, those of the scales, and the scales' mean."""
+"""Bytes for each matrix: the 16 values, those of the scales, and the scales' mean."""
 
 WIDTHS: Final = 15
-"""Hidden states' worth of memory that a layer takes while it reads many slots (measured: 14.1)."""
+"""Working memory of a layer that reads many slots, in units of its hidden states (measured: 14.1)."""
 
 PARALLEL_FRAMES: Final = 128
-"""Fine tokens that a CPU draws at once; a GPU draws a frame."""
+"""Fine tokens that a CPU samples at once. A GPU samples a frame."""
 
 DRAWING: Final = 4
-"""Copies of scores in full precision while tokens are drawn."""
+"""Copies of the fp32 logits during sampling."""
 
 ALLOWANCE: Final = 5 * 10**8
-"""For the codec's weights (0.1 GB), the libraries' workspaces and gaps between allocations (an estimate, not yet
-measured on a GPU). What the codec computes with, 1 kB for each pixel of a pass, is less than a layer of
-super-resolution takes."""
+"""Bytes for the codec's weights (0.1 GB), library workspaces and fragmentation (an estimate, not measured on a GPU).
+
+The codec's working memory, 1 kB for each pixel of a pass, is less than that of a layer of super-resolution."""
 
 LONG: Final = 1000.0
-"""Gigabytes to be read for a video that are no matter of seconds on any machine."""
+"""Gigabytes read for one video above which generation takes longer than seconds on any machine."""
 
 ENVIRONMENT: Final = "COGVIDEO_MEMORY"
 
@@ -57,7 +57,7 @@ PHASES: Final = ("keyframes", "interpolate", "superres")
 
 
 def parameters(model: ModelConfig) -> tuple[int, int, dict[str, int]]:
-    """(numbers in the matrices of the backbone's layers, in the rest of the backbone, in each network's own part)."""
+    """Count the parameters: of the backbone's matrices, the rest of the backbone, and each network's own part."""
     h, layers = model.hidden, model.layers
     matrices = 12 * h * h * layers
     rest = 17 * h * layers + 2 * h + (model.vocab_size + model.base_positions) * h
@@ -68,7 +68,7 @@ def parameters(model: ModelConfig) -> tuple[int, int, dict[str, int]]:
 
 
 def linear_bytes(outputs: int, inputs: int, memory: MemoryPreset, number: int) -> int:
-    """One matrix of a layer."""
+    """Compute the bytes of one weight matrix. `number`: bytes of an exact weight."""
     count = outputs * inputs
     if memory.weights == "exact":
         return count * number
@@ -79,14 +79,14 @@ def linear_bytes(outputs: int, inputs: int, memory: MemoryPreset, number: int) -
 
 
 def backbone_bytes(model: ModelConfig, memory: MemoryPreset, number: int) -> int:
-    """What all networks share."""
+    """Compute the bytes of the shared backbone."""
     h, rest = model.hidden, parameters(model)[1]
     shapes = ((3 * h, h), (h, h), (4 * h, h), (h, 4 * h))
     return model.layers * sum(linear_bytes(*shape, memory, number) for shape in shapes) + rest * number
 
 
 def network_bytes(model: ModelConfig, part: str, memory: MemoryPreset, number: int) -> int:
-    """What a network has of its own: the second attention, extra positions."""
+    """Compute the bytes of a network's own part: the second attention and the extra positions."""
     h = model.hidden
     other = parameters(model)[2][part] - 4 * h * h * model.layers
     small = linear_bytes(3 * h, h, memory, number) + linear_bytes(h, h, memory, number)
@@ -94,10 +94,10 @@ def network_bytes(model: ModelConfig, part: str, memory: MemoryPreset, number: i
 
 
 def weight_bytes(model: ModelConfig, memory: MemoryPreset, device: str | None = None) -> dict[Phase, int]:
-    """Bytes of the weights that are on the device in each phase."""
+    """Compute the bytes of the weights that are on the device in each phase."""
     number = _number(memory, device)
     h, rest = model.hidden, parameters(model)[1] * number
-    head = model.image_tokens * h * FULL if number == HALF else 0  # once more in full precision
+    head = model.image_tokens * h * FULL if number == HALF else 0  # a copy in fp32
     if memory.offload:
         largest = 4 * h * h * number
         own = {part: count - 4 * h * h * model.layers for part, count in parameters(model)[2].items()}
@@ -115,35 +115,38 @@ def weight_bytes(model: ModelConfig, memory: MemoryPreset, device: str | None = 
 
 
 def cache_bytes(model: ModelConfig, stage: Stage, rows: int, memory: MemoryPreset, device: str | None = None) -> int:
-    """Keys and values of `rows` sequences of a stage, for the longest text."""
+    """Compute the bytes of keys and values of `rows` sequences of a stage, with the longest text."""
     layout, text, number = TokenLayout(model), model.text_length, _number(memory, device)
-    lane = (1 if stage == 1 else LANES) * (text + model.tokens_per_frame)
-    places = sum(lane + layout.temporal_keys(stage, layer % 2, text).capacity for layer in range(model.layers))
-    position = model.hidden + model.heads * number if memory.int8_cache else model.hidden * number
-    return 2 * rows * places * position  # keys and values
+    spatial = (1 if stage == 1 else LANES) * (text + model.tokens_per_frame)
+    slots = sum(spatial + layout.temporal_keys(stage, layer % 2, text).capacity for layer in range(model.layers))
+    slot_bytes = model.hidden + model.heads * number if memory.int8_cache else model.hidden * number
+    return 2 * rows * slots * slot_bytes  # keys and values
 
 
 def cache_pool_bytes(model: ModelConfig, memory: MemoryPreset, device: str | None = None) -> int:
-    """The cache of the largest batch; that of the present batch and what earlier ones left never take more together."""
+    """Compute the bytes of the largest batch's cache: the limit of the cache in use and idle caches together."""
     batches: tuple[tuple[Stage, int], ...] = (1, GUIDED_ROWS), (2, memory.max_batch_rows)
     return max(cache_bytes(model, stage, rows, memory, device) for stage, rows in batches)
 
 
 def idle_cache_bytes(model: ModelConfig, memory: MemoryPreset, device: str | None = None) -> int:
-    """Storage that may be there in any phase, since earlier batches left it; 0 where none is kept (`models.kept`)."""
-    kept = (device or memory.device) == "cuda" and not (memory.swap_networks or memory.offload or memory.int8_cache)
-    return cache_pool_bytes(model, memory, device) if kept else 0
+    """Compute the bytes of idle caches in any phase. 0 if caches are not pooled (see `models.cache_pool`)."""
+    pooled = (device or memory.device) == "cuda" and not (memory.swap_networks or memory.offload or memory.int8_cache)
+    return cache_pool_bytes(model, memory, device) if pooled else 0
 
 
 def captured_bytes(memory: MemoryPreset, device: str | None = None) -> int:
-    """Of captured steps (`models.graphs`): on each cache two, of one frame and of two."""
+    """Compute the bytes of captured steps (`models.cuda_graph`): two for each cache, of one frame and of two."""
     if (device or memory.device) != "cuda" or memory.offload or memory.int8_cache:
         return 0
     return 2 * CAPTURED * (1 if memory.swap_networks else MAX_IDLE_CACHES)
 
 
 def step_bytes(model: ModelConfig, memory: MemoryPreset, rows: int, given: int, device: str | None = None) -> int:
-    """Reading the text and `given` frames of `rows` sequences, which takes more than drawing after it."""
+    """Compute the working memory of stages 1 and 2: of the prefill, which takes more than decoding.
+
+    `rows` sequences with text and `given` frames.
+    """
     number, h = _number(memory, device), model.hidden
     slots = model.text_length + given * model.tokens_per_frame
     matrix = 0 if memory.weights == "exact" else 4 * h * h * (number + FULL)
@@ -151,25 +154,28 @@ def step_bytes(model: ModelConfig, memory: MemoryPreset, rows: int, given: int, 
 
 
 def superres_bytes(model: ModelConfig, memory: MemoryPreset, device: str | None = None) -> int:
-    """Logits and the widest layer for the frames of one pass; where layers are streamed, the states of all frames."""
+    """Compute the working memory of super-resolution: logits and the widest layer for the frames of one pass.
+
+    If layers are streamed, add the states of all frames.
+    """
     number, frames = _number(memory, device), memory.frames_per_pass
     fine = model.fine_grid[0] * model.fine_grid[1]
     slots = model.superres_text_length + model.tokens_per_frame + fine
     rows = PARALLEL_FRAMES if number == FULL else fine
-    drawing = (rows * DRAWING + model.hidden) * model.image_tokens * FULL
-    waiting = (FRAME_COUNTS[-1] if memory.stream_layers else frames) * slots * model.hidden * number
-    return max(frames * slots * model.hidden * WIDTHS * number, drawing) + waiting
+    sampling = (rows * DRAWING + model.hidden) * model.image_tokens * FULL
+    states = (FRAME_COUNTS[-1] if memory.stream_layers else frames) * slots * model.hidden * number
+    return max(frames * slots * model.hidden * WIDTHS * number, sampling) + states
 
 
 def phase_bytes(model: ModelConfig, memory: MemoryPreset, device: str | None = None) -> dict[Phase, int]:
-    """The most memory that each phase of a video of 33 frames is expected to take on the device."""
+    """Estimate the peak device memory of each phase of a video of 33 frames, in bytes."""
     weights = weight_bytes(model, memory, device)
     given = -(-model.keyframes // 2)
-    rows, left = memory.max_batch_rows, idle_cache_bytes(model, memory, device)
+    rows, idle = memory.max_batch_rows, idle_cache_bytes(model, memory, device)
     stored = {
-        "keyframes": max(left, cache_bytes(model, 1, GUIDED_ROWS, memory, device)),
-        "interpolate": max(left, cache_bytes(model, 2, rows, memory, device)),
-        "superres": left,
+        "keyframes": max(idle, cache_bytes(model, 1, GUIDED_ROWS, memory, device)),
+        "interpolate": max(idle, cache_bytes(model, 2, rows, memory, device)),
+        "superres": idle,
     }
     working = {
         "keyframes": step_bytes(model, memory, GUIDED_ROWS, 1, device),
@@ -181,12 +187,12 @@ def phase_bytes(model: ModelConfig, memory: MemoryPreset, device: str | None = N
 
 
 def peak_bytes(model: ModelConfig, memory: MemoryPreset, device: str | None = None) -> int:
-    """The most memory that drawing a video is expected to take, on the device (None: the preset's own)."""
+    """Estimate the peak memory of a video in bytes, on `device` (None: the preset's device type)."""
     return max(phase_bytes(model, memory, device).values()) + ALLOWANCE
 
 
 def gigabytes_read(model: ModelConfig, memory: MemoryPreset, device: str | None = None) -> float:
-    """What drawing the tokens of a video of 33 frames reads of the weights, each step all of them once."""
+    """Estimate the gigabytes of weights that stages 1 and 2 read for 33 frames. Each step reads all weights once."""
     number, h = _number(memory, device), model.hidden
     head = model.image_tokens * h * number
     attention = model.layers * (linear_bytes(3 * h, h, memory, number) + linear_bytes(h, h, memory, number))
@@ -198,12 +204,12 @@ def gigabytes_read(model: ModelConfig, memory: MemoryPreset, device: str | None 
 
 
 def is_slow(model: ModelConfig, memory: MemoryPreset, device: str | None = None) -> bool:
-    """Whether somebody wants to know beforehand how long a video takes."""
+    """Return whether a video takes so long that the user should see an estimate first."""
     return gigabytes_read(model, memory, device) > LONG
 
 
 def superres_gigaflop(model: ModelConfig) -> float:
-    """The products of super-resolution of 33 frames."""
+    """Compute the gigaflop of the matrix products in super-resolution of 33 frames."""
     fine = model.fine_grid[0] * model.fine_grid[1]
     slots = model.superres_text_length + model.tokens_per_frame + fine
     frame = 2 * 12 * model.hidden**2 * slots * model.layers + 2 * fine * model.image_tokens * model.hidden
@@ -211,18 +217,19 @@ def superres_gigaflop(model: ModelConfig) -> float:
 
 
 def choose_preset(model: ModelConfig, device: str, free: int, wanted: str | None = None) -> MemoryPreset:
-    """The named preset, or the first one for `device` ("cuda", "cpu") that fits into `free` bytes.
+    """Return the named preset, or the first one for `device` ("cuda", "cpu") that fits into `free` bytes.
 
-    `wanted` None: what the environment's COGVIDEO_MEMORY says, if anything. Raises RequestError for a name that does
-    not exist, CapacityError where nothing fits.
+    `wanted` None: the name in the environment variable COGVIDEO_MEMORY, if it is set.
+
+    Raises RequestError if the name is unknown, CapacityError if no preset fits.
     """
     name = wanted or os.environ.get(ENVIRONMENT) or None
     if name is not None:
         if name not in MEMORY_PRESETS:
-            there = ", ".join(MEMORY_PRESETS)
+            available = ", ".join(MEMORY_PRESETS)
             raise RequestError(
-                f"没有名为 {name} 的显存预设：可用的有 {there}。",
-                f"There is no memory preset {name}: there are {there}.",
+                f"未知显存预设“{name}”。可用：{available}。",
+                f'Unknown memory preset "{name}". Available: {available}.',
             )
         return MEMORY_PRESETS[name]
     rows = [row for row in MEMORY_PRESETS.values() if row.device == device]
@@ -232,14 +239,14 @@ def choose_preset(model: ModelConfig, device: str, free: int, wanted: str | None
     least = min(peak_bytes(model, row) for row in rows)
     raise CapacityError(
         f"该模型在 {device} 上至少需要约 {least / 1e9:.1f} GB，目前仅有 {free / 1e9:.1f} GB 可用："
-        "请关闭其他程序，换用更大的显卡，或使用 --model mini。",
-        f"On {device} this model takes about {least / 1e9:.1f} GB at least, and {free / 1e9:.1f} GB are free: close "
-        "other programs, take a larger card, or use --model mini.",
+        "请关闭其他程序，换用显存更大的显卡，或使用 --model mini。",
+        f"On {device} this model requires at least about {least / 1e9:.1f} GB, but only {free / 1e9:.1f} GB are free. "
+        "Close other programs, use a GPU with more memory, or use --model mini.",
     )
 
 
 def smaller_preset(model: ModelConfig, memory: MemoryPreset, device: str) -> MemoryPreset | None:
-    """The best preset that takes less than `memory` does on `device` ("cuda", "cpu"); None where there is none."""
+    """Return the best preset that requires less than `memory` on `device` ("cuda", "cpu"). None if there is none."""
     limit = peak_bytes(model, memory, device)
     rows = [row for row in MEMORY_PRESETS.values() if row.device == "cuda"]
     return next((row for row in rows if peak_bytes(model, row, device) < limit), None)
@@ -250,6 +257,6 @@ def _number(memory: MemoryPreset, device: str | None) -> int:
 
 
 def _masks(model: ModelConfig, given: int) -> int:
-    """Numbers of the masks of one sequence while `given` frames are read."""
+    """Count the numbers in the masks of one sequence during the prefill of `given` frames."""
     size, text = model.tokens_per_frame, model.text_length
     return given * size * (text + size) + given * size * (text + given * model.window**2)

@@ -1,4 +1,4 @@
-"""Memory presets: precision, placement and batch size for cards of different sizes."""
+"""Memory presets: precision, placement and batch sizes for GPUs of different sizes."""
 
 from __future__ import annotations
 
@@ -9,35 +9,35 @@ from cogvideo.config import WeightFormat
 
 @dataclass(frozen=True)
 class MemoryPreset:
-    """How a model is held while it computes. `cogvideo.runtime.memory_estimate` predicts what that takes."""
+    """Precision, placement and batch sizes of a model. `memory_estimate` computes the memory that it requires."""
 
     name: str
     device: str
-    """"cuda" or "cpu": where it is chosen from. Named, it may be used anywhere."""
+    """"cuda" or "cpu": the device type for which it is chosen automatically. By name it can be used anywhere."""
     zh: str
     en: str
     vram_gb: int = 0
-    """GiB of the card that it is made for."""
+    """GiB of the GPU that it is intended for."""
     weights: WeightFormat = "exact"
     fused: bool = False
-    """On a GPU with room besides a copy of some weights, laid side by side for quicker steps (`models.fused`)."""
+    """On a GPU with enough memory: decode faster with a concatenated copy of some weights (`models.fused_decode`)."""
     swap_networks: bool = False
-    """The backbone stays on the device; of the networks' own parts only that of the one at work is there."""
+    """The backbone stays on the device, but only the active network's own weights are there."""
     stream_layers: bool = False
-    """Super-resolution with exact weights, which come from host memory layer by layer, for all frames at once."""
+    """Super-resolution with exact weights, copied from host memory layer by layer, for all frames at once."""
     offload: bool = False
-    """Every matrix waits in host memory and comes for its product (accelerate): least memory, by far the slowest."""
+    """Every weight is copied from host memory for its product (accelerate): least memory, by far the slowest."""
     int8_cache: bool = False
-    """Keys and values in 8 bits, with a scale for every position and head. The fast kernels and graphs of a card do not
-    take them, so steps are slower: for a card that has no other way."""
+    """Keys and values in 8 bits, with a scale for every position and head. The fast GPU kernels and CUDA graphs do not
+    support them, so steps are slower: for GPUs with too little memory otherwise."""
     max_batch_rows: int = 8
-    """Sequences of one batch: a video's last round of interpolation has 8, each needs keys and values of its own."""
+    """Sequences of one batch. A video's last round of interpolation has 8; each has its own keys and values."""
     frames_per_pass: int = 4
     """Frames that super-resolution and the codec compute at once."""
 
     @property
     def about(self) -> str:
-        """How the model is held, in both languages."""
+        """Description in both languages."""
         return f"{self.zh} / {self.en}"
 
 
@@ -47,19 +47,25 @@ MEMORY_PRESETS: dict[str, MemoryPreset] = {
         MemoryPreset(
             "a100",
             "cuda",
-            "半精度，所有网络都在显卡上",
-            "half precision, all on the card",
+            "半精度，所有网络都在显存中",
+            "half precision, all networks on the GPU",
             vram_gb=80,
             fused=True,
             max_batch_rows=16,
             frames_per_pass=8,
         ),
-        MemoryPreset("48g", "cuda", "同上，每批更小", "the same, smaller batches", vram_gb=48),
+        MemoryPreset(
+            "48g",
+            "cuda",
+            "半精度，所有网络都在显存中，每批更小",
+            "half precision, all networks on the GPU, smaller batches",
+            vram_gb=48,
+        ),
         MemoryPreset(
             "24g",
             "cuda",
-            "8 位权重，所有网络都在显卡上",
-            "weights in 8 bits, all on the card",
+            "8 位权重，所有网络都在显存中",
+            "8-bit weights, all networks on the GPU",
             vram_gb=24,
             weights="int8",
             max_batch_rows=4,
@@ -68,8 +74,8 @@ MEMORY_PRESETS: dict[str, MemoryPreset] = {
         MemoryPreset(
             "16g",
             "cuda",
-            "8 位权重，各网络自己的部分轮流上卡，超分逐层精确计算",
-            "weights in 8 bits, the networks' own parts take turns, exact super-resolution layer by layer",
+            "8 位权重，各网络独有的权重轮流载入显存，超分逐层以原精度计算",
+            "8-bit weights, networks swapped in turn, exact super-resolution layer by layer",
             vram_gb=16,
             weights="int8",
             swap_networks=True,
@@ -80,8 +86,8 @@ MEMORY_PRESETS: dict[str, MemoryPreset] = {
         MemoryPreset(
             "8g",
             "cuda",
-            "同上，权重为 4 位（NF4），缓存为 8 位",
-            "the same with weights in 4 bits (NF4) and the cache in 8",
+            "4 位权重（NF4），8 位缓存，各网络独有的权重轮流载入显存，超分逐层以原精度计算",
+            "4-bit weights (NF4), 8-bit cache, networks swapped in turn, exact super-resolution layer by layer",
             vram_gb=8,
             weights="nf4",
             swap_networks=True,
@@ -90,7 +96,7 @@ MEMORY_PRESETS: dict[str, MemoryPreset] = {
             max_batch_rows=1,
             frames_per_pass=1,
         ),
-        MemoryPreset("cpu", "cpu", "全精度，不用显卡", "full precision, no card"),
+        MemoryPreset("cpu", "cpu", "全精度，不使用显卡", "full precision, no GPU"),
     )
 }
 """Best first."""

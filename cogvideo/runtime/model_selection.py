@@ -1,4 +1,4 @@
-"""Which model is taken where nobody names one. Reads no weights; imports torch only where the files are there."""
+"""Choice of the default model. It reads no weights, and imports torch only if the model's files exist."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ ENVIRONMENT: Final = "COGVIDEO_MODEL"
 
 
 def default_model(device: str | None = None) -> str:
-    """$COGVIDEO_MODEL; else `cogvideo` where its files are complete and a card has room for it; else `mini`.
+    """Return the name of the default model.
 
-    `device`: as in `CogVideoPipeline.from_pretrained`. The published model is never chosen for a CPU, where a film
-    takes hours.
+    It is $COGVIDEO_MODEL if set, `cogvideo` if its files are complete and a GPU can hold it, otherwise `mini`.
+    `device`: as in `CogVideoPipeline.from_pretrained`. `cogvideo` is never chosen for a CPU, on which a video takes
+    hours.
     """
     if name := os.environ.get(ENVIRONMENT):
         return name
@@ -28,14 +29,14 @@ def default_model(device: str | None = None) -> str:
 
 
 def local_rank_device() -> str | None:
-    """The card of this process, one of several started together: cuda:N for the N-th on its machine. None: any.
+    """Return the GPU of this process of a distributed launch, "cuda:N" for local rank N. None: any device.
 
-    `accelerate launch` and torchrun number the processes of a machine by LOCAL_RANK.
+    `accelerate launch` and torchrun set LOCAL_RANK to the number of a process on its machine.
     """
     rank = os.environ.get("LOCAL_RANK", "")
     if not rank.isdigit():
         return None
     import torch
 
-    cards = torch.cuda.device_count()
-    return f"cuda:{int(rank) % cards}" if cards else None
+    count = torch.cuda.device_count()
+    return f"cuda:{int(rank) % count}" if count else None

@@ -1,4 +1,4 @@
-"""Running out of memory: release of what can be released, and an error that contains the remedy."""
+"""Out-of-memory handling: memory is freed, and the error contains the remedy."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from cogvideo.runtime.memory_estimate import peak_bytes, smaller_preset
 
 @contextmanager
 def translate_oom(model: ModelConfig, place: DevicePlacement) -> Iterator[None]:
-    """Inside the block, running out of memory is an `OutOfMemory` that names the next smaller preset.
+    """Convert out-of-memory errors in the block. Raises OutOfMemoryError, which names the next smaller preset.
 
-    What the failed call had in its variables is let go of; what the caller holds is the caller's to free.
+    The variables of the failed call are freed. The caller has to free its own.
     """
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if not _ran_out(error):
+        if not _is_oom(error):
             raise
-        traceback.clear_frames(error.__traceback__)  # their variables hold the largest tensors
+        traceback.clear_frames(error.__traceback__)  # their variables reference the largest tensors
         on_device = place.device.type != "cpu"
     else:
         return
@@ -35,32 +35,33 @@ def translate_oom(model: ModelConfig, place: DevicePlacement) -> Iterator[None]:
 
 
 def free_memory(place: DevicePlacement) -> None:
-    """Give back what modules held that nobody uses any more, also where a server has set it aside (`worker.py`)."""
+    """Collect garbage, including objects that a server has frozen (`worker.py`), and empty the CUDA cache."""
     gc.unfreeze()
     gc.collect()
     empty_device_cache(place.device)
 
 
 def empty_device_cache(device: torch.device) -> None:
+    """Return unused cached memory to the device. No-op on a CPU."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
 
 
-def _ran_out(error: BaseException) -> bool:
-    words = ("DefaultCPUAllocator", "CUDA out of memory", "CUDA error: out of memory", "STATUS_ALLOC_FAILED")
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(word in str(error) for word in words)
+def _is_oom(error: BaseException) -> bool:
+    messages = ("DefaultCPUAllocator", "CUDA out of memory", "CUDA error: out of memory", "STATUS_ALLOC_FAILED")
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(message in str(error) for message in messages)
 
 
 def _out_of_memory(model: ModelConfig, place: DevicePlacement, on_device: bool) -> OutOfMemoryError:
-    what = ("显存", "graphics memory") if on_device else ("内存", "memory")
+    memory_name = ("显存", "GPU memory") if on_device else ("内存", "memory")
     row = smaller_preset(model, place.memory, place.kind)
-    zh, en = f"{what[0]}不足，已全部释放：", f"Out of {what[1]}; everything was freed: "
+    zh, en = f"{memory_name[0]}不足，已全部释放。", f"Out of {memory_name[1]}; everything was freed. "
     if row is not None:
         peak = peak_bytes(model, row, place.kind) / 1e9
-        zh += f"请用预设 {row.name}（约 {peak:.1f} GB，--memory {row.name}）以同样的种子再试；"
-        en += f"try again with the preset {row.name} (about {peak:.1f} GB, --memory {row.name}) and the same seed; "
+        zh += f"请用预设 {row.name}（约 {peak:.1f} GB，--memory {row.name}）和相同种子重试。"
+        en += f"Try again with the preset {row.name} (about {peak:.1f} GB, --memory {row.name}) and the same seed. "
     return OutOfMemoryError(
-        f"{zh}也可关闭其他程序、减少帧数或关闭超分后再试。",
-        f"{en}or close other programs, ask for fewer frames, or switch super-resolution off, and try again.",
+        f"{zh}也可以关闭其他程序、减少帧数或关闭超分。",
+        f"{en}You can also close other programs, request fewer frames, or disable super-resolution.",
         None if row is None else row.name,
     )

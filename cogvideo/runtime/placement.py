@@ -1,4 +1,4 @@
-"""Placement of networks: where they wait, and a context in which one is ready on the device."""
+"""Placement of networks between host and device, and contexts in which a network is on the device."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from cogvideo.runtime.oom import empty_device_cache
 
 @dataclass(frozen=True)
 class PlacedModels:
-    """The three networks as a memory preset holds them."""
+    """The three networks, placed according to a memory preset."""
 
     stage1: VideoLM
     stage2: VideoLM
@@ -32,60 +32,61 @@ class PlacedModels:
 
 
 def place_models(models: Any, place: DevicePlacement) -> PlacedModels:
-    """Networks in host memory (as a rule mapped from their files, in their type) -> the same, held as `place` says.
+    """Place networks that are in host memory (usually mapped from their files) according to `place`.
 
-    Tensor by tensor: host memory gets nothing that was not there before but what is held or waits there.
+    Tensors are converted one by one. Host memory grows only by the tensors that stay there.
     """
     memory, device, dtype = place.memory, place.device, place.dtype
     video: tuple[VideoLM, VideoLM] = (models.stage1, models.stage2)
-    superres: SuperResLM = _apart(models.superres) if memory.stream_layers else models.superres
-    held: tuple[TokenModel, ...] = video if memory.stream_layers else (*video, superres)
+    superres: SuperResLM = _copy_modules(models.superres) if memory.stream_layers else models.superres
+    placed: tuple[TokenModel, ...] = video if memory.stream_layers else (*video, superres)
     if memory.offload:
-        _offload(held, device)
-    for network in held:
+        _offload(placed, device)
+    for network in placed:
         quantize_linear_layers(network.transformer, memory.weights, device, dtype)
         quantize_linear_layers(network.mixins, memory.weights, device, dtype, place.home)
-    moves = memory.offload or memory.swap_networks
-    kept = CachePool(0 if moves else cache_pool_bytes(models.stage1.config, memory, place.kind))
+    weights_move = memory.offload or memory.swap_networks
+    pool = CachePool(0 if weights_move else cache_pool_bytes(models.stage1.config, memory, place.kind))
     for lm in video:
-        lm.int8_cache, lm.swapped, lm.cache_pool = memory.int8_cache, memory.offload, kept
-    for network in held:
-        _bring(network.transformer, device, dtype)
-        _bring(network.mixins, place.home, dtype)
-    cache_fp32_heads(held)
+        lm.int8_cache, lm.swapped, lm.cache_pool = memory.int8_cache, memory.offload, pool
+    for network in placed:
+        _move(network.transformer, device, dtype)
+        _move(network.mixins, place.home, dtype)
+    cache_fp32_heads(placed)
     return PlacedModels(*video, superres)
 
 
 def current(place: DevicePlacement) -> AbstractContextManager[object]:
-    """Inside the block the place's card is the one that kernels start on: on another they would not find their data."""
+    """Make the placement's GPU the current CUDA device in the block: kernels are launched on the current device."""
     return torch.cuda.device(place.device) if place.device.type == "cuda" else nullcontext()
 
 
 @contextmanager
 def on_device(network: Module, place: DevicePlacement) -> Iterator[Module]:
-    """Has a settled `network` ready to compute inside the block: where parts take turns, its own part comes now.
+    """Hold a placed `network` on the device during the block. If networks are swapped, its own weights are moved there.
 
-    Afterwards that part is home again, whatever happened; nothing is copied back, since nothing has changed.
+    Afterwards those weights have their original storage, even after an error. Nothing is copied back, since weights do
+    not change.
     """
     part: nn.Module | None = getattr(network, "mixins", None)
     if part is None or not place.memory.swap_networks:
         with current(place):
             yield network
         return
-    waiting = part.state_dict()
+    original = part.state_dict()
     try:
         part.to(place.device)
         with current(place):
             yield network
     finally:
-        part.load_state_dict(waiting, assign=True)
+        part.load_state_dict(original, assign=True)
         part.requires_grad_(False)
         empty_device_cache(place.device)
 
 
 @contextmanager
 def upscaler_on_device(superres: SuperResLM, place: DevicePlacement) -> Iterator[Callable[[], Iterator[int]] | None]:
-    """As `resident` for super-resolution; gives what `stages.superres.draw` takes as `layers`."""
+    """Hold super-resolution on the device, as `on_device`. Yield the `layers` argument of `UpscaleOptions`."""
     if not place.memory.stream_layers:
         with on_device(superres, place):
             yield None
@@ -96,7 +97,7 @@ def upscaler_on_device(superres: SuperResLM, place: DevicePlacement) -> Iterator
 
 
 def _offload(networks: Iterable[nn.Module], device: torch.device) -> None:
-    """From now on every matrix waits where it is and comes to `device` for its product alone (accelerate's hooks)."""
+    """Copy every weight matrix to `device` for its product alone from now on (accelerate's hooks)."""
     from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 
     layers = {id(layer): layer for network in networks for _, _, layer in linear_layers(network)}  # each once
@@ -104,16 +105,16 @@ def _offload(networks: Iterable[nn.Module], device: torch.device) -> None:
         add_hook_to_module(layer, AlignDevicesHook(device, offload=True))
 
 
-def _apart(network: SuperResLM) -> SuperResLM:
-    """A network of the same tensors whose modules are its own, so that others may exchange theirs."""
+def _copy_modules(network: SuperResLM) -> SuperResLM:
+    """Copy a network's modules but not its tensors, so that modules of the other networks can be replaced."""
     tensors = [*network.parameters(), *network.buffers()]
     return copy.deepcopy(network, {id(tensor): tensor for tensor in tensors})
 
 
-def _bring(module: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
-    """Move what is not there yet, tensor by tensor; what comes by itself (`_offload`) stays away.
+def _move(module: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
+    """Move the tensors of `module` to `device`, one by one. Offloaded weights are skipped.
 
-    Weights become `dtype`; what belongs to weights in fewer bits stays as it is.
+    Weights are converted to `dtype`; the buffers of quantized weights keep their types.
     """
     for weight in module.parameters():
         if not weight.is_meta:

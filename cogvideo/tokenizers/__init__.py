@@ -1,1 +1,1 @@
-"""Text and pixels to token ids and back."""
+"""Tokenizers of text and images, and the checks of prompts."""

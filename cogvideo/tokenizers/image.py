@@ -1,7 +1,8 @@
-"""Image tokens [B, N] <-> pixels uint8 [B, H, W, 3], through icetk's hierarchical VQ-VAE at level 1 (8 pixels a token).
+"""Conversion of pixels uint8 [B, H, W, 3] to image tokens [B, N] and back, with icetk's hierarchical VQ-VAE.
 
-The published codec is icetk's own configuration with `ice_image.pt`. A small one is a JSON file with HVQVAE's arguments
-and a safetensors file with its weights, under the same names. A codec is an instance, never icetk's global one.
+It uses level 1 of the VQ-VAE: a token covers 8 x 8 pixels. The published codec is icetk's own configuration with
+`ice_image.pt`. A small codec is a JSON file with HVQVAE's arguments and a safetensors file with its weights, under the
+same names. A codec is an instance, never icetk's global one.
 """
 
 from __future__ import annotations
@@ -32,15 +33,16 @@ LEVEL: Final = 1
 
 CLASS_MODULE: Final = "cogvideo.models.vqvae."
 OLD_CLASS_MODULE: Final = "cogvideo.models.codec."
-"""Module of the same classes before version 0.2; model folders name it in codec.json."""
+"""Module of the same classes before version 0.2. Old model folders contain it in codec.json."""
 
 Pixels = npt.NDArray[np.uint8]
 
 
 class ImageTokenizer:
-    """Turns frames into tokens and back. `model` is an HVQVAE in evaluation mode.
+    """Tokenizer of frames. `model` is an HVQVAE.
 
-    `tokens_per_pass`: work is cut into so many tokens (at least one frame), by default four published enlarged frames.
+    `tokens_per_pass`: maximum tokens of a pass (at least one frame). The default is four upscaled frames of the
+    published model.
     """
 
     def __init__(self, model: nn.Module, tokens_per_pass: int = 4 * 60 * 60) -> None:
@@ -55,7 +57,7 @@ class ImageTokenizer:
         dtype: torch.dtype = torch.float32,
         folder: Path | None = None,
     ) -> ImageTokenizer:
-        """Read the preset's codec from `folder` (default: its assets, else icetk's folder). Raises WeightsError."""
+        """Load the preset's codec from `folder` (default: its assets, else icetk's folder). Raises WeightsError."""
         folder = folder or ASSETS / preset.name
         if (folder / "codec.json").is_file():
             model, path = build_vqvae(folder / "codec.json", device="meta"), folder / "codec.safetensors"
@@ -65,38 +67,39 @@ class ImageTokenizer:
             tensors = _read(path, _read_pickle)
         _keep_level(model)
         _fill(model, tensors, path)
-        return cls(model.to(device, dtype, memory_format=torch.channels_last))  # convolutions of few frames are quicker
+        return cls(model.to(device, dtype, memory_format=torch.channels_last))  # faster convolutions of few frames
 
     @torch.inference_mode()
     def encode(self, pixels: Pixels) -> Tensor:
-        """uint8 [B, H, W, 3] with H and W divisible by 8 -> int64 [B, H/8 * W/8], row by row."""
+        """Encode uint8 [B, H, W, 3], with H and W divisible by 8, to int64 [B, H/8 * W/8] in row-major order."""
         _, height, width, _ = pixels.shape
-        at_once = self._frames_at_once(height // 8 * (width // 8))
-        return torch.cat([self._encode(pixels[i : i + at_once]) for i in range(0, len(pixels), at_once)])
+        batch_size = self._frames_per_pass(height // 8 * (width // 8))
+        return torch.cat([self._encode(pixels[i : i + batch_size]) for i in range(0, len(pixels), batch_size)])
 
     @torch.inference_mode()
     def decode(self, tokens: Tensor, grid: tuple[int, int]) -> Pixels:
-        """int [B, h*w] on a grid (h, w) -> uint8 [B, 8h, 8w, 3]."""
+        """Decode int [B, h*w] on a grid (h, w) to uint8 [B, 8h, 8w, 3]."""
         codes = tokens.to(self._embedding.device, torch.long).unflatten(1, grid)  # [B, h, w]
-        return np.concatenate([self._decode(part) for part in codes.split(self._frames_at_once(grid[0] * grid[1]))])
+        return np.concatenate([self._decode(part) for part in codes.split(self._frames_per_pass(grid[0] * grid[1]))])
 
     def decode_upscaled(self, fine: Tensor, coarse: Tensor, preset: Preset) -> Pixels:
-        """Super-resolution's tokens [B, fine tokens] and those [B, N] that it enlarged -> uint8 [B, H, W, 3]."""
-        large, share = self.decode(fine, preset.model.fine_grid), preset.back_projection
-        return back_project(large, self.decode(coarse, preset.model.grid), share) if share else large
+        """Decode upscaled tokens [B, fine tokens] of the coarse tokens [B, N] to uint8 [B, H, W, 3]."""
+        large, strength = self.decode(fine, preset.model.fine_grid), preset.back_projection
+        return back_project(large, self.decode(coarse, preset.model.grid), strength) if strength else large
 
     def decode_partial(self, tokens: Tensor, grid: tuple[int, int]) -> Pixels:
-        """The first tokens int [k] of one frame, k >= w -> uint8 [8h, 8w, 3]; missing rows show the mean colour."""
+        """Decode the first k tokens [k] of a frame, k >= w, to uint8 [8h, 8w, 3]. Missing rows have the mean colour."""
         height, width = grid
         rows = len(tokens) // width
-        drawn = tokens[: rows * width]
-        filled = torch.cat([drawn, drawn[-width:].repeat(height - rows)])  # the last row again: no seam in the decoder
+        present = tokens[: rows * width]
+        # Repeat the last row, so that the decoder produces no seam.
+        filled = torch.cat([present, present[-width:].repeat(height - rows)])
         frame = self.decode(filled[None], grid)[0]
         edge = rows * frame.shape[0] // height
         frame[edge:] = frame[:edge].mean((0, 1)).round().astype(np.uint8)
         return frame
 
-    def _frames_at_once(self, tokens: int) -> int:
+    def _frames_per_pass(self, tokens: int) -> int:
         return max(1, self.tokens_per_pass // tokens)
 
     @property
@@ -119,23 +122,23 @@ class ImageTokenizer:
 
 
 def back_project(large: Pixels, small: Pixels, share: float) -> Pixels:
-    """Enlarged frames uint8 [F, kH, kW, 3] -> the same, nearer to the small ones [F, H, W, 3] that they came from.
+    """Correct upscaled frames uint8 [F, kH, kW, 3] towards the small frames [F, H, W, 3] that they came from.
 
-    What their averages over k x k pixels lack of the small frames is enlarged and added: detail stays, what stands in
-    the wrong place fades (Irani and Peleg 1991, "Improving resolution by image registration"). `share`, 0 to 1: how
-    much of it.
+    The difference between the small frames and the averages over k x k pixels is enlarged and added. Detail remains,
+    and misplaced content fades (Irani and Peleg 1991, "Improving resolution by image registration"). `share`, 0 to 1:
+    fraction of the difference to add.
     """
     if not share:
         return large
     factor = large.shape[1] // small.shape[1]
-    drawn, meant = (torch.from_numpy(frames).permute(0, 3, 1, 2).float() for frames in (large, small))
-    lacking = meant - F.avg_pool2d(drawn, factor)  # [F, 3, H, W]
-    drawn += share * F.interpolate(lacking, scale_factor=factor, mode="bicubic", align_corners=False)
-    return drawn.clamp_(0, 255).round_().to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
+    upscaled, original = (torch.from_numpy(frames).permute(0, 3, 1, 2).float() for frames in (large, small))
+    difference = original - F.avg_pool2d(upscaled, factor)  # [F, 3, H, W]
+    upscaled += share * F.interpolate(difference, scale_factor=factor, mode="bicubic", align_corners=False)
+    return upscaled.clamp_(0, 255).round_().to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
 
 
 def build_vqvae(config: Path, device: torch.device | str = "cpu") -> Any:
-    """An untrained HVQVAE from a JSON file with its arguments. Raises WeightsError."""
+    """Build an untrained HVQVAE from a JSON file with its arguments. Raises WeightsError."""
     compat.prepare()
     from icetk.vqvae import HVQVAE
 
@@ -148,7 +151,7 @@ def build_vqvae(config: Path, device: torch.device | str = "cpu") -> Any:
 
 
 def _current_class_paths(value: Any) -> Any:
-    """Replace the class paths in codec.json files of older versions; the files themselves stay as they are."""
+    """Replace the class paths of older versions in the content of a codec.json. The file is not changed."""
     if isinstance(value, dict):
         return {name: _current_class_paths(item) for name, item in value.items()}
     if isinstance(value, list):
@@ -167,9 +170,9 @@ def _published_codec() -> Any:
 
 
 def _keep_level(model: Any) -> None:
-    """Drop what level 1 never uses: other decoders, other samplers, the statistics of the codebook's training."""
+    """Remove the parts that level 1 does not use: other decoders and samplers, training statistics of the codebook."""
     for number in range(len(model.decs)):
-        if number != 2 - LEVEL:  # as HVQVAE.single_decode_code numbers them
+        if number != 2 - LEVEL:  # numbered as in HVQVAE.single_decode_code
             model.decs[number] = nn.Identity()
     model.down_samplers = model.down_samplers[:LEVEL]
     for name in ("cluster_size", "embed_avg"):
@@ -178,31 +181,31 @@ def _keep_level(model: Any) -> None:
 
 
 def _fill(model: Any, tensors: Mapping[str, Tensor], path: Path) -> None:
-    wanted: dict[str, Tensor] = model.state_dict()
-    for name, like in wanted.items():
+    required: dict[str, Tensor] = model.state_dict()
+    for name, like in required.items():
         if name not in tensors:
             raise _damaged(path, f"{name} is missing")
         if tensors[name].shape != like.shape:
             raise _damaged(path, f"{name} is {tuple(tensors[name].shape)}, not {tuple(like.shape)}")
-    model.load_state_dict({name: tensors[name].float() for name in wanted}, assign=True)
+    model.load_state_dict({name: tensors[name].float() for name in required}, assign=True)
 
 
 def _read(path: Path, reader: Any) -> Mapping[str, Tensor]:
     if not path.is_file():
         raise WeightsError(
-            f"找不到图像编解码器权重 {path}：请重新克隆本仓库，或运行 python -m cogvideo download cogvideo。",
-            f"The image codec's weights {path} are missing: clone the repository anew, or, for cogvideo, run "
-            "python -m cogvideo download cogvideo.",
+            f"找不到图像编解码器权重 {path}：请重新克隆本仓库；cogvideo 请运行 python -m cogvideo download cogvideo。",
+            f"The image codec's weights {path} are missing. Clone the repository again, or for cogvideo run: "
+            "python -m cogvideo download cogvideo",
         )
     try:
         tensors: Mapping[str, Tensor] = reader(path)
-    except Exception as error:  # each file format has exceptions of its own
+    except Exception as error:  # each file format raises its own exceptions
         raise _damaged(path, f"{type(error).__name__}: {error}") from error
     return tensors
 
 
 def _read_pickle(path: Path) -> Mapping[str, Tensor]:
-    """icetk's checkpoint: a state dict under `module`; files from before torch 1.6 cannot be mapped."""
+    """Read icetk's checkpoint, a state dict under `module`. Files from before torch 1.6 cannot be mapped."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except RuntimeError:
@@ -211,13 +214,13 @@ def _read_pickle(path: Path) -> Mapping[str, Tensor]:
     return tensors
 
 
-def _damaged(path: Path, why: str) -> WeightsError:
+def _damaged(path: Path, reason: str) -> WeightsError:
     return WeightsError(
-        f"文件 {path} 已损坏或属于另一个模型（{why}）：请重新下载该文件。",
-        f"The file {path} is damaged or belongs to another model ({why}): download it again.",
+        f"文件 {path} 已损坏或属于另一个模型（{reason}）：请重新下载该文件。",
+        f"The file {path} is damaged or belongs to another model ({reason}). Download it again.",
     )
 
 
 def _constants(device: torch.device) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of the pixels, [3, 1, 1] each."""
+    """Return mean and standard deviation of the pixels, [3, 1, 1] each."""
     return torch.tensor(MEAN, device=device)[:, None, None], torch.tensor(STD, device=device)[:, None, None]

@@ -1,4 +1,4 @@
-"""Checks of a prompt, its token ids, and notes on words that the model has not learnt."""
+"""Checks of a prompt, its token ids, and notes on words that the model was not trained on."""
 
 from __future__ import annotations
 
@@ -22,31 +22,31 @@ from cogvideo.tokenizers.text import (
 )
 
 MAX_CHARACTERS: Final = 1000
-"""A prompt longer than this is refused before anything is computed; no model's text length comes near it."""
+"""Maximum characters of a prompt, checked before any work. It is far above any model's text length."""
 
 EXAMPLE: Final = "一只熊猫在草地上向右跑"
 
 _CHINESE = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
-# HTML, and the names of control tokens such as <n>: the vocabulary reads wide and small brackets as the usual ones.
+# HTML, and names of control tokens such as <n>. The vocabulary treats full-width and small brackets as ASCII ones.
 _MARKUP = re.compile("[<＜﹤][^<＜﹤>＞﹥]{0,100}[>＞﹥]")
 _SPACES = re.compile(r"\s+")
 
 
 @dataclass(frozen=True)
 class Note:
-    """Something worth knowing about a prompt that is drawn all the same."""
+    """A remark on a prompt that is accepted."""
 
     zh: str
     en: str
 
     def message(self, language: str) -> str:
-        """The sentence in `language`: "zh" or "en"."""
+        """Return the note in `language`: "zh" or "en"."""
         return self.zh if language == "zh" else self.en
 
 
 @dataclass(frozen=True)
 class KnownConcepts:
-    """What a small model has seen, in Chinese words; empty lists: no such limit is known."""
+    """The concepts that a small model was trained on, as Chinese words. Empty: no limit is known."""
 
     subjects: tuple[str, ...] = ()
     scenes: tuple[str, ...] = ()
@@ -54,7 +54,10 @@ class KnownConcepts:
 
     @classmethod
     def load(cls, path: Path) -> KnownConcepts:
-        """Read a `world.json`: lists of words under "subjects", "scenes", "motions". No file: nothing is known."""
+        """Read a `world.json` with lists of words under "subjects", "scenes", "motions".
+
+        Without the file the lists are empty.
+        """
         if not path.is_file():
             return cls()
         lists = json.loads(path.read_text(encoding="utf-8"))
@@ -71,7 +74,7 @@ class KnownConcepts:
 
 @dataclass(frozen=True)
 class CheckedPrompt:
-    """`text` is what the model will read; `notes` say what was changed and what to expect."""
+    """A prompt as the model will read it, and notes about changes and unknown words."""
 
     text: str
     notes: tuple[Note, ...] = ()
@@ -80,7 +83,7 @@ class CheckedPrompt:
 def check_prompt(
     prompt: str, tokenizer: TextTokenizer, preset: Preset, world: KnownConcepts | None = None, superres: bool = True
 ) -> CheckedPrompt:
-    """A prompt as somebody typed it -> what the model reads. Raises RequestError, with value, limit and remedy."""
+    """Check a user's prompt; return the text that the model reads, with notes. Raises RequestError."""
     text, notes = clean_prompt(prompt)
     _check_length(text, tokenizer, preset, superres)
     notes += _unknown_notes(text, tokenizer, world or KnownConcepts())
@@ -89,76 +92,79 @@ def check_prompt(
 
 @dataclass(frozen=True)
 class TokenizedPrompt:
-    """How the model reads a prompt: its pieces, whether it knows each, and how many there may be."""
+    """The pieces of a prompt, each with whether it is in the vocabulary, and the maximum number of pieces."""
 
     pieces: tuple[tuple[str, bool], ...]
     limit: int
 
 
 def tokenize_prompt(prompt: str, tokenizer: TextTokenizer, preset: Preset, superres: bool = True) -> TokenizedPrompt:
-    """The reading of a prompt of any length. Raises RequestError where nothing is left to be read."""
+    """Tokenize a prompt of any length. Raises RequestError if no text is left after cleaning."""
     text, _ = clean_prompt(prompt)
     pieces = tokenizer.pieces(text)
     return TokenizedPrompt(tuple(pieces), len(pieces) - _surplus(text, tokenizer, preset, superres))
 
 
 def clean_prompt(prompt: str) -> tuple[str, list[Note]]:
-    """The part of the check that needs no tokenizer: -> simplified Chinese on one line, and what was changed."""
+    """Clean a prompt; return one line of simplified Chinese, and notes on the changes. No tokenizer is required.
+
+    Raises RequestError.
+    """
     if len(prompt) > MAX_CHARACTERS:
         raise RequestError(
             f"提示词有 {len(prompt)} 个字符，最多 {MAX_CHARACTERS} 个：请用一句话描述画面。",
-            f"The prompt has {len(prompt)} characters, {MAX_CHARACTERS} at most: describe the scene in one sentence.",
+            f"The prompt has {len(prompt)} characters, {MAX_CHARACTERS} at most. Describe the scene in one sentence.",
         )
-    _refuse_control_characters(prompt)
+    _check_control_characters(prompt)
     notes: list[Note] = []
-    text = _drop_invisible(unicodedata.normalize("NFC", prompt), notes)
-    text = _drop_markup(text, notes)
+    text = _remove_invisible(unicodedata.normalize("NFC", prompt), notes)
+    text = _remove_markup(text, notes)
     text = _SPACES.sub(" ", text).strip()
-    _refuse_without_chinese(text)
+    _check_chinese(text)
     return _simplify(text, notes), notes
 
 
-def _refuse_control_characters(text: str) -> None:
+def _check_control_characters(text: str) -> None:
     for position, character in enumerate(text, start=1):
-        # Line breaks and tabs are control characters too, but they come with every paste and count as spaces.
+        # Line breaks and tabs are control characters too, but pasted text often contains them: they count as spaces.
         if unicodedata.category(character) in ("Cc", "Cs") and not character.isspace():
             code = f"U+{ord(character):04X}"
             raise RequestError(
-                f"提示词第 {position} 个字符是控制字符 {code}，不允许出现控制字符：请删除它，或重新输入这句话。",
-                f"Character {position} of the prompt is the control character {code}; none are allowed: "
-                "delete it, or type the sentence again.",
+                f"提示词第 {position} 个字符是控制字符 {code}，不允许使用。请删除它，或重新输入提示词。",
+                f"Character {position} of the prompt is the control character {code}, which is not allowed. Delete it, "
+                "or type the prompt again.",
             )
 
 
-def _drop_invisible(text: str, notes: list[Note]) -> str:
-    """Zero-width characters, marks of writing direction and the like do not show, so they only leave a note."""
+def _remove_invisible(text: str, notes: list[Note]) -> str:
+    """Remove zero-width characters, direction marks and the like. They are invisible, so a note is enough."""
     found = [c for c in text if unicodedata.category(c) == "Cf"]
     if found:
         codes = ", ".join(dict.fromkeys(f"U+{ord(c):04X}" for c in found))
-        notes.append(Note(f"已去掉不可见字符（{codes}）。", f"Invisible characters were removed ({codes})."))
+        notes.append(Note(f"已移除不可见字符（{codes}）。", f"Invisible characters were removed ({codes})."))
     return "".join(c for c in text if unicodedata.category(c) != "Cf")
 
 
-def _drop_markup(text: str, notes: list[Note]) -> str:
+def _remove_markup(text: str, notes: list[Note]) -> str:
     plain = text
-    while (shorter := _MARKUP.sub(" ", plain)) != plain:  # what stood around a removed mark may be one itself
+    while (shorter := _MARKUP.sub(" ", plain)) != plain:  # the text around removed markup may form markup itself
         plain = shorter
     if plain != text:
-        notes.append(Note("已去掉尖括号中的标记。", "Markup in angle brackets was removed."))
+        notes.append(Note("已移除尖括号中的标记。", "Markup in angle brackets was removed."))
     return plain
 
 
-def _refuse_without_chinese(text: str) -> None:
+def _check_chinese(text: str) -> None:
     if not text:
         raise RequestError(
             f"提示词是空的：请用中文描述一个画面，例如“{EXAMPLE}”。",
-            f"The prompt is empty: describe a scene in Chinese, such as “{EXAMPLE}” (a panda runs right on grass).",
+            f"The prompt is empty. Describe a scene in Chinese, such as “{EXAMPLE}” (a panda runs right on grass).",
         )
     if not _CHINESE.search(text):
         raise RequestError(
-            f"提示词中没有汉字，而模型只懂中文：请用中文描述，例如“{EXAMPLE}”。",
-            "The prompt has no Chinese character, and the model reads Chinese only: "
-            f"write it in Chinese, such as “{EXAMPLE}” (a panda runs right on grass).",
+            f"提示词中没有汉字，模型仅支持中文：请用中文描述，例如“{EXAMPLE}”。",
+            "The prompt has no Chinese character, but the model supports Chinese only. "
+            f"Write it in Chinese, such as “{EXAMPLE}” (a panda runs right on grass).",
         )
 
 
@@ -167,7 +173,7 @@ def _simplify(text: str, notes: list[Note]) -> str:
     if simplified != text:
         notes.append(
             Note(
-                f"已把繁体字转换为简体：“{simplified}”。",
+                f"已将繁体字转换为简体：“{simplified}”。",
                 f"Traditional characters were converted to simplified ones: “{simplified}”.",
             )
         )
@@ -182,7 +188,10 @@ def _converter() -> Any:
 
 
 def _surplus(text: str, tokenizer: TextTokenizer, preset: Preset, superres: bool) -> int:
-    """Tokens too many (negative: still free): room is left for duration and suffix, whatever duration is asked for."""
+    """Compute by how many tokens `text` exceeds the limit (negative: tokens left).
+
+    The limit leaves space for suffixes and for every allowed duration.
+    """
     texts = [first_frame_text(tokenizer, preset, text)]
     for seconds in DURATIONS:
         texts.append(video_text(tokenizer, preset, text, seconds))
@@ -200,8 +209,8 @@ def _check_length(text: str, tokenizer: TextTokenizer, preset: Preset, superres:
     if surplus > 0:
         used = len(tokenizer.encode(text))
         raise RequestError(
-            f"提示词有 {used} 个词元（token），最多 {used - surplus} 个，超出 {surplus} 个：请缩短这句话。",
-            f"The prompt has {used} tokens, {used - surplus} at most, so {surplus} too many: shorten the sentence.",
+            f"提示词有 {used} 个词元（token），最多 {used - surplus} 个，超出 {surplus} 个：请缩短提示词。",
+            f"The prompt has {used} tokens, {used - surplus} at most: {surplus} too many. Shorten the prompt.",
         )
 
 
@@ -212,9 +221,9 @@ def _unknown_notes(text: str, tokenizer: TextTokenizer, world: KnownConcepts) ->
     known_zh, known_en = world.sentence_zh(), world.sentence_en()
     return [
         Note(
-            f"模型没有见过：{'、'.join(unknown)}。仍会生成，但画面可能与描述不符。"
-            + (f"它认识的词——{known_zh}。" if known_zh else ""),
-            f"The model has never seen: {', '.join(unknown)}. It is drawn anyway, but may not show what you mean."
-            + (f" It knows {known_en}." if known_en else ""),
+            f"模型的训练数据中没有：{'、'.join(unknown)}。仍会生成，但画面可能与描述不符。"
+            + (f"可用的词——{known_zh}。" if known_zh else ""),
+            f"The model was not trained on: {', '.join(unknown)}. The video may not match this part of the prompt."
+            + (f" Supported {known_en}." if known_en else ""),
         )
     ]

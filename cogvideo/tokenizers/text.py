@@ -1,6 +1,6 @@
-"""Text -> token ids [L] through icetk's text tokenizer, and the texts that condition each stage.
+"""Conversion of text to token ids [L] with icetk's text tokenizer, and the texts that condition each stage.
 
-Ids count image tokens first: text piece i has id i + image_tokens. A tokenizer is an instance, never a global.
+Image tokens have the first ids: text piece i has the id i + image_tokens. A tokenizer is an instance, never a global.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from cogvideo.errors import WeightsError
 
 
 class TextTokenizer:
-    """icetk's text tokenizer on one SentencePiece file.
+    """icetk's text tokenizer with one SentencePiece file.
 
     `path`: the SentencePiece model (icetk's `ice_text.model` or mini's `text.model`). Raises WeightsError.
     """
@@ -29,78 +29,80 @@ class TextTokenizer:
         except FileNotFoundError:
             raise WeightsError(
                 f"找不到文本词表 {path}：mini 请重新克隆本仓库，cogvideo 请运行 python -m cogvideo download cogvideo。",
-                f"The text vocabulary {path} is missing: for mini clone the repository anew, for cogvideo run "
-                "python -m cogvideo download cogvideo.",
+                f"The text vocabulary {path} is missing. For mini, clone the repository again; for cogvideo, run: "
+                "python -m cogvideo download cogvideo",
             ) from None
-        except Exception as error:  # protobuf and SentencePiece raise types of their own, down to RuntimeError
+        except Exception as error:  # protobuf and SentencePiece raise various types, even RuntimeError
             raise WeightsError(
                 f"文本词表 {path} 已损坏（{type(error).__name__}）：请重新下载该文件。",
-                f"The text vocabulary {path} is damaged ({type(error).__name__}): download it again.",
+                f"The text vocabulary {path} is damaged ({type(error).__name__}). Download it again.",
             ) from error
         self.path = path
         self.image_tokens = image_tokens
         self.unknown = self._pieces.sp.unk_id()
 
     def encode(self, text: str) -> list[int]:
-        """Any text -> ids [L]; line breaks count as nothing, as in icetk."""
+        """Encode a text as ids [L]. Line breaks are ignored, as in icetk."""
         return [piece + self.image_tokens for piece in self._pieces.encode(text)]
 
     def decode(self, ids: Iterable[int]) -> str:
+        """Decode ids to text."""
         return str(self._pieces.decode([i - self.image_tokens for i in ids]))
 
     def token(self, name: str) -> int:
-        """Id of a token of the vocabulary by its name, such as `<n>` or `<pad>`. Raises WeightsError."""
+        """Return the id of a token by its name, such as `<n>` or `<pad>`. Raises WeightsError."""
         piece = self._pieces.convert_token_to_id(name)
         if piece == self.unknown and name != self._pieces.convert_id_to_token(self.unknown):
             raise WeightsError(
-                f"文本词表 {self.path} 中没有 {name}：它属于另一个模型，请换用与权重配套的词表。",
-                f"The text vocabulary {self.path} has no {name}: it is another model's; use the one of the weights.",
+                f"文本词表 {self.path} 中没有 {name}：它属于另一个模型，请使用与权重配套的词表。",
+                f"The text vocabulary {self.path} has no {name}: it belongs to another model. Use the vocabulary that "
+                "belongs to the weights.",
             )
         return int(piece) + self.image_tokens
 
     def pieces(self, text: str) -> list[tuple[str, bool]]:
-        """The parts in which `text` is read, in order, and whether the vocabulary has each."""
+        """Return the pieces of `text` in order, each with whether it is in the vocabulary."""
         numbers = self._pieces.encode(text)
         words = (str(piece).replace("\u2581", " ") for piece in self._pieces.tokenize(text))
         return [(word, number != self.unknown) for word, number in zip(words, numbers, strict=True)]
 
     def unknown_words(self, text: str) -> list[str]:
-        """The parts of `text` that the vocabulary does not have, in order, each once."""
+        """Return the pieces of `text` that are not in the vocabulary, in order, each once."""
         pieces = zip(self._pieces.tokenize(text), self._pieces.encode(text), strict=True)
         words = (str(piece).replace("\u2581", "").strip() for piece, number in pieces if number == self.unknown)
         return list(dict.fromkeys(word for word in words if word))
 
 
 def first_frame_text(tokenizer: TextTokenizer, preset: Preset, prompt: str) -> list[int]:
-    """Text of the first frame: no duration, "high-definition photography" after the prompt."""
+    """Encode the text of the first frame: no duration, "high-definition photography" after the prompt."""
     return tokenizer.encode(prompt + preset.first_frame_suffix)
 
 
 def video_text(tokenizer: TextTokenizer, preset: Preset, prompt: str, seconds: float) -> list[int]:
-    """Text of the other keyframes; `seconds` is the duration of the whole five-frame window."""
+    """Encode the text of the other keyframes. `seconds`: duration of the whole five-frame window."""
     return duration_text(tokenizer, seconds) + tokenizer.encode(prompt + preset.video_suffix)
 
 
 def unconditional_text(tokenizer: TextTokenizer, preset: Preset, seconds: float) -> list[int]:
-    """What guidance compares the prompt with: a video of that duration, of anything."""
+    """Encode the unconditional text of guidance: a video of that duration, without a prompt."""
     return duration_text(tokenizer, seconds) + tokenizer.encode(preset.unconditional)
 
 
 def interpolation_text(tokenizer: TextTokenizer, prompt: str, seconds: float) -> list[int]:
-    """Text of stage 2 for a block of five frames that spans `seconds`."""
+    """Encode the text of stage 2 for a block of five frames that spans `seconds`."""
     return duration_text(tokenizer, seconds) + tokenizer.encode(prompt)
 
 
 def round_seconds(seconds: float, rounds: int) -> list[float]:
-    """What a block of five frames spans in each round of interpolation of a clip of `seconds`: halves each time."""
+    """Return the duration of a block of five frames in each round of a video of `seconds`. It halves each round."""
     return [seconds / 2**r for r in range(1, rounds + 1)]
 
 
 def superres_text(tokenizer: TextTokenizer, prompt: str) -> list[int]:
-    """Text of super-resolution: the bare prompt."""
+    """Encode the text of super-resolution: the prompt alone."""
     return tokenizer.encode(prompt)
 
 
 def duration_text(tokenizer: TextTokenizer, seconds: float) -> list[int]:
-    """The frame-rate token: `4.0秒` and the separator `<n>`."""
+    """Encode the duration: `4.0秒` and the separator `<n>`."""
     return [*tokenizer.encode(f"{float(seconds)}秒"), tokenizer.token("<n>")]

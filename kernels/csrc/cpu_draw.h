@@ -1,4 +1,4 @@
-/* Drawing a token from its scores. */
+/* Sampling of tokens from logits. */
 
 INLINE uint32_t mixed(uint32_t word)
 {
@@ -7,8 +7,8 @@ INLINE uint32_t mixed(uint32_t word)
     return word ^ (word >> 15);
 }
 
-/* "Cluster" sampling, as `cogvideo.inference.sampling` describes it, of one row of scores. labels [vocabulary]; members
-   [clusters][widest], of which the first sizes[c] count; shares [vocabulary + LANES], mass [clusters]: scratch. */
+/* Cluster sampling (see `cogvideo.inference.sampling`) of one row of logits. labels [vocabulary]; members
+   [clusters][widest], of which the first sizes[c] are valid; shares [vocabulary + LANES], mass [clusters]: scratch. */
 static int64_t draw_one(const float *logits, int64_t vocabulary, const int32_t *labels, const int64_t *members,
                         const int64_t *sizes, int64_t clusters, int64_t widest, float temperature, int64_t top_k,
                         float inner_temperature, const int64_t *key, float *shares, double *mass)
@@ -42,7 +42,7 @@ static int64_t draw_one(const float *logits, int64_t vocabulary, const int32_t *
             const uint32_t word = mixed(mixed((uint32_t)member[i] * 0x1E3779B9u ^ (uint32_t)key[0]) ^ (uint32_t)key[1]);
             const float uniform = (float)((uint64_t)word + 1) * (0.999999940395355f / 4294967296.f);
             const float share = (float)mass[top] * (shares[i] / sum);
-            if (share < most_likely * uniform * 0.9999f) continue; /* -log(1 - u) is never less than u: it cannot win */
+            if (share < most_likely * uniform * 0.9999f) continue; /* -log(1 - u) >= u: it cannot win */
             const float race = share / -log1pf(-uniform);
             if (race > most_likely) most_likely = race, chosen = member[i];
         }
@@ -51,7 +51,7 @@ static int64_t draw_one(const float *logits, int64_t vocabulary, const int32_t *
     return chosen;
 }
 
-/* logits: `rows` rows, `row` apart; keys [rows][2]; out [rows]. Scores that are no numbers draw a valid token. */
+/* logits: `rows` rows with stride `row`; keys [rows][2]; out [rows]. Rows with NaN yield a valid token as well. */
 void draw(const float *logits, int64_t rows, int64_t row, int64_t vocabulary, const int32_t *labels,
           const int64_t *members, const int64_t *sizes, int64_t clusters, int64_t widest, float temperature,
           int64_t top_k, float inner_temperature, const int64_t *keys, int64_t *out, float *shares, double *mass)

@@ -1,21 +1,21 @@
-/* Reading text and given frames, row by row: all tokens of a row through each layer, in chunks that stay in the caches. */
+/* Prefill of text and given frames, row by row: all tokens of a row pass each layer, in chunks that fit the caches. */
 
-enum { CHUNK = 128 }; /* tokens whose numbers stay in the nearer caches through the products of a layer */
+enum { CHUNK = 128 }; /* tokens whose numbers stay in the L1 and L2 caches during the products of a layer */
 
-typedef struct { /* tokens that attend to the same tokens */
+typedef struct { /* tokens that attend to the same keys */
     const int32_t *query, *key;
-    int64_t queries, keys; /* keys begin with the text's */
-    int64_t causal;        /* query i sees the first causal + i + 1 keys; -1: all */
-    float boost;           /* added to the scores of the text */
+    int64_t queries, keys; /* the text's keys come first */
+    int64_t causal;        /* query i attends to the first causal + i + 1 keys; -1: to all */
+    float boost;           /* text attention bias: added to the scores of the text */
 } Group;
 
 typedef struct {
     const Group *group;
-    const int32_t *token, *place; /* which tokens' keys and values are kept, and where */
+    const int32_t *token, *place; /* tokens whose keys and values are stored, and their cache indices */
     int64_t groups, kept;
-} Sight; /* of one channel */
+} Sight; /* attention pattern of one channel */
 
-/* Numbers of scratch memory that `read_row` takes for so many tokens, none of which sees more than `widest`. */
+/* Scratch memory of `read_row`, in floats, for `tokens` tokens, each with at most `widest` keys. */
 int64_t read_scratch_size(int64_t hidden, int64_t heads, int64_t channels, int64_t tokens, int64_t widest)
 {
     const int64_t wide = whole_panels(3 * channels * hidden) + channels * hidden;
@@ -24,7 +24,7 @@ int64_t read_scratch_size(int64_t hidden, int64_t heads, int64_t channels, int64
     return tokens * wide + CHUNK * chunk + keys * (hidden / heads + size + 1) + ROWS * (keys + 2 * size) + size;
 }
 
-/* m as a product of few rows reads it: [panels][inputs][PANEL], outputs that are not there 0. */
+/* Pack keys or values as a Matrix: [panels][inputs][PANEL], padded with 0. */
 static void pack_keys(const float *k, int64_t row, const int32_t *key, int64_t keys, int64_t size, float *packed)
 {
     for (int64_t s = 0; s < whole_panels(keys); s++)
@@ -40,7 +40,8 @@ static void pack_values(const float *v, int64_t row, const int32_t *key, int64_t
                 packed[(c / PANEL * keys + s) * PANEL + i] = c + i < size ? v[key[s] * row + c + i] : 0;
 }
 
-/* Scores of `seen` keys -> e^(score - the largest), 0 up to `width`, a multiple of LANES; -> the sum's inverse. */
+/* Replace the scores of `seen` keys by e^(score - maximum), and fill with 0 up to `width`, a multiple of LANES.
+   Returns the inverse of the sum. */
 INLINE float shares(float *p, int64_t seen, int64_t width)
 {
     vec best = splat(-INFINITY), sum = splat(0);
@@ -55,7 +56,8 @@ INLINE float shares(float *p, int64_t seen, int64_t width)
     return 1.f / total(sum);
 }
 
-/* One head of one group. q, k, v: [tokens][row]; out [tokens][out_row]. The first `padding` keys are not seen. */
+/* Attention of one head of one group. q, k, v: [tokens][row]; out [tokens][out_row]. The first `padding` keys are
+   masked. */
 static void attend_group(const Group *g, const float *q, const float *k, const float *v, int64_t row, int64_t size,
                          int64_t text, int64_t padding, float *out, int64_t out_row, float *scratch)
 {
@@ -87,9 +89,10 @@ static void attend_group(const Group *g, const float *q, const float *k, const f
     }
 }
 
-/* Reads `tokens` tokens of row `row`, x [tokens][hidden] once embedded: keeps what its drawn frames will see of them.
-   The first `text` are the text's, and of them the first `padding` nobody's; only the first channel is theirs.
-   sights: of the frame's own channel, of the one across frames on even and on odd layers. x is overwritten. */
+/* Prefill of row `row`: x [tokens][hidden] are its embedded tokens, which are overwritten. Stores the keys and values
+   that generated frames attend to. The first `text` tokens are the text's, of which the first `padding` are masked;
+   their output uses the first channel only. sights: of the spatial channel, and of the temporal channel on even and on
+   odd layers. */
 void read_row(const Net *net, float *x, int64_t row, int64_t batch, int64_t tokens, int64_t text, int64_t padding,
               const Sight *sights, const Arena *arenas, float *scratch)
 {
@@ -121,7 +124,7 @@ void read_row(const Net *net, float *x, int64_t row, int64_t batch, int64_t toke
                                  padding, seen + c * h + head * d, both * h, rest);
             }
         }
-        if (l + 1 == net->layers) return; /* nobody asks what they would predict */
+        if (l + 1 == net->layers) return; /* the predictions of these tokens are not needed */
         for (int64_t t = 0; t < tokens; t += CHUNK) {
             const int64_t count = tokens - t < CHUNK ? tokens - t : CHUNK;
             linear(&layer->outward[0], seen + t * both * h, both * h, o, count);

@@ -1,6 +1,6 @@
-/* Vectors, products of few rows with packed matrices, LayerNorm: what a step, reading and a draw are made of.
+/* Vectors, products of few rows with packed matrices, and LayerNorm: building blocks of prefill, step and sampling.
 
-   For any processor that gcc or clang know. A sum's order depends on its own length alone.
+   For any processor that gcc or clang supports. The order of a sum depends on its own length alone.
 */
 #include <math.h>
 #include <stdint.h>
@@ -16,7 +16,7 @@ enum { LANES = 8, ROWS = 3 };
 #else
 enum { LANES = 4, ROWS = 3 };
 #endif
-enum { PANEL = 32, VECTORS = PANEL / LANES }; /* outputs of a matrix that lie side by side */
+enum { PANEL = 32, VECTORS = PANEL / LANES }; /* outputs of a matrix that are adjacent in memory */
 
 typedef float vec __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
 typedef int32_t ints __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
@@ -36,7 +36,7 @@ enum { FP32, BF16, INT8, FP16 };
 
 typedef struct {
     const void *weight; /* [panels][inputs][PANEL] */
-    const float *scale; /* of each output, for INT8 */
+    const float *scale; /* scale of each output, for INT8 */
     const float *bias;
     int64_t outputs, inputs, kind;
 } Matrix;
@@ -72,7 +72,7 @@ INLINE float most(vec x)
 INLINE vec exponential(vec x)
 {
     x = larger(smaller(x, splat(88.f)), splat(-87.f));
-    const vec rounder = splat(12582912.f); /* adding 1.5 * 2^23 and taking it away rounds to whole numbers */
+    const vec rounder = splat(12582912.f); /* adding and subtracting 1.5 * 2^23 rounds to an integer */
     const vec n = (x * 1.44269504f + rounder) - rounder;
     const vec r = x - n * 0.693359375f + n * 2.12194440e-4f;
     vec p = splat(1.9875691500e-4f);
@@ -91,7 +91,7 @@ INLINE vec gelu(vec x) /* the tanh approximation, as x * sigmoid(2u) */
     return x / (1.f + exponential(-2.f * u));
 }
 
-/* Sums of neighbours: of a in the lower half of the result, of b in the upper one. */
+/* Sums of adjacent numbers: of a in the lower half of the result, of b in the upper half. */
 INLINE vec pairs(vec a, vec b)
 {
 #if defined(__AVX512F__)
@@ -108,7 +108,7 @@ INLINE vec pairs(vec a, vec b)
 
 static int64_t whole_panels(int64_t outputs) { return (outputs + PANEL - 1) / PANEL * PANEL; }
 
-/* LANES finite numbers of 16 bits, exactly. */
+/* Convert LANES finite fp16 numbers exactly. */
 INLINE vec half_precision(const uint16_t *p)
 {
 #if defined(__AVX512F__)
@@ -134,7 +134,7 @@ INLINE vec weights(const Matrix *m, int kind, int64_t at)
     return __builtin_convertvector(__builtin_convertvector(__builtin_convertvector(small, shorts), ints), vec);
 }
 
-/* `rows` rows (a constant, once inlined) of x times one panel of outputs. */
+/* Product of `rows` rows of x (constant after inlining) and one panel of outputs. */
 INLINE void tile(const Matrix *m, int kind, int bent, int rows, const float *x, int64_t x_row, float *y, int64_t y_row,
                  int64_t panel)
 {
@@ -225,7 +225,7 @@ INLINE void norm(const Norm *w, const float *x, int64_t size, float *y, int add)
     }
 }
 
-/* Both channels as one: a = share * a + (1 - share) * b. */
+/* Mix of both channels: a = share * a + (1 - share) * b. */
 INLINE void mix(const float *share, float *a, const float *b, int64_t size)
 {
     for (int64_t c = 0; c < size; c++) a[c] = b[c] + share[c] * (a[c] - b[c]);

@@ -1,17 +1,17 @@
-/* Reading, a decoding step and a draw on a CPU, in fp32 sums: what `kernels.cpu_decode`, `kernels.cpu_prefill` and
-   `kernels.cpu_sample` compile and call.
+/* Prefill, decoding step and sampling on a CPU, with fp32 sums. `kernels.cpu_decode`, `kernels.cpu_prefill` and
+   `kernels.cpu_sample` compile and call them.
 
-   Every number is added in an order that depends on the network's sizes and on what a slot sees, never on how many rows
-   or slots a step has: a row's result is the same, bit for bit, in any company. Pointers and sizes are the caller's to
-   check; the Python side owns all memory. Plain C with the vector extension of gcc and clang, for any processor.
+   The order of every sum depends on the network's sizes and on a slot's keys alone. It does not depend on the number of
+   rows or slots in a step, so that a row's result is the same, bit for bit, in every batch. The caller checks pointers
+   and sizes, and Python owns all memory. Plain C with the vector extension of gcc and clang, for any processor.
 */
 #include "cpu_vectors.h"
 
 typedef struct {
     Norm before, after, before_mlp, after_mlp;
     Matrix inward, widen, narrow;
-    Matrix outward[2]; /* of each channel */
-    const float *share; /* of the first channel in each output, where there are two */
+    Matrix outward[2]; /* output projection of each channel */
+    const float *share; /* gate: weight of the first of two channels in each output */
 } Layer;
 
 typedef struct {
@@ -28,7 +28,7 @@ typedef struct {
 
 /* --- attention of one slot of one head ---------------------------------------------------------------------------- */
 
-/* Scores of LANES keys of `size` numbers, a multiple of LANES. */
+/* Dot products of q with LANES keys of `size` numbers, a multiple of LANES. */
 INLINE vec dots(const float *q, const float *k, int size)
 {
     vec sum[LANES];
@@ -64,7 +64,7 @@ INLINE void values(const float *p, const float *v, int64_t seen, int size, float
     for (int c = 0; c < size / LANES; c++) store(out + c * LANES, sum[c]);
 }
 
-/* softmax(q k / sqrt(size) + text) v; `text` is added to the first `text_slots` scores. p: room for seen + LANES. */
+/* softmax(q k / sqrt(size) + text) v; `text` is added to the first `text_slots` scores. p: scratch, seen + LANES. */
 static void attend(const float *q, const float *k, const float *v, int64_t seen, int64_t size, const float *text,
                    int64_t text_slots, float *p, float *out)
 {
@@ -92,15 +92,16 @@ static void attend(const float *q, const float *k, const float *v, int64_t seen,
 
 /* --- a step ------------------------------------------------------------------------------------------------------- */
 
-/* Numbers of scratch memory that `step` takes for so many rows and slots, none of which sees more than `widest`. */
+/* Scratch memory of `step`, in floats, for `tokens` rows * slots, each with at most `widest` keys. */
 int64_t scratch_size(int64_t hidden, int64_t tokens, int64_t widest)
 {
     const int64_t wide = whole_panels(6 * hidden) + whole_panels(4 * hidden) + whole_panels(hidden) + 3 * hidden;
     return tokens * wide + widest + LANES;
 }
 
-/* One channel of one layer: keeps the new keys and values, then attends. qkv [rows * slots][wide], of it this channel's
-   3 * hidden from `qkv` on; span [slots][2]: first place seen and the one behind the last, which is the slot's own. */
+/* One channel of one layer: stores the new keys and values, then attends. qkv [rows * slots][wide]: this channel's
+   3 * hidden numbers begin at `qkv`. span [slots][2]: start and end (exclusive) of a slot's keys; the last is its own.
+*/
 static void channel(const Net *net, const Arena *arena, int64_t batch, int64_t first, int64_t rows, int64_t slots,
                     const int64_t *span, const float *qkv, int64_t wide, const float *text, int64_t text_slots,
                     float *p, float *out)
@@ -123,8 +124,9 @@ static void channel(const Net *net, const Arena *arena, int64_t batch, int64_t f
 }
 
 /* All layers and the final LayerNorm for `rows` of `batch` rows, from row `first` on.
-   ids [batch][slots], positions [slots][hidden], out [batch][slots][hidden], spans [3][slots][2]: in the frame's own
-   channel, in the one across frames on even and on odd layers; arenas [layers][channels]; text [batch][text_slots]. */
+   ids [batch][slots], positions [slots][hidden], out [batch][slots][hidden], spans [3][slots][2]: of the spatial
+   channel, and of the temporal channel on even and on odd layers; arenas [layers][channels]; text [batch][text_slots].
+*/
 void step(const Net *net, const int64_t *ids, const float *positions, float *out, int64_t batch, int64_t first,
           int64_t rows, int64_t slots, const int64_t *spans, const Arena *arenas, const float *text, int64_t text_slots,
           float *scratch)

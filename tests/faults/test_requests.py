@@ -37,13 +37,13 @@ from cogvideo.web.server import free_port
     ],
 )
 def test_values_of_another_kind_are_refused(values: dict[str, Any]) -> None:
-    with pytest.raises(RequestError, match="is wanted"):
+    with pytest.raises(RequestError, match="is required"):
         VideoRequest(**{"prompt": "猫", **values})
 
 
 def test_sampling_of_another_kind_is_refused() -> None:
     for options in ({"video": 5}, {"guidance_scale": "3"}, {"text_attention_bias": None}):
-        with pytest.raises(RequestError, match="is wanted"):
+        with pytest.raises(RequestError, match="is required"):
             SamplingOptions(**options)  # type: ignore[arg-type]
     for boost in (float("nan"), float("inf"), -21.0):
         with pytest.raises(RequestError, match="text_attention_bias"):

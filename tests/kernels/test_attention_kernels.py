@@ -91,7 +91,7 @@ def test_a_cell_sees_its_windows_and_nothing_else() -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"coarse": (2, 4)}, "no whole multiple"),
+        ({"coarse": (2, 4)}, "not a multiple"),
         ({"fine_window": (8, 5)}, "odd sides"),
     ],
 )

@@ -74,7 +74,7 @@ def test_after_a_long_wait_the_caller_is_alone_for_a_while_and_then_longer() -> 
     assert not any(helped(team) for _ in range(first))
     assert team._alone == 0
     for _ in range(20):
-        team._judge(1.0, 9.0)
+        team._update_backoff(1.0, 9.0)
     assert team._alone == most
 
 

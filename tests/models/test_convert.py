@@ -126,7 +126,7 @@ def test_leftovers_of_a_killed_process_do_no_harm(tmp_path: Path) -> None:
 
 def test_nothing_is_overwritten(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
-    with pytest.raises(RequestError, match="there already"):
+    with pytest.raises(RequestError, match="already exists"):
         convert(GOLDEN, tmp_path / "out")
 
 
@@ -135,7 +135,7 @@ def test_a_full_disk_and_missing_checkpoints_are_named(tmp_path: Path, monkeypat
         convert(tmp_path, tmp_path / "out")
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(module.shutil, "disk_usage", lambda path: usage(1, 1, 1000))
-    with pytest.raises(CapacityError, match="make room"):
+    with pytest.raises(CapacityError, match="Free some space"):
         convert(GOLDEN, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

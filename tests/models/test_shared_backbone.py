@@ -72,7 +72,7 @@ def test_equal_and_unequal_backbones_make_films(folder: Path, memory: str, monke
         films[case], told = film(
             folder, memory, lambda _, dtype, device, home=home: loader.load_published(home, CONFIG, dtype)
         )
-        assert ("kept once" in told) == (case == "equal")
+        assert ("stored once" in told) == (case == "equal")
         assert ("stage2 1" in told) == (case == "unequal")
         with monkeypatch.context() as sizes:
             sizes.setattr(published_format, "published_config", lambda home: CONFIG)

@@ -151,7 +151,7 @@ def test_unknown_words_are_named_with_what_is_known(tokenizer: TextTokenizer) ->
 
 def test_unknown_words_are_named_without_a_world_too(tokenizer: TextTokenizer) -> None:
     (note,) = check("鲸鱼", tokenizer, world=None).notes
-    assert note.en.endswith("may not show what you mean.")
+    assert note.en.endswith("may not match this part of the prompt.")
     assert note.zh.endswith("不符。")
 
 

@@ -274,7 +274,7 @@ def test_settings_of_an_earlier_video_are_used_again(site: Site, visit: Callable
     page.get_by_label("把设置写入视频文件").uncheck()
     visitor.choose("#cv-rate", "1 帧/秒")
     visitor.ask("一隻熊貓在草地上")
-    expect(page.locator("#cv-notice")).to_contain_text("已把繁体字转换为简体：“一只熊猫在草地上”")
+    expect(page.locator("#cv-notice")).to_contain_text("已将繁体字转换为简体：“一只熊猫在草地上”")
     visitor.has_state("done")
     view = site.jobs.state(visitor.job())
     assert view.request.prompt == "一只熊猫在草地上" and not view.comment
