@@ -3,10 +3,12 @@
 # make install  only the environment and the packages
 # make coverage all tests, and how many lines and branches they reach; htmlcov/ shows them
 # make check    style, types, import rules, dead code
+# make protobuf the tests that depend on protobuf, under six versions of it
 # make faults   everything that can go wrong, on purpose, a few times each; ARGS=--full as often as reported; --record tells it
 # make mutation whether the tests of geometry and sampling notice small changes
 # make audit    known vulnerabilities of the installed packages
 # make docs     the documents and the reference of the code as a site, in site/
+# make space    the folder of the Hugging Face Space, in build/space; ARGS="--upload OWNER/NAME" publishes it
 # make drawings the drawings in docs/, anew from the code
 # make clean    throws the environment away
 #
@@ -19,7 +21,7 @@ ARGS ?=
 SIDE_BY_SIDE := --numprocesses auto --maxprocesses 4 --dist loadfile
 BIN := $(VENV)/bin
 
-.PHONY: run test install coverage check faults mutation audit docs drawings clean help
+.PHONY: run test install coverage check protobuf faults mutation audit docs space drawings clean help
 .DEFAULT_GOAL := help
 
 help:
@@ -47,6 +49,9 @@ check: $(VENV)/.installed-dev
 	$(BIN)/lint-imports
 	$(BIN)/vulture
 
+protobuf: $(VENV)/.installed-dev
+	$(BIN)/python -m scripts.checks.protobuf $(ARGS)
+
 faults: $(VENV)/.installed-health
 	$(BIN)/python -m scripts.faults $(ARGS)
 
@@ -58,6 +63,9 @@ audit: $(VENV)/.installed-health
 
 docs: $(VENV)/.installed-docs
 	$(BIN)/python scripts/docs/build_site.py $(ARGS)
+
+space: $(VENV)/.installed
+	$(BIN)/python scripts/build_space.py $(ARGS)
 
 drawings: $(VENV)/.installed
 	for script in scripts/docs/draw_*.py; do $(BIN)/python $$script || exit 1; done
@@ -74,8 +82,9 @@ $(VENV)/.installed: requirements.txt | $(BIN)/python
 	$(BIN)/python -m pip install -r requirements.txt
 	@touch $@
 
-$(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed
+$(VENV)/.installed-dev: requirements-dev.txt scripts/checks/protobuf.py $(VENV)/.installed
 	$(BIN)/python -m pip install -r requirements-dev.txt
+	$(BIN)/python -m scripts.checks.protobuf --install
 	@touch $@
 
 $(VENV)/.installed-health: requirements-health.txt $(VENV)/.installed-dev

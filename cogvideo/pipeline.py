@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 import torch
@@ -38,8 +38,9 @@ from cogvideo.inference.generation import (
 from cogvideo.inference.sampling import ClusterSampler
 from cogvideo.models.fused_decode import should_fuse
 from cogvideo.request import VideoRequest
-from cogvideo.runtime.device import DevicePlacement, default_placement, placement_for, usable_cores
+from cogvideo.runtime.device import DevicePlacement, placement_for, usable_cores
 from cogvideo.runtime.memory_estimate import peak_bytes
+from cogvideo.runtime.memory_presets import PlacementOptions
 from cogvideo.runtime.oom import free_memory, translate_oom
 from cogvideo.runtime.placement import place_models
 from cogvideo.token_frames import TokenFrames
@@ -87,24 +88,19 @@ class CogVideoPipeline:
         cls,
         name: str = "mini",
         device: str | None = None,
+        *,
+        memory_preset: str | None = None,
+        quantization: Literal["int8"] | None = None,
+        offload: Literal["layers"] | None = None,
         previews: bool = True,
-        eight_bit: bool = False,
-        offload: bool = False,
-        memory: str | None = None,
     ) -> CogVideoPipeline:
         """Return the pipeline of a preset, or of the folder of a trained model.
 
-        `device` None: the best available. `memory`: a name in `memory_presets.MEMORY_PRESETS`. None: the environment
-        variable COGVIDEO_MEMORY, or else the fastest preset that fits. Instead of a memory preset, `eight_bit` stores
-        the layers' weights in 8 bits (bitsandbytes). `offload` moves each weight to the device for its product alone.
-
-        Raises RequestError, CapacityError.
+        `previews`: whether keyframes are previewed while they are generated. The other options: see
+        `PlacementOptions`. Raises RequestError, CapacityError.
         """
         preset, folder = load_preset(name)
-        overridden = eight_bit or offload
-        place = (
-            default_placement(device, eight_bit, offload) if overridden else placement_for(preset.model, device, memory)
-        )
+        place = placement_for(preset.model, PlacementOptions(device, memory_preset, quantization, offload))
         if name in PRESETS:
             return cls(preset, place, previews=previews)
         return cls(preset, place, folder, partial(_load_folder, folder, preset.model), previews)
@@ -271,8 +267,8 @@ class CogVideoPipeline:
     def _make_models(self) -> Models:
         # Read into host memory (mapped if nothing has to be converted): all of it might not fit on the device.
         loaded = self._load_models(self.preset.name, self.place.read_as, torch.device("cpu"))
-        self._found = getattr(loaded, "message", None)
         models = place_models(loaded, self.place)
+        self._found = models.compression.after(getattr(loaded, "message", None))
         memory = self.place.memory
         plain = memory.weights == "exact" and not (memory.offload or memory.swap_networks or memory.int8_cache)
         plain = plain and (memory.fused or self.place.kind == "cpu")

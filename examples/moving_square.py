@@ -1,6 +1,6 @@
-"""A dataset of one's own is one class: here, squares that move over a plain ground, drawn when they are asked for.
+"""Example of a dataset class: squares that move over a plain ground, rendered on first use.
 
-A recipe names it: data = "examples/moving_square.py:MovingSquares". Reading rows from a disk would look the same.
+A recipe names it: data = "examples/moving_square.py:MovingSquares". A class that reads files has the same two methods.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ FRAMES = 9
 
 
 class MovingSquares:
-    """Every colour in every direction. A class is called with the preset and the codec that training uses."""
+    """Squares of every colour in every direction. Training calls the class with its preset and its image tokenizer."""
 
     def __init__(self, preset: Preset, codec: ImageTokenizer) -> None:
         self.preset, self.codec = preset, codec
@@ -27,20 +27,20 @@ class MovingSquares:
         return len(self.cases)
 
     def __getitem__(self, index: int) -> TokenClip:
-        if index not in self.clips:  # the codec takes its time; a set this small is kept
+        if index not in self.clips:  # encoding is slow, so clips are kept
             colour, direction = self.cases[index]
-            pictures = np.stack([self.draw(colour, direction, i / (FRAMES - 1)) for i in range(FRAMES)])
-            frames, fine = to_tokens(self.codec, self.preset, pictures)
+            pixels = np.stack([self.draw(colour, direction, i / (FRAMES - 1)) for i in range(FRAMES)])
+            frames, fine = to_tokens(self.codec, self.preset, pixels)
             self.clips[index] = TokenClip(f"一个{colour}方块{direction}移动", 4.0, frames, fine)
         return self.clips[index]
 
     def draw(self, colour: str, direction: str, moment: float) -> npt.NDArray[np.uint8]:
-        """A frame at `moment`, 0 to 1: uint8 [H, W, 3] of the preset's final size."""
+        """Render the frame at `moment`, 0 to 1: uint8 [H, W, 3] of the preset's final size."""
         height, width = self.preset.final_size
         side = height // 4
         down, right = DIRECTIONS[direction]
         y = round((height - side) * (0.5 + down * (moment - 0.5)))
         x = round((width - side) * (0.5 + right * (moment - 0.5)))
-        picture = np.full((height, width, 3), 235, np.uint8)
-        picture[y : y + side, x : x + side] = COLOURS[colour]
-        return picture
+        frame = np.full((height, width, 3), 235, np.uint8)
+        frame[y : y + side, x : x + side] = COLOURS[colour]
+        return frame

@@ -81,7 +81,7 @@ class KernelResult:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the table, or JSON, and return 0."""
-    options = _parser().parse_args(arguments)
+    options = parser().parse_args(arguments)
     device = torch.device(options.device)
     shape = SHAPES[options.shape or ("published" if device.type == "cuda" else "toy")]
     dtype = DTYPES[options.dtype or ("fp16" if device.type == "cuda" else "fp32")]
@@ -111,7 +111,8 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"参数有误（{message}）：用 --help 查看用法。\nInvalid arguments: {message}. See --help.\n")
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command."""
     parser = _Parser(prog="python -m kernels.bench", description=__doc__, allow_abbrev=False)
     parser.add_argument("--shape", choices=tuple(SHAPES), help="default: published on a GPU, toy on a CPU")
     parser.add_argument("--dtype", choices=tuple(DTYPES), help="default: fp16 on a GPU, fp32 on a CPU")

@@ -209,5 +209,9 @@ def sandwich_norm(x: Tensor, out: Tensor, after: Norm, before: Norm) -> tuple[Te
 
 def int8_linear(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor:
     """Multiply x [.., K] by (weight int8 [N, K] * scale [N]) and add bias [N]; return [.., N] in the type of x."""
-    unpacked = (weight.float() * scale[:, None]).to(x.dtype)
-    return F.linear(x, unpacked, None if bias is None else bias.to(x.dtype))
+    return F.linear(x, unpack_int8(weight, scale, x.dtype), None if bias is None else bias.to(x.dtype))
+
+
+def unpack_int8(weight: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """Multiply weight int8 [N, K] by scale [N]; return [N, K] in `dtype`, rounded once."""
+    return (weight.float() * scale[:, None]).to(dtype)

@@ -11,7 +11,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from kernels.reference import int8_linear
+from kernels.reference import int8_linear, unpack_int8
 from kernels.triton_support import triton_unsupported_reason
 
 MOST_ROWS: Final = 64
@@ -73,3 +73,7 @@ class Int8Linear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer: x [.., K] -> [.., N]."""
         return linear(x, self.weight, self.scale, self.bias)
+
+    def unpacked(self, dtype: torch.dtype) -> Tensor:
+        """Return the weights [N, K]."""
+        return unpack_int8(self.weight, self.scale, dtype)

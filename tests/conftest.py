@@ -63,8 +63,9 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     from cogvideo.jobs.service import JobService
     from cogvideo.media.video import VideoWriter
     from cogvideo.web import server
-    from tests.support.browsing import Site, free_port
+    from tests.support.browsing import Site
     from tests.support.fakes import PRESET, FakePipeline
+    from tests.support.ports import free_port
 
     fake = FakePipeline()
     jobs = JobService(tmp_path_factory.mktemp("data"), PRESET, lambda: fake, VideoWriter, Limits(preview_seconds=0))

@@ -9,7 +9,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_leaves
 from cogvideo.config import FRAME_COUNTS, SamplingOptions
 from cogvideo.inference import decoding, super_resolution
 from cogvideo.inference.sampling import ClusterSampler
+from cogvideo.models.quantization import Compression
 from cogvideo.runtime.device import DevicePlacement, torch_threads
 from cogvideo.runtime.placement import PlacedModels, on_device, place_models, upscaler_on_device
 
@@ -36,23 +37,32 @@ class PhaseMemory:
     """Of a whole video of 33 frames, from those of the steps that were made."""
 
 
+@dataclass(frozen=True)
+class Rehearsed:
+    """Every phase by its name, and which layers were compressed for it."""
+
+    phases: dict[str, PhaseMemory]
+    compression: Compression = field(default_factory=Compression)
+
+
 def probe_memory(
     models: Any,
     place: DevicePlacement,
     steps: int,
     clock: Callable[[], float] = time.perf_counter,
     streamed_frames: int = FRAME_COUNTS[-1],
-) -> dict[str, PhaseMemory]:
+) -> Rehearsed:
     """`steps` tokens of keyframes and of the frames between, and one pass of super-resolution.
 
     `streamed_frames`: frames of that pass where layers are streamed, whose cost then is shared by all of them.
     """
     rehearsal = _MemoryProbe(place_models(models, place), place, steps, clock, streamed_frames)
-    return {
+    phases = {
         "keyframes": rehearsal.measure("stage1", rehearsal.keyframes, 1),
         "interpolate": rehearsal.measure("stage2", rehearsal.interpolate, 1),
         "superres": rehearsal.measure("superres", rehearsal.superres, None),
     }
+    return Rehearsed(phases, rehearsal.models.compression)
 
 
 class _MemoryProbe:

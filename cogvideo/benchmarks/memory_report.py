@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from cogvideo.benchmarks.hardware import HardwareLimits, measure_machine
 from cogvideo.benchmarks.memory_probe import PhaseMemory, probe_memory
 from cogvideo.config import ModelConfig
 from cogvideo.errors import CapacityError, OutOfMemoryError
+from cogvideo.models.quantization import Compression
 from cogvideo.runtime.device import DevicePlacement, placement_for
 from cogvideo.runtime.memory_estimate import (
     ALLOWANCE,
@@ -22,7 +23,7 @@ from cogvideo.runtime.memory_estimate import (
     phase_bytes,
     superres_gigaflop,
 )
-from cogvideo.runtime.memory_presets import MEMORY_PRESETS, MemoryPreset
+from cogvideo.runtime.memory_presets import MEMORY_PRESETS, MemoryPreset, PlacementOptions
 from cogvideo.runtime.oom import translate_oom
 
 USABLE = 0.94
@@ -33,7 +34,7 @@ def predicted(name: str, model: ModelConfig, place: DevicePlacement, seconds: fl
     """The table, with the preset that would be taken marked by an arrow."""
     machine = measure_machine(place, 1, 2**28, seconds)
     try:
-        chosen = placement_for(model, str(place.device)).memory.name
+        chosen = placement_for(model, PlacementOptions(str(place.device))).memory.name
     except CapacityError as error:
         chosen = ""
         print(f"{error.zh}\n{error.en}", file=sys.stderr)
@@ -49,9 +50,13 @@ def predicted(name: str, model: ModelConfig, place: DevicePlacement, seconds: fl
         mark = ">" if row.name == chosen else " "
         rows.append(f"{mark} {row.name:<8}{peak:>6.1f} GB{least:>9.0f} s  {row.en}\n{'':<30}{row.zh}")
     rows.append(
-        "peak: predicted from the sizes. at least: what reading the weights and computing takes on this machine."
+        "peak: predicted from the sizes, if every layer can be compressed as its preset says; --measure counts the "
+        "layers that stay exact.\nat least: what reading the weights and computing takes on this machine."
     )
-    rows.append("峰值由尺寸推算；时间为本机读取权重和计算至少需要的秒数。用 --measure 实测。")
+    rows.append(
+        "峰值由尺寸推算，并假定每一层都能按预设压缩；--measure 会统计保留精确权重的层数。\n"
+        "时间为本机读取权重和计算至少需要的秒数。用 --measure 实测。"
+    )
     return "\n".join(rows)
 
 
@@ -87,6 +92,7 @@ class MemoryResult:
     memory: MemoryPreset
     predicted: dict[str, int]
     phases: dict[str, PhaseMemory]
+    compression: Compression = field(default_factory=Compression)
 
     def as_text(self) -> str:
         if not self.phases:
@@ -97,7 +103,9 @@ class MemoryResult:
         )
         peak = max(phase.bytes for phase in self.phases.values())
         seconds = sum(phase.seconds for phase in self.phases.values())
-        return f"{self.memory.name}: {peak / 1e9:.3g} GB, {seconds:.1f} s · " + " · ".join(parts)
+        told = f"{self.memory.name}: {peak / 1e9:.3g} GB, {seconds:.1f} s · " + " · ".join(parts)
+        zh, en = self.compression.sentences()
+        return f"{told}\n  {zh}\n  {en}" if self.compression.layers else told
 
     def as_dict(self, model: str, dtype: torch.dtype) -> dict[str, Any]:
         return {
@@ -107,6 +115,10 @@ class MemoryResult:
             "predicted": self.predicted,
             "measured": {name: phase.bytes for name, phase in self.phases.items()},
             "seconds": {name: phase.seconds for name, phase in self.phases.items()},
+            "layers": self.compression.layers,
+            "exact_layers": [name for name, _ in self.compression.exact],
+            "full_scale_layers": list(self.compression.full_scales),
+            "extra_bytes": self.compression.extra_bytes,
         }
 
 
@@ -116,7 +128,8 @@ def attempt(model: ModelConfig, models: Any, place: DevicePlacement, steps: int)
     _cap(place)
     try:
         with translate_oom(model, place):
-            return MemoryResult(place.memory, expected, probe_memory(models, place, steps))
+            done = probe_memory(models, place, steps)
+            return MemoryResult(place.memory, expected, done.phases, done.compression)
     except OutOfMemoryError:
         return MemoryResult(place.memory, expected, {})
 

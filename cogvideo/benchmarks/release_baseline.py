@@ -19,7 +19,7 @@ from torch import Tensor
 from cogvideo.config import TokenSampling
 from cogvideo.inference.sampling import exponential_noise
 from cogvideo.models.base import left_pad
-from cogvideo.models.kv_cache import KVCache
+from cogvideo.models.kv_cache import CacheKey, KVCache
 from cogvideo.models.video_lm import VideoLM
 
 
@@ -30,7 +30,8 @@ class _Memory(KVCache):
     temporal_all: list[Tensor]
 
     def __init__(self, lm: VideoLM, rows: int, text: int, given: tuple[int, ...], both: bool, boost: float) -> None:
-        super().__init__(lm.layout, lm.stage, rows, text, given, both, boost, lm.transformer.word_embeddings.weight)
+        key = CacheKey(lm.stage, rows, text, given, both, boost)
+        super().__init__(lm.layout, key, lm.transformer.word_embeddings.weight)
         self.spatial_text, self.temporal_all = [], []
 
     def write_spatial(self, layer: int, k: Tensor, v: Tensor) -> None:

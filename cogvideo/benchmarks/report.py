@@ -20,7 +20,7 @@ from cogvideo.runtime.device import usable_cores
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
-def _origin(arguments: Sequence[str]) -> dict[str, Any]:
+def run_info(arguments: Sequence[str]) -> dict[str, Any]:
     return {
         "command": " ".join(["python -m cogvideo bench", *arguments]),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -90,12 +90,12 @@ def compared(lines: Sequence[StageResult]) -> str:
     )
 
 
-def described(bench: StageBenchmark, lines: Sequence[StageResult], arguments: Sequence[str]) -> dict[str, Any]:
+def as_dict(bench: StageBenchmark, lines: Sequence[StageResult], arguments: Sequence[str]) -> dict[str, Any]:
     """Everything, for a program to read."""
     both = [line for line in lines if line.release_seconds is not None]
     ratio = sum(line.release_seconds or 0 for line in both) / sum(line.seconds for line in both) if both else None
     cpu = sum(line.release_cpu_seconds or 0 for line in both) / sum(line.cpu_seconds for line in both) if both else None
-    return _origin(arguments) | {
+    return run_info(arguments) | {
         "step": bench.form,
         "clock": next(name for name, clock in CLOCKS.items() if clock is bench.clock),
         "model": asdict(bench.config),

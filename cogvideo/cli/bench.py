@@ -1,7 +1,7 @@
-"""`python -m cogvideo bench`: how long each stage of a video takes with random weights, beside the machine's limits.
+"""`python -m cogvideo bench`: time each stage of a video with random weights against the limits of the hardware.
 
-In: sizes, a device, a precision. Out: a table, JSON and a plot. `--compare release` measures the release's structure,
-written by us for comparison, in the same run.
+Prints a table; optionally writes JSON and a plot. `--compare release` times the same stages with the 2022 release's
+algorithm (our implementation) in the same run.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from typing import Any
 
 import torch
 
-from cogvideo.benchmarks.report import CLOCKS, _origin, described, plot, table
+from cogvideo.benchmarks import speculation
+from cogvideo.benchmarks.report import CLOCKS, as_dict, plot, run_info, table
 from cogvideo.benchmarks.results import StageResult
-from cogvideo.benchmarks.speculation import measure_speculation
-from cogvideo.benchmarks.speculation import table as kept_table
 from cogvideo.benchmarks.stages import STAGES, StageBenchmark
 from cogvideo.cli import console
+from cogvideo.cli.model_options import add_model_options, add_renamed
 from cogvideo.config import FRAME_COUNTS, PRESETS, Preset
 from cogvideo.errors import RequestError
 from cogvideo.pipeline import CogVideoPipeline
@@ -29,7 +29,7 @@ from cogvideo.runtime.device import default_placement
 from kernels.cpu_decode import KINDS
 
 STREAM = Path("-")
-"""Where --json names no file."""
+"""Value of --json without a file name."""
 PROMPTS = (
     "一只熊猫在草地上向右跑",
     "一枚火箭在夜空中向上飞",
@@ -41,116 +41,118 @@ PROMPTS = (
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Prints the table; 0. Raises RequestError, CapacityError."""
-    parser = _parser()
-    options = parser.parse_args(arguments)
-    if options.ahead:
+def main(argv: Sequence[str]) -> int:
+    """Print the table and return 0. Raises RequestError, CapacityError."""
+    options = parser().parse_args(argv)
+    if options.lookahead:
         with console.json_output(options.json == STREAM):
-            return _look_ahead(options, arguments)
-    preset = _sized(PRESETS[options.preset], options)
+            return _measure_speculation(options, argv)
+    preset = _resized(PRESETS[options.preset], options)
     place = default_placement(options.device)
     place = replace(place, dtype=DTYPES[options.dtype] if options.dtype else place.dtype)
     clock = CLOCKS[options.clock]
-    compared = options.compare == "release"
+    compare = options.compare == "release"
     bench = StageBenchmark(
-        preset, place, options.frames, options.steps, compared, options.seconds, options.weights, clock
+        preset, place, options.frames, options.steps, compare, options.seconds, options.weights, clock
     )
-    lines = []
+    results = []
     with console.json_output(options.json == STREAM):
-        for line in bench.lines(options.stages.split(",")):
-            print(f"  {line.stage}: {line.seconds:.2f} s", file=sys.stderr, flush=True)
-            console.event("stage", **line.as_dict())
-            lines.append(line)
-        return _report(bench, lines, options, arguments)
+        for result in bench.lines(options.stages.split(",")):
+            print(f"  {result.stage}: {result.seconds:.2f} s", file=sys.stderr, flush=True)
+            console.event("stage", **result.as_dict())
+            results.append(result)
+        return _report(bench, results, options, argv)
 
 
 def _report(
-    bench: StageBenchmark, lines: Sequence[StageResult], options: argparse.Namespace, arguments: Sequence[str]
+    bench: StageBenchmark, results: Sequence[StageResult], options: argparse.Namespace, argv: Sequence[str]
 ) -> int:
-    if not lines:
+    if not results:
         raise RequestError(
-            f"没有名为 {options.stages} 的阶段：可用 {'、'.join(STAGES)}。",
-            f"There is no stage {options.stages}: there are {', '.join(STAGES)}.",
+            f"没有名为 {options.stages} 的阶段。可用：{'、'.join(STAGES)}。",
+            f'Unknown stage "{options.stages}". Available: {", ".join(STAGES)}.',
         )
-    print(table(bench, lines))
-    _tell(described(bench, lines, arguments), options.json)
+    print(table(bench, results))
+    _write_report(as_dict(bench, results, argv), options.json)
     if options.plot:
-        options.plot.write_text(plot(bench, lines), encoding="utf-8")
-    return 0
+        options.plot.write_text(plot(bench, results), encoding="utf-8")
+    return console.DONE
 
 
-def _tell(report: dict[str, Any], file: Path | None) -> None:
-    console.event("done", **report)
+def _write_report(report: dict[str, Any], file: Path | None) -> None:
+    console.event("result", **report)
     if file and file != STREAM:
         file.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _look_ahead(options: argparse.Namespace, arguments: Sequence[str]) -> int:
-    """With the preset's own weights."""
+def _measure_speculation(options: argparse.Namespace, argv: Sequence[str]) -> int:
+    """Measure Jacobi decoding with the preset's own weights."""
     pipeline = CogVideoPipeline.from_pretrained(options.preset, options.device)
-    lines = list(measure_speculation(pipeline, options.prompt or PROMPTS, options.ahead))
-    print(kept_table(lines))
-    _tell(_origin(arguments) | {"lines": [line.as_dict() for line in lines]}, options.json)
-    return 0
+    results = list(speculation.measure_speculation(pipeline, options.prompt or PROMPTS, options.lookahead))
+    print(speculation.table(results))
+    _write_report(run_info(argv) | {"lines": [result.as_dict() for result in results]}, options.json)
+    return console.DONE
 
 
 def _numbers(text: str) -> list[int]:
     return [int(number) for number in text.split(",")]
 
 
-def _parser() -> console.Parser:
-    parser = console.Parser("bench", description=__doc__)
-    parser.add_argument("--preset", choices=tuple(PRESETS), default="mini", help="sizes to start from (default: mini)")
-    parser.add_argument("--layers", type=int)
-    parser.add_argument("--hidden", type=int)
-    parser.add_argument("--heads", type=int)
-    parser.add_argument("--grid", type=int, help="side of a frame in tokens; windows of half a frame")
-    parser.add_argument("--vocab", type=int, help="image tokens")
-    parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: the best there is)")
-    parser.add_argument("--dtype", choices=tuple(DTYPES), help="default: fp16 on a GPU, fp32 on a CPU")
-    parser.add_argument("--frames", type=int, choices=FRAME_COUNTS, default=FRAME_COUNTS[-1])
-    parser.add_argument("--stages", default=",".join(STAGES), help="default: all of %(default)s")
-    parser.add_argument("--steps", type=int, help="time at most so many steps a stage, spread evenly, and extrapolate")
-    parser.add_argument("--seconds", type=float, default=1.0, help="for each ceiling of the machine (default: 1)")
-    parser.add_argument("--compare", choices=("release",), help="measure the release's structure beside ours")
-    parser.add_argument(
+def parser() -> console.Parser:
+    """Return the parser of this command."""
+    root = console.Parser("bench", description=__doc__)
+    root.add_argument("--preset", choices=tuple(PRESETS), default="mini", help="model preset (default: mini)")
+    root.add_argument("--layers", type=int, help="default: as the preset, like the sizes below")
+    root.add_argument("--hidden", type=int)
+    root.add_argument("--heads", type=int)
+    root.add_argument("--grid", type=int, help="side of a frame in tokens; windows span half a frame")
+    root.add_argument("--vocab", type=int, help="number of image tokens")
+    add_model_options(root, ["device"])
+    root.add_argument("--dtype", choices=tuple(DTYPES), help="default: fp16 on a GPU, fp32 on a CPU")
+    root.add_argument("--frames", type=int, choices=FRAME_COUNTS, default=FRAME_COUNTS[-1])
+    root.add_argument("--stages", default=",".join(STAGES), help="default: all of %(default)s")
+    root.add_argument("--steps", type=int, help="steps to time per stage, spread evenly; the total is extrapolated")
+    root.add_argument("--seconds", type=float, default=1.0, help="duration of each hardware measurement (default: 1)")
+    root.add_argument("--compare", choices=("release",), help="time the 2022 release's algorithm too")
+    root.add_argument(
         "--clock",
         choices=tuple(CLOCKS),
         default="wall",
-        help="cpu: seconds that this process computed, with one thread, for a machine that is busy with other things",
+        help="cpu: CPU seconds of this process, with one thread, for a machine that runs other work (%(default)s)",
     )
-    parser.add_argument("--weights", choices=KINDS, default="fp32", help="of the compiled step on a CPU (%(default)s)")
-    parser.add_argument(
+    root.add_argument("--weights", choices=KINDS, default="fp32", help="weights of the compiled CPU step (%(default)s)")
+    add_renamed(
+        root,
+        "--lookahead",
         "--ahead",
         type=_numbers,
         metavar="1,4,8",
-        help="instead: tokens that steps keep which look so many slots ahead, with the preset's own weights",
+        help="measure Jacobi decoding instead: tokens accepted per step for each lookahead, with the preset's weights",
     )
-    parser.add_argument("--prompt", action="append", help="for --ahead, may be repeated (default: six of mini's world)")
-    parser.add_argument(
+    root.add_argument("--prompt", action="append", help="for --lookahead, may be repeated (default: six of mini)")
+    root.add_argument(
         "--json",
         type=Path,
         nargs="?",
         const=STREAM,
         metavar="FILE",
-        help="all figures into a file; without a name events for scripts, a JSON object a line on standard output",
+        help="file for all figures; without a name, events for scripts, a JSON object a line on standard output",
     )
-    parser.add_argument("--plot", type=Path, metavar="FILE.svg", help="time of each stage against its floor")
-    return parser
+    root.add_argument("--plot", type=Path, metavar="FILE.svg", help="plot of each stage's time and its floor")
+    return root
 
 
-def _sized(preset: Preset, options: argparse.Namespace) -> Preset:
-    """The preset with the sizes that were asked for. Raises RequestError for sizes that make no model."""
+def _resized(preset: Preset, options: argparse.Namespace) -> Preset:
+    """Return the preset with the given sizes. Raises RequestError if they do not make a model."""
     model = preset.model
     side = options.grid or model.grid[0]
     image = options.vocab or model.image_tokens
     layers, hidden, heads = (getattr(options, n) or getattr(model, n) for n in ("layers", "hidden", "heads"))
     if min(side, image, layers, hidden, heads) < 1 or side % 2 or hidden % heads:
         raise RequestError(
-            f"尺寸不成立：网格 {side} 须为偶数，宽度 {hidden} 须能被头数 {heads} 整除，各数至少为 1。",
-            f"These sizes make no model: the grid {side} must be even, hidden {hidden} divisible by heads {heads}, all "
-            "at least 1.",
+            f"尺寸无效：网格 {side} 须为偶数，宽度 {hidden} 须能被头数 {heads} 整除，各数至少为 1。",
+            f"Invalid sizes: --grid {side} must be even, --hidden {hidden} divisible by --heads {heads}, all at "
+            "least 1.",
         )
     start = model.image_start
     resized = replace(

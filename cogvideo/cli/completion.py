@@ -1,4 +1,4 @@
-"""`python -m cogvideo completion SHELL`: a script for the shell, made from the commands' own parsers."""
+"""`python -m cogvideo completion SHELL`: a completion script, made from the parsers of all commands."""
 
 from __future__ import annotations
 
@@ -11,36 +11,40 @@ SHELLS = ("bash", "zsh", "fish", "tcsh")
 
 DESCRIPTION = """\
 输出补全脚本，用 Tab 键补全命令和参数。
-Prints a script with which the Tab key completes commands and options.
+Print a script that completes commands and options with the Tab key.
 
   bash:  cogvideo completion bash > ~/.local/share/bash-completion/completions/cogvideo
   zsh:   cogvideo completion zsh > "${fpath[1]}/_cogvideo"
   fish:  cogvideo completion fish > ~/.config/fish/completions/cogvideo.fish"""
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Prints the script and returns 0."""
+def main(argv: Sequence[str]) -> int:
+    """Print the script and return 0."""
     import shtab
 
-    options = _parser().parse_args(arguments)
-    print(shtab.complete(whole(), shell=options.shell))
+    options = parser().parse_args(argv)
+    print(shtab.complete(_program_parser(), shell=options.shell))
     return console.DONE
 
 
-def whole() -> argparse.ArgumentParser:
-    """One parser with all commands in it. Takes seconds, since it loads all of them."""
+def parser() -> console.Parser:
+    """Return the parser of this command."""
+    root = console.Parser("completion", description=DESCRIPTION)
+    root.add_argument("shell", choices=SHELLS)
+    return root
+
+
+def _program_parser() -> argparse.ArgumentParser:
+    """Return one parser with all commands as sub-parsers. Takes seconds, since it imports all of them.
+
+    `main.main` therefore does not use it: it imports only the command that runs.
+    """
     from cogvideo.cli.commands import COMMANDS
 
-    parser = argparse.ArgumentParser(prog="cogvideo", description="中文文字变视频 / Chinese text becomes video")
-    parser.add_argument("--version", action="store_true", help="print the version")
-    commands = parser.add_subparsers(dest="command", parser_class=argparse.ArgumentParser)
+    root = argparse.ArgumentParser(prog="cogvideo", description="中文文字生成视频 / Chinese text to video")
+    root.add_argument("--version", action="store_true", help="print the version")
+    subparsers = root.add_subparsers(dest="command", parser_class=argparse.ArgumentParser)
     for name, command in COMMANDS.items():
-        one = command.parser()
-        commands.add_parser(name, help=command.en, description=one.description, parents=[one], add_help=False)
-    return parser
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = console.Parser("completion", description=DESCRIPTION)
-    parser.add_argument("shell", choices=SHELLS)
-    return parser
+        parent = command.parser()
+        subparsers.add_parser(name, help=command.en, description=parent.description, parents=[parent], add_help=False)
+    return root

@@ -1,7 +1,7 @@
-"""How a command speaks: in two languages to a person, or with --json as one JSON object a line to a program. No torch.
+"""Command output: bilingual text, or JSON Lines with `--json`.
 
-Every line has the key "event": `note`, `loading`, `progress`, `keyframe`, `level`, `stage`, `file`, at last `done` or
-`error`. docs/command-line.md says what else is in them; keys are added, never renamed.
+Every line has the key "type": `note`, `loading`, `progress`, `keyframe`, `round`, `stage`, `figures`, `file`, `check`,
+and at last `result` or `error`. docs/command-line.md lists their keys. Keys are added, never renamed.
 """
 
 from __future__ import annotations
@@ -18,23 +18,27 @@ from cogvideo.errors import CogVideoError, RequestError
 
 DONE: Final = 0
 CHECK_FAILED: Final = 1
-"""The work was done and the answer is no: numbers differ, or this machine lacks something."""
+"""The command ran, and a check failed: values differ, or the machine lacks something."""
 REQUEST_ERROR: Final = 2
-"""The request or the machine will not do; a sentence said why."""
+"""Invalid request or insufficient resources; the message states the cause and the fix."""
 FAULT: Final = 70
-"""A fault of this program; a traceback was printed."""
+"""Internal error; a traceback was printed."""
 INTERRUPTED: Final = 130
 CLOSED: Final = 141
-"""Whoever read the output went away."""
+"""The reader of standard output closed the pipe."""
 
-_program: TextIO | None = None
-"""Where a program reads events; None while a person listens."""
+OLD_EVENTS: Final = {"round": "level", "check": "finding", "result": "done"}
+"""Value of "event", the key of version 0.1, if it differs from "type"."""
+OLD_STATES: Final = {"error": "bad"}
+
+_json_stream: TextIO | None = None
+"""Where events are written; None without --json."""
 
 
 class Parser(argparse.ArgumentParser):
-    """The words of one command; wrong ones end in one sentence in two languages, as all mistakes do.
+    """The parser of one command. Wrong arguments raise RequestError.
 
-    Options are never abbreviated: a script should not change its meaning when an option is added.
+    Options cannot be abbreviated: a new option must not change the meaning of a script.
     """
 
     def __init__(self, command: str, **options: Any) -> None:
@@ -44,16 +48,17 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise RequestError(
-            f"参数有误（{message}）：加 --help 查看用法。", f"Wrong arguments: {message}. See --help for how to use it."
+            f"参数有误（{message}）：用法见 --help。", f"Wrong arguments: {message}. For usage, see --help."
         )
 
 
 def program_name() -> str:
-    """What was typed to get here: `cogvideo` where it is installed, else `python -m cogvideo`."""
+    """Return how the program was started: `cogvideo` if installed, otherwise `python -m cogvideo`."""
     return "cogvideo" if Path(sys.argv[0]).stem == "cogvideo" else "python -m cogvideo"
 
 
 def add_json(parser: argparse._ActionsContainer) -> None:
+    """Add the option --json."""
     parser.add_argument(
         "--json",
         action="store_true",
@@ -62,48 +67,61 @@ def add_json(parser: argparse._ActionsContainer) -> None:
 
 
 @contextmanager
-def json_output(to_program: bool) -> Iterator[None]:
-    """Inside the block, where `to_program`, events go to standard output and all that is printed goes to stderr."""
-    global _program
-    if not to_program or _program is not None:
+def json_output(enabled: bool) -> Iterator[None]:
+    """If `enabled`, write events to standard output inside the block, and everything that is printed to stderr."""
+    global _json_stream
+    if not enabled or _json_stream is not None:
         yield
         return
-    _program = sys.stdout
+    _json_stream = sys.stdout
     try:
         with redirect_stdout(sys.stderr):
             yield
     finally:
-        _program = None
+        _json_stream = None
 
 
-def event(name: str, **values: object) -> None:
-    """A line for a program; nothing where a person listens. Paths become strings."""
-    if _program is not None:
-        print(json.dumps({"event": name, **values}, ensure_ascii=False, default=str), file=_program, flush=True)
+def event(name: str, /, **values: object) -> None:
+    """Write an event of the type `name`; nothing without --json. Paths become strings."""
+    if _json_stream is not None:
+        line = _with_old_keys(name, values)
+        print(json.dumps(line, ensure_ascii=False, default=str), file=_json_stream, flush=True)
 
 
-def failed(error: Exception, status: int, words: Sequence[str]) -> int:
-    """Returns `status`; a program that asked for events, in `words` that nobody may have parsed, hears of the error."""
+def _with_old_keys(name: str, values: dict[str, object]) -> dict[str, object]:
+    """Return the event's keys, and those of version 0.1 beside them."""
+    line = {"type": name, "event": OLD_EVENTS.get(name, name), **values}
+    if name == "round":
+        line["level"] = values["round"]
+    elif name == "check":
+        status = str(values["status"])
+        line["state"] = OLD_STATES.get(status, status)
+    return line
+
+
+def failed(error: Exception, status: int, argv: Sequence[str]) -> int:
+    """Write an error event if `argv`, which may not be parsed yet, contains --json. Returns `status`."""
     zh, en = (error.zh, error.en) if isinstance(error, CogVideoError) else (str(error), str(error))
-    with json_output("--json" in words):
+    with json_output("--json" in argv):
         event("error", kind=type(error).__name__, zh=zh, en=en, exit=status)
     return status
 
 
 def notice(zh: str, en: str) -> None:
-    """A sentence beside the result."""
+    """Print a message beside the result."""
     event("note", zh=zh, en=en)
     print(f"{zh}\n{en}", file=sys.stderr)
 
 
 class Percent:
-    """Passes on a step where a whole percent of it is new: a program need not hear of every token."""
+    """Writes progress events, at most one for each percent of a stage."""
 
     def __init__(self) -> None:
-        self._told: tuple[str, int] | None = None
+        self._last: tuple[str, int] | None = None
 
     def progress(self, stage: str, done: int, total: int) -> None:
+        """Write an event if the percentage or the stage has changed."""
         step = stage, 100 * done // total
-        if step != self._told:
-            self._told = step
+        if step != self._last:
+            self._last = step
             event("progress", stage=stage, done=done, total=total)

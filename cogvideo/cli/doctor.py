@@ -1,7 +1,7 @@
-"""`python -m cogvideo doctor`: what is installed, which device there is, what fits on it, what is missing, what to do.
+"""`python -m cogvideo doctor`: check packages, devices, memory presets, files and settings, and suggest remedies.
 
-Needs nothing but Python: whatever cannot be imported is a finding. Nothing is written, no weights are read, no network.
-Returns 0 where the model that was asked for can run (mini, where none was), 1 where it cannot.
+Requires only Python: a package that cannot be imported is a failed check. Writes nothing, reads no weights, uses no
+network.
 """
 
 from __future__ import annotations
@@ -22,50 +22,47 @@ from cogvideo.cli.doctor_checks import (
     settings,
     software,
 )
-from cogvideo.config import PRESETS, load_preset
+from cogvideo.cli.model_options import add_model_options
+from cogvideo.config import load_preset
 
-MARKS: Final[dict[CheckStatus, str]] = {"ok": "✓", "note": "·", "bad": "✗"}
+MARKS: Final[dict[CheckStatus, str]] = {"ok": "✓", "note": "·", "error": "✗"}
 
 DESCRIPTION = """\
-检查这台机器：装了什么、有什么设备、哪些预设放得下、缺哪些文件、该怎么办。
-Looks at this machine: what is installed, which device there is, which presets fit, which files are missing, what to do.
+检查这台机器：已安装的依赖、可用的设备、放得下的预设、缺失的文件，以及解决办法。
+Check this machine: installed packages, devices, presets that fit in memory, missing files, and how to fix problems.
 
 Exit status / 退出码: 0 the model can run / 可以运行; 1 it cannot / 不能运行."""
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Prints all findings; 0 or 1. Raises RequestError for a model that does not exist."""
-    options = _parser().parse_args(arguments)
+def main(argv: Sequence[str]) -> int:
+    """Print all checks. Returns 0 if the model can run, otherwise 1. Raises RequestError for an unknown model."""
+    options = parser().parse_args(argv)
     load_preset(options.model)
     with console.json_output(options.json):
-        findings = []
-        for topic, heading, look in sections(options.model):
+        results = []
+        for topic, heading, check in sections(options.model):
             print(heading)
-            for finding in look():
-                findings.append(finding)
-                _tell(finding)
-            if not any(finding.topic == topic for finding in findings):
+            for result in check():
+                results.append(result)
+                _print_result(result)
+            if not any(result.topic == topic for result in results):
                 print("  -")
-        bad = [finding for finding in findings if finding.status == "bad"]
-        print(_verdict(options.model, len(bad)))
-        console.event("done", model=options.model, version=__version__, able=not bad)
-    return console.CHECK_FAILED if bad else console.DONE
+        errors = [result for result in results if result.status == "error"]
+        print(_verdict(options.model, len(errors)))
+        console.event("result", model=options.model, version=__version__, able=not errors)
+    return console.CHECK_FAILED if errors else console.DONE
 
 
-def _parser() -> console.Parser:
-    parser = console.Parser("doctor", description=DESCRIPTION)
-    parser.add_argument(
-        "--model",
-        default="mini",
-        metavar="NAME",
-        help=f"what should run: {', '.join(PRESETS)} (default: mini) / 要运行的模型",
-    )
-    console.add_json(parser)
-    return parser
+def parser() -> console.Parser:
+    """Return the parser of this command."""
+    root = console.Parser("doctor", description=DESCRIPTION)
+    add_model_options(root, ["model"], model="mini")
+    console.add_json(root)
+    return root
 
 
 def sections(model: str) -> list[tuple[str, str, Callable[[], Iterator[CheckResult]]]]:
-    """(topic, heading, its findings), in the order in which they are told."""
+    """Return (topic, heading, check) in printing order."""
     return [
         ("software", "软件 / software", software),
         ("device", "设备 / device", lambda: (describe_device(machine) for machine in machines())),
@@ -75,15 +72,17 @@ def sections(model: str) -> list[tuple[str, str, Callable[[], Iterator[CheckResu
     ]
 
 
-def _tell(finding: CheckResult) -> None:
-    console.event("finding", **asdict(finding), state=finding.status)  # `state`: its name in version 0.1
-    print(f"  {MARKS[finding.status]} {finding.fact}")
-    for sentence in (finding.zh, finding.en):
-        if sentence:
-            print(f"      {sentence}")
+def _print_result(result: CheckResult) -> None:
+    console.event("check", **asdict(result))
+    print(f"  {MARKS[result.status]} {result.fact}")
+    for text in (result.zh, result.en):
+        if text:
+            print(f"      {text}")
 
 
-def _verdict(model: str, bad: int) -> str:
-    if bad:
-        return f"{model} 还不能运行：有 {bad} 处问题（✗）。\n{model} cannot run yet: {bad} thing(s) to mend (✗)."
+def _verdict(model: str, errors: int) -> str:
+    if errors:
+        return (
+            f"{model} 还不能运行：请先解决 {errors} 个问题（✗）。\n{model} cannot run yet: fix {errors} problem(s) (✗)."
+        )
     return f"{model} 可以运行。\n{model} can run."

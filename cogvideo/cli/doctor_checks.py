@@ -18,7 +18,7 @@ from cogvideo.config import ASSETS, PRESETS, load_preset
 from cogvideo.runtime.memory_presets import MEMORY_PRESETS
 from cogvideo.weights.catalog import CONVERTED, WeightPaths
 
-CheckStatus = Literal["ok", "note", "bad"]
+CheckStatus = Literal["ok", "note", "error"]
 
 DISTRIBUTION: Final = "cogvideo-for-everyone"
 REQUIREMENTS: Final = Path(__file__).resolve().parents[2] / "requirements.txt"
@@ -27,7 +27,7 @@ OLDEST, NEWEST = (3, 11), (3, 14)
 WEIGHTS: Final = ("backbone", "stage1", "stage2", "superres", "codec")
 MINI: Final = (*(f"{name}.safetensors" for name in WEIGHTS), "codec.json", "text.model", "cluster_labels.npy")
 POINTER: Final = b"version https://git-lfs"
-"""How the small text begins that Git LFS leaves where it did not fetch a file."""
+"""First bytes of a Git LFS pointer, the small text file in place of one that was not downloaded."""
 
 SETTINGS: Final = (
     *("COGVIDEO_MODEL", "COGVIDEO_MEMORY", "COGVIDEO_DATA", "SAT_HOME", "HF_HOME", "HF_ENDPOINT", "OMP_NUM_THREADS"),
@@ -35,12 +35,12 @@ SETTINGS: Final = (
     *("SPACE_ID", "SPACES_ZERO_GPU"),
 )
 SECRETS: Final = ("HF_TOKEN",)
-"""Of these only that they are set is told."""
+"""Variables whose values are not printed."""
 
 
 @dataclass(frozen=True)
 class CheckResult:
-    """One fact; where it is not `ok`, what to do about it. Only `bad` keeps the model from running."""
+    """Result of one check; `zh` and `en` are the remedy. Only `error` prevents the model from running."""
 
     topic: str
     fact: str
@@ -51,7 +51,7 @@ class CheckResult:
 
 @dataclass(frozen=True)
 class DeviceInfo:
-    """What models compute on. `free`: bytes; None where nobody could tell."""
+    """A device. `free`, `total`: bytes; None if unknown."""
 
     device: Literal["cuda", "cpu"]
     name: str
@@ -60,20 +60,20 @@ class DeviceInfo:
 
 
 def software() -> Iterator[CheckResult]:
-    """Whether Python, each required package and the tools beside them are here, in which version, and what to do."""
+    """Check Python, the required packages, ffmpeg and the C compiler."""
     fits = OLDEST <= sys.version_info[:2] <= NEWEST
     yield CheckResult(
         "software",
         f"Python {platform.python_version()}, {platform.system()} {platform.machine()}, cogvideo {__version__}",
-        "ok" if fits else "bad",
+        "ok" if fits else "error",
         "" if fits else "请使用 Python 3.11（3.12 至 3.14 应当也可以）。",
-        "" if fits else "Use Python 3.11 (3.12 to 3.14 should do as well).",
+        "" if fits else "Use Python 3.11 (3.12 to 3.14 should work too).",
     )
     try:
         from packaging.requirements import Requirement
     except ImportError:
         yield CheckResult(
-            "software", "packages: none", "bad", *_install("依赖尚未安装", "The packages are not installed")
+            "software", "packages: none", "error", *_install("依赖尚未安装", "The packages are not installed")
         )
         return
     for line in _required():
@@ -84,7 +84,7 @@ def software() -> Iterator[CheckResult]:
 
 
 def _required() -> list[str]:
-    """Lines such as torch==2.13.0: from the project's folder, or from what was installed."""
+    """Return lines such as torch==2.13.0 from requirements.txt, or from the installed package."""
     if REQUIREMENTS.is_file():
         lines = (line.split("#")[0].strip() for line in REQUIREMENTS.read_text(encoding="utf-8").splitlines())
         return [line for line in lines if line]
@@ -95,19 +95,22 @@ def _required() -> list[str]:
 
 
 def _package(requirement: Any) -> CheckResult:
-    """A packaging.Requirement -> whether what is installed is what this was tested with."""
+    """Compare the installed version with a packaging.Requirement, the tested version."""
     wanted = f"{requirement.name}{requirement.specifier}"
     try:
         version = importlib.metadata.version(requirement.name)
     except importlib.metadata.PackageNotFoundError:
         return CheckResult(
-            "software", f"{requirement.name}: -", "bad", *_install(f"缺少 {wanted}", f"{wanted} is missing")
+            "software", f"{requirement.name}: -", "error", *_install(f"缺少 {wanted}", f"{wanted} is missing")
         )
     if requirement.specifier.contains(version, prereleases=True):
         return CheckResult("software", f"{requirement.name} {version}")
+    if requirement.name == "tensorboardX" and _refused_by_protobuf(version):
+        zh = f"tensorboardX {version} 无法与已安装的 protobuf 一起使用，需要 {wanted}"
+        en = f"tensorboardX {version} fails with the protobuf installed; {wanted} is needed"
+        return CheckResult("software", f"{requirement.name} {version}", "error", *_install(zh, en))
     zh, en = f"测试所用版本为 {wanted}", f"Tested with {wanted}"
-    broken = requirement.name == "protobuf" and int(re.split(r"\D", version)[0]) >= 4  # icetk's own limit
-    return CheckResult("software", f"{requirement.name} {version}", "bad" if broken else "note", *_install(zh, en))
+    return CheckResult("software", f"{requirement.name} {version}", "note", *_install(zh, en))
 
 
 def _install(zh: str, en: str) -> tuple[str, str]:
@@ -123,23 +126,21 @@ def _tools() -> Iterator[CheckResult]:
         yield CheckResult(
             "software",
             f"ffmpeg: {error}",
-            "bad",
-            *_install("没有 ffmpeg，无法写出视频", "Films cannot be written without it"),
+            "error",
+            *_install("缺少 ffmpeg，无法写出视频", "Without ffmpeg, videos cannot be written"),
         )
     compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
     yield CheckResult(
         "software",
         f"C: {compiler or '-'}",
         "ok" if compiler else "note",
-        "" if compiler else "没有 C 编译器：快速内核不可用，将使用较慢的普通写法（apt install gcc）。",
-        ""
-        if compiler
-        else "Without a C compiler the fast kernels cannot run and plain PyTorch does (apt install gcc).",
+        "" if compiler else "没有 C 编译器：快速内核不可用，将改用较慢的 PyTorch 实现。请运行 apt install gcc。",
+        "" if compiler else "No C compiler: PyTorch replaces the fast kernels and is slower. Run: apt install gcc.",
     )
 
 
 def machines() -> list[DeviceInfo]:
-    """The cards that PyTorch can use, best first as it counts them, then the processor."""
+    """Return the GPUs that PyTorch can use, in its order, then the CPU."""
     free, total = _host_memory()
     cpu = DeviceInfo("cpu", f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores", free, total)
     try:
@@ -147,18 +148,18 @@ def machines() -> list[DeviceInfo]:
 
         if not torch.cuda.is_available():
             return [cpu]
-        cards = []
+        gpus = []
         for index in range(torch.cuda.device_count()):
             about = torch.cuda.get_device_properties(index)
             name = f"cuda:{index} {about.name}, compute capability {about.major}.{about.minor}"
-            cards.append(DeviceInfo("cuda", name, *torch.cuda.mem_get_info(index)))
-    except Exception:  # whatever is broken about PyTorch or the driver: `software` says what is installed
+            gpus.append(DeviceInfo("cuda", name, *torch.cuda.mem_get_info(index)))
+    except Exception:  # a broken PyTorch or driver may raise anything; `software` lists the versions
         return [cpu]
-    return [*cards, cpu]
+    return [*gpus, cpu]
 
 
 def _host_memory() -> tuple[int | None, int | None]:
-    """(bytes that programs may still take, all of them)."""
+    """Return (available bytes, total bytes)."""
     try:
         import psutil
     except ImportError:
@@ -177,44 +178,45 @@ def describe_device(machine: DeviceInfo) -> CheckResult:
         "device",
         fact,
         "note",
-        "有 NVIDIA 驱动，但 PyTorch 用不了显卡：驱动太旧，或安装的是 CPU 版 PyTorch。请更新驱动，或重新安装 torch。",
-        "There is an NVIDIA driver, but PyTorch cannot use the card: the driver is too old, or PyTorch was built for "
-        "the CPU alone. Update the driver, or install torch again.",
+        "有 NVIDIA 驱动，但 PyTorch 无法使用显卡：驱动过旧，或安装的是 CPU 版 PyTorch。请更新驱动，或重新安装 torch。",
+        "An NVIDIA driver is installed, but PyTorch cannot use the GPU: the driver is too old, or PyTorch was built "
+        "for the CPU only. Update the driver, or install torch again.",
     )
 
 
 def presets(model: str, there: Sequence[DeviceInfo]) -> Iterator[CheckResult]:
-    """Every model in every memory preset: bytes that it is predicted to take against those that are free."""
+    """Compare the predicted peak of each model in each memory preset with the free memory."""
     try:
         from cogvideo.runtime.memory_estimate import peak_bytes
-    except ImportError:  # told among the software
+    except ImportError:  # reported by `software`
         return
-    rooms = {kind: max((m.free or 0 for m in there if m.device == kind), default=None) for kind in ("cuda", "cpu")}
+    available = {kind: max((m.free or 0 for m in there if m.device == kind), default=None) for kind in ("cuda", "cpu")}
     names = [*PRESETS, *([] if model in PRESETS else [model])]
     for name in names:
         fits = False
-        for row in MEMORY_PRESETS.values():
-            room = rooms[row.device]
+        for preset in MEMORY_PRESETS.values():
+            room = available[preset.device]
             if room is None:
                 continue
-            need = peak_bytes(load_preset(name)[0].model, row)
-            about = f"{name} --memory {row.name}: {_gigabytes(need)} GB, {row.about}"
+            need = peak_bytes(load_preset(name)[0].model, preset)
+            fact = f"{name} --memory {preset.name}: {_gigabytes(need)} GB, {preset.about}"
             if need <= room:
                 fits = True
-                yield CheckResult("memory", about)
+                yield CheckResult("memory", fact)
             else:
-                yield CheckResult("memory", f"{about} > {_gigabytes(room)} GB", "note")
+                yield CheckResult("memory", f"{fact} > {_gigabytes(room)} GB", "note")
         if not fits and name == model:
             yield CheckResult(
                 "memory",
                 f"{name}: -",
-                "bad",
-                "没有放得下的预设：请关闭其他程序，换更大的机器，或使用 mini。",
-                "No preset fits: close other programs, take a larger machine, or use mini.",
+                "error",
+                "没有放得下的预设：请关闭其他程序，换用内存更大的机器，或使用 mini。",
+                "No preset fits. Close other programs, use a machine with more memory, or use mini.",
             )
 
 
 def files(model: str) -> Iterator[CheckResult]:
+    """Check the files of mini, of `model` and of the published model, and the data folder."""
     yield from _own_files("mini", ASSETS / "mini", needed=model == "mini")
     if model not in PRESETS:
         yield from _own_files(model, Path(model), needed=True)
@@ -223,22 +225,22 @@ def files(model: str) -> Iterator[CheckResult]:
 
 
 def _own_files(model: str, folder: Path, needed: bool) -> Iterator[CheckResult]:
-    """A model in our own format: what is not there, or only a pointer to it."""
-    wrong = [name for name in MINI if not _is_whole(folder / name)]
-    if not wrong:
+    """Check a model in our format for files that are missing, empty or Git LFS pointers."""
+    missing = [name for name in MINI if not _is_whole(folder / name)]
+    if not missing:
         yield CheckResult("files", f"{model}: {folder}")
         return
     yield CheckResult(
         "files",
-        f"{model}: {folder}: {', '.join(wrong)}: -",
-        "bad" if needed else "note",
-        "文件缺失或不完整：请运行 git checkout -- assets/mini，或重新获取本项目。",
-        "These files are missing or mere pointers: git checkout -- assets/mini, or fetch the project again.",
+        f"{model}: {folder}: {', '.join(missing)}: -",
+        "error" if needed else "note",
+        "文件缺失，或只是 Git LFS 指针：请运行 git checkout -- assets/mini，或重新克隆本项目。",
+        "Files are missing or are Git LFS pointers. Run: git checkout -- assets/mini, or clone the project again.",
     )
 
 
 def _is_whole(path: Path) -> bool:
-    """A file that is there and is no pointer of Git LFS."""
+    """Return whether the file exists, is not empty and is not a Git LFS pointer."""
     try:
         with path.open("rb") as stream:
             beginning = stream.read(len(POINTER))
@@ -248,47 +250,47 @@ def _is_whole(path: Path) -> bool:
 
 
 def _published_files(needed: bool) -> Iterator[CheckResult]:
-    places = WeightPaths.usual()
-    missing = places.missing()
-    if places.complete():
-        yield CheckResult("files", f"cogvideo: {places.sat}")
-        if not (places.sat / CONVERTED).is_dir():
+    paths = WeightPaths.usual()
+    missing = paths.missing()
+    if paths.complete():
+        yield CheckResult("files", f"cogvideo: {paths.sat}")
+        if not (paths.sat / CONVERTED).is_dir():
             yield CheckResult(
                 "files",
-                f"{places.sat / CONVERTED}: -",
+                f"{paths.sat / CONVERTED}: -",
                 "note",
-                "转换后加载更快：python -m cogvideo convert。",
-                "It loads faster once it is converted: python -m cogvideo convert.",
+                "转换后加载更快：请运行 python -m cogvideo convert。",
+                "A converted copy loads faster. Run: python -m cogvideo convert.",
             )
         return
     gigabytes = _gigabytes(sum(file.size for file in missing))
     yield CheckResult(
         "files",
-        f"cogvideo: {', '.join(str(places.target(file)) for file in missing)}: -",
-        "bad" if needed else "note",
-        f"如需已发布的模型：python -m cogvideo download cogvideo（约 {gigabytes} GB，"
-        f"磁盘剩余 {_gigabytes(_free_disk(places.sat))} GB）。",
-        f"For the published model: python -m cogvideo download cogvideo (about {gigabytes} GB; "
-        f"{_gigabytes(_free_disk(places.sat))} GB of disk are free).",
+        f"cogvideo: {', '.join(str(paths.target(file)) for file in missing)}: -",
+        "error" if needed else "note",
+        f"如需已发布的模型，请运行 python -m cogvideo download cogvideo（约 {gigabytes} GB，"
+        f"磁盘剩余 {_gigabytes(_free_disk(paths.sat))} GB）。",
+        f"To use the published model, run: python -m cogvideo download cogvideo (about {gigabytes} GB; "
+        f"{_gigabytes(_free_disk(paths.sat))} GB of disk are free).",
     )
 
 
 def _data_folder() -> CheckResult:
     folder = Path(os.environ.get("COGVIDEO_DATA") or "data").absolute()
-    there = _existing(folder)
-    if os.access(there, os.W_OK):
-        return CheckResult("files", f"data: {folder}, {_gigabytes(_free_disk(there))} GB free")
+    parent = _existing(folder)
+    if os.access(parent, os.W_OK):
+        return CheckResult("files", f"data: {folder}, {_gigabytes(_free_disk(parent))} GB free")
     return CheckResult(
         "files",
         f"data: {folder}",
         "note",
-        "此处不可写，网页将把数据放在用户自己的数据文件夹；可用 COGVIDEO_DATA 另行指定。",
-        "It cannot be written: the page will use your own data folder instead; COGVIDEO_DATA names another.",
+        "此文件夹不可写，网页将改用用户数据文件夹。可用 COGVIDEO_DATA 指定其他位置。",
+        "This folder is not writable, so the page uses the user data folder. To choose another, set COGVIDEO_DATA.",
     )
 
 
 def _existing(path: Path) -> Path:
-    """The path, or the nearest folder above it that is there."""
+    """Return the path, or its nearest parent that exists."""
     return next(folder for folder in (path, *path.parents) if folder.exists())
 
 
@@ -297,7 +299,7 @@ def _free_disk(path: Path) -> int:
 
 
 def settings() -> Iterator[CheckResult]:
-    """Which environment variables count here, with their values; of secrets only that they are set."""
+    """List the environment variables that are set; values of secrets are masked."""
     for name in SETTINGS:
         if value := os.environ.get(name):
             yield CheckResult("settings", f"{name}={value}")
@@ -308,3 +310,13 @@ def settings() -> Iterator[CheckResult]:
 
 def _gigabytes(count: int | None) -> str:
     return "?" if count is None else f"{count / 1e9:.1f}"
+
+
+def _refused_by_protobuf(tensorboardx: str) -> bool:
+    """Whether this version of tensorboardX has protobuf modules in the form that protobuf 4 and newer refuse."""
+    try:
+        protobuf = importlib.metadata.version("protobuf")
+    except importlib.metadata.PackageNotFoundError:  # reported in a line of its own
+        return False
+    numbers = [[int(part) for part in re.findall(r"\d+", version)[:3]] for version in (tensorboardx, protobuf)]
+    return numbers[0] < [2, 6, 1] and numbers[1] >= [4]

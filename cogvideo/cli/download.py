@@ -1,8 +1,4 @@
-"""`python -m cogvideo download cogvideo`: the published files, checked, into the folders where the loader looks.
-
-In: nothing but the rows of `cogvideo.weights.catalog`. Out: whole files and folders; what is not finished stays in
-$SAT_HOME/.download and is gone on with by the next call. Several processes may ask for the same file: one fetches it.
-"""
+"""`python -m cogvideo download cogvideo`: download the published files and verify them."""
 
 from __future__ import annotations
 
@@ -15,52 +11,47 @@ from cogvideo.weights.download import Download
 from cogvideo.weights.progress import Transfer
 
 DESCRIPTION = """\
-下载已发布的 94 亿参数 CogVideo 模型：约 43 GB，需要约 59 GB 可用磁盘空间。中断后再次运行即从断点继续。
-Fetches the published CogVideo model of 9.4 billion parameters: about 43 GB, which takes about 59 GB of free disk
-while it is unpacked. Interrupted, the same command goes on where it ended.
+下载 94 亿参数的已发布模型 CogVideo：约 43 GB，解压时需要约 59 GB 可用磁盘空间。中断后再次运行即从断点继续。
+Download the published CogVideo model of 9.4 billion parameters: about 43 GB. Unpacking requires about 59 GB of free
+disk. Interrupted downloads resume if the command runs again.
 
-Hugging Face first (HF_ENDPOINT and HF_TOKEN count), then the authors' other addresses. What is downloaded is checked
-by format, size and, where it is known, SHA-256. Files go to $SAT_HOME (~/.sat_models) and ~/.icetk_models."""
+Hugging Face first (with HF_ENDPOINT and HF_TOKEN), then the authors' other addresses. Every file is verified by format,
+size and, if known, SHA-256. Files are stored in $SAT_HOME (~/.sat_models) and ~/.icetk_models."""
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Fetches what is missing and returns 0. Raises CogVideoError."""
-    options = _parser().parse_args(arguments)
+def main(argv: Sequence[str]) -> int:
+    """Download missing files and return 0. Raises CogVideoError."""
+    options = parser().parse_args(argv)
     with console.json_output(options.json):
         if options.model == "mini":
-            console.notice(
-                "mini 随仓库附带，无需下载。", "mini comes with the repository: there is nothing to download."
-            )
+            console.notice("mini 随仓库附带，无需下载。", "mini is included in the repository. No download is needed.")
         else:
-            places, report = WeightPaths.usual(), _Told() if options.json else None
-            Download(
-                places, COGVIDEO, options.source, options.keep_archives, report=report, notify=console.notice
-            ).run()
-            print(f"模型已就绪：{places.sat}\nThe model is there: {places.sat}")
-        console.event("done", model=options.model)
+            paths, report = WeightPaths.usual(), _TransferEvents() if options.json else None
+            Download(paths, COGVIDEO, options.source, options.keep_archives, report=report, notify=console.notice).run()
+            print(f"模型已就绪：{paths.sat}\nThe model is ready: {paths.sat}")
+        console.event("result", model=options.model)
     return console.DONE
 
 
-def _parser() -> console.Parser:
-    parser = console.Parser("download", description=DESCRIPTION)
-    parser.add_argument("model", choices=("cogvideo", "mini"), help="cogvideo; mini is there already")
-    parser.add_argument(
+def parser() -> console.Parser:
+    """Return the parser of this command."""
+    root = console.Parser("download", description=DESCRIPTION)
+    root.add_argument("model", choices=("cogvideo", "mini"), help="mini is included and needs no download")
+    root.add_argument(
         "--from",
         dest="source",
         type=Path,
         metavar="DIR",
-        help="take what this folder has (archives, unpacked folders, icetk's files) and fetch only the rest / "
+        help="use files of this folder (archives, unpacked folders, icetk's files), download only the rest / "
         "优先使用此文件夹中已有的文件",
     )
-    parser.add_argument(
-        "--keep-archives", action="store_true", help="do not delete an archive once it is unpacked / 解压后保留压缩包"
-    )
-    console.add_json(parser)
-    return parser
+    root.add_argument("--keep-archives", action="store_true", help="keep archives after unpacking / 解压后保留压缩包")
+    console.add_json(root)
+    return root
 
 
-class _Told(console.Percent):
-    """Tells a program how far a transfer is."""
+class _TransferEvents(console.Percent):
+    """Prints transfers as progress events."""
 
     def __call__(self, transfer: Transfer) -> None:
         if transfer.total:

@@ -1,7 +1,4 @@
-"""The published model, wanted for the first time: its files are fetched where whoever wants it agrees.
-
-In: a model's name. Out: nothing; afterwards its files are there, or an error says how to get them.
-"""
+"""First use of the published model: download its files if the user agrees."""
 
 from __future__ import annotations
 
@@ -16,51 +13,53 @@ from cogvideo.weights.catalog import COGVIDEO, WeightPaths
 from cogvideo.weights.download import Download
 
 ENVIRONMENT: Final = "COGVIDEO_DOWNLOAD"
-"""Set to 1: agreed, without a question."""
+"""If this variable is 1, files are downloaded without a question."""
 
 PUBLISHED: Final = "cogvideo"
 
 
 def ensure_weights(model: str, agreed: bool = False) -> None:
-    """Returns at once for any other model, and where all is there. Raises WeightsError, CapacityError, RequestError.
+    """Download missing files of the published model. Raises WeightsError, CapacityError, RequestError.
 
-    `agreed`: fetch without asking. Otherwise a person at a terminal is asked, and may name a folder instead; of several
-    processes started together, and where nobody sits at a terminal, none asks.
+    `agreed`: download without a question. Otherwise a question is printed if this is the only process and it has a
+    terminal. Its answer may name a folder that has the files. Other models need no download.
     """
-    places = WeightPaths.usual()
-    if model != PUBLISHED or places.complete():
+    paths = WeightPaths.usual()
+    if model != PUBLISHED or paths.complete():
         return
     if agreed or os.environ.get(ENVIRONMENT) == "1":
-        Download(places, COGVIDEO, notify=console.notice).run()
+        Download(paths, COGVIDEO, notify=console.notice).run()
         return
-    answer = _ask(places) if _somebody_there() else ""
+    answer = _ask(paths) if _is_interactive() else ""
     if answer.lower() in ("y", "yes", "是"):
-        Download(places, COGVIDEO, notify=console.notice).run()
+        Download(paths, COGVIDEO, notify=console.notice).run()
     elif answer and Path(answer).expanduser().is_dir():
-        Download(places, COGVIDEO, Path(answer).expanduser(), notify=console.notice).run()
+        Download(paths, COGVIDEO, Path(answer).expanduser(), notify=console.notice).run()
     else:
-        names = ", ".join(file.installed for file in places.missing())
+        names = ", ".join(file.installed for file in paths.missing())
         raise WeightsError(
-            f"模型 cogvideo 的文件还不全（缺 {names}）：请运行 python -m cogvideo download cogvideo，"
+            f"模型 cogvideo 缺少文件（{names}）：请运行 python -m cogvideo download cogvideo，"
             f"或加 --download，或改用 --model mini。",
-            f"The model cogvideo lacks files ({names}): run python -m cogvideo download cogvideo, or add --download, "
-            "or use --model mini.",
+            f"Files of the model cogvideo are missing ({names}). Run python -m cogvideo download cogvideo, add "
+            "--download, or use --model mini.",
         )
 
 
-def _somebody_there() -> bool:
-    alone = os.environ.get("WORLD_SIZE", "1") == "1"
-    return alone and sys.stdin.isatty() and sys.stderr.isatty()
+def _is_interactive() -> bool:
+    """Return whether a question can be answered: one process, and a terminal for input and output."""
+    single = os.environ.get("WORLD_SIZE", "1") == "1"
+    return single and sys.stdin.isatty() and sys.stderr.isatty()
 
 
-def _ask(places: WeightPaths) -> str:
-    gigabytes = sum(file.size for file in places.missing()) / 1e9
+def _ask(paths: WeightPaths) -> str:
+    gigabytes = sum(file.size for file in paths.missing()) / 1e9
     console.notice(
-        f"模型 cogvideo 还不在这里。需要下载约 {gigabytes:.0f} GB 到 {places.sat}，可中断后继续。",
-        f"The model cogvideo is not here yet: {gigabytes:.0f} GB to fetch to {places.sat}, in several goes if need be.",
+        f"尚未下载 cogvideo 模型。需要下载约 {gigabytes:.0f} GB 到 {paths.sat}，可中断后继续。",
+        f"The model cogvideo is not downloaded yet: about {gigabytes:.0f} GB to {paths.sat}. Downloads can be resumed.",
     )
     print(
-        "下载？y 是，n 否，或输入已有文件的文件夹 / Fetch them? y, n, or a folder that has the files: ", file=sys.stderr
+        "是否下载？y 是，n 否，或输入已有文件的文件夹 / Download? y, n, or a folder that has the files: ",
+        file=sys.stderr,
     )
     try:
         return input().strip()

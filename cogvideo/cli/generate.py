@@ -1,4 +1,4 @@
-"""`python -m cogvideo generate`: a Chinese sentence -> an mp4 or gif file, with a progress bar."""
+"""`python -m cogvideo generate`: generate an mp4 or gif file from a Chinese sentence, with a progress bar."""
 
 from __future__ import annotations
 
@@ -25,70 +25,71 @@ if TYPE_CHECKING:
     from cogvideo.pipeline import CogVideoPipeline
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Draws one video and returns 0; 130 where it was interrupted. Raises CogVideoError."""
-    options = parser().parse_args(arguments)
+def main(argv: Sequence[str]) -> int:
+    """Generate one video or a batch. Returns 0, or 130 if interrupted. Raises CogVideoError."""
+    options = parser().parse_args(argv)
     if (options.prompt is None) == (options.input_source is None):
         raise RequestError(
-            "请给出一句中文（prompt），或用 --input-source 指定提示词文件，二者选一。",
-            "Give one of two: a sentence (prompt), or a file of sentences with --input-source.",
+            "请给出一句中文提示词，或用 --input-source 指定提示词文件，二者选一。",
+            "Exactly one is required: a prompt, or a file of prompts with --input-source.",
         )
     options.device = options.device or local_rank_device()
     options.model = options.model or default_model(options.device)
     with console.json_output(options.json):
-        return _one(options) if options.input_source is None else _many(options)
+        return _generate_one(options) if options.input_source is None else _generate_batch(options)
 
 
-def _one(options: argparse.Namespace) -> int:
+def _generate_one(options: argparse.Namespace) -> int:
     from cogvideo.media.video import VideoWriter
 
     request = _request(options)
-    paths = _outputs(options, request)
-    pipeline = _pipeline(options)
+    paths = _output_paths(options, request)
+    pipeline = _load_pipeline(options)
     checked = pipeline.check_inputs(request)
     request = dataclasses.replace(request, prompt=checked.text)
     if not options.quiet:
         for note in checked.notes:
             console.notice(note.zh, note.en)
         print(f"种子 seed: {request.seed}", file=sys.stderr)
-        _tell_what_to_expect(pipeline)
+        _print_expectation(pipeline)
     metadata = None if options.no_metadata else metadata_of(pipeline, request)
-    with VideoWriter(paths[0], request.num_frames, request.duration, metadata) as film:
-        frames, finished = watch(encoded(pipeline.stream(request), film), quiet=options.quiet)
+    with VideoWriter(paths[0], request.num_frames, request.duration, metadata) as writer:
+        frames, finished = watch(encoded(pipeline.stream(request), writer), quiet=options.quiet)
         if not finished:
-            console.notice("已中断，保留已完成的部分。", "Stopped; what was finished is kept.")
+            console.notice("已中断，已完成的部分会保留。", "Interrupted; finished frames are kept.")
         if frames is not None:
-            _save(paths, frames, request, metadata, film if finished else None)
+            _save(paths, frames, request, metadata, writer if finished else None)
     if finished:
-        console.event("done", seed=request.seed, frames=request.num_frames, seconds=request.duration)
+        console.event("result", seed=request.seed, frames=request.num_frames, seconds=request.duration)
     return console.DONE if finished else console.INTERRUPTED
 
 
-def _many(options: argparse.Namespace) -> int:
+def _generate_batch(options: argparse.Namespace) -> int:
     preset, _ = load_preset(options.model)
     sampling = _sampling(options, preset.sampling) or preset.sampling
-    base = release_args.request_like(options, sampling, preset.upscale_by_default)
-    pipeline = _pipeline(options)
+    base = release_args.base_request(options, sampling, preset.upscale_by_default)
+    pipeline = _load_pipeline(options)
     if not options.quiet:
-        _tell_what_to_expect(pipeline)
+        _print_expectation(pipeline)
     return generate_batch.run(pipeline, options, base)
 
 
-def _pipeline(options: argparse.Namespace) -> CogVideoPipeline:
+def _load_pipeline(options: argparse.Namespace) -> CogVideoPipeline:
     from cogvideo.pipeline import CogVideoPipeline
 
     ensure_weights.ensure_weights(options.model, options.download)
     return CogVideoPipeline.from_pretrained(
         options.model,
         device=options.device,
-        previews=False,  # nobody would see them
-        eight_bit=options.eight_bit,
-        offload=options.offload,
-        memory=options.memory,
+        previews=False,  # a terminal cannot show them
+        memory_preset=options.memory,
+        quantization=options.quantization,
+        offload="layers" if options.offload else None,
     )
 
 
-def _tell_what_to_expect(pipeline: CogVideoPipeline) -> None:
+def _print_expectation(pipeline: CogVideoPipeline) -> None:
+    """Print the memory preset, and the time of a video if it is long."""
     print(pipeline.memory_summary, file=sys.stderr)
     if is_slow(pipeline.preset.model, pipeline.place.memory, pipeline.place.kind):
         from cogvideo.benchmarks.memory_report import expectation
@@ -109,52 +110,62 @@ def _request(options: argparse.Namespace) -> VideoRequest:
 
 
 def _sampling(options: argparse.Namespace, base: SamplingOptions) -> SamplingOptions | None:
-    """The preset's options with what was asked for on top; None where nothing was.
+    """Return `base` with the given options replaced; None if none was given.
 
-    As in the release, what is asked for together with --input-source leaves the first frame as it is.
+    As in the 2022 release, token options given with --input-source do not apply to the first frame.
     """
-    asked: dict[str, Any] = {"temperature": options.temperature, "top_k": options.top_k}
-    token = {name: value for name, value in asked.items() if value is not None}
-    inner = {} if options.coglm_temperature2 is None else {"within_cluster_temperature": options.coglm_temperature2}
-    whole: dict[str, Any] = {"guidance_scale": options.guidance, "best_of": options.candidates}
-    whole = {name: value for name, value in whole.items() if value is not None}
-    if not token and not inner and not whole:
+    tokens = _given(temperature=options.temperature, top_k=options.top_k)
+    within_cluster = _given(within_cluster_temperature=options.coglm_temperature2)
+    video = _given(guidance_scale=options.guidance, best_of=options.candidates)
+    if not tokens and not within_cluster and not video:
         return None
     return dataclasses.replace(
         base,
-        first_frame=base.first_frame if options.input_source else dataclasses.replace(base.first_frame, **token),
-        video=dataclasses.replace(base.video, **token, **inner),
-        **whole,
+        first_frame=base.first_frame if options.input_source else dataclasses.replace(base.first_frame, **tokens),
+        video=dataclasses.replace(base.video, **tokens, **within_cluster),
+        **video,
     )
 
 
-def _outputs(options: argparse.Namespace, request: VideoRequest) -> list[Path]:
-    """The files to write; refuses now what would fail after all the work."""
-    out: Path = options.out or Path(f"cogvideo-{request.seed}.mp4")
-    if out.suffix.lower() not in (".mp4", ".gif"):
+def _given(**values: Any) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _output_paths(options: argparse.Namespace, request: VideoRequest) -> list[Path]:
+    """Return the files to write. Raises RequestError, before any work, if they cannot be written."""
+    output: Path = options.output or Path(f"cogvideo-{request.seed}.mp4")
+    if output.suffix.lower() not in (".mp4", ".gif"):
         raise RequestError(
-            f"文件名 {out} 的后缀应为 .mp4 或 .gif：例如 --out panda.mp4。",
-            f"The file name {out} should end in .mp4 or .gif: for example --out panda.mp4.",
+            f"文件名 {output} 的后缀应为 .mp4 或 .gif：例如 --output panda.mp4。",
+            f"The file name {output} must end in .mp4 or .gif. Example: --output panda.mp4.",
         )
-    if not out.absolute().parent.is_dir():
+    if not output.absolute().parent.is_dir():
         raise RequestError(
-            f"文件夹 {out.parent} 不存在：请先创建它，或换一个位置。",
-            f"The folder {out.parent} does not exist: make it first, or choose another place.",
+            f"文件夹 {output.parent} 不存在：请先创建，或用 --output 指定其他位置。",
+            f"The folder {output.parent} does not exist. Create it, or choose another one with --output.",
         )
-    return [out, out.with_suffix(".gif")] if options.gif and out.suffix.lower() != ".gif" else [out]
+    return [output, output.with_suffix(".gif")] if options.gif and output.suffix.lower() != ".gif" else [output]
 
 
 def metadata_of(pipeline: CogVideoPipeline, request: VideoRequest) -> dict[str, Any]:
+    """Return the settings that are stored in a video file."""
     return {"app": "CogVideo for everyone", "model": pipeline.preset.name, **request_to_dict(request)}
 
 
 def _save(
-    paths: list[Path], frames: Frames, request: VideoRequest, metadata: dict[str, Any] | None, film: VideoWriter | None
+    paths: list[Path],
+    frames: Frames,
+    request: VideoRequest,
+    metadata: dict[str, Any] | None,
+    writer: VideoWriter | None,
 ) -> None:
-    """`film`: the first of the files, on its way; None: it has to be written like the others."""
+    """Write all files. `writer`: has encoded the first of them; None if generation was interrupted."""
     from cogvideo.media.video import write_video
 
     for path in paths:
-        written = film.finish() if film and path == paths[0] else write_video(path, frames, request.duration, metadata)
+        if writer and path == paths[0]:
+            written = writer.finish()
+        else:
+            written = write_video(path, frames, request.duration, metadata)
         print(written)
         console.event("file", path=written, seed=request.seed)

@@ -1,9 +1,9 @@
-"""`python -m cogvideo generate --input-source FILE`: many sentences -> a film each, with the arguments of the release.
+"""`python -m cogvideo generate --input-source FILE`: a video for each prompt, with the arguments of the 2022 release.
 
-In: a text file with a sentence a line, the keyboard, or keyframes that an earlier call kept. Out: a folder of films.
-What is there already is not drawn again. The same command may run several times, one after another or at once, on one
-machine or on several that share the folder (`accelerate launch`): each process begins with its share, then helps the
-others, and draws what one that died had begun.
+Prompts come from a text file, from the keyboard, or with keyframes that an earlier call saved. Videos that the output
+folder already has are not generated again. Several processes may run the same command, also on machines that share the
+folder (`accelerate launch`). Each starts with its own share, continues with those of the others, and generates videos
+of processes that died.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from cogvideo.cli import console
-from cogvideo.cli.release_args import INTERACTIVE, batches, keyframes_like
+from cogvideo.cli.release_args import INTERACTIVE, batch_sizes, keyframe_request
 from cogvideo.config import MAX_SEED
 from cogvideo.errors import RequestError
 from cogvideo.request import VideoRequest
@@ -29,54 +29,54 @@ if TYPE_CHECKING:
     from cogvideo.pipeline import CogVideoPipeline
 
 SUFFIX = ".safetensors"
-"""Of keyframes (`cogvideo.cli.output_dir`, which takes torch to import)."""
+"""Of keyframe files. Defined here since `cogvideo.cli.output_dir` imports torch."""
 
 
 def run(pipeline: CogVideoPipeline, options: argparse.Namespace, base: VideoRequest) -> int:
-    """Draws all films like `base`; 0 where all are there, 2 where a sentence was refused, 130 where interrupted."""
+    """Generate all videos like `base`. Returns 0, 2 if a prompt was rejected, 130 if interrupted."""
     from cogvideo.cli.output_dir import OutputDirectory
 
-    team = DistributedRank.of_environment()
-    rows = batches(options)
-    if options.input_source == INTERACTIVE and options.stage != "stage-2" and team.size > 1:
+    rank = DistributedRank.of_environment()
+    max_videos, max_rows = batch_sizes(options)
+    if options.input_source == INTERACTIVE and options.stage != "stage-2" and rank.size > 1:
         raise RequestError(
             "多进程运行时不能从键盘输入：请用 --input-source 指定提示词文件。",
-            "Several processes cannot share a keyboard: give a file with --input-source.",
+            "Prompts cannot be typed if several processes run. Name a file with --input-source.",
         )
-    films = OutputDirectory(options.output_path, pipeline.preset.name, options.stage == "stage-1")
-    wishes = RequestSource(pipeline, options, base, films, team)
-    work = BatchRunner(pipeline, films, team, *rows, options.quiet)
+    output = OutputDirectory(options.output_path, pipeline.preset.name, options.stage == "stage-1")
+    source = RequestSource(pipeline, options, base, output, rank)
+    runner = BatchRunner(pipeline, output, rank, max_videos, max_rows, options.quiet)
     try:
-        for group in wishes:
-            work.draw(group)
+        for requests in source:
+            runner.generate(requests)
     except KeyboardInterrupt:
         return console.INTERRUPTED
-    console.event("done", folder=films.path, refused=wishes.refused)
-    return console.REQUEST_ERROR if wishes.refused else console.DONE
+    console.event("result", folder=output.path, refused=source.rejected)
+    return console.REQUEST_ERROR if source.rejected else console.DONE
 
 
-def sentences(source: str) -> Iterator[tuple[int, str]]:
-    """(line number, sentence) of a file or of the keyboard, without empty lines and those after #."""
+def read_prompts(source: str) -> Iterator[tuple[int, str]]:
+    """Yield (line number, prompt) of a file or of the keyboard, without empty lines and comments (#)."""
     if source == INTERACTIVE:
-        yield from _typed()
+        yield from _typed_prompts()
         return
     try:
         lines = Path(source).read_text(encoding="utf-8-sig").splitlines()
     except (OSError, ValueError) as error:
         raise RequestError(
             f"无法读取提示词文件 {source}（{error}）：需要 UTF-8 文本，每行一句。",
-            f"The file of sentences {source} cannot be read ({error}): it should be UTF-8 text, a sentence a line.",
+            f"The prompt file {source} cannot be read ({error}). It must be UTF-8 text with one prompt per line.",
         ) from error
     for number, line in enumerate(lines, 1):
         if line.strip() and not line.lstrip().startswith("#"):
             yield number, line.strip()
 
 
-def _typed() -> Iterator[tuple[int, str]]:
+def _typed_prompts() -> Iterator[tuple[int, str]]:
     number = 0
     while True:
         try:
-            line = input("一句中文，空行结束 / a sentence, an empty line ends: ").strip()
+            line = input("请输入一句中文，空行结束 / Enter a prompt, or an empty line to stop: ").strip()
         except EOFError:
             return
         if line in ("", "stop"):
@@ -87,89 +87,89 @@ def _typed() -> Iterator[tuple[int, str]]:
 
 @dataclass(frozen=True)
 class DistributedRank:
-    """Processes that were started together to do the same work; `rank` is ours."""
+    """Rank of this process among those that were started together."""
 
     rank: int = 0
     size: int = 1
 
     @classmethod
     def of_environment(cls) -> DistributedRank:
-        """As `accelerate launch` and torchrun tell; no process group is made, since each must do without the others."""
+        """Return the rank that `accelerate launch` or torchrun set. No process group is needed, so none is made."""
         size, rank = (os.environ.get(name, "") for name in ("WORLD_SIZE", "RANK"))
         return cls(int(rank), int(size)) if size.isdigit() and rank.isdigit() else cls()
 
-    def in_order(self, requests: Sequence[VideoRequest], together: int) -> list[VideoRequest]:
-        """Our own share first, `together` films at a time; then those of the next process, and so on."""
+    def in_order(self, requests: Sequence[VideoRequest], batch_size: int) -> list[VideoRequest]:
+        """Return `requests` with the batches of this rank first, then those of the next rank, and so on."""
         shares: list[list[VideoRequest]] = [[] for _ in range(self.size)]
-        for at in range(0, len(requests), together):
-            shares[at // together % self.size].extend(requests[at : at + together])
+        for start in range(0, len(requests), batch_size):
+            shares[start // batch_size % self.size].extend(requests[start : start + batch_size])
         return [request for share in shares[self.rank :] + shares[: self.rank] for request in share]
 
 
 class RequestSource:
-    """Groups of requests that may be drawn together, checked; what is refused is told and counted."""
+    """Iterable of lists of valid requests that can be one batch; rejected prompts are printed and counted."""
 
     def __init__(
         self,
         pipeline: CogVideoPipeline,
         options: argparse.Namespace,
         base: VideoRequest,
-        films: OutputDirectory,
-        team: DistributedRank,
+        output: OutputDirectory,
+        rank: DistributedRank,
     ) -> None:
-        self._pipeline, self._options, self._base, self._films, self._team = pipeline, options, base, films, team
+        self._pipeline, self._options, self._base, self._output, self._rank = pipeline, options, base, output, rank
         self._copies = range(options.batch_size)
-        self.refused = 0
+        self.rejected = 0
 
     def __iter__(self) -> Iterator[list[VideoRequest]]:
-        source, second = self._options.input_source, self._options.stage == "stage-2"
-        if source == INTERACTIVE and second:  # as the release has it: all that stage 1 kept
-            yield from _alike(self._of_saved(self._films.path))
+        source, stage2 = self._options.input_source, self._options.stage == "stage-2"
+        if source == INTERACTIVE and stage2:  # as in the release: all keyframes of stage 1
+            yield from _by_duration(self._from_keyframes(self._output.path))
         elif source == INTERACTIVE:
-            for number, sentence in sentences(source):
-                yield self._of_sentences([(number, sentence)])
-        elif second and (Path(source).is_dir() or Path(source).suffix == SUFFIX):
-            yield from _alike(self._of_saved(Path(source)))
+            for number, prompt in read_prompts(source):
+                yield self._from_prompts([(number, prompt)])
+        elif stage2 and (Path(source).is_dir() or Path(source).suffix == SUFFIX):
+            yield from _by_duration(self._from_keyframes(Path(source)))
         else:
-            yield self._of_sentences(sentences(source))
+            yield self._from_prompts(read_prompts(source))
 
-    def _of_sentences(self, lines: Iterable[tuple[int, str]]) -> list[VideoRequest]:
-        requests = []
-        for number, sentence in lines:
+    def _from_prompts(self, lines: Iterable[tuple[int, str]]) -> list[VideoRequest]:
+        accepted = []
+        for number, prompt in lines:
             try:
-                text = self._pipeline.check_inputs(replace(self._base, prompt=sentence)).text
+                text = self._pipeline.check_inputs(replace(self._base, prompt=prompt)).text
                 seeds = [(self._base.seed + copy) % (MAX_SEED + 1) for copy in self._copies]
-                wished = [replace(self._base, prompt=text, seed=seed) for seed in seeds]
+                requests = [replace(self._base, prompt=text, seed=seed) for seed in seeds]
                 if self._options.stage == "stage-2":
-                    wished = [self._go_on(request) for request in wished]
+                    requests = [self._with_keyframes(request) for request in requests]
             except RequestError as error:
-                self._refuse(f"第 {number} 行：{error.zh}", f"Line {number}: {error.en}")
+                self._reject(f"第 {number} 行：{error.zh}", f"Line {number}: {error.en}")
                 continue
-            requests += wished
-        return requests
+            accepted += requests
+        return accepted
 
-    def _go_on(self, request: VideoRequest) -> VideoRequest:
-        """`request` with the keyframes that --stage-1 drew for it. Raises RequestError."""
+    def _with_keyframes(self, request: VideoRequest) -> VideoRequest:
+        """Return `request` with the keyframes that --stage-1 saved for it. Raises RequestError."""
         from cogvideo.cli.output_dir import read_keyframes
 
-        path = self._films.keyframes(keyframes_like(request))
+        path = self._output.keyframes(keyframe_request(request))
         if not path.is_file():
             raise RequestError(
-                f"种子 {request.seed} 的关键帧不在 {path}：请先用相同参数运行 --stage-1，或改用 --both-stages。",
-                f"The keyframes of seed {request.seed} are not at {path}: run --stage-1 with the same arguments first, "
-                "or use --both-stages.",
+                f"找不到种子 {request.seed} 的关键帧 {path}：请先用相同参数运行 --stage-1，或改用 --both-stages。",
+                f"The keyframes of seed {request.seed} are missing: {path}. Run --stage-1 with the same arguments "
+                "first, or use --both-stages.",
             )
         return replace(request, initial_tokens=read_keyframes(path)[1].initial_tokens)
 
-    def _of_saved(self, source: Path) -> Iterator[VideoRequest]:
-        """Films from the keyframes in a file or folder; copies differ in what lies between the keyframes."""
+    def _from_keyframes(self, source: Path) -> Iterator[VideoRequest]:
+        """Yield requests for the keyframes in a file or folder. Copies differ in the seed of interpolation."""
         from cogvideo.cli.output_dir import read_keyframes
 
         paths = sorted(source.glob(f"*{SUFFIX}")) if source.is_dir() else [source]
         if not paths:
-            self._refuse(
+            self._reject(
                 f"文件夹 {source} 中没有关键帧：请先运行 --stage-1。",
-                f"The folder {source} has no keyframes: run --stage-1 first.",
+                f"The folder {source} has no keyframes. Run --stage-1 first.",
             )
         for path in paths:
             try:
@@ -177,27 +177,27 @@ class RequestSource:
                 if model != self._pipeline.preset.name:
                     raise RequestError(
                         f"这些关键帧属于模型 {model}：请加 --model {model}。",
-                        f"These keyframes belong to the model {model}: add --model {model}.",
+                        f"These keyframes belong to the model {model}. Add --model {model}.",
                     )
                 request = replace(self._base, prompt=saved.prompt, seed=saved.seed, duration=saved.duration)
                 request = replace(request, initial_tokens=saved.initial_tokens)
                 request = replace(request, prompt=self._pipeline.check_inputs(request).text)
             except RequestError as error:
-                self._refuse(f"{path}：{error.zh}", f"{path}: {error.en}")
+                self._reject(f"{path}：{error.zh}", f"{path}: {error.en}")
                 continue
             for copy in self._copies:
                 seed = (saved.seed + copy) % (MAX_SEED + 1)
                 yield replace(request, interpolation_seed=seed if copy else None)
 
-    def _refuse(self, zh: str, en: str) -> None:
-        self.refused += 1
-        if self._team.rank == 0:
+    def _reject(self, zh: str, en: str) -> None:
+        self.rejected += 1
+        if self._rank.rank == 0:
             console.notice(zh, en)
 
 
-def _alike(requests: Iterable[VideoRequest]) -> list[list[VideoRequest]]:
-    """Groups that differ in sentence, seed and keyframes alone."""
-    groups: dict[Any, list[VideoRequest]] = {}
+def _by_duration(requests: Iterable[VideoRequest]) -> list[list[VideoRequest]]:
+    """Return groups of one duration each: a batch may differ in prompt, seed and keyframes only."""
+    groups: dict[float, list[VideoRequest]] = {}
     for request in requests:
         groups.setdefault(request.duration, []).append(request)
     return list(groups.values())
@@ -205,57 +205,62 @@ def _alike(requests: Iterable[VideoRequest]) -> list[list[VideoRequest]]:
 
 @dataclass(frozen=True)
 class BatchRunner:
-    """Draws films, at most `together` at a time; in stage 2 networks read `rows` blocks at once."""
+    """Generates at most `max_videos` videos per batch; stage 2 processes at most `max_rows` rows per network call."""
 
     pipeline: CogVideoPipeline
-    films: OutputDirectory
-    team: DistributedRank
-    together: int
-    rows: int
+    output: OutputDirectory
+    rank: DistributedRank
+    max_videos: int
+    max_rows: int
     quiet: bool
 
-    def draw(self, requests: Sequence[VideoRequest]) -> None:
-        """Returns when all of `requests` are there, whoever drew them."""
-        left = self.team.in_order(list(dict.fromkeys(requests)), self.together)
-        left = self._pass(left, self.together, wait=False)
-        if left:
-            count = len(left)
-            console.notice(f"另有 {count} 段正由其他进程生成，等待中。", f"Other processes draw {count} more: waiting.")
-            self._pass(left, 1, wait=True)  # whoever ends, however it ends, lets go of its films
+    def generate(self, requests: Sequence[VideoRequest]) -> None:
+        """Return when all videos exist, including those that other processes generate."""
+        pending = self.rank.in_order(list(dict.fromkeys(requests)), self.max_videos)
+        pending = self._generate_unlocked(pending, self.max_videos, wait=False)
+        if pending:
+            count = len(pending)
+            console.notice(
+                f"另有 {count} 段视频正由其他进程生成，等待中。",
+                f"Waiting for {count} more videos that other processes generate.",
+            )
+            # A process that ends releases its locks, even if it was killed.
+            self._generate_unlocked(pending, 1, wait=True)
 
-    def _pass(self, left: list[VideoRequest], most: int, wait: bool) -> list[VideoRequest]:
-        """One look at each; returns those that others draw."""
-        others: list[VideoRequest] = []
-        while left:
-            with ExitStack() as held:
-                ours, busy, left = self.films.lock(held, left, most, wait)
-                others += busy
+    def _generate_unlocked(self, pending: list[VideoRequest], limit: int, wait: bool) -> list[VideoRequest]:
+        """Generate what no other process has locked; return the rest."""
+        locked: list[VideoRequest] = []
+        while pending:
+            with ExitStack() as locks:
+                ours, busy, pending = self.output.lock(locks, pending, limit, wait)
+                locked += busy
                 if ours:
-                    self._draw(ours)
-        return others
+                    self._generate_batch(ours)
+        return locked
 
-    def _draw(self, requests: Sequence[VideoRequest]) -> None:
+    def _generate_batch(self, requests: Sequence[VideoRequest]) -> None:
         from cogvideo.cli.generate import metadata_of
         from cogvideo.cli.progress import shown
         from cogvideo.inference.generation import GeneratedVideo
 
         writing: deque[tuple[VideoRequest, Future[Path]]] = deque()
-        with ThreadPoolExecutor(1, "films") as other:  # a film is encoded while the next is enlarged and decoded
+        with ThreadPoolExecutor(1, "encoder") as encoder:  # encodes a video while the next one is upscaled
             try:
-                for event in shown(self.pipeline.generate_batch(requests, self.rows), self.quiet):
+                for event in shown(self.pipeline.generate_batch(requests, self.max_rows), self.quiet):
                     if isinstance(event, GeneratedVideo) and event.frames is not None:
                         request = requests[event.index]
-                        what = (request, event.frames, event.keyframes, metadata_of(self.pipeline, request))
-                        writing.append((request, other.submit(self.films.put, *what)))
+                        metadata = metadata_of(self.pipeline, request)
+                        future = encoder.submit(self.output.put, request, event.frames, event.keyframes, metadata)
+                        writing.append((request, future))
                         if len(writing) > 1:
-                            _tell(*writing.popleft())
+                            _print_path(*writing.popleft())
             finally:
                 while writing:
-                    _tell(*writing.popleft())
+                    _print_path(*writing.popleft())
 
 
-def _tell(request: VideoRequest, written: Future[Path]) -> None:
-    """Waits for a film and names it."""
+def _print_path(request: VideoRequest, written: Future[Path]) -> None:
+    """Wait for a file and print its path."""
     path = written.result()
     print(path)
     console.event("file", path=path, seed=request.seed)

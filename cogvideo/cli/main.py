@@ -1,7 +1,6 @@
-"""`python -m cogvideo COMMAND ...`, or `cogvideo COMMAND ...` where it is installed: the command line.
+"""`python -m cogvideo COMMAND ...`, or `cogvideo COMMAND ...` if installed: dispatch of commands and their errors.
 
-In: the words after it. Out: an exit status, which `console` names. Each command is imported when it is called: a module
-with `main(words) -> int | None`; the shell's completion is made from the commands' parsers.
+A command's module is imported only when the command runs. `console` lists the exit statuses.
 """
 
 from __future__ import annotations
@@ -19,61 +18,65 @@ from cogvideo.errors import Cancelled, CogVideoError
 
 
 def usage() -> str:
-    """The page that `--help` prints."""
+    """Return the text of `--help`."""
     rows = "\n".join(f"  {name:10} {command.en}\n             {command.zh}" for name, command in COMMANDS.items())
-    typed = console.program_name()
-    return f"""CogVideo {__version__}: 中文文字变视频 / Chinese text becomes video
+    program = console.program_name()
+    return f"""CogVideo {__version__}: 中文文字生成视频 / Chinese text to video
 
-Usage: {typed} COMMAND [options]
+Usage: {program} COMMAND [options]
 
 {rows}
 
-Try:
-  {typed} generate "一只熊猫在草地上向右跑" --seed 7 --frames 33 --out panda.mp4
-  {typed} COMMAND --help        what a command takes / 查看某个命令的参数
+Examples:
+  {program} generate "一只熊猫在草地上向右跑" --seed 7 --frames 33 --output panda.mp4
+  {program} COMMAND --help        options of a command / 查看某个命令的参数
 
-Exit status / 退出码: 0 done; 1 the answer is no (parity, doctor, memory); 2 the request or the machine will not do, a
-sentence says why; 70 a fault of this program; 130 interrupted.
+Exit status / 退出码: 0 success; 1 a check failed (parity, doctor, memory); 2 invalid request or insufficient resources;
+70 internal error; 130 interrupted.
 """
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command and returns the exit status; `arguments` are the words after `python -m cogvideo`."""
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    if not words or words[0] in ("-h", "--help", "help"):
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status. `argv`: default: the arguments of this process."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(usage(), end="")
         return console.DONE
-    if words[0] in ("--version", "-V"):
+    if arguments[0] in ("--version", "-V"):
         print(f"cogvideo {__version__}")
         return console.DONE
-    command = COMMANDS.get(words[0])
+    command = COMMANDS.get(arguments[0])
     if command is None:
-        print(_unknown(words[0]), file=sys.stderr)
+        print(_unknown_command(arguments[0]), file=sys.stderr)
         return console.REQUEST_ERROR
-    return _call(command, words[1:])
+    return _run(command, arguments[1:])
 
 
-def _call(command: Command, words: list[str]) -> int:
+def _run(command: Command, argv: list[str]) -> int:
+    """Run a command; print its errors and return the exit status."""
     try:
-        status = command.main(words)
-        sys.stdout.flush()  # here, where a reader that went away can still be told from a fault
+        status = command.main(argv)
+        sys.stdout.flush()  # here, so that a closed pipe raises inside this block
         return status
     except CogVideoError as error:
         print(f"{error.zh}\n{error.en}", file=sys.stderr)
-        return console.failed(error, console.REQUEST_ERROR, words)
+        return console.failed(error, console.REQUEST_ERROR, argv)
     except (Cancelled, KeyboardInterrupt):
         return console.INTERRUPTED
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at exit
         return console.CLOSED
     except Exception as error:
         traceback.print_exc()
-        print("这是程序的错误，请报告以上内容。\nA fault of this program: please report the above.", file=sys.stderr)
-        return console.failed(error, console.FAULT, words)
+        print(
+            "程序内部错误，请将以上信息提交为 issue。\nInternal error: please report it as an issue.", file=sys.stderr
+        )
+        return console.failed(error, console.FAULT, argv)
 
 
-def _unknown(word: str) -> str:
-    near = difflib.get_close_matches(word, COMMANDS, n=1)
-    hint = f" {near[0]}?" if near else ""
+def _unknown_command(name: str) -> str:
+    near = difflib.get_close_matches(name, COMMANDS, n=1)
     known = ", ".join(COMMANDS)
-    return f"没有命令 {word!r}。{hint} 可用的命令：{known}\nThere is no command {word!r}.{hint} There are: {known}"
+    zh = f"您是不是要输入 {near[0]}？" if near else ""
+    en = f" Did you mean {near[0]}?" if near else ""
+    return f"未知命令 {name!r}。{zh}可用的命令：{known}\nUnknown command {name!r}.{en} Available: {known}"

@@ -1,7 +1,7 @@
-"""`python -m cogvideo memory`: every memory preset with the peak and the time to expect here, and which would be taken.
+"""`python -m cogvideo memory`: print peak memory and time of each memory preset on this machine, and the default one.
 
-In: a model, a device. Out: a table. With `--measure` each preset named is tried: a few steps of each phase with the
-model's weights or random ones; on a GPU the allocator is held to the memory of the card that the preset is made for.
+With `--measure`, a few steps of each phase run under the named presets, with the model's weights or random ones. On a
+GPU the allocator is limited to the memory of the GPU that the preset is made for.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch
 
 from cogvideo.benchmarks.memory_report import attempt, predicted
 from cogvideo.cli import console
+from cogvideo.cli.model_options import add_model_options
 from cogvideo.config import PRESETS, ModelConfig, load_preset
 from cogvideo.errors import RequestError
 from cogvideo.models.loader import random_models
@@ -25,45 +26,43 @@ from cogvideo.runtime.model_selection import default_model
 from cogvideo.runtime.oom import free_memory
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Prints the tables; 0, or 1 where a preset that was tried did not fit. Raises CogVideoError."""
-    options = _parser().parse_args(arguments)
+def main(argv: Sequence[str]) -> int:
+    """Print the table. Returns 0, or 1 if a measured preset did not fit. Raises CogVideoError."""
+    options = parser().parse_args(argv)
     name = options.model or default_model(options.device)
     model = load_preset(name)[0].model
     place = default_placement(options.device)
     if not options.measure:
         print(predicted(name, model, place, options.seconds))
-        return 0
-    tried = []
-    for row in _named(options.measure):
-        held = replace(place, memory=row)
-        models = _models(name, model, held, options.random)
-        tried.append(attempt(model, models, held, options.steps))
+        return console.DONE
+    results = []
+    for preset in _presets(options.measure):
+        placement = replace(place, memory=preset)
+        models = _load_models(name, model, placement, options.random)
+        results.append(attempt(model, models, placement, options.steps))
         del models
-        free_memory(held)
-        print(tried[-1].as_text(), flush=True)
+        free_memory(placement)
+        print(results[-1].as_text(), flush=True)
     if options.json:
-        told = [result.as_dict(name, held.dtype) for result in tried]
-        options.json.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
-    return 0 if all(result.phases for result in tried) else 1
+        report = [result.as_dict(name, place.dtype) for result in results]
+        options.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    return console.DONE if all(result.phases for result in results) else console.CHECK_FAILED
 
 
-def _parser() -> console.Parser:
-    parser = console.Parser("memory", description=__doc__)
-    parser.add_argument(
-        "--model", help=f"{', '.join(PRESETS)}, or the folder of a trained model (default: as the page)"
-    )
-    parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: the best there is)")
-    parser.add_argument("--measure", metavar="NAMES", help="try these presets, for example 24g,16g,8g, or all")
-    parser.add_argument("--random", action="store_true", help="with random weights: the model's files are not needed")
-    parser.add_argument("--steps", type=int, default=16, help="tokens of each phase that are drawn (default: 16)")
-    parser.add_argument("--seconds", type=float, default=0.2, help="for each speed of the machine (default: 0.2)")
-    parser.add_argument("--json", type=Path, metavar="FILE")
-    return parser
+def parser() -> console.Parser:
+    """Return the parser of this command."""
+    root = console.Parser("memory", description=__doc__)
+    add_model_options(root, ["model", "device"])
+    root.add_argument("--measure", metavar="NAMES", help="presets to measure, such as 24g,16g,8g, or all")
+    root.add_argument("--random", action="store_true", help="random weights; the model's files are not required")
+    root.add_argument("--steps", type=int, default=16, help="tokens to generate in each phase (default: 16)")
+    root.add_argument("--seconds", type=float, default=0.2, help="duration of each hardware measurement (default: 0.2)")
+    root.add_argument("--json", type=Path, metavar="FILE", help="file for the measurements")
+    return root
 
 
-def _models(name: str, model: ModelConfig, place: DevicePlacement, random: bool) -> Any:
-    """The networks in host memory."""
+def _load_models(name: str, model: ModelConfig, place: DevicePlacement, random: bool) -> Any:
+    """Return the networks, in CPU memory."""
     if random:
         return random_models(model, place.dtype, torch.device("cpu"))
     from cogvideo.models import loader
@@ -73,12 +72,13 @@ def _models(name: str, model: ModelConfig, place: DevicePlacement, random: bool)
     return loader.load_safetensors(load_preset(name)[1], model, place.read_as)
 
 
-def _named(names: str) -> list[MemoryPreset]:
-    words = list(MEMORY_PRESETS) if names == "all" else names.split(",")
-    if unknown := [word for word in words if word not in MEMORY_PRESETS]:
-        there = ", ".join(MEMORY_PRESETS)
+def _presets(names: str) -> list[MemoryPreset]:
+    """Return the presets named in "24g,16g" or "all". Raises RequestError."""
+    chosen = list(MEMORY_PRESETS) if names == "all" else names.split(",")
+    if unknown := [name for name in chosen if name not in MEMORY_PRESETS]:
+        available = ", ".join(MEMORY_PRESETS)
         raise RequestError(
-            f"没有名为 {unknown[0]} 的显存预设：可用的有 {there}。",
-            f"There is no memory preset {unknown[0]}: there are {there}.",
+            f"没有名为 {unknown[0]} 的显存预设。可用：{available}。",
+            f'Unknown memory preset "{unknown[0]}". Available: {available}.',
         )
-    return [MEMORY_PRESETS[word] for word in words]
+    return [MEMORY_PRESETS[name] for name in chosen]

@@ -1,7 +1,7 @@
-"""`python -m cogvideo parity DIR`: do three checkpoints compute here what they computed in the release?
+"""`python -m cogvideo parity DIR`: compare the outputs of three checkpoints here with those of the 2022 release.
 
-DIR holds the checkpoints in the published format and `golden.npz`, the release's outputs for them. Everything that
-draws is computed through the cached decoder, one token at a time, with the golden tokens fed back.
+DIR contains the checkpoints in the published format and `golden.npz`, the release's outputs for them. Keyframes and
+interpolation run through the KV cache, one token at a time, with the golden tokens as input.
 """
 
 from __future__ import annotations
@@ -15,23 +15,24 @@ from cogvideo.models.loader import load_published
 
 
 def main(argv: Sequence[str]) -> int:
-    """Prints one line for each array; 0 where all are within the tolerance, 1 where one is not. Raises WeightsError."""
-    directory = _parser().parse_args(argv).directory
+    """Print a line for each array. Returns 0 if all are within the tolerance, otherwise 1. Raises WeightsError."""
+    directory = parser().parse_args(argv).directory
     golden = read_golden(directory / "golden.npz")
     parity = Parity(load_published(directory), golden)
     equal = True
     print(f"{'array':<24} {'largest difference':>18}")
     for name, difference in parity.differences():
-        near = difference <= TOLERANCE  # not so for NaN
-        equal &= near
-        print(f"{name:<24} {difference:>18.2e}{'' if near else f'   over {TOLERANCE}'}", flush=True)
+        within = difference <= TOLERANCE  # False for NaN
+        equal &= within
+        print(f"{name:<24} {difference:>18.2e}{'' if within else f'   over {TOLERANCE}'}", flush=True)
     for name, reason in NOT_FOLLOWED.items():
         if name in golden:
             print(f"{name:<24} {'not followed':>18}   {reason}")
     return console.DONE if equal else console.CHECK_FAILED
 
 
-def _parser() -> console.Parser:
-    parser = console.Parser("parity", description=__doc__)
-    parser.add_argument("directory", metavar="DIR", type=Path, help="folder with three checkpoints and golden.npz")
-    return parser
+def parser() -> console.Parser:
+    """Return the parser of this command."""
+    root = console.Parser("parity", description=__doc__)
+    root.add_argument("directory", metavar="DIR", type=Path, help="folder with three checkpoints and golden.npz")
+    return root

@@ -1,4 +1,4 @@
-"""Progress of a generation: events -> a progress bar or JSON lines."""
+"""Progress of a generation as a progress bar or as JSON lines."""
 
 from __future__ import annotations
 
@@ -26,42 +26,42 @@ STAGES = {"keyframes": "关键帧 keyframes", "interpolate": "插帧 in-betweens
 
 
 def watch(events: Iterable[Event], quiet: bool) -> tuple[Frames | None, bool]:
-    """Follows a video to its end, or to Ctrl-C: the best frames there are, and whether they are the finished clip."""
-    best: Frames | None = None
+    """Consume all events, or those before Ctrl-C. Returns the latest frames, and whether the video is complete."""
+    frames: Frames | None = None
     try:
         for event in shown(events, quiet):
             if isinstance(event, RoundCompleted | VideoCompleted):
-                best = event.frames
+                frames = event.frames
     except KeyboardInterrupt:
-        return best, False
-    return best, True
+        return frames, False
+    return frames, True
 
 
 def shown(events: Iterable[DisplayedEvent], quiet: bool) -> Iterator[DisplayedEvent]:
-    """The same events; on the way they are shown to a person as a bar, and told to a program."""
+    """Yield the same events, after they were shown in a progress bar and printed as JSON lines."""
     from tqdm import tqdm
 
     steps = console.Percent()
     with tqdm(unit="token", disable=quiet, dynamic_ncols=True) as bar:
         for event in events:
-            _show(bar, event)
-            _tell(steps, event)
+            _update_bar(bar, event)
+            _print_event(steps, event)
             yield event
 
 
-def encoded(events: Iterable[Event], film: VideoWriter) -> Iterator[Event]:
-    """The same events; frames of the finished clip are encoded while later ones are still being enlarged."""
-    enlarged = False
+def encoded(events: Iterable[Event], writer: VideoWriter) -> Iterator[Event]:
+    """Yield the same events. Final frames are encoded while later ones are being upscaled."""
+    upscaled = False
     for event in events:
         if isinstance(event, FrameUpscaled):
-            film.add(event.frame[None])
-            enlarged = True
-        elif isinstance(event, VideoCompleted) and not enlarged:
-            film.add(event.frames)
+            writer.add(event.frame[None])
+            upscaled = True
+        elif isinstance(event, VideoCompleted) and not upscaled:
+            writer.add(event.frames)
         yield event
 
 
-def _show(bar: Any, event: object) -> None:
+def _update_bar(bar: Any, event: object) -> None:
     if isinstance(event, Loading):
         bar.set_description_str(f"载入 loading {event.part}")
         if event.message and not bar.disable:
@@ -72,8 +72,7 @@ def _show(bar: Any, event: object) -> None:
         bar.update(event.done - bar.n)
 
 
-def _tell(steps: console.Percent, event: object) -> None:
-    """The same for a program."""
+def _print_event(steps: console.Percent, event: object) -> None:
     match event:
         case Loading():
             console.event("loading", part=event.part, done=event.done, total=event.total)
@@ -82,4 +81,4 @@ def _tell(steps: console.Percent, event: object) -> None:
         case KeyframeCompleted():
             console.event("keyframe", index=event.index)
         case RoundCompleted():
-            console.event("level", level=event.round, frames=len(event.frames))
+            console.event("round", round=event.round, frames=len(event.frames))

@@ -1,7 +1,6 @@
-"""The arguments of the release's `cogvideo_pipeline.py`, and what they ask for. No torch.
+"""Arguments of `cogvideo_pipeline.py` of the 2022 release, and the requests that they describe.
 
-In: the words of a command. Out: what all films have in common, and how many are drawn at once. Words that told the
-release about its processes and its files are taken, so that an old command goes on working, and change nothing.
+Arguments that configured the release's processes and files are accepted and ignored, so that old commands still run.
 """
 
 from __future__ import annotations
@@ -17,13 +16,13 @@ from cogvideo.request import VideoRequest
 
 INTERACTIVE: Final = "interactive"
 
-SEED: Final = 1234
-"""Where none is given: a fixed one, so that the same command goes on with its own work."""
+DEFAULT_SEED: Final = 1234
+"""Fixed, so that the same command resumes its own work."""
 
-SAME_AS_ABOVE: Final = -1
-"""The release's word for no number of its own."""
+SAME_AS_STAGE2: Final = -1
+"""Value of --stage1-max-inference-batch-size if stage 1 has no limit of its own."""
 
-NO_MATTER: Final[dict[str, dict[str, Any]]] = {
+IGNORED: Final[dict[str, dict[str, Any]]] = {
     "--generate-frame-num": {"type": int, "choices": (FRAME_COUNTS[0],)},
     "--mode": {"choices": ("inference",)},
     "--model-parallel-size": {"type": int, "choices": (1,)},
@@ -35,94 +34,95 @@ NO_MATTER: Final[dict[str, dict[str, Any]]] = {
     "--multi-gpu": {"action": "store_true"},
     "--sandwich-ln": {"action": "store_true"},
 }
-"""The precision follows from the device; processes are found by themselves; the rest the model's files say."""
+"""The device determines the precision, the environment the processes, and the model's files the rest."""
 
 
 def add_options(group: argparse._ArgumentGroup) -> None:
-    """The arguments for many sentences. `stage`: what is drawn; the last of the three words counts."""
+    """Add the arguments of batches. If several of the three stage options are given, the last one applies."""
     group.add_argument(
         "--input-source",
         metavar="FILE",
-        help=f"a sentence a line, or the word {INTERACTIVE} to type them; with --stage-2 also a file or folder of "
+        help=f"file with a prompt a line, or {INTERACTIVE} to type prompts; with --stage-2 also a file or folder of "
         f"keyframes, and {INTERACTIVE} means those in --output-path / 提示词文件，每行一句",
     )
     group.add_argument("--output-path", type=Path, default=Path("output"), metavar="DIR", help="default: output")
     group.add_argument(
-        "--batch-size", type=int, default=1, metavar="N", help="films for each sentence (default: 1) / 每句几段视频"
+        "--batch-size", type=int, default=1, metavar="N", help="videos per prompt (default: 1) / 每句提示词的视频数"
     )
     group.add_argument(
         "--max-inference-batch-size",
         type=int,
         metavar="N",
-        help="rows that a network reads at once; fewer take less memory, and the films are the same (default: 32 in "
-        "stage 2) / 网络一次处理的最大行数",
+        help="rows per network call; fewer need less memory, same videos (default: 32 in stage 2) / 网络单次最大行数",
     )
     group.add_argument(
         "--stage1-max-inference-batch-size",
         type=int,
-        default=SAME_AS_ABOVE,
+        default=SAME_AS_STAGE2,
         metavar="N",
-        help="the same for stage 1, in films (default: as above, else 1) / 第一阶段一次生成的视频数",
+        help="videos per network call in stage 1 (default: the option above, else 1) / 第一阶段一次生成的视频数",
     )
-    for word, told in (
-        ("both-stages", "all of the film (the default) / 完整视频"),
-        ("stage-1", "the five keyframes alone, small, kept as tokens too / 只生成关键帧并保存"),
-        ("stage-2", "the films whose keyframes --stage-1 kept / 由保存的关键帧继续生成"),
+    for name, text in (
+        ("both-stages", "complete videos (default) / 完整视频"),
+        ("stage-1", "only the five keyframes, without super-resolution, saved as tokens too / 只生成关键帧并保存"),
+        ("stage-2", "complete videos from the keyframes that --stage-1 saved / 由保存的关键帧继续生成"),
     ):
-        group.add_argument(f"--{word}", dest="stage", action="store_const", const=word, help=told)
-    group.add_argument("--use-guidance-stage1", action="store_true", help="keyframes with guidance / 关键帧使用引导")
-    group.add_argument("--use-guidance-stage2", action="store_true", help="frames between with guidance / 插帧使用引导")
-    group.add_argument("--guidance-alpha", type=float, default=3.0, metavar="X", help="how strong (default: 3)")
+        group.add_argument(f"--{name}", dest="stage", action="store_const", const=name, help=text)
+    group.add_argument("--use-guidance-stage1", action="store_true", help="guidance for keyframes / 关键帧使用引导")
+    group.add_argument("--use-guidance-stage2", action="store_true", help="guidance for interpolation / 插帧使用引导")
+    group.add_argument(
+        "--guidance-alpha", type=float, default=3.0, metavar="X", help="guidance scale (default: 3) / 引导强度"
+    )
     group.add_argument(
         "--coglm-temperature2",
         type=float,
         metavar="X",
-        help="of the draw within a cluster, after the first frame (default: the model's own) / 类内采样温度",
+        help="temperature within a cluster, after the first frame (default: as the model) / 类内采样温度",
     )
-    for word, kind in NO_MATTER.items():
-        group.add_argument(word, help=argparse.SUPPRESS, **kind)
+    for name, arguments in IGNORED.items():
+        group.add_argument(name, help=argparse.SUPPRESS, **arguments)
 
 
-def request_like(options: argparse.Namespace, sampling: SamplingOptions, enlarge: bool) -> VideoRequest:
-    """What all films have in common, without a sentence. Raises RequestError.
+def base_request(options: argparse.Namespace, sampling: SamplingOptions, upscale: bool) -> VideoRequest:
+    """Return what all videos of a batch have in common, with an empty prompt. Raises RequestError.
 
-    `enlarge`: whether super-resolution is on where the options do not say.
+    `upscale`: super-resolution if the options do not state it.
     """
     if options.guidance is None:
         sampling = replace(sampling, guidance_scale=options.guidance_alpha if options.use_guidance_stage1 else 1.0)
-    film = VideoRequest(
+    request = VideoRequest(
         prompt="",
-        seed=SEED if options.seed is None else options.seed,
+        seed=DEFAULT_SEED if options.seed is None else options.seed,
         num_frames=options.frames,
         duration=options.seconds,
-        superres=enlarge if options.superres is None else options.superres,
+        superres=upscale if options.superres is None else options.superres,
         sampling=replace(
             sampling, interpolation_guidance_scale=options.guidance_alpha if options.use_guidance_stage2 else 1.0
         ),
     )
-    return keyframes_like(film) if options.stage == "stage-1" else film
+    return keyframe_request(request) if options.stage == "stage-1" else request
 
 
-def keyframes_like(film: VideoRequest) -> VideoRequest:
-    """The request of --stage-1 from whose keyframes --stage-2 makes `film`, however it draws the rest."""
-    sampling = film.sampling and replace(film.sampling, interpolation_guidance_scale=1.0)
-    return replace(film, num_frames=FRAME_COUNTS[0], superres=False, sampling=sampling)
+def keyframe_request(request: VideoRequest) -> VideoRequest:
+    """Return the request of --stage-1 whose keyframes --stage-2 uses for `request`."""
+    sampling = request.sampling and replace(request.sampling, interpolation_guidance_scale=1.0)
+    return replace(request, num_frames=FRAME_COUNTS[0], superres=False, sampling=sampling)
 
 
-def batches(options: argparse.Namespace) -> tuple[int, int]:
-    """(films at once in stage 1, rows at once in stage 2). Raises RequestError for numbers below 1."""
+def batch_sizes(options: argparse.Namespace) -> tuple[int, int]:
+    """Return (videos per call in stage 1, rows per call in stage 2). Raises RequestError for numbers below 1."""
     from cogvideo.inference.decoding import MAX_ROWS
 
-    first = options.stage1_max_inference_batch_size
-    most = options.max_inference_batch_size
-    for word, number in (
+    stage1 = options.stage1_max_inference_batch_size
+    rows = options.max_inference_batch_size
+    for name, number in (
         ("--batch-size", options.batch_size),
-        ("--max-inference-batch-size", most),
-        ("--stage1-max-inference-batch-size", None if first == SAME_AS_ABOVE else first),
+        ("--max-inference-batch-size", rows),
+        ("--stage1-max-inference-batch-size", None if stage1 == SAME_AS_STAGE2 else stage1),
     ):
         if number is not None and number < 1:
             raise RequestError(
-                f"{word} 不能是 {number}：请输入 1 或更大的整数。",
-                f"{word} cannot be {number}: give a whole number, 1 or more.",
+                f"{name} 不能是 {number}：请输入 1 或更大的整数。",
+                f"{name} cannot be {number}. It must be a whole number, 1 or more.",
             )
-    return (most or 1) if first == SAME_AS_ABOVE else first, most or MAX_ROWS
+    return (rows or 1) if stage1 == SAME_AS_STAGE2 else stage1, rows or MAX_ROWS

@@ -1,7 +1,7 @@
-"""Videos with Chinese captions -> rows of tokens to train on, in shards of 32 clips.
+"""Preparation of training data: videos with Chinese captions become rows of tokens.
 
-One process makes a shard and writes it whole. An existing shard of the same clips, codec and options is kept.
-`rejected.jsonl` lists the clips that cannot be used.
+Clips are grouped into shards of `SHARD`. One process makes a shard, which is complete or not there. Shards are kept if
+the same clips are prepared again with the same codec and options. Clips that cannot be used are reported, not raised.
 """
 
 from __future__ import annotations
@@ -11,20 +11,22 @@ import hashlib
 import json
 import logging
 import multiprocessing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
+
+import numpy.typing as npt
 
 from cogvideo.config import load_preset
 from cogvideo.data.dataset import (
     ClipRow,
     keyframes_of,
     open_tokenizer,
-    read_about,
+    read_metadata,
     to_tokens,
     write_shard,
 )
@@ -34,13 +36,14 @@ from cogvideo.runtime.device import default_placement, usable_cores
 from cogvideo.tokenizers.image import ImageTokenizer
 from cogvideo.tokenizers.prompt import check_prompt
 
-SHARD = 32
-REJECTED = "rejected.jsonl"
+SHARD: Final = 32
+"""Clips in a shard."""
+REJECTED: Final = "rejected.jsonl"
 
 
 @dataclass(frozen=True)
 class ClipSource:
-    """A clip as it was found: a file or a folder of pictures, and its caption, empty where there is none."""
+    """A clip that was found: a video file or a folder of images, and its caption, empty if there is none."""
 
     path: Path
     caption: str
@@ -51,14 +54,18 @@ class PrepareOptions:
     """How rows are made."""
 
     model: str
+    """Preset or model folder whose codec and sizes are used."""
     image_rate: float
+    """Frames a second of folders of images."""
     pixels: bool
+    """Whether keyframes are stored too, which training of a codec requires."""
     device: str | None
+    """Device of the codec; None: CUDA if there is one, else CPU."""
 
 
 @dataclass(frozen=True)
 class ClipShard:
-    """What one process makes: the rows of a few clips."""
+    """Clips whose rows one process makes."""
 
     path: Path
     sources: tuple[ClipSource, ...]
@@ -66,7 +73,7 @@ class ClipShard:
 
     @property
     def key(self) -> str:
-        """Changes with anything that the rows depend on."""
+        """Hash of everything that the rows depend on: clips, options and codec."""
         _, folder = load_preset(self.options.model)
         codec = folder / "codec.safetensors"
         inputs = [(str(s.path), s.caption, _stamp(s.path)) for s in self.sources]
@@ -74,23 +81,38 @@ class ClipShard:
 
 
 @dataclass(frozen=True)
-class ShardReport:
-    """What became of a shard's clips."""
+class RejectedClip:
+    """A clip that cannot be used, and the reason in Chinese and English."""
 
-    rows: list[dict[str, Any]]
-    rejected: list[dict[str, str]]
+    file: str
+    zh: str
+    en: str
+
+
+@dataclass(frozen=True)
+class ShardReport:
+    """Rows of a shard, and its clips that cannot be used."""
+
+    rows: list[ClipRow]
+    rejected: list[RejectedClip]
+
+    @classmethod
+    def from_json(cls, text: str) -> ShardReport:
+        """Read a report from a shard's metadata."""
+        content = json.loads(text)
+        return cls([ClipRow(**row) for row in content["rows"]], [RejectedClip(**clip) for clip in content["rejected"]])
 
 
 def find_clips(where: Path) -> list[ClipSource]:
-    """All clips of a folder or a list, in order. Raises RequestError where there is none."""
+    """Return all clips of a folder or a list, in order. Raises RequestError if there is none."""
     if where.is_dir():
         sources = [ClipSource(path, _caption_beside(path)) for path in _clips_in(where)]
     else:
         sources = [ClipSource(where.parent / file, caption) for file, caption in _listed(where)]
     if not sources:
         raise RequestError(
-            f"{where} 中没有片段：支持 {'、'.join(sorted(VIDEO_SUFFIXES))} 和图片文件夹。",
-            f"There are no clips in {where}: {', '.join(sorted(VIDEO_SUFFIXES))} and folders of pictures are known.",
+            f"{where} 中没有视频。支持 {'、'.join(sorted(VIDEO_SUFFIXES))} 和图片文件夹。",
+            f"There are no clips in {where}. Supported: {', '.join(sorted(VIDEO_SUFFIXES))} and folders of images.",
         )
     return sources
 
@@ -113,7 +135,7 @@ def _caption_beside(path: Path) -> str:
 
 
 def _listed(path: Path) -> Iterator[tuple[str, str]]:
-    """File and caption of every line of a .csv or .jsonl. Raises RequestError."""
+    """Read file and caption of every line of a .csv or .jsonl file. Raises RequestError."""
     try:
         text = path.read_text(encoding="utf-8-sig")
         if path.suffix == ".jsonl":
@@ -123,49 +145,49 @@ def _listed(path: Path) -> Iterator[tuple[str, str]]:
         return iter([(str(row["file"]), str(row["caption"] or "")) for row in table])
     except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
         raise RequestError(
-            f"无法读取片段列表 {path}（{error!r}）：应为含 file、caption 两列的 .csv 或 .jsonl（UTF-8），或文件夹。",
-            f"The list of clips {path} cannot be read ({error!r}): it should be a .csv or .jsonl in UTF-8 with the "
-            'columns "file" and "caption", or a folder.',
+            f"无法读取视频列表 {path}（{error!r}）。应为文件夹，或含 file、caption 两列的 .csv、.jsonl 文件（UTF-8）。",
+            f"The list of clips {path} cannot be read ({error!r}). Give a folder, or a .csv or .jsonl file in UTF-8 "
+            'with the columns "file" and "caption".',
         ) from error
 
 
 def _stamp(path: Path) -> tuple[int, int]:
-    """Size and time of change of a file; a folder's changes when pictures come or go."""
+    """Return size and modification time of a file. A folder's change if images are added or removed."""
     if not path.exists():
         return (0, 0)
-    about = path.stat()
-    return (about.st_size, about.st_mtime_ns)
+    status = path.stat()
+    return (status.st_size, status.st_mtime_ns)
 
 
 @lru_cache
 def _digest(path: Path, stamp: tuple[int, int]) -> str:
-    """What is in a file that has this stamp."""
+    """Return the SHA-256 of a file with this stamp; empty if there is no such file."""
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
 
 
 def prepare(sources: Sequence[ClipSource], out: Path, options: PrepareOptions, workers: int = 0) -> list[ShardReport]:
-    """Make the shards that are missing; the reports of all, in order."""
+    """Make the shards that are missing in `workers` processes (0: one per core); returns all reports in order."""
     from tqdm import tqdm
 
     out.mkdir(parents=True, exist_ok=True)
     pieces = [tuple(sources[i : i + SHARD]) for i in range(0, len(sources), SHARD)]
     shards = [ClipShard(out / f"rows-{n:05}.safetensors", piece, options) for n, piece in enumerate(pieces)]
-    todo = [shard for shard in shards if read_about(shard.path).get("key") != shard.key]
+    missing = [shard for shard in shards if read_metadata(shard.path).get("key") != shard.key]
     for old in set(out.glob("rows-*.safetensors")) - {shard.path for shard in shards}:
         old.unlink()
-    workers = min(workers or usable_cores(), len(todo))
-    with tqdm(total=len(shards), initial=len(shards) - len(todo), unit="shard") as bar:
-        for _ in _spread(todo, workers):
+    workers = min(workers or usable_cores(), len(missing))
+    with tqdm(total=len(shards), initial=len(shards) - len(missing), unit="shard") as bar:
+        for _ in _make_shards(missing, workers):
             bar.update()
-    return [ShardReport(**json.loads(read_about(shard.path)["report"])) for shard in shards]
+    return [ShardReport.from_json(read_metadata(shard.path)["report"]) for shard in shards]
 
 
-def _spread(shards: list[ClipShard], workers: int) -> Iterator[None]:
-    """Make shards in `workers` processes; in this one where one is enough."""
+def _make_shards(shards: list[ClipShard], workers: int) -> Iterator[None]:
+    """Make shards in `workers` processes, or in this process if one is enough."""
     if workers <= 1:
         yield from map(make_shard, shards)
         return
-    context = multiprocessing.get_context("spawn")  # a fork would inherit torch's threads, which stand still in it
+    context = multiprocessing.get_context("spawn")  # a forked process inherits torch's locks but not its threads
     with ProcessPoolExecutor(workers, context, _one_thread) as pool:
         yield from pool.map(make_shard, shards)
 
@@ -177,40 +199,49 @@ def _one_thread() -> None:
 
 
 def make_shard(shard: ClipShard) -> None:
-    """Decode and tokenise a shard's clips and write them, with the list of those that cannot be used."""
-    logging.getLogger("imageio_ffmpeg").setLevel(logging.CRITICAL)  # what it says of broken files is in the report
-    maker = _Maker(shard.options)
-    tensors: dict[str, Any] = {}
+    """Decode and tokenise a shard's clips, and write them with the report."""
+    logging.getLogger("imageio_ffmpeg").setLevel(logging.CRITICAL)  # the report has its messages on broken files
+    encoder = _ClipEncoder(shard.options)
+    tensors: dict[str, npt.NDArray[Any]] = {}
     report = ShardReport([], [])
     for number, source in enumerate(shard.sources):
         name = f"{number:02}"
         try:
-            caption, seconds, arrays = maker.make(source)
+            clip = encoder.encode(source)
         except CogVideoError as error:
-            report.rejected.append({"file": str(source.path), "zh": error.zh, "en": error.en})
+            report.rejected.append(RejectedClip(str(source.path), error.zh, error.en))
             continue
-        tensors |= {f"{name}.{kind}": array for kind, array in arrays.items()}
-        report.rows.append(asdict(ClipRow(shard.path.name, name, str(source.path), caption, seconds)))
-    about = {"key": shard.key, "report": json.dumps(asdict(report), ensure_ascii=False)}
-    write_shard(shard.path, tensors, about)
+        tensors |= {f"{name}.{kind}": array for kind, array in clip.arrays.items()}
+        report.rows.append(ClipRow(shard.path.name, name, str(source.path), clip.caption, clip.seconds))
+    metadata = {"key": shard.key, "report": json.dumps(asdict(report), ensure_ascii=False)}
+    write_shard(shard.path, tensors, metadata)
 
 
-class _Maker:
-    """What turns clips into rows: the tokenizer and the codec of a model."""
+@dataclass(frozen=True)
+class _EncodedClip:
+    """Caption, duration, and arrays by kind: `frames`, `fine` and, if wanted, `pixels`."""
+
+    caption: str
+    seconds: float
+    arrays: Mapping[str, npt.NDArray[Any]]
+
+
+class _ClipEncoder:
+    """Encodes clips with the text tokenizer and the image tokenizer of a model."""
 
     def __init__(self, options: PrepareOptions) -> None:
         self.options = options
         self.preset, folder = load_preset(options.model)
         self.tokenizer = open_tokenizer(folder, self.preset)
-        place = default_placement(options.device)
-        self.codec = ImageTokenizer.load(self.preset, place.device, place.dtype, folder)
+        placement = default_placement(options.device)
+        self.codec = ImageTokenizer.load(self.preset, placement.device, placement.dtype, folder)
 
-    def make(self, source: ClipSource) -> tuple[str, float, dict[str, Any]]:
-        """Caption, seconds and arrays of a clip. Raises RequestError for one that cannot be used."""
+    def encode(self, source: ClipSource) -> _EncodedClip:
+        """Read and encode a clip. Raises RequestError if it cannot be used."""
         caption = check_prompt(source.caption, self.tokenizer, self.preset).text
-        pictures, seconds = read_clip(source.path, self.preset.final_size, self.options.image_rate)
-        frames, fine = to_tokens(self.codec, self.preset, pictures)
-        arrays: dict[str, Any] = {"frames": frames, "fine": fine}
+        pixels, seconds = read_clip(source.path, self.preset.final_size, self.options.image_rate)
+        frames, fine = to_tokens(self.codec, self.preset, pixels)
+        arrays: dict[str, npt.NDArray[Any]] = {"frames": frames, "fine": fine}
         if self.options.pixels:
-            arrays["pixels"] = keyframes_of(pictures).copy()
-        return caption, seconds, arrays
+            arrays["pixels"] = keyframes_of(pixels).copy()
+        return _EncodedClip(caption, seconds, arrays)

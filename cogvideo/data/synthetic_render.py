@@ -1,7 +1,7 @@
-"""States of the world -> pixels. In: a `Clip` and times. Out: uint8 frames [F, H, W, 3] and the subject's mask.
+"""Rendering of the synthetic world: frames uint8 [F, H, W, 3] of a clip, and the subject's mask.
 
-Everything is drawn at `FINE` pixels a cell and averaged down for the small frames, so that the small frame is the true
-small version of the large one. Sprites are Debian's Noto Color Emoji (OFL), needed for training only.
+Frames are rendered at `FINE` pixels a cell, and small frames are averages of large ones. Sprites are Debian's Noto
+Color Emoji (OFL), which is needed for training only.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from PIL import Image, ImageColor, ImageDraw, ImageFont
 from cogvideo.data.synthetic_vocabulary import SCENES, SUBJECTS
 from cogvideo.data.synthetic_world import FIELD, Clip, State
 from cogvideo.errors import WeightsError
+from cogvideo.events import Frames
 
 COARSE: Final = 8
-"""Pixels of a cell in the small frame."""
+"""Pixels of a cell's side in small frames."""
 FINE: Final = 24
-"""Pixels of a cell in the super-resolved frame."""
+"""Pixels of a cell's side in super-resolved frames."""
 
 FONT_PATHS: Final = (
     Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf"),
     Path("/usr/share/fonts/noto/NotoColorEmoji.ttf"),
 )
-_FONT_SIZE: Final = 109  # the only size of the bitmaps in the font
+_FONT_SIZE: Final = 109  # the only size of bitmaps in the font
 _CANVAS: Final = 6 * FINE  # room for a subject of four cells at any angle
 
-Pixels = npt.NDArray[np.uint8]
 Image32 = npt.NDArray[np.float32]
 
 
@@ -40,14 +40,14 @@ def _font() -> ImageFont.FreeTypeFont:
         if path.exists():
             return ImageFont.truetype(str(path), _FONT_SIZE)
     raise WeightsError(
-        f"找不到彩色表情字体（{FONT_PATHS[0]}）：训练前请安装 Debian 的 fonts-noto-color-emoji。",
-        f"The colour emoji font is missing ({FONT_PATHS[0]}): install Debian's fonts-noto-color-emoji before training.",
+        f"找不到彩色表情字体 {FONT_PATHS[0]}。请运行 apt install fonts-noto-color-emoji。",
+        f"The colour emoji font {FONT_PATHS[0]} is missing. Run: apt install fonts-noto-color-emoji.",
     )
 
 
 @lru_cache(maxsize=len(SUBJECTS))
 def _glyph(subject: int) -> Image.Image:
-    """The emoji, cropped and centred on a square of its longer side."""
+    """Draw the emoji, cropped and centred on a square of its longer side."""
     glyph = Image.new("RGBA", (136, 128))
     ImageDraw.Draw(glyph).text((0, 0), SUBJECTS[subject].emoji, font=_font(), embedded_color=True)
     box = glyph.getbbox()
@@ -60,7 +60,7 @@ def _glyph(subject: int) -> Image.Image:
 
 @lru_cache(maxsize=8192)
 def _sprite(subject: int, side: int, angle: float, cell: int) -> tuple[Image32, Image32]:
-    """Premultiplied colour [S, S, 3] in 0..255 and opacity [S, S, 1] of a sprite `side` fine pixels wide."""
+    """Return premultiplied colour [S, S, 3] in 0..255 and opacity [S, S, 1] of a sprite `side` fine pixels wide."""
     glyph = _glyph(subject).convert("RGBa").resize((side, side), Image.Resampling.LANCZOS)
     canvas = Image.new("RGBa", (_CANVAS, _CANVAS))
     canvas.paste(glyph, ((_CANVAS - side) // 2, (_CANVAS - side) // 2))
@@ -84,12 +84,12 @@ _PALETTE: Final = {  # sky, horizon band, ground, detail
 
 
 PLAIN: Final = -1
-"""A scene of one colour and nothing else, which only the codec and training see: a subject is cut out of it."""
+"""Scene of one colour. Only training uses it, to get a subject's tokens without a background."""
 _PLAIN_COLOUR: Final = "#bfe6ff"
 
 
 def _draw_detail(draw: ImageDraw.ImageDraw, scene: str, x: int, y: int, colour: str) -> None:
-    """The small thing that every ground cell of a scene repeats; (x, y) is the cell's corner in fine pixels."""
+    """Draw the detail that every ground cell of a scene repeats; (x, y) is the cell's corner in fine pixels."""
     if scene == "草地":
         for dx, height in ((5, 7), (9, 10), (13, 6)):
             draw.line((x + dx, y + 17, x + dx + 1, y + 17 - height), fill=colour, width=2)
@@ -109,7 +109,7 @@ def _draw_detail(draw: ImageDraw.ImageDraw, scene: str, x: int, y: int, colour: 
 
 @lru_cache(maxsize=64)
 def background(scene: int, variant: int, cell: int) -> Image32:
-    """A drawn scene [H, W, 3] in 0..255 whose patterns repeat with the cell; `variant` moves the horizon."""
+    """Draw a scene [H, W, 3] in 0..255 with patterns that repeat with the cell; `variant` moves the horizon."""
     if scene == PLAIN:
         colour = np.array(ImageColor.getrgb(_PLAIN_COLOUR), np.float32)
         return np.broadcast_to(colour, (FIELD * cell, FIELD * cell, 3))
@@ -138,11 +138,11 @@ def background(scene: int, variant: int, cell: int) -> Image32:
     return np.ascontiguousarray(pixels.reshape(size, factor, size, factor, 3).mean((1, 3)))
 
 
-def render_state(subject: int, scene: int, variant: int, state: State, cell: int = COARSE) -> tuple[Pixels, Image32]:
-    """One frame [H, W, 3] with `cell` pixels a cell, and the subject's opacity [H, W] in 0..1."""
+def render_state(subject: int, scene: int, variant: int, state: State, cell: int = COARSE) -> tuple[Frames, Image32]:
+    """Render a frame [H, W, 3] with `cell` pixels a cell, and the subject's opacity [H, W] in 0..1."""
     picture = background(scene, variant, cell).copy()
     mask = np.zeros(picture.shape[:2], np.float32)
-    # An even side keeps the sprite's centre on a pixel corner, where the canvas has its own.
+    # With an even side the sprite's centre is on a pixel corner, like the canvas's.
     side = max(2, 2 * round(state.size * FINE / 2))
     colour, opacity = _sprite(subject, side, round(state.angle, 3), cell)
     extent, limit = colour.shape[0], picture.shape[0]
@@ -157,7 +157,7 @@ def render_state(subject: int, scene: int, variant: int, state: State, cell: int
     return np.clip(np.rint(picture), 0, 255).astype(np.uint8), mask
 
 
-def render_clip(clip: Clip, frames: int = 5, cell: int = COARSE) -> Pixels:
-    """The clip's frames [F, H, W, 3], evenly spaced over its duration."""
+def render_clip(clip: Clip, frames: int = 5, cell: int = COARSE) -> Frames:
+    """Render the clip's frames [F, H, W, 3], evenly spaced over its duration."""
     times = clip.frame_times(frames)
     return np.stack([render_state(clip.subject, clip.scene, clip.variant, s, cell)[0] for s in clip.states(times)])

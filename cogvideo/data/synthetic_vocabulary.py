@@ -1,4 +1,4 @@
-"""Words of the synthetic world: subjects, scenes, motions, sizes and sentence templates."""
+"""Subjects, scenes and motions of the synthetic world, and the Chinese words for them."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from typing import Final
 
 @dataclass(frozen=True)
 class Subject:
-    """Somebody or something that clips are about."""
+    """An animal or a thing that clips show."""
 
     name: str
     emoji: str
     measure: str
-    """Measure word with numeral, such as 一只."""
+    """Numeral and measure word, such as 一只."""
     kind: str
-    """Decides which verbs are natural: animal, flyer, vehicle, ball, fruit, sky."""
+    """Selects the verbs: animal, flyer, vehicle, ball, fruit or sky."""
     aliases: tuple[str, ...] = ()
-    """Other names that a person would use."""
+    """Other common names."""
 
 
 SUBJECTS: Final = (
@@ -69,6 +69,15 @@ _DIRECTIONS: Final = {
 
 DIRECTION_WORDS: Final = tuple(word for words in _DIRECTIONS.values() for word in words)
 
+_TRAVEL: Final = {
+    "animal": ("跑", "走", "移动"),
+    "flyer": ("飞", "移动"),
+    "vehicle": ("开", "行驶", "移动"),
+    "ball": ("滚", "滚动", "移动"),
+    "fruit": ("滚", "移动"),
+    "sky": ("移动", "飞"),
+}
+
 _VERBS: Final = {
     "跳": ("跳", "跳跃", "跳来跳去", "上下跳动"),
     "旋转": ("旋转", "转圈", "转动", "不停地旋转"),
@@ -77,7 +86,7 @@ _VERBS: Final = {
 }
 
 UNDIRECTED_VERB: Final = "移动"
-"""What is said of a subject that moves in no way that has a name."""
+"""Verb for a movement without a name."""
 
 SIZE_WORDS: Final = {2: ("小小的", "很小的"), 3: ("可爱的", "漂亮的"), 4: ("巨大的", "很大的")}
 
@@ -90,4 +99,16 @@ TEMPLATES: Final = (
     "在{s}，{q}{a}{n}{v}",
     "{a}{n}在{s}{v}",
 )
-"""Phrasings of a whole caption: q measure word, a adjective, n name, s scene, v verb."""
+"""Patterns of captions: q measure word, a adjective, n name, s scene, v verb."""
+
+
+def verb_phrases(subject: Subject, motion: str) -> tuple[str, ...]:
+    """Return natural verbs for what `subject` does, such as 向右跑."""
+    if motion in _DIRECTIONS:
+        phrases = [d + t for d in _DIRECTIONS[motion] for t in _TRAVEL[subject.kind]]
+        if motion == "向上":
+            phrases += ["上升"]
+        if motion == "向下":
+            phrases += ["下降", "落下来"]
+        return tuple(phrases)
+    return _VERBS[motion]

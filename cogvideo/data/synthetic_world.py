@@ -1,11 +1,8 @@
-"""The small world that `mini` knows: who does what where, how it moves, and how a person would say it. No torch.
+"""Clips of the synthetic world: sampling, the subject's state at any time, captions, and held-out pairs.
 
-In: a random generator. Out: a `Clip` (subject, scene, motion, size, place) with a caption, and `Clip.state(seconds)`,
-the subject's place, size and angle at any moment. `synthetic_render.py` turns states into pixels.
-
-Lengths are in cells: one cell is one token's patch, and the field is `FIELD` x `FIELD` cells. Speeds are one cell a
-second, so the five frames of a four-second clip stand one cell apart and those of a two-second clip half a cell: the
-frame-rate token means something.
+`synthetic_render` turns states into pixels. Lengths are in cells. A cell is the patch of one token, and a frame has
+`FIELD` x `FIELD` cells. Subjects move one cell a second. The five keyframes of four seconds are thus one cell apart,
+those of two seconds half a cell, and the frame rate is visible in the tokens.
 """
 
 from __future__ import annotations
@@ -18,8 +15,6 @@ import numpy as np
 import numpy.typing as npt
 
 from cogvideo.data.synthetic_vocabulary import (
-    _DIRECTIONS,
-    _VERBS,
     MOTIONS,
     SCENE_PHRASES,
     SCENES,
@@ -27,7 +22,7 @@ from cogvideo.data.synthetic_vocabulary import (
     SUBJECTS,
     TEMPLATES,
     UNDIRECTED_VERB,
-    Subject,
+    verb_phrases,
 )
 from cogvideo.errors import RequestError
 
@@ -35,37 +30,33 @@ FIELD: Final = 8
 """Cells along each side of a frame."""
 
 DURATIONS: Final = (4.0, 2.0, 1.0, 0.5)
-"""Seconds of a five-frame window that keyframes are trained on."""
-
-_TRAVEL: Final = {
-    "animal": ("跑", "走", "移动"),
-    "flyer": ("飞", "移动"),
-    "vehicle": ("开", "行驶", "移动"),
-    "ball": ("滚", "滚动", "移动"),
-    "fruit": ("滚", "移动"),
-    "sky": ("移动", "飞"),
-}
+"""Durations of clips in seconds, first to last keyframe."""
+DURATION_PROBABILITIES: Final = (0.5, 0.25, 0.15, 0.1)
+VARIANTS: Final = 2
+"""Drawings of each scene."""
 
 BASE_SIZES: Final = (2, 3, 4)
-"""Sizes in cells of a subject that keeps its size."""
-SIZE_SHARES: Final = np.array((0.15, 0.7, 0.15))
-"""How often each size comes where nothing else is said."""
+"""Sizes in cells of subjects that keep their size."""
+SIZE_PROBABILITIES: Final = np.array((0.15, 0.7, 0.15))
+"""Default probability of each size."""
 
 JUMP_HEIGHT: Final = 2.0
+"""Cells."""
 JUMP_PERIOD: Final = 2.0
+"""Seconds."""
 SPEED: Final = 1.0
 """Cells a second."""
 GROWTH: Final = 0.5
-"""Cells a second that the side of a growing subject gains."""
+"""Cells a second by which the side of a growing subject increases."""
 TURN: Final = 90.0
 """Degrees a second, clockwise."""
 FINEST_TURN: Final = 360 / 64
-"""Degrees, of which every angle is a multiple: what a subject's edge has to turn by to move about a pixel."""
+"""Degrees. All angles are multiples of it: it moves a subject's edge by about one pixel of a small frame."""
 
 
 @dataclass(frozen=True)
 class State:
-    """Where the subject is: centre (y, x) and side in cells, angle in degrees clockwise."""
+    """Pose of the subject: centre (y, x) and side in cells, angle in degrees clockwise."""
 
     y: float
     x: float
@@ -73,15 +64,15 @@ class State:
     angle: float
 
 
-def _as_drawn(y: float, x: float, size: float, angle: float) -> State:
-    """The state with the place in whole pixels of a small frame and an angle that makes a difference there."""
+def _quantised(y: float, x: float, size: float, angle: float) -> State:
+    """Return the state with its place rounded to pixels of a small frame and its angle to `FINEST_TURN`."""
     turns = round(angle / FINEST_TURN) * FINEST_TURN
     return State(round(y * FIELD) / FIELD, round(x * FIELD) / FIELD, size, turns % 360.0)
 
 
 @dataclass(frozen=True)
 class Drift:
-    """A movement without a name of its own: what it changes every second."""
+    """A movement without a name: changes a second in cells and degrees."""
 
     down: float
     right: float
@@ -91,30 +82,31 @@ class Drift:
 
 @dataclass(frozen=True)
 class Clip:
-    """One clip of the world. `y` and `x` are the subject's centre at time 0, in cells from the top left corner."""
+    """A clip of the world. `y` and `x` are the subject's centre at time 0, in cells from the top left corner."""
 
     subject: int
     scene: int
     motion: int
     variant: int
-    """Which drawing of the scene."""
+    """Drawing of the scene, 0 to `VARIANTS` - 1."""
     size: float
     y: float
     x: float
     duration: float
-    """Seconds that the five keyframes span."""
+    """Seconds from the first to the last keyframe."""
     drift: Drift | None = None
-    """How the subject moves instead of `motion`, which is -1 then."""
+    """Movement in place of `motion`, which is then -1."""
 
     def state(self, seconds: float) -> State:
-        """The subject `seconds` after the first frame; places are whole small-frame pixels, eighths of a cell, and
-        angles are multiples of `FINEST_TURN`.
+        """Return the subject's state `seconds` after the first frame.
+
+        Places are multiples of an eighth of a cell (a pixel of a small frame), angles of `FINEST_TURN`.
         """
         y, x, size, angle = self.y, self.x, self.size, 0.0
         if self.drift is not None:
             y, x = y + self.drift.down * seconds, x + self.drift.right * seconds
             size, angle = size + self.drift.growth * seconds, self.drift.turn * seconds
-            return _as_drawn(y, x, size, angle)
+            return _quantised(y, x, size, angle)
         match MOTIONS[self.motion]:
             case "向左":
                 x -= SPEED * seconds
@@ -133,34 +125,48 @@ class Clip:
                 size += GROWTH * seconds
             case "变小":
                 size -= GROWTH * seconds
-        return _as_drawn(y, x, size, angle)
+        return _quantised(y, x, size, angle)
 
     def states(self, times: Iterable[float]) -> list[State]:
+        """Return the states at `times` in seconds."""
         return [self.state(t) for t in times]
 
     def frame_times(self, frames: int) -> list[float]:
-        """Times in seconds of `frames` frames, first and last included."""
+        """Return the times in seconds of `frames` evenly spaced frames, first and last included."""
         return [self.duration * i / (frames - 1) for i in range(frames)]
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Pairs that training never shows, to see whether the model combines what it knows."""
+    """Pairs that never occur in training. They test whether the model combines concepts in new ways."""
 
     subject_motion: frozenset[tuple[int, int]]
     subject_scene: frozenset[tuple[int, int]]
 
     def contains(self, clip: Clip) -> bool:
+        """Whether the clip shows a held-out pair."""
         return (clip.subject, clip.motion) in self.subject_motion or (clip.subject, clip.scene) in self.subject_scene
 
 
-def sample_held_out(seed: int = 2022, share: float = 0.08) -> HeldOut:
-    """Draw `share` of the subject-motion and subject-scene pairs; the panda on grass that the README shows stays in."""
+@dataclass(frozen=True)
+class ClipOdds:
+    """How often motions and sizes are sampled."""
+
+    motions: Sequence[float] | None = None
+    """Relative frequency of each of `MOTIONS`; None: uniform."""
+    sizes: Sequence[float] | None = None
+    """Relative frequency of each of `BASE_SIZES`; None: mostly the middle one."""
+    drift_probability: float = 0.0
+    """Probability of a movement without a name. Such clips show every subject at every size and angle."""
+
+
+def sample_held_out(seed: int = 2022, fraction: float = 0.08) -> HeldOut:
+    """Sample a fraction of the subject-motion and subject-scene pairs, without the README's panda on grass."""
     rng = np.random.default_rng(seed)
 
     def pick(columns: int, keep: set[tuple[int, int]]) -> frozenset[tuple[int, int]]:
         pairs = [(s, c) for s in range(len(SUBJECTS)) for c in range(columns) if (s, c) not in keep]
-        chosen = rng.choice(len(pairs), size=round(share * len(SUBJECTS) * columns), replace=False)
+        chosen = rng.choice(len(pairs), size=round(fraction * len(SUBJECTS) * columns), replace=False)
         return frozenset(pairs[i] for i in chosen)
 
     motions = pick(len(MOTIONS), {(0, MOTIONS.index("向右"))})
@@ -169,10 +175,10 @@ def sample_held_out(seed: int = 2022, share: float = 0.08) -> HeldOut:
 
 
 def _start_range(motion: str, size: float) -> tuple[float, float, float, float]:
-    """Bounds (top, bottom, left, right) in cells of the centre at time 0 that keep the whole subject inside.
+    """Return bounds (top, bottom, left, right) in cells of the centre at time 0 that keep the whole subject inside.
 
-    There is room for the longest clip whatever the clip's own duration: the first frame is drawn by the backbone, which
-    is not told the duration, so places that suit short clips only would let long ones run out of the picture.
+    They leave room for the longest clip. The backbone, which does not read the duration, generates the first frame: a
+    place that suits only short clips would let subjects of long clips leave the frame.
     """
     low, high = size / 2, FIELD - size / 2
     top, bottom, left, right = low, high, low, high
@@ -194,8 +200,8 @@ def _start_range(motion: str, size: float) -> tuple[float, float, float, float]:
     return top, bottom, left, right
 
 
-def _stands_well(bottom: float, kind: str, scene: str) -> bool:
-    """Whether a subject that reaches down to `bottom` cells looks at home: feet on the ground, wings above."""
+def _is_natural(bottom: float, kind: str, scene: str) -> bool:
+    """Whether a subject with its lower edge at `bottom` cells looks natural: on the ground, or above it if it flies."""
     if scene == "夜空":
         return True
     return bottom <= 5 if kind in ("flyer", "sky") else bottom >= 6
@@ -205,68 +211,67 @@ def sample_clip(
     rng: np.random.Generator,
     held_out: HeldOut,
     duration: float | None = None,
-    variants: int = 2,
-    odds: Sequence[float] | None = None,
-    drifting: float = 0.0,
-    size_odds: Sequence[float] | None = None,
+    odds: ClipOdds | None = None,
 ) -> Clip:
-    """Draw a clip that training may show: never a held-out pair, always inside the frame, centred on half cells.
+    """Sample a clip for training: without held-out pairs, always inside the frame, centred on half cells.
 
-    `odds`: how often each motion comes, beside the others; None: all alike. `drifting`: share of clips that move
-    freely, which show every subject at every size and angle without a word for it. `size_odds`: how often each of
-    `BASE_SIZES` comes; None: mostly the middle one, as in what a person asks for. Raises RequestError.
+    `duration` is in seconds; None: sampled too. Raises RequestError for odds that cannot be used.
     """
-    shares = None if odds is None else to_shares("motion_odds", odds, MOTIONS)
-    sizes = SIZE_SHARES if size_odds is None else to_shares("size_odds", size_odds, [str(size) for size in BASE_SIZES])
-    drifts = drifting > 0 and rng.random() < drifting
+    odds = odds or ClipOdds()
+    motions = None if odds.motions is None else to_probabilities("motion_odds", odds.motions, MOTIONS)
+    sizes = SIZE_PROBABILITIES
+    if odds.sizes is not None:
+        sizes = to_probabilities("size_odds", odds.sizes, [str(size) for size in BASE_SIZES])
+    drifts = odds.drift_probability > 0 and rng.random() < odds.drift_probability
     while True:
         if drifts:
-            clip = _drifting_clip(rng, duration, variants, sizes)
+            clip = _sample_drifting_clip(rng, duration, sizes)
             if clip is not None and not held_out.contains(clip):
                 return clip
             continue
         subject = int(rng.integers(len(SUBJECTS)))
         scene = int(rng.integers(len(SCENES)))
-        motion = int(rng.integers(len(MOTIONS)) if shares is None else rng.choice(len(MOTIONS), p=shares))
-        clip = place_clip(rng, subject, scene, motion, duration, variants, sizes)
+        motion = int(rng.integers(len(MOTIONS)) if motions is None else rng.choice(len(MOTIONS), p=motions))
+        clip = place_clip(rng, subject, scene, motion, duration, sizes)
         if not held_out.contains(clip):
             return clip
 
 
-def to_shares(name: str, odds: Sequence[float], kinds: Sequence[str]) -> npt.NDArray[np.float64]:
-    """Odds of every kind -> shares that sum to 1. Raises RequestError, which calls them `name`."""
+def to_probabilities(name: str, odds: Sequence[float], kinds: Sequence[str]) -> npt.NDArray[np.float64]:
+    """Normalise the odds of `kinds` to a sum of 1. Raises RequestError; `name` is the option in its message."""
     values = np.array(odds, float)
     if len(values) != len(kinds) or not (values >= 0).all() or not 0 < values.sum() < np.inf:
         raise RequestError(
-            f"{name} {list(odds)} 不可用：应为 {len(kinds)} 个不小于 0 的数，且不全为 0，依次对应 {'、'.join(kinds)}。",
-            f"{name} {list(odds)} cannot be used: give {len(kinds)} numbers, 0 or more and not all 0, one for each of "
+            f"{name} {list(odds)} 不可用：应为 {len(kinds)} 个不小于 0 且不全为 0 的数，依次对应 {'、'.join(kinds)}。",
+            f"{name} {list(odds)} cannot be used. Give {len(kinds)} numbers, each 0 or more and not all 0, for "
             f"{', '.join(kinds)}.",
         )
     return values / values.sum()
 
 
-def _draw_duration(rng: np.random.Generator) -> float:
-    return float(rng.choice(DURATIONS, p=(0.5, 0.25, 0.15, 0.1)))
+def _sample_duration(rng: np.random.Generator) -> float:
+    return float(rng.choice(DURATIONS, p=DURATION_PROBABILITIES))
 
 
-def _drifting_clip(
-    rng: np.random.Generator, duration: float | None, variants: int, sizes: npt.NDArray[np.float64]
+def _sample_drifting_clip(
+    rng: np.random.Generator, duration: float | None, sizes: npt.NDArray[np.float64]
 ) -> Clip | None:
-    """Anybody anywhere, moving and turning or growing at once; None where the draw would leave the frame, or is one of
-    the named movements.
+    """Sample any subject at any place that moves, turns or grows, two of them at once.
+
+    Returns None if the sampled movement leaves the frame or has a name.
     """
-    seconds = _draw_duration(rng) if duration is None else duration
-    drift = _draw_drift(rng, seconds)
+    seconds = _sample_duration(rng) if duration is None else duration
+    drift = _sample_drift(rng, seconds)
     size = float(rng.choice(BASE_SIZES, p=sizes))
     if drift.growth:
         size = float(BASE_SIZES[0] if drift.growth > 0 else BASE_SIZES[-1])
-    offset = (size / 2) % 1.0  # corners on the token grid, as of the named movements
+    offset = (size / 2) % 1.0  # corners on the token grid, as for named movements
     y, x = (float(rng.integers(FIELD)) + offset for _ in range(2))
     clip = Clip(
         subject=int(rng.integers(len(SUBJECTS))),
         scene=int(rng.integers(len(SCENES))),
         motion=-1,
-        variant=int(rng.integers(variants)),
+        variant=int(rng.integers(VARIANTS)),
         size=size,
         y=y,
         x=x,
@@ -278,12 +283,13 @@ def _drifting_clip(
 
 
 _CHANGES: Final = ((GROWTH, 0.0), (GROWTH, 0.0), (-GROWTH, 0.0), (0.0, TURN), (0.0, TURN))
-"""Growth and turn a second of the movements that have a name and change more than the place; shrinking is easier."""
+"""Growth and turn a second of named movements. Shrinking is listed once, since it is easier to learn."""
 
 
-def _draw_drift(rng: np.random.Generator, duration: float) -> Drift:
-    """Mostly a named change on a way of one cell a keyframe: its keyframes show the subject as growing or turning in
-    place would, which nobody may be shown of a held-out pair. Else several changes at once, at any speed.
+def _sample_drift(rng: np.random.Generator, duration: float) -> Drift:
+    """Sample a movement: mostly a named change that travels one cell a keyframe, else several changes at any speed.
+
+    Keyframes of the former have the tokens of growing or turning in place, without showing a held-out pair.
     """
     if rng.random() < 0.7:
         down, right = (4 / duration * float(rng.integers(-1, 2)) for _ in range(2))
@@ -307,14 +313,13 @@ def place_clip(
     scene: int,
     motion: int,
     duration: float | None = None,
-    variants: int = 2,
-    sizes: npt.NDArray[np.float64] = SIZE_SHARES,
+    sizes: npt.NDArray[np.float64] = SIZE_PROBABILITIES,
 ) -> Clip:
-    """Draw duration (where None), size, start and scene drawing for a given subject, scene and motion.
+    """Sample duration (if None), size, start and drawing of the scene for a given subject, scene and motion.
 
-    `sizes`: how often each of `BASE_SIZES` comes, as shares of 1; who grows or shrinks begins with the size for that.
+    `sizes` are the probabilities of `BASE_SIZES`. Growing and shrinking subjects have a fixed first size.
     """
-    seconds = _draw_duration(rng) if duration is None else duration
+    seconds = _sample_duration(rng) if duration is None else duration
     name = MOTIONS[motion]
     if name == "变大":
         size = 2.0
@@ -323,16 +328,16 @@ def place_clip(
     else:
         size = float(rng.choice(BASE_SIZES, p=sizes))
     top, bottom, left, right = _start_range(name, size)
-    # The subject's corner sits on the token grid at time 0, so that steps of whole cells repeat its tokens.
+    # The subject's corner is on the token grid at time 0, so steps of whole cells repeat its tokens.
     offset = (size / 2) % 1.0
     ys = np.arange(np.ceil(top - offset), np.floor(bottom - offset) + 1) + offset
     xs = np.arange(np.ceil(left - offset), np.floor(right - offset) + 1) + offset
-    natural = [y for y in ys if _stands_well(y + size / 2, SUBJECTS[subject].kind, SCENES[scene])]
+    natural = [y for y in ys if _is_natural(y + size / 2, SUBJECTS[subject].kind, SCENES[scene])]
     return Clip(
         subject=subject,
         scene=scene,
         motion=motion,
-        variant=int(rng.integers(variants)),
+        variant=int(rng.integers(VARIANTS)),
         size=size,
         y=float(rng.choice(natural if natural else ys)),
         x=float(rng.choice(xs)),
@@ -340,28 +345,16 @@ def place_clip(
     )
 
 
-def verb_phrases(subject: Subject, motion: str) -> tuple[str, ...]:
-    """Natural ways to say what `subject` does, such as 向右跑."""
-    if motion in _DIRECTIONS:
-        ways = [d + t for d in _DIRECTIONS[motion] for t in _TRAVEL[subject.kind]]
-        if motion == "向上":
-            ways += ["上升"]
-        if motion == "向下":
-            ways += ["下降", "落下来"]
-        return tuple(ways)
-    return _VERBS[motion]
-
-
 def caption(rng: np.random.Generator, clip: Clip, partial: float = 0.06) -> str:
-    """A natural sentence for `clip`. With probability `partial` each, scene or verb is left unsaid."""
+    """Sample a natural sentence for `clip`. With probability `partial` each, scene or verb is left out."""
     subject = SUBJECTS[clip.subject]
     scene = str(rng.choice(SCENE_PHRASES[SCENES[clip.scene]]))
     motion = "" if clip.drift else MOTIONS[clip.motion]
     verb = str(rng.choice(verb_phrases(subject, motion))) if motion else UNDIRECTED_VERB
     sized = motion not in ("变大", "变小")
-    # A size that differs from the usual one is said; the usual one gets an idle adjective now and then.
-    said = (sized and clip.size != 3) or rng.random() < 0.15
-    adjective = str(rng.choice(SIZE_WORDS[int(clip.size) if sized else 3])) if said else ""
+    # A size other than the usual one always gets an adjective; the usual one gets a neutral adjective now and then.
+    has_adjective = (sized and clip.size != 3) or rng.random() < 0.15
+    adjective = str(rng.choice(SIZE_WORDS[int(clip.size) if sized else 3])) if has_adjective else ""
     name = str(rng.choice(subject.aliases)) if subject.aliases and rng.random() < 0.15 else subject.name
     words = {"q": subject.measure, "a": adjective, "n": name, "s": scene, "v": verb}
     roll = rng.random()
@@ -374,12 +367,12 @@ def caption(rng: np.random.Generator, clip: Clip, partial: float = 0.06) -> str:
 
 
 def describe_world() -> dict[str, list[str]]:
-    """Names of what the world holds, for `assets/mini/world.json`."""
+    """Return the names of subjects, scenes and motions, the content of `assets/mini/world.json`."""
     return {"subjects": [s.name for s in SUBJECTS], "scenes": list(SCENES), "motions": list(MOTIONS)}
 
 
 def describe_held_out() -> dict[str, list[list[str]]]:
-    """Names of the pairs that training never shows, for `assets/mini/held_out.json`."""
+    """Return the names of held-out pairs, the content of `assets/mini/held_out.json`."""
     held_out = sample_held_out()
     return {
         "subject_motion": [[SUBJECTS[s].name, MOTIONS[m]] for s, m in sorted(held_out.subject_motion)],

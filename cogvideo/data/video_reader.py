@@ -1,7 +1,7 @@
-"""A video file, or a folder of pictures -> frames uint8 [F, H, W, 3] of the final size, and the seconds they span.
+"""Reading of video files and of folders of images: frames uint8 [F, H, W, 3] of the final size, and their duration.
 
-The window is the longest that the clip fills (4, 2, 1 or 0.5 seconds from its start), which is the lowest frame rate
-that still gives five frames; F is 5, 9, 17 or 33, as many as the source has different frames for.
+The window is the longest of 4, 2, 1 and 0.5 seconds that the clip fills: the lowest frame rate with five frames. F is
+5, 9, 17 or 33, as many as the source has different frames for.
 """
 
 from __future__ import annotations
@@ -13,23 +13,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image, ImageOps
 
 from cogvideo.config import DURATIONS, FRAME_COUNTS
 from cogvideo.errors import RequestError
+from cogvideo.events import Frames
 
 VIDEO_SUFFIXES = frozenset({".mp4", ".gif", ".webm", ".mov", ".mkv", ".avi", ".m4v"})
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
 _SLACK = 0.99
-"""Frame rates such as 29.97 count as the round number they stand for."""
-
-Pixels = npt.NDArray[np.uint8]
+"""Tolerance on rates and durations: 29.97 frames a second count as 30."""
 
 
 @dataclass(frozen=True)
 class Window:
-    """Which part of a clip is used, and how many frames of it."""
+    """The part of a clip that is used, from its start, and the number of its frames."""
 
     seconds: float
     frames: int
@@ -41,68 +39,69 @@ class Window:
 
 
 def choose_window(length: float, rate: float) -> Window:
-    """The window of a clip of `length` seconds with `rate` frames a second. Raises RequestError where none fits."""
+    """Return the window of a clip of `length` seconds with `rate` frames a second. Raises RequestError if none fits."""
     for seconds in DURATIONS:
         counts = [n for n in FRAME_COUNTS if (n - 1) / seconds * _SLACK <= rate]
         if counts and seconds * _SLACK <= length:
             return Window(seconds, counts[-1])
     shortest = DURATIONS[-1]
     raise RequestError(
-        f"片段太短：{length:.2f} 秒、每秒 {rate:.3g} 帧，取不出五帧；至少需要 {shortest} 秒、每秒 {4 / shortest:g} 帧，"
+        f"视频太短：{length:.2f} 秒、每秒 {rate:.3g} 帧，不足五帧。至少需要 {shortest} 秒、每秒 {4 / shortest:g} 帧；"
         "帧率更低则需更长。",
-        f"The clip is too short: {length:.2f} s at {rate:.3g} frames a second give no five frames; it takes at least "
-        f"{shortest} s at {4 / shortest:g} frames a second, or longer at fewer.",
+        f"The clip is too short for five frames: {length:.2f} s at {rate:.3g} frames a second. It needs at least "
+        f"{shortest} s at {4 / shortest:g} frames a second, or more seconds at a lower rate.",
     )
 
 
-def read_clip(path: Path, size: tuple[int, int], image_rate: float) -> tuple[Pixels, float]:
-    """The frames of a clip, filled up and cropped to `size` (height, width), and the seconds they span.
+def read_clip(path: Path, size: tuple[int, int], image_rate: float) -> tuple[Frames, float]:
+    """Read the frames of a clip, resized and cropped to `size` (height, width), and their duration in seconds.
 
-    `image_rate`: frames a second of a folder of pictures. Raises RequestError for what cannot be used.
+    `image_rate` is the frame rate of a folder of images. Raises RequestError if the clip cannot be used.
     """
     if path.is_dir():
-        return _read_pictures(path, size, image_rate)
+        return _read_images(path, size, image_rate)
     if not path.is_file():
-        raise RequestError("文件不存在。", "There is no such file.")
+        raise RequestError("文件不存在，请检查路径。", "There is no such file. Check the path.")
     return _read_video(path, size)
 
 
-def _read_pictures(folder: Path, size: tuple[int, int], rate: float) -> tuple[Pixels, float]:
-    files = picture_files(folder)
+def _read_images(folder: Path, size: tuple[int, int], rate: float) -> tuple[Frames, float]:
+    files = image_files(folder)
     window = choose_window(len(files) / rate, rate)
     times = np.arange(window.frames) / window.rate
     chosen = np.minimum(np.rint(times * rate).astype(int), len(files) - 1)
     try:
-        return np.stack([_read_picture(files[i], size) for i in chosen]), window.seconds
+        return np.stack([_read_image(files[i], size) for i in chosen]), window.seconds
     except (OSError, ValueError, SyntaxError) as error:
         raise _broken(error) from error
 
 
-def picture_files(folder: Path) -> list[Path]:
-    """The pictures in a folder, by name."""
+def image_files(folder: Path) -> list[Path]:
+    """Return the images in a folder, sorted by name."""
     return sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
 
 
-def _read_picture(path: Path, size: tuple[int, int]) -> Pixels:
-    with Image.open(path) as picture:
-        return np.asarray(ImageOps.fit(picture.convert("RGB"), size[::-1], Image.Resampling.BICUBIC))
+def _read_image(path: Path, size: tuple[int, int]) -> Frames:
+    with Image.open(path) as image:
+        return np.asarray(ImageOps.fit(image.convert("RGB"), size[::-1], Image.Resampling.BICUBIC))
 
 
-def _read_video(path: Path, size: tuple[int, int]) -> tuple[Pixels, float]:
+def _read_video(path: Path, size: tuple[int, int]) -> tuple[Frames, float]:
     try:
-        window = choose_window(*_length_and_rate(path))
-        pictures = list(islice(_decode(path, size, window.rate), window.frames))
+        length, rate = _length_and_rate(path)
+        window = choose_window(length, rate)
+        frames = list(islice(_decode(path, size, window.rate), window.frames))
     except (OSError, RuntimeError, StopIteration) as error:
         raise _broken(error) from error
-    if len(pictures) < window.frames - 1:
-        raise _broken(f"{len(pictures)} / {window.frames}")
-    # The last frame's time is where a clip of exactly this length ends.
-    pictures += pictures[-1:] * (window.frames - len(pictures))
-    return np.stack(pictures), window.seconds
+    if len(frames) < window.frames - 1:
+        raise _broken(f"{len(frames)} / {window.frames}")
+    # A clip of exactly this length ends at the time of its last frame, which ffmpeg may leave out.
+    frames += frames[-1:] * (window.frames - len(frames))
+    return np.stack(frames), window.seconds
 
 
 def _length_and_rate(path: Path) -> tuple[float, float]:
-    """Seconds and frames a second of a video, as its header says; counted where it does not."""
+    """Return seconds and frame rate of a video from its header, or by counting frames if the header lacks them."""
     from imageio_ffmpeg import count_frames_and_secs, read_frames
 
     reader = read_frames(_source(path), input_params=_ONLY_FILES)
@@ -114,8 +113,8 @@ def _length_and_rate(path: Path) -> tuple[float, float]:
     return seconds, frames / max(seconds, 1e-6)
 
 
-def _decode(path: Path, size: tuple[int, int], rate: float) -> Iterator[Pixels]:
-    """What is on the screen at 0, 1 / rate, 2 / rate ... seconds."""
+def _decode(path: Path, size: tuple[int, int], rate: float) -> Iterator[Frames]:
+    """Yield the frames [H, W, 3] that are visible at 0, 1 / rate, 2 / rate ... seconds."""
     from imageio_ffmpeg import read_frames
 
     height, width = size
@@ -124,13 +123,13 @@ def _decode(path: Path, size: tuple[int, int], rate: float) -> Iterator[Pixels]:
     reader = read_frames(_source(path), input_params=_ONLY_FILES, output_params=filters)
     next(reader)
     try:
-        for picture in reader:
-            yield np.frombuffer(picture, np.uint8).reshape(height, width, 3)
+        for frame in reader:
+            yield np.frombuffer(frame, np.uint8).reshape(height, width, 3)
     finally:
         reader.close()
 
 
-_ONLY_FILES = ["-protocol_whitelist", "file"]  # a playlist in disguise must not make ffmpeg fetch anything
+_ONLY_FILES = ["-protocol_whitelist", "file"]  # a playlist under another suffix must not cause downloads
 
 
 def _source(path: Path) -> str:
@@ -140,4 +139,6 @@ def _source(path: Path) -> str:
 def _broken(reason: object) -> RequestError:
     text = str(reason).strip().splitlines()
     last = text[-1][:200] if text else type(reason).__name__
-    return RequestError(f"无法解码（{last}）。", f"It cannot be decoded ({last}).")
+    return RequestError(
+        f"无法解码（{last}）。请检查文件，或转为 mp4 后重试。", f"It cannot be decoded ({last}). Convert it to mp4."
+    )

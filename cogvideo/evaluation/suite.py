@@ -1,16 +1,17 @@
-"""Parts of the evaluation: prompts of the synthetic world -> figures of what the videos show, and a picture grid."""
+"""Evaluation of a model on prompts of the synthetic world: percentages, tables, and a grid of keyframes.
+
+`frame_reader` reads decoded frames. A quarter of the prompts have a held-out pair of subject and motion or scene.
+"""
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
 from cogvideo.config import SamplingOptions
@@ -19,54 +20,69 @@ from cogvideo.data.synthetic_vocabulary import MOTIONS, SCENES, SUBJECTS
 from cogvideo.data.synthetic_world import Clip, caption, place_clip, sample_held_out
 from cogvideo.evaluation import metrics
 from cogvideo.evaluation.metrics import KeyframeVerdict, VideoVerdict
+from cogvideo.events import Frames
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from cogvideo.evaluation.sampler import EvaluationCase, EvaluationSampler
 
-Pixels = npt.NDArray[np.uint8]
 Figures = dict[str, Any]
-GRID_CLIPS = 32
-PUBLISHED_TEMPERATURE = SamplingOptions().video.temperature
+"""Content of figures.json: names -> numbers or further figures."""
+GRID_CLIPS: Final = 32
+PUBLISHED_TEMPERATURE: Final = SamplingOptions().video.temperature
+
+
+@dataclass(frozen=True)
+class EvaluationOptions:
+    """How much is evaluated."""
+
+    count: int = 200
+    """Prompts whose keyframes are judged."""
+    clips: int = 60
+    """Clips of each other part."""
+    seed: int = 0
+    """Seed of the prompts and of the videos."""
+    output: Path | None = None
+    """Folder of grid.png; None: no grid."""
 
 
 class Evaluation:
-    """The figures of one set of networks, part by part. Each part is a method that prints a table and returns it."""
+    """Figures of one model, part by part. Each part is a method that prints a table and returns its figures."""
 
-    def __init__(self, studio: EvaluationSampler, options: SamplingOptions, args: argparse.Namespace) -> None:
+    def __init__(self, sampler: EvaluationSampler, sampling: SamplingOptions, options: EvaluationOptions) -> None:
         from cogvideo.evaluation.sampler import draw_cases
 
-        self.studio = studio
+        self.sampler = sampler
+        self.sampling = sampling
         self.options = options
-        self.args = args
-        self.cases = draw_cases(args.count, args.seed, sample_held_out())
-        self._clips: Tensor | None = None
+        self.cases = draw_cases(options.count, options.seed, sample_held_out())
+        self._keyframe_tokens: Tensor | None = None
 
     @property
-    def clips(self) -> Tensor:
-        """Keyframes of all cases, tokens [cases, 5, N]."""
-        if self._clips is None:
-            self._clips = self.studio.keyframes(self.cases, self.options)
-        return self._clips
+    def keyframe_tokens(self) -> Tensor:
+        """Keyframes of all cases, tokens [cases, 5, N], generated on first use."""
+        if self._keyframe_tokens is None:
+            self._keyframe_tokens = self.sampler.keyframes(self.cases, self.sampling)
+        return self._keyframe_tokens
 
     def judge(self) -> Figures:
-        """How often the judge is right on drawings of the world at both sizes, before the codec and after it."""
-        rng = np.random.default_rng((self.args.seed, 11))
+        """Measure the judge's accuracy on rendered clips at both sizes, before and after the codec."""
+        rng = np.random.default_rng((self.options.seed, 11))
         figures: Figures = {}
-        print("\nThe judge on rendered clips of held-out pairs (percent right)")
-        clips = [_any_clip(rng) for _ in range(self.args.clips)]
+        print("\nThe judge on rendered clips of held-out pairs (percent correct)")
+        clips = [_any_clip(rng) for _ in range(self.options.clips)]
         for cell, count in ((COARSE, len(clips)), (FINE, max(1, len(clips) // 4))):
-            films = [render_clip(clip, cell=cell) for clip in clips[:count]]
-            for name, seen in (("drawn", films), ("after the codec", [self._through_codec(film) for film in films])):
-                verdicts = [metrics.judge_keyframes(c, film) for c, film in zip(clips, seen, strict=False)]
+            videos = [render_clip(clip, cell=cell) for clip in clips[:count]]
+            for name, seen in (("drawn", videos), ("after the codec", [self._through_codec(v) for v in videos])):
+                verdicts = [metrics.judge_keyframes(c, video) for c, video in zip(clips, seen, strict=False)]
                 figures[f"{name}, {cell * 8} px"] = {"clips": count, **summarise(verdicts)}
         _print_table(figures)
         return figures
 
     def keyframes(self) -> Figures:
-        """Subject, scene, motion and states of the five keyframes; by kind of pair, and by motion."""
-        frames = self.studio.show(self.clips)
+        """Judge subject, scene, motion and poses of the five keyframes, by kind of pair and by motion."""
+        frames = self.sampler.show(self.keyframe_tokens)
         verdicts = [metrics.judge_keyframes(case.clip, clip) for case, clip in zip(self.cases, frames, strict=True)]
         paired = list(zip(self.cases, verdicts, strict=True))
         groups = {
@@ -76,61 +92,53 @@ class Evaluation:
         }
         groups |= {name: [v for case, v in paired if MOTIONS[case.clip.motion] == name] for name in MOTIONS}
         figures: Figures = {name: {"clips": len(group), **summarise(group)} for name, group in groups.items() if group}
-        print("\nKeyframes (percent right)")
+        print("\nKeyframes (percent correct)")
         _print_table(figures)
-        if self.args.out:
-            write_grid(frames[:GRID_CLIPS], self.args.out / "grid.png")
+        if self.options.output:
+            write_grid(frames[:GRID_CLIPS], self.options.output / "grid.png")
         return figures | {"cases": [_describe(case, verdict) for case, verdict in paired]}
 
     def guidance(self) -> Figures:
-        """The keyframes' figures at other strengths of guidance, with this temperature and with the published one."""
+        """Judge keyframes at other guidance scales, with the preset's temperature and the published one."""
         figures: Figures = {}
-        cases = self.cases[: self.args.clips]
-        own = self.options.video
-        strengths = sorted({1.0, self.options.guidance_scale, 3.0})
-        for temperature, strength in product(sorted({own.temperature, PUBLISHED_TEMPERATURE}), strengths):
-            options = replace(self.options, guidance_scale=strength, video=replace(own, temperature=temperature))
-            frames = self.studio.show(self.studio.keyframes(cases, options))
+        cases = self.cases[: self.options.clips]
+        own = self.sampling.video
+        scales = sorted({1.0, self.sampling.guidance_scale, 3.0})
+        for temperature, scale in product(sorted({own.temperature, PUBLISHED_TEMPERATURE}), scales):
+            sampling = replace(self.sampling, guidance_scale=scale, video=replace(own, temperature=temperature))
+            frames = self.sampler.show(self.sampler.keyframes(cases, sampling))
             verdicts = [metrics.judge_keyframes(case.clip, clip) for case, clip in zip(cases, frames, strict=True)]
-            figures[f"{strength:g}, temperature {temperature:g}"] = {"clips": len(cases), **summarise(verdicts)}
-        print("\nGuidance of stage 1 (percent right)")
+            figures[f"{scale:g}, temperature {temperature:g}"] = {"clips": len(cases), **summarise(verdicts)}
+        print("\nGuidance of stage 1 (percent correct)")
         _print_table(figures)
         return figures
 
     def videos(self) -> Figures:
-        """All 33 frames: the same subject throughout, and in-betweens against cross-fades."""
-        cases, clips = self.cases[: self.args.clips], self.clips[: self.args.clips]
-        films = self.studio.show(self.studio.videos(cases, clips, self.options))
+        """Judge all 33 frames: whether the subject is consistent, and in-betweens against cross-fades."""
+        cases, keyframes = self.cases[: self.options.clips], self.keyframe_tokens[: self.options.clips]
+        videos = self.sampler.show(self.sampler.videos(cases, keyframes, self.sampling))
         verdicts = [
-            metrics.judge_video(case.clip, film, self._through_codec) for case, film in zip(cases, films, strict=True)
+            metrics.judge_video(case.clip, video, self._through_codec)
+            for case, video in zip(cases, videos, strict=True)
         ]
-        movers = [v for v in verdicts if v.nearer is not None]  # who grows or turns on the spot a fade leaves there too
-        moved = {"clips": len(movers), **(_summarise_films(movers) if movers else {})}
-        if movers:
-            moved["nearer"] = 100 * float(np.mean([v.nearer for v in movers]))
+        moving = [v for v in verdicts if v.nearer is not None]  # in a cross-fade other subjects keep their place too
+        moved: Figures = {"clips": len(moving)}
+        if moving:
+            moved |= {**_summarise_videos(moving), "nearer": 100 * float(np.mean([v.nearer for v in moving]))}
         kinds = {name: [v for c, v in zip(cases, verdicts) if MOTIONS[c.clip.motion] == name] for name in MOTIONS}
-        by_motion = {name: {"clips": len(kind), **_summarise_films(kind)} for name, kind in kinds.items() if kind}
-        figures = {"clips": len(cases), **_summarise_films(verdicts), "change place": moved, "by motion": by_motion}
-        print(f"\nAll 33 frames of {len(cases)} clips")
-        print(f"  right subject in every frame   {figures['steady']:5.1f} % of clips")
-        print("   ", ", ".join(f"{name} {row['steady']:.0f} % of {row['clips']}" for name, row in by_motion.items()))
-        print(f"  right subject                  {figures['steady_frames']:5.1f} % of frames")
-        print("  in-betweens nearer to the true frame than a cross-fade of the keyframes is:")
-        print(f"    as it is drawn               {figures['beats_fade']:5.1f} % of clips")
-        print(f"    as the codec shows it        {figures['beats_fade_coded']:5.1f} % of clips")
-        if movers:
-            print(f"    as it is drawn               {moved['beats_fade']:5.1f} % of {len(movers)} that change place")
-            print(f"    by the place that is read    {moved['nearer']:5.1f} % of these")
+        by_motion = {name: {"clips": len(kind), **_summarise_videos(kind)} for name, kind in kinds.items() if kind}
+        figures = {"clips": len(cases), **_summarise_videos(verdicts), "change place": moved, "by motion": by_motion}
+        _print_videos(figures)
         return figures
 
     def tokens(self) -> Figures:
-        """How many tokens the networks know, by motion and round, where the subject is in any frame."""
-        task, figures = self.studio.task(), {}
-        print("\nTokens of the subject that are the likeliest, given the true ones before them (percent)")
+        """Measure how many tokens of the subject the networks predict, by motion and round."""
+        task, figures = self.sampler.task(), {}
+        print("\nTokens of the subject that are predicted, given the true tokens before them (percent)")
         print(f"{'':24}{'clips':>6}{'keyframes':>11}{'5 -> 9':>9}{'9 -> 17':>9}{'17 -> 33':>9}")
         for motion, name in enumerate(MOTIONS):
-            rng = np.random.default_rng((self.args.seed, 23, motion))
-            clips = [_shown_clip(rng, motion) for _ in range(self.args.clips)]
+            rng = np.random.default_rng((self.options.seed, 23, motion))
+            clips = [_shown_clip(rng, motion) for _ in range(self.options.clips)]
             row = {"keyframes": 100 * task.teacher_forced_accuracy(clips, rng)}
             row |= {
                 f"round {number}": 100 * task.teacher_forced_interpolation_accuracy(clips, number, rng)
@@ -142,27 +150,30 @@ class Evaluation:
         return figures
 
     def durations(self) -> Figures:
-        """Clips that travel, at four, two and one seconds with the same seed: how far the subject goes."""
-        rng = np.random.default_rng((self.args.seed, 13))
-        base = [_travelling(rng, index) for index in range(max(2, self.args.clips // 2))]
+        """Measure how far subjects travel in four, two and one seconds with the same seed."""
+        rng = np.random.default_rng((self.options.seed, 13))
+        base = [_travelling(rng, index) for index in range(max(2, self.options.clips // 2))]
         prompts = [caption(rng, clip, partial=0.0) for clip in base]
-        meant, gone = [], []
+        durations, distances = [], []
         for duration in (4.0, 2.0, 1.0):
             cases = [_case(p, replace(clip, duration=duration), i) for i, (p, clip) in enumerate(zip(prompts, base))]
-            frames = self.studio.show(self.studio.keyframes(cases, self.options))
-            gone += [metrics.distance_travelled(case.clip, clip) for case, clip in zip(cases, frames, strict=True)]
-            meant += [duration] * len(cases)
-        correlation = float(np.corrcoef(meant, gone)[0, 1])
-        ways = {f"{d:g} s": float(np.median([g for m, g in zip(meant, gone) if m == d])) for d in (4.0, 2.0, 1.0)}
-        print(f"\nDuration against way gone, {len(gone)} clips: correlation {correlation:.2f}; median cells {ways}")
-        return {"clips": len(gone), "correlation": correlation, "median_cells": ways}
+            frames = self.sampler.show(self.sampler.keyframes(cases, self.sampling))
+            distances += [metrics.distance_travelled(case.clip, clip) for case, clip in zip(cases, frames, strict=True)]
+            durations += [duration] * len(cases)
+        correlation = float(np.corrcoef(durations, distances)[0, 1])
+        medians = {
+            f"{duration:g} s": float(np.median([g for d, g in zip(durations, distances) if d == duration]))
+            for duration in (4.0, 2.0, 1.0)
+        }
+        print(f"\nDuration and distance, {len(distances)} clips: correlation {correlation:.2f}; median cells {medians}")
+        return {"clips": len(distances), "correlation": correlation, "median_cells": medians}
 
     def codec(self) -> Figures:
-        """How well the codec reproduces frames of held-out pairs at both sizes."""
-        rng = np.random.default_rng((self.args.seed, 17))
+        """Measure the codec's PSNR on frames of held-out pairs at both sizes."""
+        rng = np.random.default_rng((self.options.seed, 17))
         figures: Figures = {}
-        print("\nCodec on frames of held-out pairs, at random moments")
-        for cell, count in ((COARSE, 2 * self.args.clips), (FINE, self.args.clips)):
+        print("\nCodec on frames of held-out pairs, at random times")
+        for cell, count in ((COARSE, 2 * self.options.clips), (FINE, self.options.clips)):
             frames = np.stack([_any_frame(rng, cell) for _ in range(count)])
             again = self._through_codec(frames)
             values = [metrics.psnr(one, other) for one, other in zip(again, frames, strict=True)]
@@ -171,52 +182,57 @@ class Evaluation:
         return figures
 
     def superres(self) -> Figures:
-        """Super-resolution of coded small frames against enlarging them by bicubic interpolation."""
-        rng = np.random.default_rng((self.args.seed, 19))
-        rows = [self._enlarge_one(rng) for _ in range(max(2, self.args.clips // 2))]
-        ways = ("super-resolution", "bicubic", "codec alone")
+        """Compare super-resolution of small frames with bicubic interpolation."""
+        rng = np.random.default_rng((self.options.seed, 19))
+        rows = [self._upscale_one(rng) for _ in range(max(2, self.options.clips // 2))]
+        methods = ("super-resolution", "bicubic", "codec alone")
         figures: Figures = {
             name: {
                 "psnr": float(np.mean([row[name][0] for row in rows])),
                 "sharpness": float(np.mean([row[name][1] for row in rows])),
             }
-            for name in ways
+            for name in methods
         }
-        print(f"\nSuper-resolution of {len(rows)} frames against the large drawing (sharpness: 1 is the drawing's own)")
-        for name in ways:
+        print(f"\nSuper-resolution of {len(rows)} frames (sharpness: 1 is that of the rendered frame)")
+        for name in methods:
             print(f"  {name:17} {figures[name]['psnr']:5.1f} dB  sharpness {figures[name]['sharpness']:.2f}")
         return {"frames": len(rows), **figures}
 
-    def _enlarge_one(self, rng: np.random.Generator) -> dict[str, tuple[float, float]]:
-        """PSNR and relative sharpness of one drawing's small frame, enlarged in each way."""
+    def _upscale_one(self, rng: np.random.Generator) -> dict[str, tuple[float, float]]:
+        """Return PSNR and relative sharpness of a small frame, upscaled by each method."""
         clip = _any_clip(rng)
         state = clip.state(float(rng.integers(0, 33)) / 32 * clip.duration)
         small, large = (render_state(clip.subject, clip.scene, clip.variant, state, cell)[0] for cell in (COARSE, FINE))
-        tokens = self.studio.codec.encode(small[None])
-        shown = self.studio.show(tokens)[0]
-        drawn = self.studio.upscale(caption(rng, clip, partial=0.0), tokens, self.options, int(rng.integers(2**32)))[0]
+        tokens = self.sampler.codec.encode(small[None])
+        decoded = self.sampler.show(tokens)[0]
+        upscaled = self.sampler.upscale(
+            caption(rng, clip, partial=0.0), tokens, self.sampling, int(rng.integers(2**32))
+        )[0]
         size = (large.shape[1], large.shape[0])
-        bicubic = np.asarray(Image.fromarray(shown).resize(size, Image.Resampling.BICUBIC))
+        bicubic = np.asarray(Image.fromarray(decoded).resize(size, Image.Resampling.BICUBIC))
         own = metrics.sharpness(large)
-        pictures = {"super-resolution": drawn, "bicubic": bicubic, "codec alone": self._through_codec(large[None])[0]}
-        return {n: (metrics.psnr(p, large), metrics.sharpness(p) / own) for n, p in pictures.items()}
+        coded = self._through_codec(large[None])[0]
+        images = {"super-resolution": upscaled, "bicubic": bicubic, "codec alone": coded}
+        return {n: (metrics.psnr(p, large), metrics.sharpness(p) / own) for n, p in images.items()}
 
-    def _through_codec(self, frames: Pixels) -> Pixels:
-        """Frames [F, H, W, 3] -> tokens -> frames."""
-        codec = self.studio.codec
+    def _through_codec(self, frames: Frames) -> Frames:
+        """Encode and decode frames [F, H, W, 3]."""
+        codec = self.sampler.codec
         return codec.decode(codec.encode(frames), (frames.shape[1] // 8, frames.shape[2] // 8))
 
 
-PARTS: dict[str, Callable[[Evaluation], Figures]] = {
+EVALUATION_PARTS: dict[str, Callable[[Evaluation], Figures]] = {
     "judge": Evaluation.judge,
     "codec": Evaluation.codec,
     "keyframes": Evaluation.keyframes,
     "guidance": Evaluation.guidance,
-    "films": Evaluation.videos,
+    "videos": Evaluation.videos,
     "tokens": Evaluation.tokens,
     "durations": Evaluation.durations,
     "superres": Evaluation.superres,
 }
+OLD_PART_NAMES: Final = {"films": "videos"}
+"""Names of parts in version 0.1 -> names of parts. figures.json has both."""
 
 
 def _any_clip(rng: np.random.Generator) -> Clip:
@@ -225,14 +241,14 @@ def _any_clip(rng: np.random.Generator) -> Clip:
     return held_out_clip(rng, sample_held_out(), float(rng.choice((4.0, 2.0))))
 
 
-def _any_frame(rng: np.random.Generator, cell: int) -> Pixels:
+def _any_frame(rng: np.random.Generator, cell: int) -> Frames:
     clip = _any_clip(rng)
     state = clip.state(float(rng.integers(0, 33)) / 32 * clip.duration)
     return render_state(clip.subject, clip.scene, clip.variant, state, cell)[0]
 
 
 def _shown_clip(rng: np.random.Generator, motion: int) -> Clip:
-    """A clip of four seconds with this motion, as training shows it."""
+    """Sample a clip of four seconds with this motion, without held-out pairs."""
     held_out = sample_held_out()
     while True:
         clip = place_clip(rng, int(rng.integers(len(SUBJECTS))), int(rng.integers(len(SCENES))), motion, 4.0)
@@ -252,38 +268,59 @@ def _case(prompt: str, clip: Clip, seed: int) -> EvaluationCase:
 
 
 def summarise(verdicts: Sequence[KeyframeVerdict]) -> dict[str, float]:
-    """Shares of clips that are right, in percent."""
+    """Return the percentages of clips with the correct subject, scene, motion and poses."""
     names = ("subject", "scene", "motion", "exact")
     return {name: 100 * float(np.mean([getattr(v, name) for v in verdicts])) for name in names}
 
 
-def _summarise_films(verdicts: Sequence[VideoVerdict]) -> dict[str, float]:
-    return {
-        "steady": 100 * float(np.mean([v.subject_consistent for v in verdicts])),
-        "steady_frames": 100 * float(np.mean([v.consistent_fraction for v in verdicts])),
-        "beats_fade": 100 * float(np.mean([v.better_than_crossfade for v in verdicts])),
-        "beats_fade_coded": 100 * float(np.mean([v.better_than_crossfade_decoded for v in verdicts])),
-    }
+_OLD_KEYS: Final = {
+    "subject_consistent": "steady",
+    "consistent_fraction": "steady_frames",
+    "better_than_crossfade": "beats_fade",
+    "better_than_crossfade_decoded": "beats_fade_coded",
+}
+"""Fields of `VideoVerdict` -> keys of figures.json in version 0.1, which are still written."""
 
 
-def write_grid(frames: Pixels, path: Path, zoom: int = 2) -> None:
-    """Keyframes [cases, 5, H, W, 3] as a PNG, one clip a row, two columns of clips."""
+def _summarise_videos(verdicts: Sequence[VideoVerdict]) -> dict[str, float]:
+    """Return the mean of each field in percent, under its name and its old key."""
+    means = {name: 100 * float(np.mean([getattr(v, name) for v in verdicts])) for name in _OLD_KEYS}
+    return means | {old: means[name] for name, old in _OLD_KEYS.items()}
+
+
+def write_grid(frames: Frames, path: Path, zoom: int = 2) -> None:
+    """Write keyframes [cases, 5, H, W, 3] as a PNG: a clip a row, two columns of clips, `zoom` times as large."""
     rows = [np.concatenate(list(clip), axis=1) for clip in frames]
     half = (len(rows) + 1) // 2
     columns = [np.concatenate(part, axis=0) for part in (rows[:half], rows[half:]) if part]
     height = columns[0].shape[0]
     columns = [np.pad(c, ((0, height - c.shape[0]), (0, 8), (0, 0)), constant_values=255) for c in columns]
-    picture = Image.fromarray(np.concatenate(columns, axis=1))
+    image = Image.fromarray(np.concatenate(columns, axis=1))
     path.parent.mkdir(parents=True, exist_ok=True)
-    picture.resize((picture.width * zoom, picture.height * zoom), Image.Resampling.NEAREST).save(path)
+    image.resize((image.width * zoom, image.height * zoom), Image.Resampling.NEAREST).save(path)
+
+
+def _print_videos(figures: Figures) -> None:
+    moved, by_motion = figures["change place"], figures["by motion"]
+    print(f"\nAll 33 frames of {figures['clips']} clips")
+    print(f"  correct subject in every frame  {figures['subject_consistent']:5.1f} % of clips")
+    parts = [f"{name} {row['subject_consistent']:.0f} % of {row['clips']}" for name, row in by_motion.items()]
+    print("   ", ", ".join(parts))
+    print(f"  correct subject                 {figures['consistent_fraction']:5.1f} % of frames")
+    print("  in-betweens closer to the true frame than a cross-fade of the keyframes is:")
+    print(f"    rendered                      {figures['better_than_crossfade']:5.1f} % of clips")
+    print(f"    after the codec               {figures['better_than_crossfade_decoded']:5.1f} % of clips")
+    if moved["clips"]:
+        print(f"    rendered, if it changes place {moved['better_than_crossfade']:5.1f} % of {moved['clips']} clips")
+        print(f"    by the place of the subject   {moved['nearer']:5.1f} % of these")
 
 
 def _print_table(groups: Figures) -> None:
     print(f"{'':24}{'clips':>6}{'subject':>9}{'scene':>9}{'motion':>9}{'exact':>9}")
     for name, row in groups.items():
-        wide = 24 - sum(ord(letter) > 0x2E80 for letter in name)  # Chinese letters take two columns
+        width = 24 - sum(ord(letter) > 0x2E80 for letter in name)  # Chinese characters take two columns
         print(
-            f"{name:{wide}}{row['clips']:6}"
+            f"{name:{width}}{row['clips']:6}"
             + "".join(f"{row[k]:9.1f}" for k in ("subject", "scene", "motion", "exact"))
         )
 

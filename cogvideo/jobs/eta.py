@@ -1,6 +1,6 @@
-"""How fast tokens come, per stage, and what that says about the time left. No torch.
+"""Throughput per stage and the time left that follows from it.
 
-The tokens of a video follow from the geometry alone, so the only thing to measure is tokens a second.
+The number of tokens of a video follows from its geometry, so tokens per second are all that needs to be measured.
 """
 
 from __future__ import annotations
@@ -12,38 +12,41 @@ from cogvideo.errors import CapacityError
 from cogvideo.jobs.store import Store
 from cogvideo.request import VideoRequest, tokens_per_stage
 
-MEANINGFUL = 16
-"""Tokens of a stage after which its measured speed counts."""
+MIN_TOKENS = 16
+"""Tokens of a stage before its measured throughput is used."""
 
 
 class ThroughputEstimator:
-    """Speeds of one run on top of the speeds known from earlier runs (tokens a second per stage)."""
+    """Tokens per second and stage: measurements of this run, or else of earlier runs (`known`)."""
 
     def __init__(self, known: dict[str, float]) -> None:
-        self.known = dict(known)
+        self._known = dict(known)
         self._stage: str | None = None
         self._last = (0, 0.0)  # tokens done, at which second
-        self._drawn: dict[str, int] = {}
-        self._spent: dict[str, float] = {}
+        self._tokens: dict[str, int] = {}
+        self._seconds: dict[str, float] = {}
 
     def advance(self, stage: str, done: int, now: float) -> None:
-        """`done` tokens of the whole video are drawn at second `now` (any clock that only moves forward)."""
+        """Add a measurement: `done` tokens of the whole video exist at second `now` of a monotonic clock."""
         if stage == self._stage:
-            self._drawn[stage] = self._drawn.get(stage, 0) + done - self._last[0]
-            self._spent[stage] = self._spent.get(stage, 0.0) + now - self._last[1]
+            self._tokens[stage] = self._tokens.get(stage, 0) + done - self._last[0]
+            self._seconds[stage] = self._seconds.get(stage, 0.0) + now - self._last[1]
         self._stage, self._last = stage, (done, now)
 
     def speeds(self) -> dict[str, float]:
-        """Tokens a second of every stage that is known, this run's own measurements first."""
+        """Return tokens per second of all measured stages."""
         measured = {
-            stage: drawn / self._spent[stage]
-            for stage, drawn in self._drawn.items()
-            if drawn >= MEANINGFUL and self._spent[stage] > 0
+            stage: tokens / self._seconds[stage]
+            for stage, tokens in self._tokens.items()
+            if tokens >= MIN_TOKENS and self._seconds[stage] > 0
         }
-        return {**self.known, **measured}
+        return {**self._known, **measured}
 
     def seconds_left(self, plan: dict[str, int], done: int) -> float | None:
-        """Seconds until all tokens of `plan` are drawn; None while a stage to come has never been measured."""
+        """Return the seconds until all tokens of `plan` (tokens per stage) exist.
+
+        Returns None if a remaining stage was never measured.
+        """
         speeds = self.speeds()
         seconds = 0.0
         for stage, tokens in plan.items():
@@ -56,27 +59,31 @@ class ThroughputEstimator:
 
 
 class ThroughputStore:
-    """Tokens a second per stage, in the store's settings."""
+    """Measured throughput in the settings of the job database, by model and `Pipeline.profile_key`."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
 
-    def pace(self, model: str, how: str) -> ThroughputEstimator:
-        """What is known of a model that computes in one way (`Pipeline.how`)."""
-        prefix = f"speed:{model}:{how}:"
-        kept = self._store.settings(prefix)
-        return ThroughputEstimator({name.removeprefix(prefix): float(value) for name, value in kept.items()})
+    def estimator(self, model: str, profile_key: str) -> ThroughputEstimator:
+        """Return an estimator with the measurements of earlier runs."""
+        prefix = f"speed:{model}:{profile_key}:"
+        stored = self._store.settings(prefix)
+        return ThroughputEstimator({name.removeprefix(prefix): float(value) for name, value in stored.items()})
 
-    def keep(self, model: str, how: str, pace: ThroughputEstimator) -> None:
-        """What a run has measured. A full disk takes nothing: it is measured again next time."""
+    def save(self, model: str, profile_key: str, estimator: ThroughputEstimator) -> None:
+        """Store the measurements of a run. On a full disk they are dropped."""
         with suppress(CapacityError):
-            self._store.keep(f"how:{model}", how)
-            for stage, speed in pace.speeds().items():
-                self._store.keep(f"speed:{model}:{how}:{stage}", repr(speed))
+            self._store.set_setting(f"how:{model}", profile_key)
+            for stage, speed in estimator.speeds().items():
+                self._store.set_setting(f"speed:{model}:{profile_key}:{stage}", repr(speed))
 
     def estimate(self, preset: Preset, request: VideoRequest, memory: str | None) -> float | None:
-        """Seconds that `request` would take, as far as speeds were measured. `memory`: as in `Jobs.submit`."""
-        how = self._store.settings("how:").get(f"how:{preset.name}", "")
+        """Return the seconds that `request` would take under a memory preset (None: the last one used).
+
+        Returns None if a stage was never measured.
+        """
+        profile_key = self._store.settings("how:").get(f"how:{preset.name}", "")
         if memory is not None:
-            how = f"{how.partition('-')[0]}-{memory}"  # the same device, held in another way
-        return self.pace(preset.name, how).seconds_left(tokens_per_stage(preset.model, request), 0)
+            profile_key = f"{profile_key.partition('-')[0]}-{memory}"  # same device, other preset
+        estimator = self.estimator(preset.name, profile_key)
+        return estimator.seconds_left(tokens_per_stage(preset.model, request), 0)

@@ -1,10 +1,10 @@
-"""What can be made of a job that has ended: its request and the tokens it kept -> the next request."""
+"""Follow-up jobs: the request and the stored tokens of a finished job become the next request."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Final
+from enum import StrEnum
 
 from cogvideo.config import FRAME_COUNTS, MAX_SEED
 from cogvideo.errors import RequestError
@@ -13,83 +13,113 @@ from cogvideo.jobs.state import JobState
 from cogvideo.request import VideoRequest, new_seed
 from cogvideo.token_frames import TokenFrames
 
-CHANGES: Final = ("again", "next", "finer", "resume", "between", "enlarge")
+
+class FollowUp(StrEnum):
+    """What to do with a finished job. The values are the names used by the page and the API."""
+
+    ADD_FRAMES = "finer"
+    RESAMPLE_INTERPOLATION = "between"
+    UPSCALE = "enlarge"
+    RESUME = "resume"
+    NEXT_SEED = "next"
+    REPEAT = "again"
+    FINISH_DRAFTS = "finish"
+    SMALLER_MEMORY = "smaller"
+
+    @classmethod
+    def parse(cls, name: str) -> FollowUp:
+        """Return the follow-up of that name. Raises RequestError."""
+        try:
+            return cls(name)
+        except ValueError:
+            raise RequestError(
+                f"change 的值 {name} 无效。可用的值：{'、'.join(cls)}。",
+                f"The value {name} of change is not valid. Allowed: {', '.join(cls)}.",
+            ) from None
 
 
-def follow_up(jobs: JobService, job: str, change: str, key: str, drafts: Sequence[int] = ()) -> list[JobState]:
-    """Queues what follows from a job that has ended: one of `CHANGES`, "finish" or "smaller". Raises CogVideoError.
+def submit_follow_up(
+    jobs: JobService, job: str, action: FollowUp, key: str, drafts: Sequence[int] = ()
+) -> list[JobState]:
+    """Queue the follow-up of a finished job. Raises CogVideoError.
 
-    "finish" completes the chosen `drafts`; "smaller" is the same under the memory preset that the failed job named.
+    `drafts`: numbers (from 0) of the drafts to finish. SMALLER_MEMORY repeats a failed job under the memory preset
+    that its error named.
     """
-    view = jobs.state(job)
-    if view.active:
+    state = jobs.state(job)
+    if state.active:
         raise RequestError(
-            "这段视频还没有画完：请等它完成，或先停止它。", "This video is still being made: wait for it, or stop it."
+            "这段视频尚未完成。请等待它完成，或先停止它。",
+            "This video is not finished. Wait for it, or stop it first.",
         )
-    memory = view.memory
-    if change == "finish":
-        requests = finished(view.request, {draft: jobs.tokens(job, draft) for draft in drafts})
-    elif change == "smaller":
-        requests, memory = [view.request], view.smaller
+    memory = state.memory
+    if action == FollowUp.FINISH_DRAFTS:
+        requests = draft_requests(state.request, {draft: jobs.tokens(job, draft) for draft in drafts})
+    elif action == FollowUp.SMALLER_MEMORY:
+        requests, memory = [state.request], state.next_preset
     else:
-        requests = [changed(view.request, change, jobs.tokens(job))]
-    return jobs.submit_all(requests, key, view.comment, view.model, memory)
+        requests = [follow_up_request(state.request, action, jobs.tokens(job))]
+    return jobs.submit_all(requests, key, state.embed_settings, state.model, memory)
 
 
-def changed(request: VideoRequest, change: str, drawn: TokenFrames | None = None) -> VideoRequest:
-    """The request with one thing changed, one of `CHANGES`. `drawn`: what the job has drawn; without, all is drawn.
+def follow_up_request(request: VideoRequest, action: FollowUp, tokens: TokenFrames | None = None) -> VideoRequest:
+    """Return the request with one change. `tokens`: stored tokens of the job, which are not generated again.
 
-    Raises RequestError where nothing follows from that change.
+    FINISH_DRAFTS and SMALLER_MEMORY return the request unchanged: they need more than a request.
     """
-    if change == "again":
-        return request
-    if change == "next":
-        return replace(request, seed=(request.seed + 1) % (MAX_SEED + 1), interpolation_seed=None, initial_tokens=None)
-    if change == "finer":
-        frames = FRAME_COUNTS[min(request.rounds + 1, len(FRAME_COUNTS) - 1)]
-        return replace(request, num_frames=frames, initial_tokens=_fitting(drawn, frames))
-    if change == "resume":
-        return replace(request, initial_tokens=_fitting(drawn, request.num_frames))
-    if change == "between":
-        return replace(request, interpolation_seed=new_seed(), initial_tokens=keyframes(drawn))
-    if change == "enlarge":
-        return replace(request, superres=True, initial_tokens=_fitting(drawn, request.num_frames))
-    raise RequestError(
-        f"没有名为 {change} 的操作：可用的有 {'、'.join(CHANGES)}。",
-        f"There is no change {change}: there are {', '.join(CHANGES)}.",
-    )
+    match action:
+        case FollowUp.NEXT_SEED:
+            seed = (request.seed + 1) % (MAX_SEED + 1)
+            return replace(request, seed=seed, interpolation_seed=None, initial_tokens=None)
+        case FollowUp.ADD_FRAMES:
+            count = FRAME_COUNTS[min(request.rounds + 1, len(FRAME_COUNTS) - 1)]
+            return replace(request, num_frames=count, initial_tokens=_usable_tokens(tokens, count))
+        case FollowUp.RESUME:
+            return replace(request, initial_tokens=_usable_tokens(tokens, request.num_frames))
+        case FollowUp.RESAMPLE_INTERPOLATION:
+            return replace(request, interpolation_seed=new_seed(), initial_tokens=keyframe_tokens(tokens))
+        case FollowUp.UPSCALE:
+            return replace(request, superres=True, initial_tokens=_usable_tokens(tokens, request.num_frames))
+    return request
 
 
-def finished(request: VideoRequest, chosen: Mapping[int, TokenFrames | None]) -> list[VideoRequest]:
-    """The videos of the chosen drafts, each with its own seed. Raises RequestError where none was chosen."""
+def draft_requests(request: VideoRequest, chosen: Mapping[int, TokenFrames | None]) -> list[VideoRequest]:
+    """Return one request per chosen draft, each with its own seed. Raises RequestError if none is chosen."""
     if not chosen or not all(0 <= draft < request.num_drafts for draft in chosen):
         raise RequestError(
-            "还没有选中草稿：请先勾选一条或几条。", "No draft is chosen: tick one or several of them first."
+            f"没有选择有效的草稿。请选择 1 到 {request.num_drafts} 中的一个或多个。",
+            f"No valid draft is chosen. Choose one or more drafts from 1 to {request.num_drafts}.",
         )
     return [
-        replace(request, num_drafts=1, seed=request.seeds[draft], initial_tokens=_fitting(drawn, request.num_frames))
-        for draft, drawn in chosen.items()
+        replace(
+            request,
+            num_drafts=1,
+            seed=request.seeds[draft],
+            initial_tokens=_usable_tokens(tokens, request.num_frames),
+        )
+        for draft, tokens in chosen.items()
     ]
 
 
-def keyframes(drawn: TokenFrames | None) -> TokenFrames | None:
-    """The five keyframes among all frames of a clip."""
-    if drawn is None or drawn.num_frames not in FRAME_COUNTS:
+def keyframe_tokens(tokens: TokenFrames | None) -> TokenFrames | None:
+    """Return the five keyframes among all frames of a video. Returns None if they are not complete."""
+    if tokens is None or tokens.num_frames not in FRAME_COUNTS:
         return None
-    return TokenFrames.of(drawn.rows()[:: (drawn.num_frames - 1) // (FRAME_COUNTS[0] - 1)])
+    return TokenFrames.of(tokens.rows()[:: (tokens.num_frames - 1) // (FRAME_COUNTS[0] - 1)])
 
 
-def _fitting(drawn: TokenFrames | None, frames: int) -> TokenFrames | None:
-    return drawn if drawn is not None and drawn.num_frames in FRAME_COUNTS and drawn.num_frames <= frames else None
-
-
-def kept_tokens(jobs: JobService, job: str) -> TokenFrames:
-    """What a job has drawn. Raises RequestError where it is gone or kept nothing."""
+def stored_tokens(jobs: JobService, job: str) -> TokenFrames:
+    """Return the tokens of a job. Raises RequestError if the job or its tokens do not exist."""
     jobs.state(job)
     tokens = jobs.tokens(job)
     if tokens is None:
         raise RequestError(
-            "这段视频没有留下可以接着画的内容：请用同样的设置再生成一次。",
-            "This video has kept nothing to go on from: make it again with the same settings.",
+            "此视频没有保存中间结果，无法继续。请用相同设置重新生成。",
+            "This video has no stored tokens to continue from. Generate it again with the same settings.",
         )
     return tokens
+
+
+def _usable_tokens(tokens: TokenFrames | None, num_frames: int) -> TokenFrames | None:
+    usable = tokens is not None and tokens.num_frames in FRAME_COUNTS and tokens.num_frames <= num_frames
+    return tokens if usable else None

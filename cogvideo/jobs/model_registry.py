@@ -1,6 +1,6 @@
-"""The models of one server: each pipeline made once, by whoever needs it first; one at a time has its weights.
+"""The models of one server: each pipeline is created once, on first use; only one has its weights loaded.
 
-In: offers. Out: pipelines. Any thread may ask for one; `ready` and `let_go` are for the worker alone.
+Thread-safe, except `activate`, `mark_loaded` and `unload_others`, which only the worker calls.
 """
 
 from __future__ import annotations
@@ -8,13 +8,14 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from cogvideo.config import PRESETS, Preset
 from cogvideo.errors import BilingualText, CogVideoError, RequestError
 from cogvideo.events import Event, Frames
 from cogvideo.request import VideoRequest
+from cogvideo.runtime.memory_presets import PlacementOptions
 from cogvideo.token_frames import TokenFrames
 from cogvideo.weights.catalog import LICENCE, WeightPaths
 
@@ -23,45 +24,48 @@ if TYPE_CHECKING:
 
 LOG = logging.getLogger(__name__)
 
-Which = tuple[str, str | None]
-"""A model and the memory preset that somebody asked for, None: what fits."""
+ModelKey = tuple[str, str | None]
+"""Name of a model and the requested memory preset; None: the one that fits."""
 
 
 class ModelRegistry:
-    """`offers`: what may be asked for, the server's own model first."""
+    """All pipelines of a server. `entries`: the available models, the default one first."""
 
-    def __init__(self, offers: Sequence[ModelEntry]) -> None:
-        self.offers: dict[str, ModelEntry] = {offer.name: offer for offer in offers}
-        self.own = offers[0].name
-        self._made: dict[Which, Pipeline] = {}
-        self._loaded: set[Which] = set()  # which of them may have read weights
-        self._making = threading.Lock()
+    def __init__(self, entries: Sequence[ModelEntry]) -> None:
+        self.entries: dict[str, ModelEntry] = {entry.name: entry for entry in entries}
+        self.default = entries[0].name
+        self._pipelines: dict[ModelKey, Pipeline] = {}
+        self._loaded: set[ModelKey] = set()  # pipelines that may have loaded weights
+        self._creating = threading.Lock()
 
-    def offer(self, model: str) -> ModelEntry:
-        """The model of that name. Raises RequestError where this server does not know it."""
-        if model not in self.offers:
+    def entry(self, model: str) -> ModelEntry:
+        """Return the model of that name. Raises RequestError if this server has none."""
+        if model not in self.entries:
             raise RequestError(
-                f"这台服务器没有名为 {model} 的模型：可用的有 {'、'.join(self.offers)}。",
-                f"This server has no model called {model}: there are {', '.join(self.offers)}.",
+                f"这台服务器没有名为 {model} 的模型。可用的模型：{'、'.join(self.entries)}。",
+                f"This server has no model called {model}. Available: {', '.join(self.entries)}.",
             )
-        return self.offers[model]
+        return self.entries[model]
 
     def preset(self, model: str) -> Preset:
-        """The sizes of the model of that name; of the server's own where it does not know that one any more."""
-        return self.offers.get(model, self.offers[self.own]).preset
+        """Return the preset of a model, or of the default model if this server no longer has it."""
+        return self.entries.get(model, self.entries[self.default]).preset
 
     def pipeline(self, model: str, memory: str | None = None) -> Pipeline:
-        """The pipeline of a model; it may have read nothing yet. Raises CogVideoError where it cannot be made."""
-        with self._making:
-            if (model, memory) not in self._made:
-                offer = self.offer(model)
-                if missing := offer.missing():
-                    raise RequestError(*missing)
-                self._made[model, memory] = offer.make(memory)
-            return self._made[model, memory]
+        """Return the pipeline of a model, possibly without weights.
 
-    def held(self, model: str) -> tuple[str, str] | None:
-        """The kind of device and the memory preset that fit the model; None where it cannot be made here."""
+        Raises CogVideoError if it cannot be created, for example because files are missing.
+        """
+        with self._creating:
+            if (model, memory) not in self._pipelines:
+                entry = self.entry(model)
+                if reason := entry.unavailable_reason():
+                    raise RequestError(*reason)
+                self._pipelines[model, memory] = entry.make(memory)
+            return self._pipelines[model, memory]
+
+    def memory_summary(self, model: str) -> tuple[str, str] | None:
+        """Return device type and fitting memory preset of a model. Returns None if it cannot be created."""
         try:
             pipeline = self.pipeline(model)
         except CogVideoError as error:
@@ -70,122 +74,118 @@ class ModelRegistry:
         return pipeline.device_type, pipeline.memory
 
     def activate(self, model: str, memory: str | None) -> Pipeline:
-        """The pipeline that may have its weights now; any other lets go of them."""
+        """Return the pipeline that may load its weights, after unloading all others."""
         pipeline = self.pipeline(model, memory)
         self.unload_others((model, memory))
         self._loaded.add((model, memory))
         return pipeline
 
-    def used(self, model: str) -> None:
-        """The model, as the server holds it by itself, may have read some of its files."""
+    def mark_loaded(self, model: str) -> None:
+        """Note that the model, without a requested memory preset, may have loaded weights."""
         self._loaded.add((model, None))
 
-    def unload_others(self, following: Which | None) -> None:
-        """Frees the memory of all models but the `following` one."""
-        for which in self._loaded - {following}:
-            self._made[which].unload()
-            self._loaded.discard(which)
+    def unload_others(self, active: ModelKey | None) -> None:
+        """Unload all models except the `active` one."""
+        for key in self._loaded - {active}:
+            self._pipelines[key].unload()
+            self._loaded.discard(key)
 
 
 class Pipeline(Protocol):
-    """What jobs need of a pipeline (`cogvideo.pipeline.CogVideoPipeline`)."""
+    """The interface of `cogvideo.pipeline.CogVideoPipeline` that jobs use."""
 
     def check_inputs(self, request: VideoRequest) -> CheckedPrompt:
-        """What the model reads, and notes about it. Raises RequestError."""
+        """Return the normalised prompt and notes about it. Raises RequestError."""
         ...
 
     def tokenize_prompt(self, request: VideoRequest) -> TokenizedPrompt:
-        """The prompt as the model reads it. Raises RequestError."""
+        """Return the tokenized prompt. Raises RequestError."""
         ...
 
     def load(self) -> None:
-        """Reads the weights now instead of at the first token. Raises WeightsError, CapacityError."""
+        """Load the weights now instead of at the first token. Raises WeightsError, CapacityError."""
         ...
 
     def unload(self) -> None:
-        """Lets go of the weights; they are read again when they are needed."""
+        """Release the weights; they are loaded again on next use."""
         ...
 
     def stream(self, request: VideoRequest, stop: Callable[[], bool] | None = None) -> Generator[Event, None, None]:
-        """Yields events; asks `stop` once per token and raises Cancelled once it says True."""
+        """Yield events. Calls `stop` once per token and raises Cancelled once it returns True."""
         ...
 
     def encode(self, picture: Frames) -> TokenFrames:
-        """A picture uint8 [H, W, 3] of the preset's `frame_size` -> the tokens of a first frame."""
+        """Encode an image, uint8 [H, W, 3] of the preset's `frame_size`, to the tokens of a first frame."""
         ...
 
     def decode(self, tokens: TokenFrames) -> Frames:
-        """Tokens -> the pictures that the model sees in them, uint8 [F, H, W, 3]. Raises RequestError."""
+        """Decode tokens to frames, uint8 [F, H, W, 3]. Raises RequestError."""
         ...
 
     @property
     def device_type(self) -> str:
-        """Of device that it computes on: "cuda" or "cpu"."""
+        """Type of the device: "cuda" or "cpu"."""
         ...
 
     @property
     def memory(self) -> str:
-        """Name of the memory preset that it computes under."""
+        """Name of the memory preset in use."""
         ...
 
     @property
     def profile_key(self) -> str:
-        """Both of these in a word, "KIND-MEMORY": speeds are kept for each."""
+        """Device type and memory preset, joined by "-": the key under which throughput is stored."""
         ...
 
 
-Make = Callable[[str | None], Pipeline]
-"""The name of a memory preset, or None for what fits -> a pipeline that has read nothing yet."""
+PipelineFactory = Callable[[str | None], Pipeline]
+"""Memory preset, or None for the one that fits -> a pipeline without weights."""
 
 
 @dataclass(frozen=True)
 class ModelEntry:
-    """One model that a server has, or could have."""
+    """One model of a server, installed or not."""
 
     preset: Preset
-    make: Make
-    missing: Callable[[], BilingualText | None]
-    """What it takes to have it, None where nothing is missing."""
+    make: PipelineFactory
+    unavailable_reason: Callable[[], BilingualText | None]
+    """Returns how to install the model, or None if it is installed."""
 
     @property
     def name(self) -> str:
         return self.preset.name
 
 
-def available_models(
-    first: str, device: str | None = None, eight_bit: bool = False, offload: bool = False, memory: str | None = None
-) -> list[ModelEntry]:
-    """The presets, `first` in front; the rest as in `CogVideoPipeline.from_pretrained`. Raises RequestError."""
-    if first not in PRESETS:
-        names = ", ".join(PRESETS)
+def available_models(default: str, placement: PlacementOptions | None = None) -> list[ModelEntry]:
+    """Return all presets, `default` first. Raises RequestError if it is not a preset."""
+    if default not in PRESETS:
         raise RequestError(
-            f"没有名为 {first} 的模型：可用的有 {names}。", f"There is no model called {first}: there are {names}."
+            f"没有名为 {default} 的模型。可用的模型：{'、'.join(PRESETS)}。",
+            f"There is no model called {default}. Available: {', '.join(PRESETS)}.",
         )
-
-    def offer(name: str) -> ModelEntry:
-        def make(smaller: str | None) -> Pipeline:
-            from cogvideo.pipeline import CogVideoPipeline
-
-            wanted = smaller or memory
-            by_hand = smaller is None
-            return CogVideoPipeline.from_pretrained(
-                name, device, eight_bit=eight_bit and by_hand, offload=offload and by_hand, memory=wanted
-            )
-
-        return ModelEntry(PRESETS[name], make, missing_files if name == "cogvideo" else lambda: None)
-
-    return [offer(name) for name in sorted(PRESETS, key=lambda name: name != first)]
+    names = sorted(PRESETS, key=lambda name: name != default)
+    return [_entry(name, placement or PlacementOptions()) for name in names]
 
 
-def missing_files() -> BilingualText | None:
-    """What the published model takes, None where its files are complete."""
-    places = WeightPaths.usual()
-    if places.complete():
+def _entry(name: str, placement: PlacementOptions) -> ModelEntry:
+    def make(requested: str | None) -> Pipeline:
+        from cogvideo.pipeline import CogVideoPipeline
+
+        options = placement if requested is None else PlacementOptions(placement.device, requested)
+        return CogVideoPipeline.from_pretrained(name, **asdict(options))
+
+    return ModelEntry(PRESETS[name], make, missing_files_message if name == "cogvideo" else lambda: None)
+
+
+def missing_files_message() -> BilingualText | None:
+    """Return how to download the published model. Returns None if its files are complete."""
+    paths = WeightPaths.usual()
+    if paths.complete():
         return None
-    size = sum(file.size for file in places.missing())
+    size = sum(file.size for file in paths.missing())
     zh, en = LICENCE
     return (
-        f"这台机器上还没有它：约 {size / 1e9:.0f} GB，请运行 python -m cogvideo download cogvideo。{zh}",
-        f"It is not on this machine yet: about {size / 1e9:.0f} GB, fetched by python -m cogvideo download cogvideo. "
-        f"{en}",
+        f"尚未下载 cogvideo 模型，约 {size / 1e9:.0f} GB。请运行 python -m cogvideo download cogvideo。{zh}",
+        f"The cogvideo model is not downloaded yet (about {size / 1e9:.0f} GB). "
+        f"Run python -m cogvideo download cogvideo. {en}",
     )

@@ -1,7 +1,6 @@
-"""Jobs that run or wait: who is next, what people see of each, and when a server has enough. No torch.
+"""Jobs that run or wait: scheduling, current states, and limits of the server.
 
-In: views of new jobs, and what the worker says of the one that runs. Out: the next job, and views with their places.
-Any thread may call any method; what people see is on disk before.
+Thread-safe. A change is on disk before it is visible.
 """
 
 from __future__ import annotations
@@ -11,191 +10,206 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any
 
 from cogvideo.errors import CapacityError, RequestError
-from cogvideo.jobs.repository import JobRepository, stored
+from cogvideo.jobs.log_entries import FinalEntry, LogEntry, Stopped
+from cogvideo.jobs.records import JobSettings, Record
+from cogvideo.jobs.repository import JobRepository
 from cogvideo.jobs.scheduling import check_capacity, fair_order
 from cogvideo.jobs.state import JobState, apply_log_entry
-from cogvideo.jobs.store import Record, Store
+from cogvideo.jobs.store import Store
 
 
 @dataclass(frozen=True)
 class Limits:
-    """How much a server takes on and keeps."""
+    """Capacity, retention and timeouts of a server."""
 
     waiting: int = 20
-    """Jobs that may wait, in all."""
+    """Maximum number of queued jobs."""
     per_owner: int = 3
-    """Jobs that one person may have running and waiting."""
+    """Maximum number of running and queued jobs per user."""
     keep_bytes: int = 2 * 2**30
-    """Bytes of finished clips; the oldest go first."""
+    """Maximum bytes of finished videos; the oldest are deleted first."""
     keep_seconds: float = 30 * 86400.0
-    """Age at which finished clips go."""
+    """Maximum age of finished videos."""
     abandoned_seconds: float | None = None
-    """A waiting job that nobody has looked at for so long is dropped; None: never."""
+    """Time without a viewer after which a queued job is removed; None: never."""
     idle_seconds: float | None = None
-    """A server without work for so long lets go of the weights; None: never."""
+    """Time without work after which the weights are unloaded; None: never."""
     call_timeout_seconds: float = 120.0
-    """How long a page waits for the worker to look at a picture."""
+    """Timeout of short calls to the worker, such as encoding an image."""
     preview_seconds: float = 0.2
-    """Least time between two pictures of a keyframe that is being painted."""
-    full_seconds: float = 5.0
-    """How long the worker waits before it writes again what a full disk did not take."""
+    """Minimum time between two previews of a keyframe in progress."""
+    disk_full_retry_seconds: float = 5.0
+    """Time between two attempts to write to a full disk."""
     worker_stop_seconds: float = 10.0
-    """How long `close` waits for the worker to notice."""
+    """Time that `close` waits for the worker to end."""
 
 
 class CancelFlags:
-    """What the worker asks between tokens: has anybody had enough?"""
+    """Cancellation flags of the running job, checked after every token."""
 
     def __init__(self) -> None:
         self.now = threading.Event()
-        self.after_level = threading.Event()
+        self.after_round = threading.Event()
 
 
 class JobQueue:
-    """All jobs that are not final; begins with those that waited when the server ended.
+    """All jobs that are not final, starting with those that were queued when the server last ended.
 
-    `changed`: notified when there may be something to do. Whoever holds it sees no change by others.
+    `changed` guards all fields and is notified when the worker may have something to do.
     """
 
-    def __init__(self, store: Store, archive: JobRepository, limits: Limits) -> None:
-        self._store, self._archive, self._limits = store, archive, limits
-        self.changed = threading.Condition()  # guards everything below
+    def __init__(self, store: Store, repository: JobRepository, limits: Limits) -> None:
+        self._store, self._repository, self._limits = store, repository, limits
+        self.changed = threading.Condition()
         self.closing = False
-        self._views: dict[str, JobState] = {}  # oldest first
+        self._states: dict[str, JobState] = {}  # oldest first
         self._owners: dict[str, str] = {}
-        self._served: dict[str, int] = {}  # owner -> number of the turn last given
-        self._seen: dict[str, float] = {}  # job -> when somebody last looked, monotonic
-        self._stops: dict[str, CancelFlags] = {}
+        self._served: dict[str, int] = {}  # owner -> number of the last turn
+        self._last_viewed: dict[str, float] = {}  # job -> monotonic seconds
+        self._cancel_flags: dict[str, CancelFlags] = {}
         self._turns = 0
-        self._places: dict[str, int] | None = None  # waiting job -> jobs before it; None: to be counted anew
-        for record in archive.recover():
-            self._enter(archive.state(record), record.owner)
-        self._tidy()
+        self._positions: dict[str, int] | None = None  # queued job -> jobs ahead of it; None: to be recomputed
+        for record in repository.recover():
+            self._insert(repository.state(record), record.owner)
+        self._delete_expired()
 
     def __len__(self) -> int:
-        """Jobs running and waiting."""
+        """Return the number of running and queued jobs."""
         with self.changed:
-            return len(self._views)
+            return len(self._states)
 
-    # What people do.
+    # Called by clients.
 
-    def add(self, views: Sequence[JobState], owner: str) -> None:
-        """Takes all of `views` in, or none. Raises CapacityError."""
+    def add(self, states: Sequence[JobState], owner: str) -> None:
+        """Queue all of `states`, or none. Raises CapacityError."""
         with self.changed:
             self._drop_abandoned()
-            mine = sum(1 for job in self._views if self._owners[job] == owner)
-            check_capacity(len(views), mine, self._limits.per_owner, len(self._waiting()), self._limits.waiting)
-            self._store.add(*(Record(view.id, owner, stored(view), "queued", view.created, None, 0) for view in views))
-            for view in views:
-                self._enter(view, owner)
-            self._places = None
+            owned = sum(1 for job in self._states if self._owners[job] == owner)
+            check_capacity(len(states), owned, self._limits.per_owner, len(self._waiting()), self._limits.waiting)
+            self._store.add(
+                *(
+                    Record(state.id, owner, JobSettings.of(state).to_json(), "queued", state.created, None, 0)
+                    for state in states
+                )
+            )
+            for state in states:
+                self._insert(state, owner)
+            self._positions = None
             self.changed.notify_all()
 
-    def view(self, job: str) -> JobState | None:
-        """The job as it is now, None where it is final or not there. Whoever looks keeps it from being dropped."""
+    def state(self, job: str) -> JobState | None:
+        """Return the job's state. Returns None if it is final or unknown. Counts as a view of the job."""
         with self.changed:
-            view = self._views.get(job)
-            if view is not None:
-                self._seen[job] = time.monotonic()
-                return replace(view, place=self._place(job)) if view.status == "queued" else view
+            state = self._states.get(job)
+            if state is not None:
+                self._last_viewed[job] = time.monotonic()
+                return replace(state, queue_position=self._position(job)) if state.status == "queued" else state
             return None
 
-    def stop(self, job: str, after_level: bool) -> None:
-        """A waiting job ends at once; the one that runs is told."""
+    def stop(self, job: str, after_round: bool) -> None:
+        """End a queued job at once; set the cancellation flag of the running one."""
         with self.changed:
-            view = self._views.get(job)
-            if view is None:
+            state = self._states.get(job)
+            if state is None:
                 return
-            if view.status == "queued":
-                self.finish(job, "stopped", {})
+            if state.status == "queued":
+                self.finish(job, Stopped())
                 return
-            stop = self._stops[job]
-            (stop.after_level if after_level else stop.now).set()
-            self._views[job] = replace(view, stopping="level" if after_level else "now")
+            flags = self._cancel_flags[job]
+            (flags.after_round if after_round else flags.now).set()
+            self._states[job] = replace(state, stopping="level" if after_round else "now")
 
     def delete(self, job: str) -> None:
-        """Removes a job that is not running, with its files. Raises RequestError, CapacityError."""
+        """Remove a job with its files. Raises RequestError if it is running, CapacityError if the disk is full."""
         with self.changed:
-            view = self._views.get(job)
-            if view is not None and view.status == "running":
-                raise RequestError("这段视频正在生成：请先停止它。", "This video is being made: stop it first.")
-            self._forget(job)
+            state = self._states.get(job)
+            if state is not None and state.status == "running":
+                raise RequestError(
+                    "这段视频正在生成，无法删除。请先停止它。",
+                    "This video is still running and cannot be deleted. Stop it first.",
+                )
+            self._delete(job)
 
     def close(self) -> None:
-        """Tells the worker to end: waiting jobs stay for the next start."""
+        """Cancel the running job and end the worker. Queued jobs stay for the next start."""
         with self.changed:
             self.closing = True
-            for stop in self._stops.values():
-                stop.now.set()
+            for flags in self._cancel_flags.values():
+                flags.now.set()
             self.changed.notify_all()
 
     def wake(self) -> None:
-        """There may be something to do besides jobs."""
+        """Notify the worker of something to do besides jobs."""
         with self.changed:
             self.changed.notify_all()
 
-    # What the worker does.
+    # Called by the worker.
 
-    def begin(self) -> tuple[JobState, CancelFlags] | None:
-        """The next job, running from now on; None where nobody waits. Raises CapacityError where it cannot be noted."""
+    def start_next(self) -> tuple[JobState, CancelFlags] | None:
+        """Mark the next job as running. Returns None if the queue is empty.
+
+        Raises CapacityError if the database is not writable; then no job starts.
+        """
         with self.changed:
             self._drop_abandoned()
-            waiting = self._order()
-            if not waiting:
+            order = self._order()
+            if not order:
                 return None
-            job = waiting[0]
-            self._store.move(job, time.time(), "running", {})
+            job = order[0]
+            self._store.start(job, time.time())
             self._turns += 1
-            self._places = None
+            self._positions = None
             self._served[self._owners[job]] = self._turns
-            self._stops[job] = CancelFlags()
-            self._views[job] = replace(self._views[job], status="running", place=None, stage="load")
-            return self._views[job], self._stops[job]
+            self._cancel_flags[job] = CancelFlags()
+            self._states[job] = replace(self._states[job], status="running", queue_position=None, stage="load")
+            return self._states[job], self._cancel_flags[job]
 
-    def note(self, job: str, kind: str, data: dict[str, Any]) -> None:
-        """One more entry in the log of the job that runs. Raises CapacityError where the disk does not take it."""
-        self._store.append(job, time.time(), kind, data)
-        self.change(job, lambda view: apply_log_entry(view, kind, data))
+    def log(self, job: str, entry: LogEntry) -> None:
+        """Append an entry to the log of the running job. Raises CapacityError if the database is not writable."""
+        self._store.append(job, time.time(), entry)
+        self.update(job, lambda state: apply_log_entry(state, entry))
 
-    def change(self, job: str, change: Callable[[JobState], JobState]) -> None:
-        """What passes and is not kept."""
+    def update(self, job: str, change: Callable[[JobState], JobState]) -> None:
+        """Replace the state in memory only."""
         with self.changed:
-            self._views[job] = change(self._views[job])
+            self._states[job] = change(self._states[job])
 
-    def finish(self, job: str, status: str, data: dict[str, Any]) -> None:
-        """The job is final, if it was not. Raises CapacityError where that cannot be noted: then it is not."""
+    def finish(self, job: str, ending: FinalEntry) -> None:
+        """Make the job final; does nothing if it already is.
+
+        Raises CapacityError if the database is not writable; then the job is not final.
+        """
         with self.changed:
-            if job not in self._views:
+            if job not in self._states:
                 return
-            data = {**data, "done": self._views[job].done}
-            self._store.finish(job, time.time(), status, data, self._archive.artifacts(job).size())
-            self._drop(job)
-            if not self._views:
-                self._served.clear()  # with an empty queue all owners are equal again
-            with suppress(CapacityError):  # a full disk; the next job tries again
-                self._tidy()
+            ending = replace(ending, tokens_done=self._states[job].tokens_done)
+            self._store.finish(job, time.time(), ending, self._repository.artifacts(job).size())
+            self._remove(job)
+            if not self._states:
+                self._served.clear()  # once the queue is empty all owners are equal again
+            with suppress(CapacityError):  # a full disk; retried after the next job
+                self._delete_expired()
             self.changed.notify_all()
 
-    # All of these are called with `changed` held.
+    # Called with `changed` held.
 
-    def _enter(self, view: JobState, owner: str) -> None:
-        self._views[view.id], self._owners[view.id] = view, owner
-        self._seen[view.id] = time.monotonic()
+    def _insert(self, state: JobState, owner: str) -> None:
+        self._states[state.id], self._owners[state.id] = state, owner
+        self._last_viewed[state.id] = time.monotonic()
 
     def _waiting(self) -> list[str]:
-        return [job for job, view in self._views.items() if view.status == "queued"]
+        return [job for job, state in self._states.items() if state.status == "queued"]
 
     def _order(self) -> list[str]:
         return fair_order([(job, self._owners[job]) for job in self._waiting()], self._served, self._turns)
 
-    def _place(self, job: str) -> int:
-        if self._places is None:
-            running = sum(1 for view in self._views.values() if view.status == "running")
-            self._places = {job: running + index for index, job in enumerate(self._order())}
-        return self._places[job]
+    def _position(self, job: str) -> int:
+        if self._positions is None:
+            running = sum(1 for state in self._states.values() if state.status == "running")
+            self._positions = {job: running + index for index, job in enumerate(self._order())}
+        return self._positions[job]
 
     def _drop_abandoned(self) -> None:
         limit = self._limits.abandoned_seconds
@@ -203,19 +217,19 @@ class JobQueue:
             return
         now = time.monotonic()
         for job in self._waiting():
-            if now - self._seen[job] > limit:
-                error = ("很久没有人查看，已取消排队。", "Nobody looked at it for a while, so it left the queue.")
-                self.finish(job, "stopped", {"error": error})
+            if now - self._last_viewed[job] > limit:
+                reason = ("长时间无人查看，已取消排队。", "It left the queue because no page was showing it.")
+                self.finish(job, Stopped(reason=reason))
 
-    def _tidy(self) -> None:
-        for job in self._archive.outdated(self._limits.keep_bytes, self._limits.keep_seconds):
-            self._forget(job)
+    def _delete_expired(self) -> None:
+        for job in self._repository.expired(self._limits.keep_bytes, self._limits.keep_seconds):
+            self._delete(job)
 
-    def _forget(self, job: str) -> None:
-        self._archive.delete(job)
-        self._drop(job)
+    def _delete(self, job: str) -> None:
+        self._repository.delete(job)
+        self._remove(job)
 
-    def _drop(self, job: str) -> None:
-        for table in (self._views, self._owners, self._stops, self._seen):
+    def _remove(self, job: str) -> None:
+        for table in (self._states, self._owners, self._cancel_flags, self._last_viewed):
             table.pop(job, None)
-        self._places = None
+        self._positions = None

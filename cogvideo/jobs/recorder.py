@@ -1,4 +1,4 @@
-"""One run of the pipeline: its events become files, log entries and what people see. No torch."""
+"""Record one run of the pipeline: its events become files, log entries and progress updates."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
@@ -25,145 +24,156 @@ from cogvideo.events import (
 )
 from cogvideo.jobs.artifacts import JobArtifacts
 from cogvideo.jobs.eta import ThroughputEstimator
-from cogvideo.jobs.state import JobState
+from cogvideo.jobs.log_entries import KeyframeStored, LogEntry, RoundStored, VideoFiles
+from cogvideo.jobs.state import JobState, LoadingProgress, PreviewImages
 from cogvideo.media.images import side_by_side, thumbnail
+from cogvideo.media.metadata import Metadata
 from cogvideo.media.video import VideoWriter
 from cogvideo.request import VideoRequest
 
-Clip = dict[str, Any]
-"""A clip's files and number of frames, as the log keeps them (`Folder.clip`)."""
-
 
 class EventRecorder:
-    """What one run has made so far, and the files that show it.
+    """Writer of the files and log entries of one run. A context manager.
 
-    The clip of a level is encoded while the next level is drawn, that of enlarged frames while others are enlarged.
-    `tell` gets kind and data of each entry of the log, once its files are there: of levels from a thread of its own,
-    which ends with the block. `comment`: the settings for the clip that the run leaves behind, None for none.
+    The video of a round is encoded in a background thread while the next round is generated. Upscaled frames are
+    encoded as they arrive.
+
+    Args:
+        artifacts: the job's folder
+        request: the job's request
+        metadata: settings to embed in the last video of the run; None for none
+        log: receives each log entry, after the entry's files are written; called from both threads
     """
 
     def __init__(
         self,
-        folder: JobArtifacts,
+        artifacts: JobArtifacts,
         request: VideoRequest,
-        comment: dict[str, Any] | None,
-        tell: Callable[[str, dict[str, Any]], None],
+        metadata: Metadata | None,
+        log: Callable[[LogEntry], None],
     ) -> None:
-        self._folder, self._request, self._comment, self._tell = folder, request, comment, tell
-        self._keyframes: list[Frames] = []  # of drafts: the first of each, then the second of each
-        self._level: Frames | None = None
-        self._finished: Frames | None = None
-        self._clip: Future[Clip] | None = None  # of the last level
-        self._film: VideoWriter | None = None  # of enlarged frames
-        self._open = ExitStack()
-        self._encoder = self._open.enter_context(ThreadPoolExecutor(1, "cogvideo-clips"))
+        self._artifacts, self._request, self._metadata, self._log = artifacts, request, metadata, log
+        self._keyframes: list[Frames] = []  # with drafts: the first keyframe of each, then the second of each
+        self._round_frames: Frames | None = None
+        self._final_frames: Frames | None = None
+        self._round_video: Future[VideoFiles] | None = None  # of the last round
+        self._upscaled_video: VideoWriter | None = None
+        self._resources = ExitStack()
+        self._encoder = self._resources.enter_context(ThreadPoolExecutor(1, "cogvideo-clips"))
 
     def __enter__(self) -> EventRecorder:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._open.close()
+        self._resources.close()
 
-    def keep(self, event: Event) -> None:
-        """Writes what the event brought, and tells of it. Raises what the clip of a level met, too."""
-        if self._clip and self._clip.done():
-            self._clip.result()
+    def record(self, event: Event) -> None:
+        """Write the event's files and log entry. Also raises errors of the background encoder."""
+        if self._round_video and self._round_video.done():
+            self._round_video.result()
         if isinstance(event, KeyframeCompleted):
             self._keyframes.append(event.frame)
-            file = self._folder.keyframe(event.index, event.frame, event.draft)
-            self._tell("keyframe", {"index": event.index, "file": file})
+            file = self._artifacts.write_keyframe(event.index, event.frame, event.draft)
+            self._log(KeyframeStored(event.index, file))
         elif isinstance(event, RoundCompleted):
-            if self._clip:
-                self._clip.result()  # one at a time, and none whose error nobody hears
-            self._level = event.frames
+            if self._round_video:
+                self._round_video.result()  # one at a time, so that no error is lost
+            self._round_frames = event.frames
             if event.tokens is not None:
-                self._folder.keep_tokens(event.tokens)
-            self._clip = self._encoder.submit(self._write_level, event.round, event.frames)
+                self._artifacts.write_tokens(event.tokens)
+            self._round_video = self._encoder.submit(self._write_round, event.round, event.frames)
         elif isinstance(event, FrameUpscaled):
-            self._film = self._film or self._open.enter_context(
-                self._folder.film("final.mp4", event.total, *self._about)
+            self._upscaled_video = self._upscaled_video or self._resources.enter_context(
+                self._artifacts.open_video("final.mp4", event.total, self._request, self._metadata)
             )
-            self._film.add(event.frame[None])
+            self._upscaled_video.add(event.frame[None])
         elif isinstance(event, VideoCompleted):
-            self._finished = event.frames
+            self._final_frames = event.frames
 
-    def final(self) -> Clip:
-        """The finished clip."""
-        if self._finished is None or self._clip is None:
+    def final_video(self) -> VideoFiles:
+        """Complete the final video and return its files. Raises RuntimeError before `VideoCompleted`."""
+        if self._final_frames is None or self._round_video is None:
             raise RuntimeError("The pipeline ended without its last event")
-        self._folder.keep(self._finished)
-        clip = self._clip.result()
-        if self._film is None:  # nothing was enlarged: the last level is the clip
-            return clip
-        self._folder.finish(self._film)
-        return self._folder.pictures("final", self._finished)
+        self._artifacts.write_frames(self._final_frames)
+        files = self._round_video.result()
+        if self._upscaled_video is None:  # without super-resolution the last round is the final video
+            return files
+        self._artifacts.finish_video(self._upscaled_video)
+        return self._artifacts.write_previews("final", self._final_frames)
 
-    def kept(self) -> Clip:
-        """The clip of a run that ended early: its last level, or the keyframes so far, or nothing."""
-        if self._clip:
-            wait([self._clip])  # the log has it first
+    def partial_video(self) -> VideoFiles | None:
+        """Write the video of a run that ended early: its last round, or else its keyframes.
+
+        Returns None if there is no complete keyframe.
+        """
+        if self._round_video:
+            wait([self._round_video])  # its log entry comes first
         drafts = self._request.num_drafts
-        whole = self._keyframes[: len(self._keyframes) // drafts * drafts]
-        frames = self._level
-        if frames is None and whole:
-            frames = side_by_side([np.stack(whole[draft::drafts]) for draft in range(drafts)])
+        complete = self._keyframes[: len(self._keyframes) // drafts * drafts]
+        frames = self._round_frames
+        if frames is None and complete:
+            frames = side_by_side([np.stack(complete[draft::drafts]) for draft in range(drafts)])
         if frames is None:
-            return {}
-        self._folder.keep(frames)
-        return self._folder.clip("kept", frames, *self._about)
+            return None
+        self._artifacts.write_frames(frames)
+        return self._artifacts.write_video("kept", frames, self._request, self._metadata)
 
-    @property
-    def _about(self) -> tuple[VideoRequest, dict[str, Any] | None]:
-        return self._request, self._comment
-
-    def _write_level(self, level: int, frames: Frames) -> Clip:
+    def _write_round(self, number: int, frames: Frames) -> VideoFiles:
         request = self._request
-        if request.num_drafts > 1 or (level == request.rounds and not request.superres):  # nothing comes after it
-            clip = self._folder.clip("final", frames, *self._about)
+        if request.num_drafts > 1 or (number == request.rounds and not request.superres):  # the last video
+            files = self._artifacts.write_video("final", frames, request, self._metadata)
         else:
-            clip = self._folder.clip(f"level-{level}", frames, request, None)
-        self._tell("level", {"level": level, **clip})
-        return clip
+            files = self._artifacts.write_video(f"level-{number}", frames, request)
+        self._log(RoundStored(number, files))
+        return files
 
 
 class ProgressTracker:
-    """What people see of a run and nobody keeps: how far it is, how long it takes, the keyframe that is being painted.
+    """Transient job progress that is not stored: token counts, time left, keyframe preview.
 
-    `plan`: tokens per stage. `preview_seconds`: least time between two pictures of one keyframe.
+    Args:
+        plan: tokens per stage
+        estimator: measured throughput, updated by each `Progress`
+        drafts: number of videos generated side by side
+        preview_seconds: minimum time between two previews
     """
 
-    def __init__(self, plan: dict[str, int], pace: ThroughputEstimator, drafts: int, preview_seconds: float) -> None:
-        self._plan, self._pace, self._drafts = plan, pace, drafts
-        self._painted: list[str] = []
+    def __init__(
+        self, plan: dict[str, int], estimator: ThroughputEstimator, drafts: int, preview_seconds: float
+    ) -> None:
+        self._plan, self._estimator, self._drafts = plan, estimator, drafts
+        self._images: list[str] = []  # of one preview, draft by draft
         self._preview_seconds = preview_seconds
         self._last_preview = -preview_seconds
 
-    def show(self, view: JobState, event: Event) -> JobState:
-        """The view after an event."""
+    def update(self, state: JobState, event: Event) -> JobState:
+        """Return the state after an event."""
         if isinstance(event, Loading):
-            return replace(view, stage="load", parts=(event.done, event.total))
+            return replace(state, stage="load", loading=LoadingProgress(event.done, event.total))
         if isinstance(event, Progress):
-            self._pace.advance(event.stage, event.done, time.monotonic())
-            left = self._pace.seconds_left(self._plan, event.done)
-            return replace(view, stage=event.stage, done=event.done, total=event.total, seconds_left=left)
+            self._estimator.advance(event.stage, event.done, time.monotonic())
+            left = self._estimator.seconds_left(self._plan, event.done)
+            return replace(
+                state, stage=event.stage, tokens_done=event.done, tokens_total=event.total, seconds_left=left
+            )
         if isinstance(event, KeyframePreview):
-            return self._paint(view, event)
+            return self._update_preview(state, event)
         if isinstance(event, FrameUpscaled):
-            return replace(view, stage="superres")
-        return view
+            return replace(state, stage="superres")
+        return state
 
-    def _paint(self, view: JobState, event: KeyframePreview) -> JobState:
-        """The keyframe as far as it is painted, once it came for all drafts and the last picture is old enough."""
+    def _update_preview(self, state: JobState, event: KeyframePreview) -> JobState:
+        """Replace the preview once images of all drafts have arrived, at most once per `preview_seconds`."""
         if event.draft == 0:
-            self._painted = []
+            self._images = []
             if not self._preview_due():
-                return view
-        elif len(self._painted) != event.draft:
-            return view
-        picture = base64.b64encode(thumbnail(event.frame)).decode()
-        self._painted.append(f"data:image/webp;base64,{picture}")
-        complete = len(self._painted) == self._drafts
-        return replace(view, painting=(event.index, *self._painted)) if complete else view
+                return state
+        elif len(self._images) != event.draft:
+            return state
+        image = base64.b64encode(thumbnail(event.frame)).decode()
+        self._images.append(f"data:image/webp;base64,{image}")
+        complete = len(self._images) == self._drafts
+        return replace(state, preview=PreviewImages(event.index, tuple(self._images))) if complete else state
 
     def _preview_due(self) -> bool:
         now = time.monotonic()

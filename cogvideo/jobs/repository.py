@@ -1,7 +1,4 @@
-"""What is kept of all jobs: rows and log in the store, files in a folder each, and how long they stay. No torch.
-
-In: rows of the store. Out: views, files, and the ids of what is too old or too much.
-"""
+"""All jobs on disk: rows and log in the store, one folder of files each, and their retention."""
 
 from __future__ import annotations
 
@@ -10,76 +7,83 @@ import threading
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from cogvideo.errors import CapacityError, RequestError
 from cogvideo.jobs.artifacts import EXPORTS, JobArtifacts, OpenVideo
+from cogvideo.jobs.log_entries import Interrupted, RoundStored, VideoFiles
 from cogvideo.jobs.model_registry import ModelRegistry
+from cogvideo.jobs.records import JobSettings, LoggedEntry, Record
 from cogvideo.jobs.state import ACTIVE, FINAL, JobState, apply_log_entry
-from cogvideo.jobs.store import Entry, Record, Store
-from cogvideo.request import request_from_dict, request_to_dict, tokens_per_stage
+from cogvideo.jobs.store import Store
+from cogvideo.media.metadata import Metadata
+from cogvideo.request import request_to_dict, tokens_per_stage
 from cogvideo.token_frames import TokenFrames
 
-CLOCK_TRUST = 3600.0
-"""Seconds by which the clock may be set before age stops to count; it counts again after a restart."""
+CLOCK_TOLERANCE = 3600.0
+"""Seconds the system clock may be off before videos no longer expire by age, until the next restart."""
 
-GONE = RequestError(
-    "没有找到这段视频：它可能已被删除，或链接不完整。",
+NOT_FOUND = RequestError(
+    "找不到这段视频：它可能已被删除，或链接不完整。",
     "There is no such video: it may have been deleted, or the link is incomplete.",
 )
 
 
 class JobRepository:
-    """All jobs on disk. `registry`: knows their models, whose sizes their tokens follow from."""
+    """All jobs on disk.
 
-    def __init__(self, store: Store, results: Path, open_film: OpenVideo, registry: ModelRegistry) -> None:
+    Args:
+        store: the job database
+        results: folder with one subfolder per job
+        open_writer: opens video files
+        registry: the models, whose sizes determine the token counts
+    """
+
+    def __init__(self, store: Store, results: Path, open_writer: OpenVideo, registry: ModelRegistry) -> None:
         self.results = results
-        self._store, self._open_film, self._registry = store, open_film, registry
-        self._clock = _clock()
+        self._store, self._open_writer, self._registry = store, open_writer, registry
+        self._clock_offset = _clock_offset()
         self._exporting = threading.Lock()
 
-    # One job.
-
     def record(self, job: str) -> Record:
-        """The job's row. Raises RequestError where there is none, whatever the string holds."""
-        record = self._store.job(job) if plain(job) else None
+        """Return the job's row. Raises RequestError if there is none; `job` may be any string."""
+        record = self._store.job(job) if is_valid_id(job) else None
         if record is None:
-            raise GONE
+            raise NOT_FOUND
         return record
 
     def state(self, record: Record) -> JobState:
-        """The view of a job, from its row and its log alone."""
-        stored = record.request
-        request = request_from_dict(stored["request"])
-        view = JobState(
+        """Return the job's state, computed from its row and its log."""
+        settings = JobSettings.from_json(record.settings)
+        model = settings.model or self._registry.default
+        state = JobState(
             id=record.id,
             status=record.status,
-            request=request,
+            request=settings.request,
             created=record.created,
-            notes=tuple((zh, en) for zh, en in stored["notes"]),
-            comment=stored["comment"],
-            model=stored.get("model") or self._registry.own,
-            memory=stored.get("memory"),
+            notes=settings.notes,
+            embed_settings=settings.embed_settings,
+            model=model,
+            memory=settings.memory,
+            tokens_total=sum(tokens_per_stage(self._registry.preset(model).model, settings.request).values()),
         )
-        view = replace(view, total=sum(tokens_per_stage(self._registry.preset(view.model).model, request).values()))
-        for entry in self._store.log(record.id):
-            view = apply_log_entry(view, entry.kind, entry.data)
-        return view
+        for logged in self._store.log(record.id):
+            state = apply_log_entry(state, logged.entry)
+        return state
 
     def artifacts(self, job: str) -> JobArtifacts:
-        return JobArtifacts(self.results / job, self._open_film)
+        return JobArtifacts(self.results / job, self._open_writer)
 
     def tokens(self, job: str, draft: int) -> TokenFrames | None:
-        """The frames that a job has drawn, before super-resolution; None where it kept none."""
-        return self.artifacts(job).tokens(draft) if plain(job) else None
+        """Return the stored tokens of one draft, before super-resolution. Returns None if there are none."""
+        return self.artifacts(job).read_tokens(draft) if is_valid_id(job) else None
 
     def file(self, job: str, name: str) -> Path | None:
-        """The path of one of a job's files; None where there is none, whatever the two strings hold.
+        """Return the path of one of a job's files. Returns None if there is none; both may be any string.
 
-        A gif and a zip of the frames are made when they are first asked for.
+        The gif and the zip of the frames are generated on first request.
         """
         folder = self.results / job
-        if not plain(job) or not folder.is_dir():
+        if not is_valid_id(job) or not folder.is_dir():
             return None
         if name in EXPORTS:
             return self._export(job, name)
@@ -89,74 +93,70 @@ class JobRepository:
         record = self._store.job(job)
         if record is None or record.status not in FINAL:
             return None
-        view = self.state(record)
-        folder = self.artifacts(job)
-        with self._exporting:  # once, however many ask
-            path = folder.export(name, view.request, comment(view))
-        self._store.resize(job, folder.size())
+        state = self.state(record)
+        artifacts = self.artifacts(job)
+        with self._exporting:  # concurrent requests generate it once
+            path = artifacts.export(name, state.request, video_metadata(state))
+        self._store.set_size(job, artifacts.size())
         return path
 
     def delete(self, job: str) -> None:
-        """Removes a job with its files. Raises CapacityError where the disk does not even take that."""
+        """Remove a job with its files. Raises CapacityError if the database is not writable."""
         try:
             self._store.delete(job)
-        except CapacityError:  # a full disk has no room for the note either: the files go first
+        except CapacityError:  # a full disk has no room for the transaction either: remove the files first
             shutil.rmtree(self.results / job, ignore_errors=True)
             self._store.delete(job)
         shutil.rmtree(self.results / job, ignore_errors=True)
 
-    # All of them.
-
     def recover(self) -> list[Record]:
-        """After a restart: a running job was interrupted, strangers' folders go. Returns waiting ones, oldest first."""
+        """Repair the database after a restart and return the queued jobs, oldest first.
+
+        Running jobs become interrupted; folders without a job are removed.
+        """
         for record in self._store.with_status(["running"]):
-            kept = _last_clip(self._store.log(record.id))
-            self.artifacts(record.id).clear()
-            self._store.finish(record.id, time.time(), "interrupted", kept, self.artifacts(record.id).size())
+            self.artifacts(record.id).remove_partial_files()
+            ending = Interrupted(_last_video(self._store.log(record.id)))
+            self._store.finish(record.id, time.time(), ending, self.artifacts(record.id).size())
         known = {record.id for record in self._store.with_status([*ACTIVE, *FINAL])}
         for folder in self.results.iterdir():
             if folder.name not in known:
                 shutil.rmtree(folder, ignore_errors=True)
         return self._store.with_status(["queued"])
 
-    def outdated(self, keep_bytes: int, keep_seconds: float) -> list[str]:
-        """Finished jobs that are too old, then the oldest ones until the rest fits.
+    def expired(self, max_bytes: int, max_seconds: float) -> list[str]:
+        """Return the finished jobs to delete: those older than `max_seconds`, then the oldest beyond `max_bytes`.
 
-        A clock that has jumped since the start says nothing of age: nobody's clips go because somebody sets it.
+        Age is ignored if the system clock was changed by more than CLOCK_TOLERANCE since the start.
         """
-        kept, gone = 0, []
-        oldest = time.time() - keep_seconds if abs(_clock() - self._clock) < CLOCK_TRUST else 0.0
+        total, expired = 0, []
+        clock_is_steady = abs(_clock_offset() - self._clock_offset) < CLOCK_TOLERANCE
+        oldest = time.time() - max_seconds if clock_is_steady else 0.0
         for record in reversed(self._store.with_status(FINAL)):
-            kept += record.bytes
-            if kept > keep_bytes or (record.finished or record.created) < oldest:
-                gone.append(record.id)
-        return gone
+            total += record.bytes
+            if total > max_bytes or (record.finished or record.created) < oldest:
+                expired.append(record.id)
+        return expired
 
 
-def stored(view: JobState) -> dict[str, Any]:
-    """What the row of a new job keeps of it."""
-    kept = {name: getattr(view, name) for name in ("notes", "comment", "model", "memory")}
-    return {"request": request_to_dict(view.request), **kept}
-
-
-def comment(view: JobState) -> dict[str, Any] | None:
-    """What is written into the video file; None where the person opted out."""
-    if not view.comment:
+def video_metadata(state: JobState) -> Metadata | None:
+    """Return the settings to embed in the video file. Returns None if the user opted out."""
+    if not state.embed_settings:
         return None
-    settings = request_to_dict(replace(view.request, initial_tokens=None))  # which the seed gives again
-    return {"app": "CogVideo for everyone", "model": view.model, **settings}
+    settings = request_to_dict(replace(state.request, initial_tokens=None))  # the seed determines the tokens
+    return {"app": "CogVideo for everyone", "model": state.model, **settings}
 
 
-def plain(name: str) -> bool:
-    """Whether a stranger's string could be a job's id at all."""
-    return 0 < len(name) <= 64 and all(c.isascii() and (c.isalnum() or c in "-_") for c in name)
+def is_valid_id(text: str) -> bool:
+    """Return whether a string from outside has the form of a job id."""
+    return 0 < len(text) <= 64 and all(c.isascii() and (c.isalnum() or c in "-_") for c in text)
 
 
-def _last_clip(log: list[Entry]) -> dict[str, Any]:
-    clips = [entry.data for entry in log if entry.kind == "level"]
-    return {name: clips[-1][name] for name in ("video", "strip", "poster", "frames")} if clips else {}
+def _last_video(log: list[LoggedEntry]) -> VideoFiles | None:
+    rounds = [logged.entry for logged in log if isinstance(logged.entry, RoundStored)]
+    return rounds[-1].files if rounds else None
 
 
-def _clock() -> float:
-    """What the clock on the wall is ahead of the one that nobody can set."""
+def _clock_offset() -> float:
+    """Return the offset of the system clock from the monotonic clock, in seconds."""
     return time.time() - time.monotonic()

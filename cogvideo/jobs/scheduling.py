@@ -1,4 +1,4 @@
-"""Who waits how long: what a server takes on, and in which order people are served. Pure; no torch."""
+"""Capacity of the queue and the order in which jobs run. Pure functions."""
 
 from __future__ import annotations
 
@@ -10,40 +10,44 @@ from cogvideo.errors import CapacityError
 
 
 def fair_order(waiting: Iterable[tuple[str, str]], served: Mapping[str, int], turn: int) -> list[str]:
-    """Jobs in the order in which they will run: owners take turns, each owner's own jobs in order.
+    """Return job ids in the order in which they will run: owners take turns, each owner's jobs stay in order.
 
-    `waiting`: (job, owner), oldest first. `served`: owner -> the turn they had last, `turn` being the newest of all.
+    Args:
+        waiting: (job, owner) pairs, oldest first
+        served: the last turn of each owner
+        turn: the newest turn of all
     """
-    theirs: dict[str, deque[tuple[int, str]]] = defaultdict(deque)  # owner -> their jobs, with age in the queue
+    jobs_of: dict[str, deque[tuple[int, str]]] = defaultdict(deque)  # owner -> (age in the queue, job)
     for age, (job, owner) in enumerate(waiting):
-        theirs[owner].append((age, job))
-    turns = [(served.get(owner, 0), *jobs[0], owner) for owner, jobs in theirs.items()]
+        jobs_of[owner].append((age, job))
+    turns = [(served.get(owner, 0), *jobs[0], owner) for owner, jobs in jobs_of.items()]
     heapify(turns)
     ordered: list[str] = []
     while turns:
-        _, _, job, owner = heappop(turns)  # the oldest job of the least recently served
+        _, _, job, owner = heappop(turns)  # the oldest job of the least recently served owner
         ordered.append(job)
         turn += 1
-        theirs[owner].popleft()
-        if theirs[owner]:
-            heappush(turns, (turn, *theirs[owner][0], owner))
+        jobs_of[owner].popleft()
+        if jobs_of[owner]:
+            heappush(turns, (turn, *jobs_of[owner][0], owner))
     return ordered
 
 
-def check_capacity(count: int, mine: int, per_owner: int, waiting: int, most: int) -> None:
-    """Raises CapacityError where `count` more jobs are too many for somebody who has `mine`, or for the queue."""
-    if count > 1 and mine + count > per_owner:
+def check_capacity(count: int, owned: int, max_per_owner: int, waiting: int, max_waiting: int) -> None:
+    """Check whether `count` more jobs fit. Raises CapacityError for the owner's limit or a full queue."""
+    if count > 1 and owned + count > max_per_owner:
         raise CapacityError(
-            f"每人最多同时有 {per_owner} 段视频在生成或排队，您已有 {mine} 段：请少选几段。",
-            f"Everybody may have {per_owner} videos running or waiting, and you have {mine}: choose fewer.",
+            f"每位用户最多同时有 {max_per_owner} 个任务，您已有 {owned} 个。请减少选择的数量。",
+            f"Each user may have {max_per_owner} videos running or queued, and you have {owned}. Choose fewer drafts.",
         )
-    if mine >= per_owner:
+    if owned >= max_per_owner:
         raise CapacityError(
-            f"您已有 {mine} 段视频在生成或排队，最多 {per_owner} 段：请等其中一段完成，或停止一段。",
-            f"You have {mine} videos running or waiting, {per_owner} at most: wait for one to finish, or stop one.",
+            f"您已有 {owned} 个任务在生成或排队，上限为 {max_per_owner} 个。请等待其中一个完成，或停止一个。",
+            f"You have {owned} videos running or queued; the limit is {max_per_owner}. Wait for one to finish, or stop "
+            "one.",
         )
-    if waiting + count > most:
+    if waiting + count > max_waiting:
         raise CapacityError(
-            f"排队的视频已有 {waiting} 段，队列满了：请过几分钟再试，您填写的内容会保留。",
-            f"{waiting} videos are waiting and the queue is full: try again in a few minutes; what you typed stays.",
+            f"队列已满（{waiting} 个任务）。请几分钟后重试，已填写的内容不会丢失。",
+            f"The queue is full ({waiting} videos). Try again in a few minutes; the form keeps its values.",
         )

@@ -1,19 +1,49 @@
-"""What can be seen of a job: its append-only log, folded into one frozen picture. No torch, no files.
+"""The observable state of a job: its settings and its append-only log, folded into one frozen object. No files.
 
-A page never replays events. It shows the newest `View`, so a slow or late client misses nothing that matters.
+A client never replays the log. It shows the newest `JobState`, so a slow or late client misses nothing that matters.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Literal
 
 from cogvideo.errors import BilingualText
+from cogvideo.jobs.log_entries import (
+    Failed,
+    Finished,
+    KeyframeStored,
+    LogEntry,
+    Queued,
+    RoundStored,
+    Started,
+    Stopped,
+    VideoFiles,
+)
 from cogvideo.request import VideoRequest
 
-ACTIVE = ("queued", "running")
-"""Statuses of jobs that still want the accelerator; all others are final."""
-FINAL = ("done", "stopped", "failed", "interrupted")
+JobStatus = Literal["queued", "running", "done", "stopped", "failed", "interrupted"]
+ACTIVE: tuple[JobStatus, ...] = ("queued", "running")
+"""Statuses of jobs that wait for the accelerator or use it."""
+FINAL: tuple[JobStatus, ...] = ("done", "stopped", "failed", "interrupted")
+StopRequest = Literal["now", "level"]
+"""A stop that was requested and has not taken effect: at the next token, or after the current round."""
+
+
+@dataclass(frozen=True)
+class LoadingProgress:
+    """`done` of `total` networks are loaded."""
+
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
+class PreviewImages:
+    """The keyframe in progress: its index (0..4) and one image per draft, as data URIs."""
+
+    index: int
+    images: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -21,63 +51,73 @@ class JobState:
     """A job at one moment. File names are relative to the job's folder."""
 
     id: str
-    status: str
+    status: JobStatus
     request: VideoRequest
     created: float
+    """Seconds since the epoch."""
     notes: tuple[BilingualText, ...] = ()
-    """What the check at the door had to say: converted characters, words the model never saw."""
-    comment: bool = True
+    """Messages of the prompt check: converted characters, words outside the training vocabulary."""
+    embed_settings: bool = True
     """Whether the settings are written into the video file."""
     model: str = ""
-    """Name of the model that draws it."""
     memory: str | None = None
-    """Memory preset that somebody asked for; None: what fits."""
-    smaller: str | None = None
-    """Memory preset to try next, where the memory was not enough."""
+    """Requested memory preset; None: the one that fits."""
+    next_preset: str | None = None
+    """Smaller memory preset to retry with, if memory was insufficient."""
     keyframes: tuple[str, ...] = ()
-    """Of drafts: the first of each, then the second of each, and so on."""
-    level: int = -1
-    """Last finished round of interpolation, -1 before the keyframes are complete."""
+    """Image files. With drafts: the first keyframe of each draft, then the second of each, and so on."""
+    round: int = -1
+    """Last completed round of interpolation; -1 before the keyframes are complete."""
     video: str | None = None
     strip: str | None = None
     poster: str | None = None
-    frames: int = 0
+    num_frames: int = 0
     """Frames in `strip` and `video`."""
     error: BilingualText | None = None
     stage: str | None = None
-    done: int = 0
-    total: int = 0
-    """Tokens drawn, and to draw, super-resolution included."""
+    tokens_done: int = 0
+    tokens_total: int = 0
+    """Tokens of all stages, super-resolution included."""
     seconds_left: float | None = None
-    place: int | None = None
-    """Jobs before this one that want the same accelerator, the running one included; None unless queued."""
-    painting: tuple[int, *tuple[str, ...]] | None = None
-    """Keyframe being drawn: its index and a data URI, one for each draft."""
-    parts: tuple[int, int] | None = None
-    """While a model is loaded: how many of its parts are there, and of how many."""
-    stopping: str | None = None
-    """"now" or "level" once a stop was asked for and has not acted yet."""
+    queue_position: int | None = None
+    """Jobs ahead of this one, the running one included; None unless queued."""
+    preview: PreviewImages | None = None
+    loading: LoadingProgress | None = None
+    stopping: StopRequest | None = None
 
     @property
     def active(self) -> bool:
         return self.status in ACTIVE
 
-
-def apply_log_entry(view: JobState, kind: str, data: dict[str, Any]) -> JobState:
-    """The view after one more log entry."""
-    if kind == "queued":
-        return view
-    if kind == "keyframe":
-        return replace(view, keyframes=(*view.keyframes, data["file"]), painting=None)
-    if kind == "level":
-        return replace(view, level=data["level"], **_clip(data))
-    passing: dict[str, Any] = dict.fromkeys(("place", "stage", "painting", "seconds_left", "stopping", "parts"))
-    drawn = view.total if kind == "done" else data.get("done", view.done)
-    view = replace(view, status=kind, done=drawn, **passing, **_clip(data))
-    if "error" in data:
-        view = replace(view, error=(data["error"][0], data["error"][1]), smaller=data.get("smaller"))
-    return view
+    def with_files(self, files: VideoFiles | None) -> JobState:
+        """Return the state with another current video; without `files`, the same state."""
+        if files is None:
+            return self
+        return replace(self, video=files.video, strip=files.strip, poster=files.poster, num_frames=files.frames)
 
 
-def _clip(data: dict[str, Any]) -> dict[str, Any]:
-    return {name: data[name] for name in ("video", "strip", "poster", "frames") if name in data}
+def apply_log_entry(state: JobState, entry: LogEntry) -> JobState:
+    """Return the state after one more log entry."""
+    match entry:
+        case Queued():
+            return state
+        case Started():
+            return _without_progress(replace(state, status="running"))
+        case KeyframeStored():
+            return replace(state, keyframes=(*state.keyframes, entry.file), preview=None)
+        case RoundStored():
+            return replace(state, round=entry.round).with_files(entry.files)
+    done = state.tokens_total if isinstance(entry, Finished) else entry.tokens_done
+    state = _without_progress(
+        replace(state, status=entry.kind, tokens_done=state.tokens_done if done is None else done)
+    )
+    if isinstance(entry, Failed):
+        state = replace(state, error=entry.error, next_preset=entry.next_preset)
+    elif isinstance(entry, Stopped) and entry.reason:
+        state = replace(state, error=entry.reason)
+    return state.with_files(entry.files)
+
+
+def _without_progress(state: JobState) -> JobState:
+    """Clear the fields that describe a job in progress."""
+    return replace(state, queue_position=None, stage=None, preview=None, seconds_left=None, stopping=None, loading=None)

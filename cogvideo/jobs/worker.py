@@ -1,7 +1,4 @@
-"""The worker: it alone lets pipelines draw, one job after the other, and writes down what comes of it. No torch.
-
-In: the queue. Out: the log, the files and the newest view of the job that runs.
-"""
+"""The worker thread: runs pipelines, one job at a time, and records their results."""
 
 from __future__ import annotations
 
@@ -17,10 +14,11 @@ from typing import Any, TypeVar
 from cogvideo.errors import Cancelled, CapacityError, CogVideoError, OutOfMemoryError, user_message
 from cogvideo.events import Event, RoundCompleted, VideoCompleted
 from cogvideo.jobs.eta import ThroughputStore
+from cogvideo.jobs.log_entries import Failed, FinalEntry, Finished, Interrupted, Stopped
 from cogvideo.jobs.model_registry import ModelRegistry, Pipeline
 from cogvideo.jobs.queue import CancelFlags, JobQueue, Limits
 from cogvideo.jobs.recorder import EventRecorder, ProgressTracker
-from cogvideo.jobs.repository import JobRepository, comment
+from cogvideo.jobs.repository import JobRepository, video_metadata
 from cogvideo.jobs.state import JobState
 from cogvideo.request import tokens_per_stage
 
@@ -28,152 +26,156 @@ LOG = logging.getLogger(__name__)
 
 
 class Worker:
-    """Everything but `__init__` runs in the worker's thread."""
+    """The only user of the pipelines. All methods run in the worker's thread."""
 
     def __init__(
         self,
         queue: JobQueue,
-        archive: JobRepository,
+        repository: JobRepository,
         registry: ModelRegistry,
-        speeds: ThroughputStore,
-        errands: WorkerCalls,
+        throughput: ThroughputStore,
+        calls: WorkerCalls,
         limits: Limits,
     ) -> None:
-        self._queue, self._archive, self._registry = queue, archive, registry
-        self._speeds, self._errands, self._limits = speeds, errands, limits
+        self._queue, self._repository, self._registry = queue, repository, registry
+        self._throughput, self._calls, self._limits = throughput, calls, limits
 
-    def work(self, preload: str | None) -> None:
-        """Draws until the queue is closed. `preload`: the model that is read before anybody asks for it."""
+    def run(self, preload: str | None) -> None:
+        """Run jobs until the queue is closed. `preload`: model to load before the first job."""
         if preload:
             try:
                 self._registry.activate(preload, None).load()
-            except Exception:  # the first job meets the same error and shows it to a person
+            except Exception:  # the first job raises the same error and reports it to the user
                 LOG.exception("The model could not be loaded ahead of time")
-            # What is there now stays: looking through it for garbage takes 0.3 s, in which no page is answered.
+            # A full garbage collection of the loaded modules takes 0.3 s, in which no request is answered.
             gc.collect()
             gc.freeze()
-        while claimed := self._claim():
-            view, stop = claimed
+        while claimed := self._wait_for_job():
+            state, flags = claimed
             try:
-                self._run(view, stop, self._registry.activate(view.model, view.memory))
-            except (Exception, SystemExit) as error:  # whatever a library does, the next job runs
+                self._run_job(state, flags, self._registry.activate(state.model, state.memory))
+            except (Exception, SystemExit) as error:  # the next job runs, even if a library exits
                 LOG.exception("Job failed")
-                self._end(view.id, "failed", {"error": user_message(error)})
+                self._finish(state.id, Failed(user_message(error)))
 
-    def _claim(self) -> tuple[JobState, CancelFlags] | None:
-        """Waits for the next job; None when the server closes. Does errands meanwhile."""
+    def _wait_for_job(self) -> tuple[JobState, CancelFlags] | None:
+        """Wait for the next job and run short calls meanwhile. Returns None once the server closes."""
         while True:
-            self._errands.run()
+            self._calls.run_pending()
             with self._queue.changed:
                 if self._queue.closing:
                     return None
                 try:
-                    if claimed := self._queue.begin():
+                    if claimed := self._queue.start_next():
                         return claimed
                 except CapacityError as error:
-                    self._wait_for_room(error)
+                    self._wait_for_disk(error)
                     continue
-                if self._errands or self._queue.changed.wait(self._limits.idle_seconds):
+                if self._calls or self._queue.changed.wait(self._limits.idle_seconds):
                     continue
             self._registry.unload_others(None)
 
-    def _run(self, view: JobState, stop: CancelFlags, pipeline: Pipeline) -> None:
-        """Draws one video. Returns once the pipeline has let go of the accelerator."""
-        job = view.id
-        pace = self._speeds.pace(view.model, pipeline.profile_key)
-        plan = tokens_per_stage(self._registry.preset(view.model).model, view.request)
-        meter = ProgressTracker(plan, pace, view.request.num_drafts, self._limits.preview_seconds)
-        trouble: CogVideoError | None = None
+    def _run_job(self, state: JobState, flags: CancelFlags, pipeline: Pipeline) -> None:
+        """Generate one video. Returns after the pipeline has released the accelerator."""
+        request = state.request
+        estimator = self._throughput.estimator(state.model, pipeline.profile_key)
+        plan = tokens_per_stage(self._registry.preset(state.model).model, request)
+        tracker = ProgressTracker(plan, estimator, request.num_drafts, self._limits.preview_seconds)
+        failure: CogVideoError | None = None
+        ending: FinalEntry
         with EventRecorder(
-            self._archive.artifacts(job), view.request, comment(view), partial(self._queue.note, job)
-        ) as take:
+            self._repository.artifacts(state.id), request, video_metadata(state), partial(self._queue.log, state.id)
+        ) as recorder:
             try:
-                self._draw(job, take, meter, stop, pipeline.stream(view.request, stop.now.is_set))
-                status, left = "done", take.final()
+                self._consume(state.id, recorder, tracker, flags, pipeline.stream(request, flags.now.is_set))
+                ending = Finished(recorder.final_video())
             except Cancelled:
-                status, left = "interrupted" if self._queue.closing else "stopped", take.kept()
+                files = recorder.partial_video()
+                ending = Interrupted(files) if self._queue.closing else Stopped(files)
             except CogVideoError as error:
                 LOG.warning("Job refused by the pipeline: %s", error)
-                trouble = error.with_traceback(None)  # whose frames would hold what is to be freed
-            if trouble:
-                if isinstance(trouble, CapacityError):
+                failure = error.with_traceback(None)  # its frames would keep the tensors to be freed alive
+            if failure:
+                if isinstance(failure, CapacityError):
                     self._registry.unload_others(None)
-                smaller = trouble.next_preset if isinstance(trouble, OutOfMemoryError) else None
-                status, left = "failed", {**take.kept(), "error": user_message(trouble), "smaller": smaller}
-        self._end(job, status, left)
-        self._speeds.keep(view.model, pipeline.profile_key, pace)
+                next_preset = failure.next_preset if isinstance(failure, OutOfMemoryError) else None
+                ending = Failed(user_message(failure), recorder.partial_video(), next_preset=next_preset)
+        self._finish(state.id, ending)
+        self._throughput.save(state.model, pipeline.profile_key, estimator)
 
-    def _draw(
+    def _consume(
         self,
         job: str,
-        take: EventRecorder,
-        meter: ProgressTracker,
-        stop: CancelFlags,
+        recorder: EventRecorder,
+        tracker: ProgressTracker,
+        flags: CancelFlags,
         events: Generator[Event, None, None],
     ) -> None:
-        """Hears all events of a run, and does errands between them. Raises what the pipeline raises, and Cancelled."""
+        """Process all events of a run, with short calls between them. Raises errors of the pipeline, and Cancelled."""
         with closing(events):
             for event in events:
-                take.keep(event)
-                self._queue.change(job, partial(meter.show, event=event))
-                self._errands.run()
-                if stop.now.is_set() and not isinstance(event, VideoCompleted):
+                recorder.record(event)
+                self._queue.update(job, partial(tracker.update, event=event))
+                self._calls.run_pending()
+                if flags.now.is_set() and not isinstance(event, VideoCompleted):
                     raise Cancelled
-                if stop.after_level.is_set() and isinstance(event, RoundCompleted):
+                if flags.after_round.is_set() and isinstance(event, RoundCompleted):
                     raise Cancelled
 
-    def _end(self, job: str, status: str, data: dict[str, Any]) -> None:
+    def _finish(self, job: str, ending: FinalEntry) -> None:
         with self._queue.changed:
             while True:
                 try:
-                    return self._queue.finish(job, status, data)
+                    return self._queue.finish(job, ending)
                 except CapacityError as error:
-                    if self._queue.closing:  # the next start marks it interrupted
+                    if self._queue.closing:  # the next start marks the job as interrupted
                         return None
-                    self._wait_for_room(error)
+                    self._wait_for_disk(error)
 
-    def _wait_for_room(self, error: CapacityError) -> None:
-        """A worker that cannot write down what it does does nothing."""
-        LOG.error("Nothing goes on before the disk takes it: %s", error)
-        self._queue.changed.wait(self._limits.full_seconds)
+    def _wait_for_disk(self, error: CapacityError) -> None:
+        LOG.error("The queue is paused until the disk is writable: %s", error)
+        self._queue.changed.wait(self._limits.disk_full_retry_seconds)
 
 
 Result = TypeVar("Result")
 
 
 class WorkerCalls:
-    """What waits for the worker. `wake` is called when something new does."""
+    """Short calls that need the model, executed on the worker thread. `wake` is called for each new one."""
 
     def __init__(self, wake: Callable[[], None]) -> None:
         self._wake = wake
-        self._waiting: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
+        self._pending: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
 
     def __bool__(self) -> bool:
-        """Whether anything waits."""
-        return bool(self._waiting)
+        """Return whether a call is pending."""
+        return bool(self._pending)
 
-    def submit(self, work: Callable[[], Result], seconds: float) -> Result:
-        """What `work` returns once the worker has done it. Raises what it raises, CapacityError after `seconds`."""
+    def submit(self, call: Callable[[], Result], timeout: float) -> Result:
+        """Run `call` on the worker thread and return its result.
+
+        Raises the errors of `call`, and CapacityError after `timeout` seconds.
+        """
         future: Future[Result] = Future()
-        self._waiting.append((future, work))
+        self._pending.append((future, call))
         self._wake()
         try:
-            return future.result(seconds)
+            return future.result(timeout)
         except TimeoutError:
             if not future.cancel() and future.done():
-                return future.result()  # it came at the last moment
+                return future.result()  # completed just after the timeout
             raise CapacityError(
-                "服务器正忙，暂时无法处理这张图片：请过一会儿再试。",
-                "The server is busy and cannot look at the picture now: try again in a while.",
+                "服务器正忙，暂时无法处理这张图片。请稍后重试。",
+                "The server is busy and cannot process the image now. Try again later.",
             ) from None
 
-    def run(self) -> None:
-        """Does all that waits. Called by the worker."""
-        while self._waiting:
-            future, work = self._waiting.popleft()
+    def run_pending(self) -> None:
+        """Run all pending calls. Called by the worker."""
+        while self._pending:
+            future, call = self._pending.popleft()
             if not future.set_running_or_notify_cancel():
                 continue
             try:
-                future.set_result(work())
-            except BaseException as error:  # belongs to whoever asked
+                future.set_result(call())
+            except BaseException as error:  # raised in the caller's thread
                 future.set_exception(error)

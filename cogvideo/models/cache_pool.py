@@ -6,27 +6,11 @@ first video thus serve all later ones.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from cogvideo.config import MAX_IDLE_CACHES
-from cogvideo.models.kv_cache import KVCache
-from cogvideo.token_layout import Stage
+from cogvideo.models.kv_cache import CacheKey, KVCache
 
 TEXT_STEP = 16
 """Text slots are rounded up to a multiple of this, so that prompts of different lengths share caches."""
-
-
-class CacheKey(NamedTuple):
-    """The properties that storage and captured steps depend on, see `KVCache`."""
-
-    stage: Stage
-    rows: int
-    text: int
-    given: tuple[int, ...]
-    use_temporal: bool
-    text_attention_bias: float
-    parallel_frames: int
-    int8: bool
 
 
 class CachePool:

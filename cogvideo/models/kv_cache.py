@@ -52,54 +52,52 @@ class _WrittenSlots:
         self.across = [keys.key_ranges(frame) for keys in key_layouts]
 
 
+class CacheKey(NamedTuple):
+    """The properties of a cache on which its storage and captured steps depend."""
+
+    stage: Stage
+    rows: int
+    text: int
+    """Slots of the left-padded text."""
+    given: tuple[int, ...]
+    """Frames that `VideoLM.prefill` reads."""
+    use_temporal: bool
+    """Whether the temporal channel takes part; the first frame is generated without it."""
+    text_attention_bias: float
+    """Added to the scores of frame-to-text attention."""
+    parallel_frames: int = 1
+    """Frames that are decoded at the same time."""
+    int8: bool = False
+    """See `Int8KVBuffer`."""
+
+
 class KVCache:
     """The KV cache of one batch of rows during decoding. Rows may have texts of different lengths.
 
-    text: slots of the left-padded text. given: frames that `VideoLM.prefill` reads. use_temporal: whether the temporal
-    channel takes part; the first frame is generated without it. text_attention_bias: added to the scores of
-    frame-to-text attention. parallel_frames: frames that are decoded at the same time. like: a tensor of the required
-    device and type. int8: see `Int8KVBuffer`.
-
-    Raises ValueError if the text is too long.
+    `like`: a tensor of the required device and type. Raises ValueError if the text is too long.
     """
 
-    def __init__(
-        self,
-        layout: TokenLayout,
-        stage: Stage,
-        rows: int,
-        text: int,
-        given: tuple[int, ...],
-        use_temporal: bool,
-        text_attention_bias: float,
-        like: Tensor,
-        parallel_frames: int = 1,
-        int8: bool = False,
-    ) -> None:
+    def __init__(self, layout: TokenLayout, key: CacheKey, like: Tensor) -> None:
         config = layout.config
-        if text > layout.image_start:
+        if key.text > layout.image_start:
             raise ValueError(
-                f"{text} text slots run into the first frame's positions, which start at {layout.image_start}"
+                f"{key.text} text slots run into the first frame's positions, which start at {layout.image_start}"
             )
-        self.layout, self.stage, self.rows, self.text = layout, stage, rows, text
-        self.num_given, self.use_temporal, self.text_attention_bias, self.parallel_frames = (
-            given,
-            use_temporal,
-            text_attention_bias,
-            parallel_frames,
-        )
-        self.like = like
-        sizes = (rows, config.heads)
-        self._frame_capacity = text + layout.tokens_per_frame
-        buffer_type = Int8KVBuffer if int8 else KVBuffer
+        self.layout, self.key, self.like = layout, key, like
+        self.stage, self.rows, self.text, self.num_given = key.stage, key.rows, key.text, key.given
+        self.use_temporal, self.text_attention_bias = key.use_temporal, key.text_attention_bias
+        self.parallel_frames = key.parallel_frames
+        sizes = (key.rows, config.heads)
+        self._frame_capacity = key.text + layout.tokens_per_frame
+        buffer_type = Int8KVBuffer if key.int8 else KVBuffer
         self._spatial = [
-            buffer_type(*sizes, parallel_frames * self._frame_capacity, config.head_size, like)
+            buffer_type(*sizes, key.parallel_frames * self._frame_capacity, config.head_size, like)
             for _ in range(config.layers)
         ]
-        self._key_layouts = [layout.temporal_keys(stage, parity, text) for parity in (0, 1)]
+        self._key_layouts = [layout.temporal_keys(key.stage, parity, key.text) for parity in (0, 1)]
         self._temporal = [
             buffer_type(*sizes, self._key_layouts[layer % 2].capacity, config.head_size, like)
-            for layer in range(config.layers if use_temporal else 0)
+            for layer in range(config.layers if key.use_temporal else 0)
         ]
         self.text_bias: Tensor | None = None  # [B, T], added to the scores of frame-to-text attention
         self._mask: Tensor | None = None
@@ -112,9 +110,9 @@ class KVCache:
         self.graphs: dict[object, object] = {}
         """Steps that `VideoLM` has captured on this storage."""
         # Frames to generate, in decoding order.
-        self.drawn = tuple(f for f in range(layout.frames) if f not in given) if use_temporal else (0,)
+        self.drawn = tuple(f for f in range(layout.frames) if f not in key.given) if key.use_temporal else (0,)
         self._indices: _SlotIndices | None = None
-        self.fast_path_unsupported_reason = fast_path_unsupported_reason(config, like, int8)
+        self.fast_path_unsupported_reason = fast_path_unsupported_reason(config, like, key.int8)
         """Why the fast kernel is not used. None: it is used."""
 
     # -- prefill: the text and the given frames -------------------------------------------------------------------

@@ -18,7 +18,7 @@ class CacheOverflowError(IndexError):
 class SlotRun(NamedTuple):
     """Adjacent slots of one step. Each attends to the keys before the run, the earlier slots of the run, and itself."""
 
-    stretch: KeyRange
+    key_range: KeyRange
     """The key range of the last slot."""
     slots: int
     mask: Tensor | None
@@ -44,7 +44,7 @@ class KVBuffer:
 
         Raises CacheOverflowError.
         """
-        (start, end), slots, mask = run
+        (start, end), slots, mask = run.key_range, run.slots, run.mask
         self._require_capacity(end)
         # `narrow` and `unbind`: indexing takes as long as the copy of a small step
         self.k_v.narrow(3, end - slots, slots).copy_(k_v)
@@ -77,7 +77,7 @@ class Int8KVBuffer(KVBuffer):
         self.codes[:, :, :, slots], self.scales[:, :, :, slots] = codes, scales
 
     def append(self, run: SlotRun, k_v: Tensor) -> AttentionContext:
-        (start, end), slots, mask = run
+        (start, end), slots, mask = run.key_range, run.slots, run.mask
         self._require_capacity(end)
         for stored, new in zip((self.codes, self.scales), quantize_int8(k_v)):
             stored.narrow(3, end - slots, slots).copy_(new)

@@ -6,7 +6,6 @@ Training and generation use the same definition.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from weakref import proxy
 
 import torch
@@ -23,10 +22,10 @@ from cogvideo.models.attention import (
     text_padding_mask,
 )
 from cogvideo.models.base import ExtraPositions, GuidanceConfig, TokenModel, guided_logits, text_positions
-from cogvideo.models.cache_pool import CacheKey, CachePool, text_slots
+from cogvideo.models.cache_pool import CachePool, text_slots
 from cogvideo.models.cuda_graph import CudaGraphStep
 from cogvideo.models.fused_decode import FusedDecoder, fuse
-from cogvideo.models.kv_cache import KVCache, TokenSlot, fast_path_unsupported_reason
+from cogvideo.models.kv_cache import CacheKey, KVCache, TokenSlot, fast_path_unsupported_reason
 from cogvideo.models.sat_adapter import Transformer
 from cogvideo.token_layout import Stage
 from kernels.cpu_decode import Precision
@@ -152,23 +151,14 @@ class VideoLM(TokenModel):
         )
         cache = self.cache_pool.acquire(key)
         if cache is None:
-            make = partial(KVCache, self.layout, *key[:-2], parallel_frames=parallel_frames, int8=self.int8_cache)
-            self.cache_pool.evict(make(like=weight.new_empty(0, device="meta")).nbytes)
-            cache = make(like=weight)
+            self.cache_pool.evict(KVCache(self.layout, key, weight.new_empty(0, device="meta")).nbytes)
+            cache = KVCache(self.layout, key, weight)
         cache.fast_path_unsupported_reason = reason
         return cache
 
     def release_cache(self, cache: KVCache) -> None:
         """Return `cache` to the pool: its storage and captured steps may serve a later video."""
-        sizes = (
-            cache.rows,
-            cache.text,
-            cache.num_given,
-            cache.use_temporal,
-            cache.text_attention_bias,
-            cache.parallel_frames,
-        )
-        self.cache_pool.release(CacheKey(self.stage, *sizes, self.int8_cache), cache)
+        self.cache_pool.release(cache.key, cache)
 
     @torch.inference_mode()
     def decode_one(

@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 from cogvideo.config import ModelConfig
-from cogvideo.errors import CapacityError, RequestError
+from cogvideo.errors import CapacityError
 from cogvideo.runtime.memory_estimate import choose_preset
-from cogvideo.runtime.memory_presets import MEMORY_PRESETS, MemoryPreset
+from cogvideo.runtime.memory_presets import MEMORY_PRESETS, MemoryPreset, PlacementOptions
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -43,45 +43,35 @@ class DevicePlacement:
         return torch.device("cpu") if self.memory.swap_networks else self.device
 
 
-def default_placement(device: str | None = None, eight_bit: bool = False, offload: bool = False) -> DevicePlacement:
-    """Return the best placement on this machine, or on the named device ("cpu", "cuda", "cuda:1").
+def default_placement(device: str | None = None) -> DevicePlacement:
+    """Return the placement on the best device, or on "cpu", "cuda" or "cuda:1", whether or not a model fits there.
 
-    Free memory is not checked. The precision is fp32 on a CPU (half precision is slower there) and fp16 on a GPU, as
-    published. `eight_bit`: LLM.int8 of bitsandbytes. `offload`: weights are copied from host memory for each product.
-
-    Raises RequestError, CapacityError.
+    fp32 on a CPU, where half precision is slower, and fp16, as published, on a GPU. Raises CapacityError.
     """
     name = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise CapacityError(
-            f"设备 {name} 不可用：本机没有可用的 NVIDIA 显卡。请使用 --device cpu。",
+            f"找不到设备 {name}：这台机器上没有可用的 NVIDIA GPU。请使用 --device cpu。",
             f"Device {name} is not available: this machine has no usable NVIDIA GPU. Use --device cpu.",
         )
     chosen = torch.device(name)
     gpu = chosen.type == "cuda"
-    memory = MEMORY_PRESETS["48g" if gpu else "cpu"]
-    if eight_bit and offload:
-        raise RequestError(
-            "--eight-bit 与 --offload 不能同时使用：请改用 --memory 16g 或 8g。",
-            "--eight-bit and --offload cannot be combined. Use --memory 16g or 8g instead.",
-        )
-    if offload:
-        memory = replace(memory, name="offload", offload=True)
-    if eight_bit:
-        memory = replace(memory, name="eight-bit", weights="bnb8")
-    return DevicePlacement(chosen, torch.float16 if gpu else torch.float32, memory)
+    return DevicePlacement(chosen, torch.float16 if gpu else torch.float32, MEMORY_PRESETS["48g" if gpu else "cpu"])
 
 
-def placement_for(model: ModelConfig, device: str | None = None, memory: str | None = None) -> DevicePlacement:
-    """Return the best placement with the named memory preset, or with the best preset that fits.
+def placement_for(model: ModelConfig, options: PlacementOptions = PlacementOptions()) -> DevicePlacement:
+    """Return the placement for a model: as in `options`, else the best device and the fastest preset that fits.
 
-    On a CPU free memory is not checked, since files are mapped and other programs may release memory.
-
-    Raises RequestError, CapacityError.
+    A CPU is used even if memory may not suffice: files are mapped, and other programs may free memory. Raises
+    RequestError, CapacityError.
     """
-    place = default_placement(device)
+    place = default_placement(options.device)
+    if options.offload is not None:
+        return replace(place, memory=replace(place.memory, name="offload", offload=True))
+    if options.quantization is not None:
+        return replace(place, memory=replace(place.memory, name="eight-bit", weights="bnb8"))
     free = torch.cuda.mem_get_info(place.device)[0] if place.kind == "cuda" else 2**63 - 1
-    return replace(place, memory=choose_preset(model, place.kind, free, memory))
+    return replace(place, memory=choose_preset(model, place.kind, free, options.memory_preset))
 
 
 def has_room(model: ModelConfig, device: str | None = None) -> bool:
@@ -89,7 +79,7 @@ def has_room(model: ModelConfig, device: str | None = None) -> bool:
     if not torch.cuda.is_available():
         return False
     try:
-        placement_for(model, device)
+        placement_for(model, PlacementOptions(device))
     except CapacityError:
         return False
     return True

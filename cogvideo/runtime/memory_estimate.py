@@ -2,6 +2,9 @@
 
 In: `ModelConfig`, `MemoryPreset`, free bytes. Out: bytes, or a preset. Weights and caches are exact. Working memory is
 an upper estimate, checked against measurements on a CPU (`python -m cogvideo memory`).
+
+The estimate assumes the smallest form of each layer that the preset allows. The additional memory of layers that stay
+exact is computed while the weights load (`models.quantization.Compression.extra_bytes`).
 """
 
 from __future__ import annotations
@@ -31,7 +34,7 @@ NF4_BLOCK: Final = 64
 NF4_OUTER: Final = 256
 """Weights that share a scale (`NF4_BLOCK`), and scales that share an outer scale."""
 NF4_TABLES: Final = (16 + 256 + 1) * FULL
-"""Bytes for each matrix: the 16 values, those of the scales, and the scales' mean."""
+"""Bytes for each matrix: the 16 values, those of the scales, and the scales' offset."""
 
 WIDTHS: Final = 15
 """Working memory of a layer that reads many slots, in units of its hidden states (measured: 14.1)."""
@@ -68,7 +71,10 @@ def parameters(model: ModelConfig) -> tuple[int, int, dict[str, int]]:
 
 
 def linear_bytes(outputs: int, inputs: int, memory: MemoryPreset, number: int) -> int:
-    """Compute the bytes of one weight matrix. `number`: bytes of an exact weight."""
+    """Return the bytes of one weight matrix in the preset's format; NF4 with 8-bit scales.
+
+    `number`: bytes of an exact weight.
+    """
     count = outputs * inputs
     if memory.weights == "exact":
         return count * number

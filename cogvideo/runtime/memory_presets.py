@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from cogvideo.config import WeightFormat
+from cogvideo.errors import RequestError
 
 
 @dataclass(frozen=True)
@@ -100,3 +102,34 @@ MEMORY_PRESETS: dict[str, MemoryPreset] = {
     )
 }
 """Best first."""
+
+
+@dataclass(frozen=True)
+class PlacementOptions:
+    """Options for the device of a model and the storage of its weights. None: chosen automatically.
+
+    Raises RequestError if options are invalid or exclude one another.
+    """
+
+    device: str | None = None
+    """"cpu", "cuda" or "cuda:1"."""
+    memory_preset: str | None = None
+    """A name in `MEMORY_PRESETS`. None: the environment variable COGVIDEO_MEMORY, or else the fastest that fits."""
+    quantization: Literal["int8"] | None = None
+    """Instead of a memory preset: LLM.int8 of bitsandbytes for the layers' weights."""
+    offload: Literal["layers"] | None = None
+    """Instead of a memory preset: each weight is on the device for its product alone (accelerate)."""
+
+    def __post_init__(self) -> None:
+        given = [name for name in ("memory_preset", "quantization", "offload") if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise RequestError(
+                f"不能同时使用 {' 和 '.join(given)}。请只保留一项，例如 --memory 16g 或 --memory 8g。",
+                f"{' and '.join(given)} exclude one another. Use one of them, for example --memory 16g or --memory 8g.",
+            )
+        for name, value, allowed in (("quantization", self.quantization, "int8"), ("offload", self.offload, "layers")):
+            if value not in (None, allowed):
+                raise RequestError(
+                    f"{name} 的值 {value!r} 无效。可用的值：{allowed}。",
+                    f"Invalid value {value!r} for {name}. Allowed: {allowed}.",
+                )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from torch import nn
 
 from cogvideo.models.base import TokenModel, cache_fp32_heads
 from cogvideo.models.cache_pool import CachePool
-from cogvideo.models.quantization import linear_layers, quantize_linear_layers
+from cogvideo.models.quantization import Compression, Compressor, linear_layers
 from cogvideo.models.superres_lm import SuperResLM
 from cogvideo.models.video_lm import VideoLM
 from cogvideo.runtime.device import DevicePlacement, Module
@@ -29,6 +29,7 @@ class PlacedModels:
     stage1: VideoLM
     stage2: VideoLM
     superres: SuperResLM
+    compression: Compression = field(default_factory=Compression)
 
 
 def place_models(models: Any, place: DevicePlacement) -> PlacedModels:
@@ -42,9 +43,11 @@ def place_models(models: Any, place: DevicePlacement) -> PlacedModels:
     placed: tuple[TokenModel, ...] = video if memory.stream_layers else (*video, superres)
     if memory.offload:
         _offload(placed, device)
-    for network in placed:
-        quantize_linear_layers(network.transformer, memory.weights, device, dtype)
-        quantize_linear_layers(network.mixins, memory.weights, device, dtype, place.home)
+    compressor = Compressor(memory.weights, device, dtype)
+    for part, network in zip(("stage1", "stage2", "superres"), placed):
+        compressor.compress(network.transformer, f"{part}.transformer")
+        compressor.compress(network.mixins, f"{part}.mixins", place.home)
+    compressor.log()
     weights_move = memory.offload or memory.swap_networks
     pool = CachePool(0 if weights_move else cache_pool_bytes(models.stage1.config, memory, place.kind))
     for lm in video:
@@ -53,7 +56,7 @@ def place_models(models: Any, place: DevicePlacement) -> PlacedModels:
         _move(network.transformer, device, dtype)
         _move(network.mixins, place.home, dtype)
     cache_fp32_heads(placed)
-    return PlacedModels(*video, superres)
+    return PlacedModels(*video, superres, compressor.result)
 
 
 def current(place: DevicePlacement) -> AbstractContextManager[object]:

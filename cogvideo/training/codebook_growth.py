@@ -1,7 +1,6 @@
-"""More codes for a trained codec, where those it has are far from what it sees; encoder and decoder stay.
+"""Codes that are added to a trained codec, and the embeddings that networks begin with for them.
 
-The codes that are there stay as well, so a picture that they show well keeps its tokens, and networks that draw these
-tokens go on from what they know: a new code begins, to them, as the old one that is nearest to it.
+Encoder, decoder and old codes stay. An image that the old codes reproduce well keeps its tokens.
 """
 
 from __future__ import annotations
@@ -15,37 +14,34 @@ from torch import Tensor
 
 from cogvideo.config import ModelConfig
 from cogvideo.errors import RequestError
-from cogvideo.training.vqvae_data import SHOWN, ImageOptions
-from cogvideo.training.vqvae_task import ImageTask, encode, nearest
-
-SEEDINGS = 6
-"""Parts in which new codes are chosen; each part sees what those before it left far away."""
-OUTLIER = 4.0
-"""Mean squared distances from which on a vector's chance of becoming a code grows no more."""
+from cogvideo.training.kmeans import add_seeds, lloyd, nearest
+from cogvideo.training.vqvae_data import SUBJECT_OPACITY, ImageOptions
+from cogvideo.training.vqvae_task import ImageTask, encode
 
 
 @dataclass(frozen=True)
 class CodebookGrowthOptions(ImageOptions):
-    """How many codes are added, and what they are to show. Raises RequestError for numbers that make no codes."""
+    """How many codes are added, and from which vectors. Raises RequestError for numbers out of range."""
 
     more: int = 1024
+    """Codes to add."""
     vectors: int = 240_000
-    """Patches that are looked at: of subjects alone where these are marked."""
+    """Patches whose vectors are clustered; only those of subjects if subjects are marked."""
     rounds: int = 8
-    """Of k-means, in which the new codes move to the middle of what is nearest to them."""
+    """Rounds of k-means."""
 
     def __post_init__(self) -> None:
         if not 0 < self.more <= self.vectors or self.rounds < 0:
             raise RequestError(
                 f"[codes.data] 不可用：more（{self.more}）须为正数且不大于 vectors（{self.vectors}），"
                 f"rounds（{self.rounds}）不小于 0。",
-                f"[codes.data] cannot be used: more ({self.more}) must be positive and at most vectors "
+                f"[codes.data] is out of range. more ({self.more}) must be positive and at most vectors "
                 f"({self.vectors}), rounds ({self.rounds}) 0 or more.",
             )
 
 
 def grow_codebook(model: ModelConfig, more: int) -> ModelConfig:
-    """The sizes of a model whose codebook has `more` codes than this one's: text comes after them."""
+    """Return the sizes of a model with `more` codes than this one. Ids of text tokens move up by as many."""
     return replace(
         model,
         image_tokens=model.image_tokens + more,
@@ -55,68 +51,50 @@ def grow_codebook(model: ModelConfig, more: int) -> ModelConfig:
 
 
 class CodeSearch(ImageTask):
-    """Where new codes are wanted: `codec` is trained, `sample` says what it is shown."""
+    """Search for the codes that a trained codec lacks for the images of `sample`."""
 
     options: CodebookGrowthOptions
 
     def codebook(self) -> Tensor:
-        """The codec's codes, and after them the new ones: [n + more, z]."""
+        """Return the codec's codes and the new ones after them, [n + more, z]."""
         codes = self.codec.quantize.embed.weight.detach()
         o = self.options
         return add_codes(codes, self.vectors(), o.more, self.seed, o.rounds)
 
     @torch.no_grad()
     def vectors(self) -> Tensor:
-        """What the encoder makes of as many patches as the options say, [vectors, z].
+        """Encode patches of sampled images, float [options.vectors, z].
 
-        Where subjects are marked, of patches that show some of one before a plain ground, which is what the networks
-        learn to draw.
+        If subjects are marked, only patches of subjects on a plain ground count: networks learn those tokens.
         """
         parts: list[Tensor] = []
         while sum(map(len, parts)) < self.options.vectors:
-            pixels, masks = self.draw(np.random.default_rng((self.seed, len(parts))))
+            pixels, masks = self.sample_images(np.random.default_rng((self.seed, len(parts))))
             z = encode(self.codec, pixels)  # [B, z, h, w]
-            shown = F.max_pool2d(masks, pixels.shape[-1] // z.shape[-1])[:, 0] > SHOWN  # [B, h, w]
+            is_subject = F.max_pool2d(masks, pixels.shape[-1] // z.shape[-1])[:, 0] > SUBJECT_OPACITY  # [B, h, w]
             if masks.any():
-                z, shown = (torch.cat([plain for _, plain in self.pairs(values)]) for values in (z, shown))
+                z, is_subject = (torch.cat([plain for _, plain in self.pairs(v)]) for v in (z, is_subject))
             else:
-                shown = torch.ones_like(shown)
-            parts.append(z.permute(0, 2, 3, 1)[shown])
+                is_subject = torch.ones_like(is_subject)
+            parts.append(z.permute(0, 2, 3, 1)[is_subject])
         return torch.cat(parts)[: self.options.vectors]
 
 
 @torch.no_grad()
 def add_codes(codes: Tensor, vectors: Tensor, more: int, seed: int = 0, rounds: int = 8) -> Tensor:
-    """Codes [n, z] -> the same, and `more` of them [n + more, z] where the nearest code is far from `vectors` [m, z].
+    """Add `more` codes where the codes [n, z] are far from `vectors` [m, z]: returns [n + more, z].
 
-    New ones are drawn from the vectors by their distance (k-means++, Arthur and Vassilvitskii 2007, several at once),
-    then moved by k-means in which the old ones take part but stay.
+    New codes are seeded by k-means++ and moved by k-means. Old codes take part in it but stay.
     """
-    generator = torch.Generator().manual_seed(seed)
-    every = codes
-    for part in torch.arange(more).chunk(SEEDINGS):
-        far = _squared_distance(vectors, every)[1]
-        odds = far.clamp(max=OUTLIER * float(far.mean())) + 1e-12
-        every = torch.cat([every, vectors[torch.multinomial(odds.cpu(), len(part), generator=generator)]])
-    for _ in range(rounds):
-        ids, _ = _squared_distance(vectors, every)
-        counts = torch.bincount(ids, minlength=len(every)).unsqueeze(1)
-        middle = torch.zeros_like(every).index_add_(0, ids, vectors) / counts.clamp(min=1)
-        moved = torch.where(counts > 0, middle, every)
-        every = torch.cat([codes, moved[len(codes) :]])
-    return every
-
-
-def _squared_distance(vectors: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
-    """Number of the code that is nearest to each vector [m], and its squared distance [m]."""
-    ids = nearest(vectors, codes)
-    return ids, (vectors - codes[ids]).square().sum(1)
+    seeded = add_seeds(vectors, codes, more, torch.Generator().manual_seed(seed))
+    return lloyd(vectors, seeded, rounds, fixed=len(codes))
 
 
 def grow_embeddings(embeddings: Tensor, codes: Tensor, model: ModelConfig) -> Tensor:
-    """Word embeddings [V, h] of a model of fewer codes -> those of a model with the sizes `model` and all `codes`.
+    """Add word embeddings for new codes: [V, h] of the smaller model -> [model.vocab_size, h].
 
-    Old codes, text and special tokens keep theirs; a new code has that of the old one that is nearest to it.
+    `codes` are all codes of the larger model. A new code gets the embedding of its nearest old code; old codes, text
+    and special tokens keep theirs.
     """
     old = embeddings.shape[0] - (model.vocab_size - model.image_tokens)
     twins = nearest(codes[old:], codes[:old])

@@ -1,7 +1,6 @@
-"""From training's checkpoints to the files that ship: fp16 safetensors under the published names, the clusters; and
-from those to the published format. The way back is `cogvideo/models/convert.py`.
+"""Files of a finished model: fp16 safetensors under the published names, code clusters, and the published format.
 
-Every file is written to a temporary name and then renamed; a backbone that the networks share is written once.
+Every file is written to a temporary name and then renamed. `cogvideo/models/convert.py` reads the published format.
 """
 
 from __future__ import annotations
@@ -18,22 +17,22 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from cogvideo.config import ModelConfig
-from cogvideo.training.vqvae_task import nearest
+from cogvideo.models.loader import BACKBONE, NETWORKS
+from cogvideo.training.kmeans import lloyd, nearest, sample_seeds
 from cogvideo.weights import checkpoint, published_format
 
-PARTS = ("stage1", "stage2", "superres")
-BACKBONE = "transformer."
 ITERATION = "1"
-"""Name of the only checkpoint in a folder of the published format that is written here."""
+"""Name of the checkpoint in a folder of the published format."""
+KMEANS_ROUNDS = 30
 
 Tensors = Mapping[str, Tensor]
 
 
 def write_tensors(tensors: Tensors, path: Path) -> None:
-    """Write floating-point tensors as fp16, whole or not at all."""
+    """Write tensors, floating-point ones as fp16. The file is complete or not there."""
     temporary = path.with_suffix(".tmp")
     save_file(_halves(tensors), temporary)
-    temporary.chmod(0o644)  # safetensors makes it readable by its owner alone
+    temporary.chmod(0o644)  # safetensors creates files that only their owner may read
     os.replace(temporary, path)
 
 
@@ -42,19 +41,20 @@ def _halves(tensors: Tensors) -> dict[str, Tensor]:
 
 
 def export_models(tensors: Tensors, folder: Path) -> None:
-    """Weights of `WorldModels` by name -> `backbone`, `stage1`, `stage2` and `superres.safetensors` in `folder`."""
-    backbone, mixins = (
-        select_prefix(tensors, f"{PARTS[0]}.", BACKBONE),
-        select_prefix(tensors, f"{PARTS[0]}.", "mixins."),
-    )
-    others = {part: select_prefix(tensors, f"{part}.") for part in PARTS[1:]}
-    export_parts({"backbone": backbone, PARTS[0]: mixins, **others}, folder)
+    """Write weights of `JointModels` as `backbone`, `stage1`, `stage2` and `superres.safetensors` in `folder`."""
+    first, *others = NETWORKS
+    parts: dict[str, Tensors] = {
+        "backbone": select_prefix(tensors, f"{first}.", BACKBONE),
+        first: select_prefix(tensors, f"{first}.", "mixins."),
+        **{part: select_prefix(tensors, f"{part}.") for part in others},
+    }
+    export_parts(parts, folder)
 
 
 def export_parts(parts: Mapping[str, Tensors], folder: Path) -> None:
-    """Weights of `backbone` (`transformer.*`) and of each network (`mixins.*`) -> a file each in `folder`.
+    """Write a file in `folder` for the backbone (`transformer.*`) and for each network (`mixins.*`).
 
-    A network that trained the backbone further has `transformer.*` too; those that differ are its own.
+    A network may have `transformer.*` too. Its file gets those that differ from the backbone's file.
     """
     path = folder / "backbone.safetensors"
     if "backbone" in parts:
@@ -67,17 +67,17 @@ def export_parts(parts: Mapping[str, Tensors], folder: Path) -> None:
 
 
 def select_prefix(tensors: Tensors, prefix: str, kind: str = "") -> dict[str, Tensor]:
-    """The tensors whose names begin with `prefix` and `kind`, without the prefix."""
+    """Return the tensors whose names begin with `prefix` and `kind`, without the prefix."""
     return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix + kind)}
 
 
 def to_published(folder: Path, config: ModelConfig, out: Path) -> None:
-    """The networks of a model's folder -> `cogvideo-stage1`, `cogvideo-stage2` and `cogview2-dsr` in `out`.
+    """Write the networks of a model's folder as `cogvideo-stage1`, `cogvideo-stage2` and `cogview2-dsr` in `out`.
 
-    Each has the backbone in its file, as published. Raises WeightsError.
+    Each file includes the backbone. Raises WeightsError if a file of the model is missing or damaged.
     """
     backbone = checkpoint.read_safetensors(folder / "backbone.safetensors")
-    for part in PARTS:
+    for part in NETWORKS:
         own = checkpoint.read_safetensors(folder / f"{part}.safetensors")
         target = out / published_format.PUBLISHED[part]
         (target / ITERATION).mkdir(parents=True, exist_ok=True)
@@ -90,7 +90,7 @@ def to_published(folder: Path, config: ModelConfig, out: Path) -> None:
 
 
 def _published_sizes(config: ModelConfig, part: str) -> dict[str, int | str]:
-    """`model_config.json` of a network, with what `weights.published_config` reads of it."""
+    """Return the content of a network's `model_config.json`, as `published_config` reads it."""
     text, frame = config.text_length, config.tokens_per_frame
     layout = (text, text + frame, text + config.keyframes * frame)
     extra = config.extra_positions
@@ -112,21 +112,15 @@ def _published_sizes(config: ModelConfig, part: str) -> dict[str, int | str]:
 
 
 def export_codec(tensors: Tensors, folder: Path) -> None:
-    """Weights of the trained HVQVAE -> `codec.safetensors`, without the statistics that only training needs."""
+    """Write `codec.safetensors` without the statistics of the codebook, which only training needs."""
     statistics = ("quantize.cluster_size", "quantize.embed_avg")
     write_tensors({n: t for n, t in tensors.items() if n not in statistics}, folder / "codec.safetensors")
 
 
-def cluster_codes(codes: Tensor, clusters: int, seed: int = 0, rounds: int = 30) -> npt.NDArray[np.int16]:
-    """Codebook [n, z] -> label of each code's cluster, [n], by k-means: codes of a cluster look alike when decoded."""
-    generator = torch.Generator().manual_seed(seed)
-    centres = codes[torch.randperm(len(codes), generator=generator)[:clusters]].clone()
-    labels = nearest(codes, centres)
-    for _ in range(rounds):
-        counts = torch.bincount(labels, minlength=clusters)
-        sums = torch.zeros_like(centres).index_add_(0, labels, codes)
-        centres = torch.where(counts[:, None] > 0, sums / counts[:, None].clamp(min=1), centres)
-        labels = nearest(codes, centres)
+def cluster_codes(codes: Tensor, clusters: int, seed: int = 0) -> npt.NDArray[np.int16]:
+    """Cluster a codebook [n, z] by k-means: labels [n] from 0, without gaps. Codes of a cluster look alike."""
+    centres = sample_seeds(codes, clusters, torch.Generator().manual_seed(seed))
+    labels = nearest(codes, lloyd(codes, centres, KMEANS_ROUNDS))
     _, compact = labels.unique(return_inverse=True)
     return np.asarray(compact.numpy(), dtype=np.int16)
 

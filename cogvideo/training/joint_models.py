@@ -1,4 +1,4 @@
-"""Networks that learn together on one backbone, and a single network that learns alone."""
+"""The three networks of a small model on one backbone, as one module that learns together."""
 
 from __future__ import annotations
 
@@ -9,19 +9,20 @@ import torch
 from torch import Tensor, nn
 
 from cogvideo.config import Preset
+from cogvideo.models.loader import BACKBONE, NETWORKS
 from cogvideo.models.superres_lm import SuperResLM
 from cogvideo.models.video_lm import VideoLM
-from cogvideo.training.export import BACKBONE, PARTS, select_prefix
+from cogvideo.training.export import select_prefix
 
 SingleNetwork = Literal["stage2", "superres"]
-ALONE: tuple[SingleNetwork, ...] = ("stage2", "superres")
-"""Networks that may learn on alone when all have learnt together."""
-OWN = ("layers", "final_layernorm")
-"""What a network has of the backbone for itself where that is not frozen: words and places stay everybody's."""
+SINGLE_NETWORKS: tuple[SingleNetwork, ...] = ("stage2", "superres")
+"""Networks that can be trained further by themselves after joint training."""
+OWN_MODULES = ("layers", "final_layernorm")
+"""Modules of the backbone of which a network gets a copy if its backbone is not frozen. Embeddings stay shared."""
 
 
 class JointModels(nn.Module):
-    """The three networks on one backbone; stage 2 and super-resolution may come to have one of their own."""
+    """Stage 1, stage 2 and super-resolution on one backbone; the latter two can get layers that are not shared."""
 
     def __init__(self, preset: Preset) -> None:
         super().__init__()
@@ -30,10 +31,10 @@ class JointModels(nn.Module):
         self.stage2 = VideoLM(preset.model, 2, transformer=self.stage1.transformer)
         self.superres = SuperResLM(preset.model, transformer=self.stage1.transformer)
 
-    def give_own_backbone(self, part: SingleNetwork, modules: Collection[str] = OWN) -> None:
-        """What this network learns of these modules of the backbone stays its own from now on; the others are shared.
+    def give_own_backbone(self, part: SingleNetwork, modules: Collection[str] = OWN_MODULES) -> None:
+        """Give a network copies of these modules of the backbone; it shares the other modules.
 
-        A network that has its own already keeps it.
+        A network that has its own backbone keeps it.
         """
         network = getattr(self, part)
         shared = self.stage1.transformer
@@ -47,16 +48,17 @@ class JointModels(nn.Module):
         setattr(self, part, own)
 
     def load_weights(self, tensors: Mapping[str, Tensor]) -> None:
-        """Tensors `stage1.transformer.*` and so on; who has other numbers in its backbone than stage 1 gets its own.
+        """Load tensors with names such as `stage1.transformer.*`.
 
-        A network may lack what it shares with stage 1. Raises RuntimeError where something else is missing.
+        A network whose backbone differs from stage 1's gets its own. It may lack tensors that it shares with stage 1.
+        Raises RuntimeError if other tensors are missing.
         """
-        networks = {name: select_prefix(tensors, f"{name}.") for name in PARTS}
+        networks = {name: select_prefix(tensors, f"{name}.") for name in NETWORKS}
         common = {n: t for n, t in networks["stage1"].items() if n.startswith(BACKBONE)}
-        for part in ALONE:
+        for part in SINGLE_NETWORKS:
             read = {n: t for n, t in networks[part].items() if n.startswith(BACKBONE)}
             different = {n.split(".")[1] for n, t in read.items() if not torch.equal(t, common[n])}
             if different:
-                self.give_own_backbone(part, different.union(OWN))
+                self.give_own_backbone(part, different.union(OWN_MODULES))
         for name, own in networks.items():
             getattr(self, name).load_state_dict({**common, **own})

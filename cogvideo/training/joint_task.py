@@ -1,9 +1,8 @@
-"""What the three networks learn, as one loss: clips of the world -> cross-entropy of each network's tokens.
+"""Losses of the networks of a small model on clips of the synthetic world: all networks together, or one of them.
 
-For a model as small as `mini` the backbone, stage 1, stage 2 and super-resolution learn together (the paper freezes a
-large pretrained backbone and trains each `attention_plus` beside it): every step holds single frames (text to image),
-stage-1 clips, stage-2 windows and frames at both sizes, so the three share one backbone that suits them all. One that
-learns on alone then may have layers of its own: stage 2 of what ships has.
+The paper freezes a large pretrained backbone and trains `attention_plus` of each network beside it. A model as small as
+`mini` trains everything together: a step has single frames (text to image), stage-1 clips, stage-2 windows and frames
+at both sizes. A network that is trained further by itself can get its own layers, as stage 2 of the shipped model has.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from torch.profiler import record_function
 from cogvideo.config import Preset
 from cogvideo.data.dataset import KEYFRAMES
 from cogvideo.data.synthetic_render import COARSE, FINE, PLAIN, background, render_state
-from cogvideo.data.synthetic_world import Clip, HeldOut, State, caption, sample_clip, to_shares
+from cogvideo.data.synthetic_world import Clip, ClipOdds, HeldOut, State, caption, sample_clip, to_probabilities
 from cogvideo.models.base import left_pad
 from cogvideo.models.superres_lm import PAD
 from cogvideo.models.video_lm import VideoLM
@@ -33,19 +32,19 @@ from cogvideo.tokenizers.text import (
     unconditional_text,
     video_text,
 )
-from cogvideo.training.joint_models import OWN, JointModels, SingleNetwork
-from cogvideo.training.vqvae_data import SHOWN
+from cogvideo.training.joint_models import OWN_MODULES, JointModels, SingleNetwork
+from cogvideo.training.vqvae_data import SUBJECT_OPACITY
 
 DATA = "training data"
-"""Name of the ranges in a profile where clips are drawn and turned into tokens."""
+"""Name of the ranges in a profile in which clips are rendered and tokenised."""
 
 Tokenise = Callable[[npt.NDArray[np.uint8]], Tensor]
-"""Frames uint8 [B, H, W, 3] -> tokens int64 [B, N]."""
+"""Converts frames uint8 [B, H, W, 3] to tokens int64 [B, N]."""
 
 
 @dataclass(frozen=True)
 class JointTaskOptions:
-    """How many sequences of each kind a step holds, and what counts in them."""
+    """Sequences of each kind in a step, and the weights of their losses."""
 
     images: int = 16
     clips: int = 20
@@ -54,56 +53,57 @@ class JointTaskOptions:
     stage1_share: float = 2.0
     stage2_share: float = 0.7
     superres_share: float = 0.4
-    """Shares of the losses in the sum, beside 1 for single frames: a few frames of super-resolution have a large and
-    noisy gradient, which would drown what the shared backbone has to learn of motion."""
+    """Weights of the losses in the sum, beside 1 for single frames. Super-resolution has few frames with large, noisy
+    gradients, which would dominate the shared backbone."""
     unconditional: float = 0.1
-    """Share of stage-1 clips whose prompt is left out, for guidance."""
+    """Fraction of stage-1 clips whose prompt is left out, for guidance."""
     background_weight: float = 0.5
     subject_weight: float = 2.5
-    """Weights of a token's loss in clips and windows: most tokens are background that never changes."""
+    """Weights of tokens in clips and windows. Most tokens are background that never changes."""
     image_subject_weight: float = 0.5
+    """The same as `subject_weight`, for single frames."""
     motion_odds: Sequence[float] | None = None
-    """How often each of `MOTIONS` comes, beside the others; None: all alike. What turns or grows is the hardest."""
+    """Relative frequency of each of `MOTIONS`; None: uniform. Turning and growing are the hardest."""
     size_odds: Sequence[float] | None = None
-    """How often each of the world's sizes comes, beside the others; None: mostly the middle one."""
+    """Relative frequency of each of the world's sizes; None: mostly the middle one."""
     round_odds: Sequence[float] = (1, 1, 1)
-    """How often stage 2 is shown a window of each round of interpolation, from five frames on; a film of 33 frames has
-    4, 8 and 16 frames of them."""
+    """Relative frequency of stage-2 windows of each round of interpolation. A video of 33 frames gets 4, 8 and 16
+    frames in the three rounds."""
     drift_probability: float = 0.2
-    """Share of the clips that move freely, with a verb of their own: who is not shown turning is seen turned there."""
+    """Probability of a movement without a name. Subjects whose turning is held out are seen turned in such clips."""
     corruption_rate: float = 0.02
-    """Mean share of the tokens of clips and windows that are replaced where the networks read them, half by what
-    another frame of the clip has there, half by another clip's: what they go on from when drawing has errors too."""
+    """Mean fraction of tokens that are replaced in the networks' input of clips and windows: half by tokens of another
+    frame, half by those of another clip. Networks read such errors at generation time."""
     drawn_alone: float = 0.5
-    """Share of super-resolution's small frames with the tokens that the subject has before a plain ground; the others
-    have those of the frame as it is."""
+    """Fraction of super-resolution's small frames with the tokens that the subject has on a plain ground. The others
+    have the tokens of the rendered frame."""
     seed: int = 0
 
 
 @dataclass(frozen=True)
 class SingleNetworkOptions(JointTaskOptions):
-    """The same of a network that learns alone."""
+    """Options of a network that is trained by itself."""
 
     freeze_backbone: bool = True
-    """False: it gets a backbone of its own, whose layers learn as well; its words keep their embeddings."""
+    """False: the network gets its own copy of the backbone's layers, which are trained too. Embeddings stay."""
 
 
 def subject_cells(mask: npt.NDArray[np.float32], patch: int) -> npt.NDArray[np.bool_]:
-    """Opacity [H, W] -> which tokens [N] show some of the subject."""
+    """Return which tokens [N] show a part of the subject, from its opacity [H, W]."""
     height, width = (side // patch for side in mask.shape)
-    return np.asarray(mask.reshape(height, patch, width, patch).max((1, 3)).reshape(-1) > SHOWN)
+    return np.asarray(mask.reshape(height, patch, width, patch).max((1, 3)).reshape(-1) > SUBJECT_OPACITY)
 
 
 def window_times(
     rng: np.random.Generator, clip: Clip, odds: Sequence[float] = (1, 1, 1)
 ) -> tuple[float, npt.NDArray[np.float64]]:
-    """A stage-2 window of `clip`: its duration in seconds and the times of its five frames.
+    """Sample a stage-2 window of `clip`: its duration in seconds and the times of its five frames.
 
-    Round r of interpolation works on windows of duration / 2**r that start at multiples of it; `odds`: how often each
-    round comes. Raises RequestError.
+    Windows of round r last duration / 2**r and start at multiples of that. `odds` are the relative frequencies of the
+    rounds. Raises RequestError.
     """
-    shares = to_shares("round_odds", odds, ("5 -> 9", "9 -> 17", "17 -> 33"))
-    round_ = 1 + int(rng.choice(len(shares), p=shares))
+    probabilities = to_probabilities("round_odds", odds, ("5 -> 9", "9 -> 17", "17 -> 33"))
+    round_ = 1 + int(rng.choice(len(probabilities), p=probabilities))
     seconds = clip.duration / 2**round_
     start = seconds * int(rng.integers(2**round_))
     return seconds, start + seconds * np.arange(5) / 4
@@ -111,7 +111,7 @@ def window_times(
 
 @dataclass(frozen=True)
 class TokenRows:
-    """Tokens [B, F, N] with the weights of their losses, and the text that goes before them."""
+    """Tokens [B, F, N], the weights of their losses, and the text before them."""
 
     text: Tensor
     text_length: Tensor
@@ -120,7 +120,7 @@ class TokenRows:
 
 
 class JointTask:
-    """Loss of all four objectives for the training loop."""
+    """Loss of all four objectives for the training loop. `held_out`: pairs that are never sampled."""
 
     def __init__(
         self,
@@ -149,20 +149,23 @@ class JointTask:
         return self.models
 
     def preview_image(self) -> None:
-        """Nothing: `python -m cogvideo evaluate` shows what this model draws."""
+        """Return None: `python -m cogvideo evaluate` writes images of this model."""
 
     def loss(self, step: int, micro_batch: int = 0, num_micro_batches: int = 1) -> tuple[Tensor, dict[str, float]]:
-        """Sum of the four losses of step `step`, and each of them by name. Every share draws clips of its own."""
+        """Compute the weighted sum of the four losses of step `step`; each loss by name for the log.
+
+        Every micro-batch samples as many sequences as the options say.
+        """
         rng = np.random.default_rng((self.options.seed, micro_batch, step))
         losses = {name: objective(rng) for name, objective in self.objectives.items()}
         o = self.options
-        portions = {"image": 1.0, "stage1": o.stage1_share, "stage2": o.stage2_share, "superres": o.superres_share}
-        total = torch.stack([portions[name] * value for name, value in losses.items()]).sum()
+        weights = {"image": 1.0, "stage1": o.stage1_share, "stage2": o.stage2_share, "superres": o.superres_share}
+        total = torch.stack([weights[name] * value for name, value in losses.items()]).sum()
         return total, {name: float(v.detach()) for name, v in losses.items()}
 
     @property
     def objectives(self) -> dict[str, Callable[[np.random.Generator], Tensor]]:
-        """What is learnt, by name: a random generator -> the loss of clips that it draws, in nats a token."""
+        """Objectives by name. Each one samples clips from a generator and returns their loss in nats a token."""
         return {
             "image": self._image_loss,
             "stage1": self._clip_loss,
@@ -171,7 +174,7 @@ class JointTask:
         }
 
     def _image_loss(self, rng: np.random.Generator) -> Tensor:
-        """Text to image, backbone alone: the first frame of a clip."""
+        """Text to image, with the backbone only: the first frame of a clip."""
         clips = self._sample(rng, self.options.images)
         texts = [first_frame_text(self.tokenizer, self.preset, caption(rng, clip)) for clip in clips]
         rows = self._rows(texts, clips, [[0.0]] * len(clips), self.options.image_subject_weight)
@@ -179,7 +182,7 @@ class JointTask:
         return weighted_loss(logits, rows.tokens[:, 0], rows.weights[:, 0])
 
     def _clip_loss(self, rng: np.random.Generator) -> Tensor:
-        """Stage 1: frames 2..5 given those before them and the duration."""
+        """Stage 1: frames 2..5, given the frames before them and the duration."""
         clips = self._sample(rng, self.options.clips)
         texts = [self._clip_text(rng, clip) for clip in clips]
         rows = self._rows(texts, clips, [clip.frame_times(KEYFRAMES) for clip in clips], self.options.subject_weight)
@@ -191,7 +194,7 @@ class JointTask:
         return video_text(self.tokenizer, self.preset, caption(rng, clip), clip.duration)
 
     def _window_loss(self, rng: np.random.Generator) -> Tensor:
-        """Stage 2: frames 1 and 3 of a window given frames 0, 2 and 4."""
+        """Stage 2: frames 1 and 3 of a window, given frames 0, 2 and 4."""
         clips = self._sample(rng, self.options.windows)
         windows = [window_times(rng, clip, self.options.round_odds) for clip in clips]
         texts = [
@@ -202,99 +205,99 @@ class JointTask:
         return self._score(self.models.stage2, rows, rng, self.models.stage2.layout.generated)
 
     def _score(self, network: VideoLM, rows: TokenRows, rng: np.random.Generator, wanted: Sequence[int]) -> Tensor:
-        """Loss of the `wanted` frames; the others are read, but nothing is computed of what would come there."""
+        """Compute the loss of the `wanted` frames from corrupted input."""
         frames = list(wanted)
         logits = network.forward_training(rows.text, rows.text_length, self.corrupt(rows.tokens, rng), frames)
         return weighted_loss(logits, rows.tokens[:, frames], rows.weights[:, frames])
 
     @torch.no_grad()
     def teacher_forced_accuracy(self, clips: Sequence[Clip], rng: np.random.Generator) -> float:
-        """Share of the tokens of frames 2..5 that stage 1 finds the likeliest, given the true ones before them.
+        """Return the fraction of tokens of frames 2..5 that stage 1 predicts, given the true tokens before them.
 
-        Those count that stand where the subject is in any frame.
+        Only tokens at places that the subject covers in any frame count.
         """
         texts = [video_text(self.tokenizer, self.preset, caption(rng, clip), clip.duration) for clip in clips]
         rows = self._rows(texts, clips, [clip.frame_times(KEYFRAMES) for clip in clips], 1.0)
-        return self._known(self.models.stage1, rows, range(1, KEYFRAMES))
+        return self._accuracy(self.models.stage1, rows, range(1, KEYFRAMES))
 
     @torch.no_grad()
     def teacher_forced_interpolation_accuracy(
         self, clips: Sequence[Clip], round_: int, rng: np.random.Generator
     ) -> float:
-        """The same of stage 2, in windows of one round (1, 2 or 3) of interpolation."""
+        """Return the same fraction for stage 2, in windows of one round (1, 2 or 3) of interpolation."""
         odds = [float(number == round_) for number in (1, 2, 3)]
         windows = [window_times(rng, clip, odds) for clip in clips]
         texts = [
             interpolation_text(self.tokenizer, caption(rng, c), s) for c, (s, _) in zip(clips, windows, strict=True)
         ]
         rows = self._rows(texts, clips, [times for _, times in windows], 1.0)
-        return self._known(self.models.stage2, rows, self.models.stage2.layout.generated)
+        return self._accuracy(self.models.stage2, rows, self.models.stage2.layout.generated)
 
-    def _known(self, network: VideoLM, rows: TokenRows, wanted: Sequence[int]) -> float:
+    def _accuracy(self, network: VideoLM, rows: TokenRows, wanted: Sequence[int]) -> float:
         frames = list(wanted)
-        likeliest = network.forward_training(rows.text, rows.text_length, rows.tokens, frames).argmax(-1)
-        subject = rows.weights[:, frames] > self.options.background_weight
-        return float((likeliest == rows.tokens[:, frames])[subject].float().mean())
+        predicted = network.forward_training(rows.text, rows.text_length, rows.tokens, frames).argmax(-1)
+        is_subject = rows.weights[:, frames] > self.options.background_weight
+        return float((predicted == rows.tokens[:, frames])[is_subject].float().mean())
 
     def corrupt(self, tokens: Tensor, rng: np.random.Generator) -> Tensor:
-        """Tokens [B, F, N] -> the same with some of them replaced; a clip has up to twice the mean share."""
+        """Replace some tokens [B, F, N]. A clip has up to twice the mean fraction."""
         clips, frames, _ = tokens.shape
-        elsewhere = (
+        others = (
             tokens.roll(int(rng.integers(1, frames)), 1),
             tokens.roll(int(rng.integers(1, max(2, clips))), 0),
         )
         rates = rng.uniform(0, 2 * self.options.corruption_rate, (clips, 1, 1))
         draws = rng.random(tuple(tokens.shape))
-        for other, hit in zip(elsewhere, (draws < rates / 2, draws > 1 - rates / 2), strict=True):
-            tokens = torch.where(torch.from_numpy(hit).to(tokens.device), other, tokens)
+        for other, replaced in zip(others, (draws < rates / 2, draws > 1 - rates / 2), strict=True):
+            tokens = torch.where(torch.from_numpy(replaced).to(tokens.device), other, tokens)
         return tokens
 
     def _superres_loss(self, rng: np.random.Generator) -> Tensor:
-        """Super-resolution: the fine tokens of a frame at any moment, given its coarse tokens."""
+        """Super-resolution: the fine tokens of a frame at any time, given its coarse tokens."""
         rows = self._pairs(rng)
         coarse, fine = rows.tokens.split((self.preset.model.tokens_per_frame, rows.weights.shape[1]), dim=1)
         return weighted_loss(self.models.superres(rows.text, rows.text_length, coarse), fine, rows.weights)
 
     @record_function(DATA)
     def _pairs(self, rng: np.random.Generator) -> TokenRows:
-        """Frames at both sizes: tokens [B, N + fine tokens], coarse ones first, and weights of the fine ones."""
+        """Sample frames at both sizes: tokens [B, N + fine tokens], coarse first, and weights of the fine tokens."""
         clips = self._sample(rng, self.options.superres)
         moments = [float(rng.integers(0, 33)) / 32 * clip.duration for clip in clips]
         texts = [superres_text(self.tokenizer, caption(rng, clip)) for clip in clips]
         text, text_length = left_pad(texts, pad=PAD, device=self._device)
         states = [clip.state(moment) for clip, moment in zip(clips, moments, strict=True)]
-        shown = list(zip(clips, states, strict=True))
-        cut = np.array([rng.random() < self.options.drawn_alone for _ in clips])
-        small, _ = self._tokenise(shown, COARSE, cut)
-        large, cells = self._tokenise(shown, FINE)
+        frames = list(zip(clips, states, strict=True))
+        plain = np.array([rng.random() < self.options.drawn_alone for _ in clips])
+        small, _ = self._tokenise(frames, COARSE, plain)
+        large, cells = self._tokenise(frames, FINE)
         weights = self._weigh(cells, self.options.subject_weight)
         return TokenRows(text, text_length, torch.cat((small, large), dim=1).to(self._device), weights)
 
     def _tokenise(
-        self, drawn: Sequence[tuple[Clip, State]], cell: int, cut: npt.NDArray[np.bool_] | None = None
+        self, frames: Sequence[tuple[Clip, State]], cell: int, plain: npt.NDArray[np.bool_] | None = None
     ) -> tuple[Tensor, npt.NDArray[np.bool_]]:
-        """Moments of clips -> tokens [B, N], and which of them show some of the subject.
+        """Render and tokenise frames of clips: tokens [B, N], and which of them show a part of the subject.
 
-        A subject has the tokens that it has before a plain ground, in every scene the same: who was never shown in a
-        desert looks there as it does elsewhere. Around it are those of the empty scene. `cut`: which frames are put
-        together so, and which are tokenised as they are; None: all are put together.
+        Frames that are `plain` (None: all) are composed: the subject's tokens are those on a plain ground, the same in
+        every scene, with tokens of the empty scene around them. A subject then looks alike in scenes that training
+        never showed it in. Other frames are tokenised as rendered.
         """
-        cut = np.ones(len(drawn), bool) if cut is None else cut
-        frames = [
-            render_state(c.subject, PLAIN if plain else c.scene, c.variant, state, cell)
-            for (c, state), plain in zip(drawn, cut, strict=True)
+        plain = np.ones(len(frames), bool) if plain is None else plain
+        rendered = [
+            render_state(c.subject, PLAIN if is_plain else c.scene, c.variant, state, cell)
+            for (c, state), is_plain in zip(frames, plain, strict=True)
         ]
-        cells = np.stack([subject_cells(mask, self.preset.patch_size) for _, mask in frames])
-        tokens = self.tokenise(np.stack([picture for picture, _ in frames]))
-        scenes = torch.stack([self._scene_tokens(c.scene, c.variant, cell) for c, _ in drawn])
-        return torch.where(torch.from_numpy(cut[:, None] & ~cells).to(tokens.device), scenes, tokens), cells
+        cells = np.stack([subject_cells(mask, self.preset.patch_size) for _, mask in rendered])
+        tokens = self.tokenise(np.stack([pixels for pixels, _ in rendered]))
+        scenes = torch.stack([self._scene_tokens(c.scene, c.variant, cell) for c, _ in frames])
+        return torch.where(torch.from_numpy(plain[:, None] & ~cells).to(tokens.device), scenes, tokens), cells
 
     def _scene_tokens(self, scene: int, variant: int, cell: int) -> Tensor:
-        """Tokens [N] of an empty scene, made once."""
+        """Return the tokens [N] of an empty scene, computed once."""
         key = (scene, variant, cell)
         if key not in self._scenes:
-            picture = np.rint(background(*key)).astype(np.uint8)
-            self._scenes[key] = self.tokenise(picture[None])[0]
+            pixels = np.rint(background(scene, variant, cell)).astype(np.uint8)
+            self._scenes[key] = self.tokenise(pixels[None])[0]
         return self._scenes[key]
 
     @property
@@ -304,10 +307,8 @@ class JointTask:
 
     def _sample(self, rng: np.random.Generator, count: int) -> list[Clip]:
         o = self.options
-        return [
-            sample_clip(rng, self.held_out, odds=o.motion_odds, drifting=o.drift_probability, size_odds=o.size_odds)
-            for _ in range(count)
-        ]
+        odds = ClipOdds(o.motion_odds, o.size_odds, o.drift_probability)
+        return [sample_clip(rng, self.held_out, odds=odds) for _ in range(count)]
 
     @record_function(DATA)
     def _rows(
@@ -317,13 +318,13 @@ class JointTask:
         times: Sequence[Sequence[float] | npt.NDArray[np.float64]],
         subject_weight: float,
     ) -> TokenRows:
-        """Render and tokenise the frames of each clip at its times (as many for every clip)."""
-        drawn = [(clip, s) for clip, moments in zip(clips, times, strict=True) for s in clip.states(moments)]
+        """Render and tokenise the frames of each clip at its times, of which every clip has as many."""
+        frames = [(clip, state) for clip, moments in zip(clips, times, strict=True) for state in clip.states(moments)]
         shape = (len(clips), len(times[0]))
-        flat, cells = self._tokenise(drawn, COARSE)
+        flat, cells = self._tokenise(frames, COARSE)
         tokens, cells = flat.to(self._device).unflatten(0, shape), cells.reshape(*shape, -1)  # [B, F, N]
-        # Where the subject is in any frame counts in all of them: that a place is empty again is what tells of motion,
-        # and weighing the subject alone would teach it to appear too early in the order of decoding.
+        # A place that the subject covers in any frame counts in all frames: motion also empties places.
+        # With the weight on the subject only, the network would generate it too early in decoding order.
         weights = self._weigh(cells.any(1, keepdims=True).repeat(shape[1], 1), subject_weight)
         text, text_length = left_pad(texts, pad=self.pad, device=self._device)
         return TokenRows(text, text_length, tokens, weights)
@@ -336,10 +337,10 @@ class JointTask:
 
 
 class SingleNetworkTask:
-    """One network alone, beside others that stay what they are: its loss for the training loop.
+    """Loss of one network for the training loop, beside other networks that stay.
 
-    Learning together, it gets little of a step, and every step of the others moves the backbone under it. What learns
-    is its own weights, or, where the backbone is not frozen, the layers of a backbone of its own too.
+    In joint training a network gets a small part of each step, and all networks move the backbone. Here only its own
+    weights are trained and, if the backbone is not frozen, its own copy of the backbone's layers.
     """
 
     def __init__(self, world: JointTask, part: SingleNetwork, freeze_backbone: bool = True) -> None:
@@ -352,25 +353,23 @@ class SingleNetworkTask:
         backbone = network.transformer
         self.trainable: nn.Module = nn.ModuleDict({"mixins": network.mixins.requires_grad_(True)})
         if backbone is not world.models.stage1.transformer:
-            self.trainable["transformer"] = backbone  # what is its own belongs into its file, frozen or not
+            self.trainable["transformer"] = backbone  # its own layers are exported, frozen or not
         if not freeze_backbone:
-            for name in OWN:
+            for name in OWN_MODULES:
                 getattr(backbone, name).requires_grad_(True)
 
     def loss(self, step: int, micro_batch: int = 0, num_micro_batches: int = 1) -> tuple[Tensor, dict[str, float]]:
-        """Cross-entropy in nats a token; every share draws as many frames or windows as the options say."""
-        rng = np.random.default_rng(
-            (self.world.options.seed, micro_batch, step, 1)
-        )  # not what they learnt from together
+        """Compute the cross-entropy in nats a token. Every micro-batch has as many sequences as the options say."""
+        rng = np.random.default_rng((self.world.options.seed, micro_batch, step, 1))  # other clips than in `JointTask`
         value = self.world.objectives[self.part](rng)
         return value, {self.part: float(value.detach())}
 
     def preview_image(self) -> None:
-        """Nothing: `python -m cogvideo evaluate` shows what this model draws."""
+        """Return None: `python -m cogvideo evaluate` writes images of this model."""
 
 
 def weighted_loss(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
-    """Mean cross-entropy of logits [..., V] under weights [...], in nats a token."""
+    """Return the mean cross-entropy of logits [..., V] under weights [...], in nats a token."""
     nll = F.cross_entropy(logits.flatten(0, -2), targets.flatten(), reduction="none")
     flat = weights.flatten()
     return (nll * flat).sum() / flat.sum()

@@ -1,7 +1,7 @@
-"""Muon (Jordan et al. 2024) in single precision: momentum, made orthogonal, as the step of a matrix.
+"""Muon (Jordan et al. 2024) in single precision: an optimizer whose step is the orthogonalised momentum of a matrix.
 
-torch.optim.Muon computes in bfloat16, which cost 7 s a step for `mini` on two cores of a processor that emulates it;
-here matrices of one shape go through the Newton-Schulz iteration together, in fp32, in 0.3 s.
+torch.optim.Muon computes in bfloat16. On a CPU that emulates bfloat16 it took 7 s a step for `mini` on two cores. This
+one processes matrices of one shape together in fp32, in 0.3 s.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _QUINTIC = (3.4445, -4.7750, 2.0315)
 
 
 def orthogonalise(matrices: Tensor, iterations: int = 5) -> Tensor:
-    """Matrices [n, rows, columns] -> matrices of the same row and column spaces with singular values near 1."""
+    """Return matrices [n, rows, columns] with the same row and column spaces and singular values near 1."""
     a, b, c = _QUINTIC
     tall = matrices.shape[1] > matrices.shape[2]
     x = matrices.mT if tall else matrices
@@ -28,9 +28,9 @@ def orthogonalise(matrices: Tensor, iterations: int = 5) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon with Nesterov momentum and decoupled weight decay; steps are scaled to the size that AdamW's would have.
+    """Muon with Nesterov momentum and decoupled weight decay. Steps are scaled to the usual size of AdamW's.
 
-    A convolution's weights [out, in, height, width] count as the matrix [out, in * height * width].
+    Weights of a convolution [out, in, height, width] count as a matrix [out, in * height * width].
     """
 
     def __init__(self, weights: Iterable[Tensor], lr: float, momentum: float = 0.95, weight_decay: float = 0.0) -> None:
@@ -38,7 +38,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """One step of every weight that has a gradient."""
+        """Update every weight that has a gradient."""
         for group in self.param_groups:
             by_shape: dict[torch.Size, list[Tensor]] = defaultdict(list)
             for weight in group["params"]:

@@ -1,7 +1,8 @@
-"""What each network learns from clips on its own: the backbone single frames, stage 1 keyframes, stage 2 frames between
-given ones, super-resolution fine tokens. Tokens of a `ClipDataset` in, a cross-entropy in nats a token out.
+"""Loss of one network on a `ClipDataset`, a cross-entropy in nats a token.
 
-As in the paper a network learns beside a frozen backbone (`attention_plus`, the gate and the extra positions only).
+The backbone learns single frames, stage 1 keyframes, stage 2 frames between given frames, and super-resolution fine
+tokens. As in the paper the backbone is frozen by default, and `attention_plus`, its gate and the extra positions are
+trained.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -32,33 +32,31 @@ from cogvideo.tokenizers.text import (
     unconditional_text,
     video_text,
 )
+from cogvideo.training.recipe import NetworkPart
 
-Part = Literal["backbone", "stage1", "stage2", "superres"]
-PARTS: tuple[Part, ...] = ("backbone", "stage1", "stage2", "superres")
-
-Draw = Callable[[Tensor, tuple[int, int]], npt.NDArray[np.uint8]]
-"""Tokens [B, N] on a grid -> frames uint8 [B, H, W, 3]; `FrameCodec.decode` is one."""
+Decode = Callable[[Tensor, tuple[int, int]], npt.NDArray[np.uint8]]
+"""Decodes tokens [B, N] on a grid to frames uint8 [B, H, W, 3], such as `ImageTokenizer.decode`."""
 
 
 @dataclass(frozen=True)
 class NetworkTaskOptions:
-    """What a step of one network holds, and what of the network learns."""
+    """How one network is trained."""
 
     batch: int = 16
-    """Sequences of a step: all processes and all accumulated shares together."""
+    """Sequences of a step, over all processes and micro-batches."""
     unconditional: float = 0.1
-    """Share of stage-1 clips whose caption is left out, for guidance."""
+    """Fraction of stage-1 clips whose caption is left out, for guidance."""
     freeze_backbone: bool = True
     checkpoint_layers: bool = False
-    """Keep no activations inside the layers and compute them again: less memory, a third more time."""
+    """Gradient checkpointing: recompute activations inside layers. Less memory, a third more time."""
     fresh: bool = False
-    """Begin with attention_plus as a copy of the backbone's, though the starting point has one of its own."""
+    """Begin with `attention_plus` as a copy of the backbone's attention, even if the starting point has its own."""
     seed: int = 0
 
 
 @dataclass(frozen=True)
 class NetworkBatch:
-    """Texts padded on the left, what the network is given, and the tokens that it is to predict."""
+    """Texts padded on the left, the tokens in the input, and the tokens to predict."""
 
     text: Tensor  # [B, T]
     text_length: Tensor  # [B]
@@ -67,46 +65,49 @@ class NetworkBatch:
 
 
 class NetworkTask:
-    """Loss of one network for the training loop."""
+    """Loss of one network for the training loop. `decode` makes preview images; None: no previews."""
 
     def __init__(
         self,
         network: TokenModel,
-        part: Part,
+        part: NetworkPart,
         dataset: ClipDataset,
         preset: Preset,
         tokenizer: TextTokenizer,
         options: NetworkTaskOptions,
-        draw: Draw | None = None,
+        decode: Decode | None = None,
     ) -> None:
         self.module: nn.Module = network
         self.network, self.part, self.dataset = network, part, dataset
-        self.preset, self.tokenizer, self.options, self.draw = preset, tokenizer, options, draw
+        self.preset, self.tokenizer, self.options, self.decode = preset, tokenizer, options, decode
         self.pad = PAD if part == "superres" else tokenizer.token("<pad>")
-        self.trainable: nn.Module = self._choose_learnt()
+        self.trainable: nn.Module = self._freeze()
         if options.checkpoint_layers:
             checkpoint_layers(network)
 
-    def _choose_learnt(self) -> nn.Module:
-        """Freeze what does not learn; what does keeps its published names."""
+    def _freeze(self) -> nn.Module:
+        """Freeze what is not trained, and return what is, under its published names."""
         self.network.requires_grad_(False)
         if self.part == "backbone":
-            learnt = nn.ModuleDict({"transformer": self.network.transformer})
+            trainable = nn.ModuleDict({"transformer": self.network.transformer})
         elif self.options.freeze_backbone:
-            learnt = nn.ModuleDict({"mixins": self.network.mixins})
+            trainable = nn.ModuleDict({"mixins": self.network.mixins})
         else:
-            learnt = nn.ModuleDict({"transformer": self.network.transformer, "mixins": self.network.mixins})
-        return learnt.requires_grad_(True)
+            trainable = nn.ModuleDict({"transformer": self.network.transformer, "mixins": self.network.mixins})
+        return trainable.requires_grad_(True)
 
     def loss(self, step: int, micro_batch: int = 0, num_micro_batches: int = 1) -> tuple[Tensor, dict[str, float]]:
-        """Mean cross-entropy of one of the equal shares of a step's sequences."""
+        """Compute the mean cross-entropy of one of the equal micro-batches of a step.
+
+        Raises RequestError if the step's sequences cannot be divided into them.
+        """
         count = self.options.batch
         if count % num_micro_batches:
             raise RequestError(
-                f"每步 {count} 个序列不能平分为 {num_micro_batches} 份"
-                "（进程数乘以 gradient_accumulation_steps）：请修改 batch。",
-                f"The {count} sequences of a step do not divide into {num_micro_batches} shares "
-                "(processes times gradient_accumulation_steps): change batch.",
+                f"batch = {count} 不能被 {num_micro_batches} 整除。"
+                "请将 batch 改为进程数乘以 gradient_accumulation_steps 的倍数。",
+                f"batch = {count} is not divisible by {num_micro_batches}. "
+                "Set batch to a multiple of processes times gradient_accumulation_steps.",
             )
         batch = self.batch(range(step * count + micro_batch, (step + 1) * count, num_micro_batches))
         logits = self._logits(batch)
@@ -114,7 +115,7 @@ class NetworkTask:
         return value, {}
 
     def batch(self, numbers: Sequence[int]) -> NetworkBatch:
-        """The sequences with these numbers, counted from the start of training, on the network's device."""
+        """Return the sequences with these numbers, counted from the start of training, on the network's device."""
         rows = [self._sequence(number) for number in numbers]
         device = self.network.transformer.word_embeddings.weight.device
         superres = self.part == "superres"
@@ -127,9 +128,9 @@ class NetworkTask:
         return NetworkBatch(text, text_length, given, wanted)
 
     def _sequence(self, number: int) -> _Sequence:
-        """Sequence `number`: its clip follows from the epoch's order, everything else from a generator of its own."""
+        """Make sequence `number`: the epoch's permutation gives its clip, a generator of its own everything else."""
         epoch, place = divmod(number, len(self.dataset))
-        clip = self.dataset[_cached_order(len(self.dataset), self.options.seed, epoch)[place]]
+        clip = self.dataset[_cached_permutation(len(self.dataset), self.options.seed, epoch)[place]]
         rng = np.random.default_rng((self.options.seed, number))
         return _SEQUENCES[self.part](self, clip, rng)
 
@@ -145,63 +146,64 @@ class NetworkTask:
         return _Sequence(text, clip.keyframes, clip.keyframes[1:])
 
     def _stage2_sequence(self, clip: TokenClip, rng: np.random.Generator) -> _Sequence:
-        frames, seconds = draw_window(clip, rng)
+        frames, seconds = sample_window(clip, rng)
         return _Sequence(interpolation_text(self.tokenizer, clip.caption, seconds), frames, frames[[1, 3]])
 
     def _superres_sequence(self, clip: TokenClip, rng: np.random.Generator) -> _Sequence:
-        at = rng.integers(KEYFRAMES)
+        at = int(rng.integers(KEYFRAMES))
         return _Sequence(superres_text(self.tokenizer, clip.caption), clip.keyframes[at], clip.fine[at])
 
     def _logits(self, batch: NetworkBatch) -> Tensor:
-        """Scores of the wanted tokens, [B, ..., N, image tokens]."""
+        """Compute the logits of the wanted tokens, [B, ..., N, image tokens]."""
         if isinstance(self.network, SuperResLM):
             return self.network(batch.text, batch.text_length, batch.given)
         assert isinstance(self.network, VideoLM)
         if self.part == "backbone":
             return self.network.forward_images(batch.text, batch.text_length, batch.given)
-        scored = (1, 3) if self.part == "stage2" else range(1, KEYFRAMES)
-        return self.network.forward_training(batch.text, batch.text_length, batch.given, tuple(scored))
+        frames = (1, 3) if self.part == "stage2" else range(1, KEYFRAMES)
+        return self.network.forward_training(batch.text, batch.text_length, batch.given, tuple(frames))
 
     @torch.no_grad()
     def preview_image(self) -> npt.NDArray[np.uint8] | None:
-        """The tokens to predict of two sequences, above those that the network finds most likely, each given the true
-        ones before it: uint8 [H, W, 3].
+        """Return the true frames of two sequences above the predicted ones, uint8 [H, W, 3].
+
+        Each token is the most likely one, given the true tokens before it. Returns None without a decoder.
         """
-        if self.draw is None:
+        if self.decode is None:
             return None
         batch = self.batch(range(2))
         model = self.preset.model
         grid = model.fine_grid if self.part == "superres" else model.grid
         rows = []
         for tokens in (batch.wanted, self._logits(batch).argmax(-1)):
-            frames = self.draw(tokens.reshape(-1, grid[0] * grid[1]).cpu(), grid)  # [B * F, H, W, 3]
+            frames = self.decode(tokens.reshape(-1, grid[0] * grid[1]).cpu(), grid)  # [B * F, H, W, 3]
             rows.append(np.concatenate(list(frames), axis=1))
         return np.concatenate(rows)
 
 
 @dataclass(frozen=True)
 class _Sequence:
-    """A row of a batch before it is padded."""
+    """A row of a batch before padding."""
 
     text: list[int]
     given: npt.NDArray[np.integer]
     wanted: npt.NDArray[np.integer]
 
 
-_SEQUENCES: dict[Part, Callable[[NetworkTask, TokenClip, np.random.Generator], _Sequence]] = {
+_SEQUENCES: dict[NetworkPart, Callable[[NetworkTask, TokenClip, np.random.Generator], _Sequence]] = {
     "backbone": NetworkTask._backbone_sequence,
     "stage1": NetworkTask._stage1_sequence,
     "stage2": NetworkTask._stage2_sequence,
     "superres": NetworkTask._superres_sequence,
 }
 
-_cached_order = lru_cache(maxsize=4)(epoch_permutation)
+_cached_permutation = lru_cache(maxsize=4)(epoch_permutation)
 
 
-def draw_window(clip: TokenClip, rng: np.random.Generator) -> tuple[npt.NDArray[np.integer], float]:
-    """Five frames in a row as a round of interpolation sees them, and their duration.
+def sample_window(clip: TokenClip, rng: np.random.Generator) -> tuple[npt.NDArray[np.integer], float]:
+    """Sample a stage-2 window: five frames and their duration in seconds.
 
-    Round r works on windows of duration / 2**r that start at multiples of it. A clip of five frames is one window.
+    Windows of round r last duration / 2**r and start at multiples of that. A clip of five frames is one window.
     """
     rounds = ((len(clip.frames) - 1) // (KEYFRAMES - 1)).bit_length() - 1
     chosen = int(rng.integers(1, rounds + 1)) if rounds else 0
@@ -211,6 +213,6 @@ def draw_window(clip: TokenClip, rng: np.random.Generator) -> tuple[npt.NDArray[
 
 
 def checkpoint_layers(network: TokenModel) -> None:
-    """Let every layer keep its input alone and compute the rest again in the backward pass."""
+    """Make every layer store only its input and recompute its activations in the backward pass."""
     for layer in network.transformer.layers:
         layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)

@@ -1,29 +1,35 @@
-"""A recipe: reading of its file, and the options in its tables."""
+"""Recipes: reading a TOML file, checking it, and turning its tables into options.
+
+A recipe has a table for each part to make, such as `[stage1.run]` and `[stage1.data]`. The files examples/train_*.toml
+are recipes.
+"""
 
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Callable
-from dataclasses import fields
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, Literal, TypeVar
 
-from cogvideo.config import (
-    PRESETS,
-)
+from cogvideo.config import PRESETS
 from cogvideo.errors import RequestError
 
-TRAINED = ("tokenizer", "codec", "codes", "decoder", "judge", "models", "backbone", "stage1", "stage2", "superres")
-PARTS = (*TRAINED, "export", "published")
-NETWORKS = ("backbone", "stage1", "stage2", "superres")
+NetworkPart = Literal["backbone", "stage1", "stage2", "superres"]
+NETWORK_PARTS: Final[tuple[NetworkPart, ...]] = ("backbone", "stage1", "stage2", "superres")
+"""Parts that are networks. Each one has a file `PART.safetensors` in a model's folder."""
+TRAINED_PARTS: Final = ("tokenizer", "codec", "codes", "decoder", "judge", "models", *NETWORK_PARTS)
+"""Parts that need a table in the recipe, in the order in which they are made."""
+RECIPE_PARTS: Final = (*TRAINED_PARTS, "export", "published")
 
-RENAMED_OPTIONS = {
+RENAMED_OPTIONS: Final = {
     "clip": "max_grad_norm",
     "average": "ema_decay",
     "start_share": "initial_weight_fraction",
     "accumulate": "gradient_accumulation_steps",
     "picture_every": "preview_every",
     "spoilt": "corruption_rate",
+    "wrong": "corruption_rate",
     "drifting": "drift_probability",
 }
 """Names in recipes of version 0.1 -> names of the options."""
@@ -31,48 +37,123 @@ RENAMED_OPTIONS = {
 Options = TypeVar("Options")
 
 
-def read_recipe(path: Path) -> dict[str, Any]:
-    """Read and check a recipe: a TOML table with `preset`, `seed` and a table for each part to make."""
+@dataclass(frozen=True)
+class TokenizerOptions:
+    """Options of `[tokenizer]`."""
+
+    pieces: int
+    """Size of the vocabulary, without image tokens."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A checked recipe."""
+
+    preset: str
+    seed: int
+    parts: Mapping[str, Mapping[str, Any]]
+    """Tables of the parts to make, in the order of `TRAINED_PARTS`."""
+    model: Mapping[str, Any] = field(default_factory=dict)
+    """Sizes of the preset that the recipe changes."""
+    start: str | None = None
+    """`nothing`, `small`, `published`, a preset or a folder. None: the synthetic world from nothing."""
+    data: str | None = None
+    """Prepared folder or `file.py:Class`. None: the synthetic world."""
+    assets: str | None = None
+    """Folder of the finished model. None: `model` in the run's folder."""
+    clusters: int = 256
+    """Clusters of image tokens that sampling uses."""
+
+    @property
+    def own_clips(self) -> bool:
+        """Whether the networks learn from the user's clips, not from the synthetic world."""
+        return self.data is not None
+
+    def options(self, part: str, kind: Callable[..., Options], **defaults: object) -> Options:
+        """Return `[part.data]` as a dataclass. Raises RequestError for unknown names."""
+        return options_from(kind, {**defaults, **self.parts[part].get("data", {})})
+
+    def run_options(self, part: str, kind: Callable[..., Options]) -> Options:
+        """Return `[part.run]` as a dataclass. Raises RequestError for unknown or missing names."""
+        return options_from(kind, self.parts[part].get("run", {}))
+
+
+def read_recipe(path: Path) -> Recipe:
+    """Read and check a recipe. Raises RequestError."""
     try:
-        recipe = tomllib.loads(path.read_text(encoding="utf-8"))
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, tomllib.TOMLDecodeError) as error:
-        raise RequestError(f"无法读取训练配置 {path}：{error}。", f"Cannot read the recipe {path}: {error}.") from error
-    missing = [name for name in ("preset", "seed", *_wanted(recipe)) if name not in recipe]
-    if missing or not any(part in recipe for part in TRAINED):
-        missing = missing or [f"[{part}]" for part in TRAINED]
         raise RequestError(
-            f"训练配置 {path} 缺少：{'、'.join(missing)}。请参考 examples/train_own.toml。",
-            f"The recipe {path} lacks: {', '.join(missing)}. See examples/train_own.toml.",
-        )
-    if recipe["preset"] not in PRESETS:
-        raise RequestError(
-            f"没有名为 {recipe['preset']} 的模型：可用 {'、'.join(PRESETS)}。",
-            f"There is no preset {recipe['preset']}: choose from {', '.join(PRESETS)}.",
-        )
-    return recipe
+            f"无法读取训练配置 {path}：{error}。请检查路径和 TOML 语法。",
+            f"Cannot read the recipe {path}: {error}. Check the path and the TOML syntax.",
+        ) from error
+    return parse_recipe(table, str(path))
 
 
-def _wanted(recipe: dict[str, Any]) -> tuple[str, ...]:
-    """What a recipe must say: of one's own clips, of the world that goes on with a model, of the world from nothing."""
-    if any(name in recipe for name in ("data", "backbone", "stage1")):
+def parse_recipe(table: Mapping[str, Any], name: str = "") -> Recipe:
+    """Check the table of a recipe. `name` is the file in error messages. Raises RequestError."""
+    missing = [key for key in ("preset", "seed", *_required(table)) if key not in table]
+    if missing or not any(part in table for part in TRAINED_PARTS):
+        missing = missing or [f"[{part}]" for part in TRAINED_PARTS]
+        raise RequestError(
+            f"训练配置 {name} 缺少：{'、'.join(missing)}。请参考 examples/train_own.toml。",
+            f"The recipe {name} lacks: {', '.join(missing)}. See examples/train_own.toml.",
+        )
+    if table["preset"] not in PRESETS:
+        raise RequestError(
+            f"训练配置 {name} 中的预设“{table['preset']}”不存在：可用 {'、'.join(PRESETS)}。",
+            f'Unknown preset "{table["preset"]}" in the recipe {name}. Available: {", ".join(PRESETS)}.',
+        )
+    return Recipe(
+        preset=table["preset"],
+        seed=int(table["seed"]),
+        parts={part: table[part] for part in TRAINED_PARTS if part in table},
+        model=table.get("model", {}),
+        start=str(table["start"]) if "start" in table else None,
+        data=str(table["data"]) if "data" in table else None,
+        assets=str(table["assets"]) if "assets" in table else None,
+        clusters=int(table.get("clusters", 256)),
+    )
+
+
+def _required(table: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the keys that a recipe of this kind needs: the user's clips, the world with a start, the world without."""
+    if any(name in table for name in ("data", "backbone", "stage1")):
         return ("data", "start")
-    return () if "start" in recipe else ("assets", "clusters")
+    return () if "start" in table else ("assets", "clusters")
 
 
-def options_from(kind: Callable[..., Options], table: dict[str, Any]) -> Options:
-    """A table of the recipe as a dataclass. Raises RequestError for a name it does not have, or lacks."""
+def options_from(kind: Callable[..., Options], table: Mapping[str, Any]) -> Options:
+    """Return a table of the recipe as a dataclass. Old names of options are accepted.
+
+    Raises RequestError for unknown, missing and repeated names.
+    """
     known = {field.name for field in fields(kind)}  # type: ignore[arg-type]
-    table = {_current_name(name, known): value for name, value in table.items()}
-    unknown = sorted(set(table) - known)
+    names = {name: _current_name(name, known) for name in table}
+    _check_names(names, known)
+    try:
+        return kind(**{names[name]: value for name, value in table.items()})
+    except TypeError as error:
+        raise RequestError(
+            f"训练配置不完整：{error}。请在对应的表中补充。",
+            f"The recipe is incomplete: {error}. Add it to the part's table.",
+        ) from error
+
+
+def _check_names(names: Mapping[str, str], known: set[str]) -> None:
+    """Check the options of a table, `names` in it -> current names. Raises RequestError."""
+    unknown = sorted(name for name, current in names.items() if current not in known)
     if unknown:
         raise RequestError(
             f"训练配置中有未知的选项 {'、'.join(unknown)}：可用 {'、'.join(sorted(known))}。",
-            f"The recipe has unknown options {', '.join(unknown)}: known are {', '.join(sorted(known))}.",
+            f"Unknown options in the recipe: {', '.join(unknown)}. Available: {', '.join(sorted(known))}.",
         )
-    try:
-        return kind(**table)
-    except TypeError as error:
-        raise RequestError(f"训练配置不完整：{error}。", f"The recipe is incomplete: {error}.") from error
+    repeated = sorted(name for name, current in names.items() if name != current and current in names)
+    if repeated:
+        raise RequestError(
+            f"训练配置中的选项同时用了新旧两个名称：请删除旧名称 {'、'.join(repeated)}。",
+            f"The recipe has options under their old and their new name. Remove the old names: {', '.join(repeated)}.",
+        )
 
 
 def _current_name(name: str, known: set[str]) -> str:

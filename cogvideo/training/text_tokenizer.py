@@ -1,4 +1,4 @@
-"""Training of a small text tokenizer: the world's words, or captions -> a model for icetk's TextTokenizer."""
+"""Training of a small text tokenizer, a model for icetk's TextTokenizer, on the world's words or on captions."""
 
 from __future__ import annotations
 
@@ -9,8 +9,14 @@ from pathlib import Path
 
 import sentencepiece
 
-from cogvideo.data.synthetic_vocabulary import DIRECTION_WORDS, MOTIONS, SCENE_PHRASES, SIZE_WORDS, SUBJECTS
-from cogvideo.data.synthetic_world import verb_phrases
+from cogvideo.data.synthetic_vocabulary import (
+    DIRECTION_WORDS,
+    MOTIONS,
+    SCENE_PHRASES,
+    SIZE_WORDS,
+    SUBJECTS,
+    verb_phrases,
+)
 from cogvideo.errors import RequestError
 
 SPECIAL_PIECES = ("<pad>", "<n>")
@@ -19,8 +25,10 @@ FIXED_TEXTS = ("视频", "高清摄影", *DURATION_TEXTS)
 
 
 def lexicon() -> list[str]:
-    """Every word of the world's captions. Words, not sentences: a piece then never spans two words, and a subject
-    keeps its token whatever stands beside it, which is what lets the model combine words in new ways.
+    """Return every word of the world's captions, sorted.
+
+    Trained on words instead of sentences, a piece never spans two words. A subject then has the same token in every
+    caption, and the model can combine words in new ways.
     """
     words = {"在", "正在", "有", "，", *FIXED_TEXTS}
     for subject in SUBJECTS:
@@ -38,27 +46,31 @@ def lexicon() -> list[str]:
 
 
 def train_world_tokenizer(path: Path, pieces: int) -> None:
-    """Write a model of the world's words. Words of two and more characters are pieces of their own; single characters
-    cover whatever else a person types.
+    """Write a model of at most `pieces` pieces for the world's words.
+
+    Words of two and more characters are single pieces. Pieces of one character cover other texts.
     """
     words = lexicon()
     _train(path, pieces, words * 20, [w for w in words if len(w) > 1 and not w[0].isdigit()], max_piece=4)
 
 
 def train_caption_tokenizer(path: Path, pieces: int, captions: Sequence[str]) -> None:
-    """Write a model of the pieces that captions are made of. Raises RequestError where `pieces` are too few."""
+    """Write a model of at most `pieces` pieces for captions. Raises RequestError if they are too few."""
     try:
         _train(path, pieces, [*captions, *FIXED_TEXTS * 4], ["视频", "高清摄影"], max_piece=8)
-    except RuntimeError as error:  # SentencePiece's own: it wants a piece for every character
+    except RuntimeError as error:  # SentencePiece requires a piece for every character
         reason = str(error).strip().splitlines()[-1]
         raise RequestError(
-            f"{pieces} 个词元不足以覆盖 {len(captions)} 条说明（{reason}）：请增大 [tokenizer] 的 pieces。",
-            f"{pieces} pieces cannot cover {len(captions)} captions ({reason}): raise `pieces` of [tokenizer].",
+            f"{pieces} 个词元不足以覆盖 {len(captions)} 条说明（{reason}）。请增大 [tokenizer] 的 pieces。",
+            f"{pieces} pieces cannot cover {len(captions)} captions ({reason}). Increase pieces in [tokenizer].",
         ) from error
 
 
 def _train(path: Path, pieces: int, sentences: Sequence[str], whole: Sequence[str], max_piece: int) -> None:
-    """Write a unigram model of at most `pieces` pieces to `path`, complete or not at all; `whole` are never split."""
+    """Write a unigram model of at most `pieces` pieces; words in `whole` are single pieces.
+
+    The file is complete or not there. Raises RuntimeError if the pieces are too few.
+    """
     model = BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(sentences),

@@ -1,14 +1,14 @@
-"""Training of the VQ-VAE: frames at both sizes -> encoder, codebook and decoder, `codec.*` of a model's folder.
+"""Training of the VQ-VAE on small and large frames: encoder, codebook and decoder.
 
-One codebook serves the small frames and the super-resolved ones, as in the published model, so a batch holds whole
-small frames and crops of large ones. The codebook follows the encoder by exponential moving averages (van den Oord et
-al. 2017, appendix A.1), starts from k-means and moves unused codes to where the encoder's output is.
+One codebook serves both sizes, as in the published model: a batch holds whole small frames and crops of large ones. The
+codebook is initialised by k-means and follows the encoder by exponential moving averages (van den Oord et al. 2017,
+appendix A.1). Unused codes are replaced by vectors of the encoder.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -17,30 +17,40 @@ import torch.distributed
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cogvideo.training.vqvae_data import SHOWN, STD, ImageOptions, Sample, denormalise, normalise
+from cogvideo.tokenizers.image import STD
+from cogvideo.training.kmeans import cluster_sums, lloyd, nearest, sample_seeds
+from cogvideo.training.vqvae_data import SUBJECT_OPACITY, ImageOptions, Sample, denormalise, normalise
+
+KMEANS_BATCHES: Final = 10
+KMEANS_FIRST_STEP: Final = 10_000_000
+"""Step from which the batches of k-means are numbered: training never reaches it."""
+KMEANS_ROUNDS: Final = 8
 
 
 @dataclass(frozen=True)
 class VQVAEOptions(ImageOptions):
-    """How the codec is trained; the defaults made the shipped one."""
+    """How the codec is trained. The defaults are those of the shipped codec."""
 
     warmup_steps: int = 200
-    """Steps without quantisation; then k-means makes the codebook."""
+    """Steps without quantisation, before k-means initialises the codebook."""
     restart_every: int = 50
+    """Steps between two replacements of unused codes."""
     decay: float = 0.98
+    """Decay of the moving averages of the codebook."""
     commitment: float = 0.25
+    """Weight of the commitment loss."""
     consistency: float = 0.0
-    """Over 0, where subjects are marked: frames come in pairs, one before its scene, the other before a plain ground.
-    The first is decoded from its own tokens, and once more with the plain one's where the subject is; its vectors are
-    drawn to those of the second with this weight. A token then tells of the subject, and the decoder finds the scene
-    behind its edges in the tokens beside it: fewer codes, and the subject is the same to the transformer in every
-    scene."""
+    """Weight of the consistency loss, for images with marked subjects; 0 switches it off.
+
+    Such images come in pairs: a subject in its scene, and the same subject on a plain ground. The loss draws the
+    vectors of the first to those of the second. The first is also decoded with the second's tokens for the subject. A
+    subject then has the same tokens in every scene, and the decoder reads the scene from the tokens around it."""
     consistency_from: int = 0
-    """First step of it. A codec that reproduces pictures well adapts within minutes; from nothing it takes an hour."""
+    """First step of the consistency loss. A trained codec adapts in minutes; from the start it takes an hour."""
 
 
 class ImageTask:
-    """What training of codec and decoder have in common; `codec` is icetk's HVQVAE, used at level 1 alone."""
+    """What the training of codec and decoder share. `codec` is icetk's HVQVAE, of which level 1 is used."""
 
     def __init__(self, codec: Any, sample: Sample, options: ImageOptions, seed: int) -> None:
         self.codec = codec
@@ -57,28 +67,29 @@ class ImageTask:
     def trainable(self) -> nn.Module:
         return self.module
 
-    def draw(self, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-        """Normalised pixels [B, 3, H, W] and subject masks [B, 1, H, W]."""
+    def sample_images(self, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        """Sample normalised pixels [B, 3, H, W] and subject masks [B, 1, H, W]."""
         pixels, masks = self.sample(rng, self.options)
         device = self.codec.quantize.embed.weight.device
         return normalise(pixels).to(device), torch.from_numpy(masks).unsqueeze(1).to(device)
 
     def pairs(self, values: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """A batch [B, ...] -> of each kind of picture those before their scenes, and the same before a plain ground."""
+        """Split a batch [B, ...] into (in its scene, on a plain ground), for small frames and for crops."""
         o = self.options
         small, fine = values.split([o.small_frames, o.fine_crops])
         return [tuple(small.chunk(2)), tuple(fine.chunk(2))]
 
-    def before_scenes(self, values: Tensor) -> Tensor:
-        """A batch [B, ...] with what belongs to pictures before scenes at both places of every pair."""
-        return torch.cat([part for own, _ in self.pairs(values) for part in (own, own)])
+    def repeat_scenes(self, values: Tensor) -> Tensor:
+        """Return a batch [B, ...] in which both halves of every pair are the one in its scene."""
+        return torch.cat([part for scene, _ in self.pairs(values) for part in (scene, scene)])
 
-    def cut_out(self, values: Tensor, shown: Tensor) -> Tensor:
-        """Tokens or vectors [B, ..., h, w] -> a pair's first: its own; its second: its own around the subject, and what
-        the subject has before the plain ground where it is `shown` (bool, of a shape that spreads to that of values).
+    def insert_plain_subjects(self, values: Tensor, is_subject: Tensor) -> Tensor:
+        """Return tokens or vectors [B, ..., h, w] of pairs: first the scene's, then the scene's with a plain subject.
+
+        The second takes the values of the plain ground if `is_subject` (bool, broadcast to `values`).
         """
-        both = zip(self.pairs(values), self.pairs(shown), strict=True)
-        return torch.cat([part for (own, plain), (at, _) in both for part in (own, torch.where(at, plain, own))])
+        both = zip(self.pairs(values), self.pairs(is_subject), strict=True)
+        return torch.cat([part for (scene, plain), (at, _) in both for part in (scene, torch.where(at, plain, scene))])
 
 
 class VQVAETask(ImageTask):
@@ -89,37 +100,37 @@ class VQVAETask(ImageTask):
     def __init__(self, codec: Any, sample: Sample, options: VQVAEOptions, seed: int) -> None:
         super().__init__(codec, sample, options, seed)
         codec.quantize.register_buffer("usage", torch.zeros(codec.quantize.n_embed), persistent=False)
-        # The codebook follows by averages, and the level above is not used: neither has gradients.
+        # The codebook follows by averages and the level above is unused: neither has gradients.
         codec.quantize.embed.weight.requires_grad_(False)
 
     def batch(self, step: int, micro_batch: int = 0) -> tuple[Tensor, Tensor]:
-        """Pixels and masks of a share of step `step`, as `draw` gives them."""
-        return self.draw(np.random.default_rng((self.seed, micro_batch, step)))
+        """Sample pixels and masks of a micro-batch of step `step`, as `sample_images` returns them."""
+        return self.sample_images(np.random.default_rng((self.seed, micro_batch, step)))
 
     def loss(self, step: int, micro_batch: int = 0, num_micro_batches: int = 1) -> tuple[Tensor, dict[str, float]]:
-        """Weighted squared error of the reconstruction, plus the commitment of the encoder to its codes.
+        """Compute the reconstruction loss, the commitment loss and the consistency loss; PSNR in dB for the log.
 
-        Every share holds as many frames as the options say: more processes see more.
+        Every micro-batch has as many images as the options say, so more processes mean more images in a step.
         """
         o = self.options
         pixels, masks = self.batch(step, micro_batch)
         vectors = z = encode(self.codec, pixels)
-        regular = z.new_zeros(())  # what is asked of the vectors beside a good picture
+        regularisation = z.new_zeros(())
         if step >= o.warmup_steps:
             if step == o.warmup_steps:
                 self._init_kmeans(step)
             z, commitment = self._quantise(z, step)
-            regular = regular + o.commitment * commitment
+            regularisation = regularisation + o.commitment * commitment
         if o.consistency and step >= o.consistency_from and masks.any():
-            shown = F.max_pool2d(masks, pixels.shape[-1] // z.shape[-1]) > SHOWN  # [B, 1, h, w]
-            regular = regular + o.consistency * self._difference(vectors, shown)
-            z, pixels = self.cut_out(z, shown), self.before_scenes(pixels)
-        loss, figures = picture_error(self.codec.decs[1](z), pixels, masks, o)
+            is_subject = F.max_pool2d(masks, pixels.shape[-1] // z.shape[-1]) > SUBJECT_OPACITY  # [B, 1, h, w]
+            regularisation = regularisation + o.consistency * self._consistency(vectors, is_subject)
+            z, pixels = self.insert_plain_subjects(z, is_subject), self.repeat_scenes(pixels)
+        loss, scalars = reconstruction_loss(self.codec.decs[1](z), pixels, masks, o)
         used = float((self.codec.quantize.usage > 0.05).float().mean())
-        return loss + regular, figures | {"used": used}
+        return loss + regularisation, scalars | {"used": used}
 
     def _quantise(self, z: Tensor, step: int) -> tuple[Tensor, Tensor]:
-        """Vectors [B, z, h, w] -> their codes, with the vectors' gradients; how far the vectors are from them."""
+        """Replace vectors [B, z, h, w] by their codes, with straight-through gradients; returns the commitment too."""
         embedding = self.codec.quantize.embed.weight
         flat = z.detach().permute(0, 2, 3, 1).reshape(-1, z.shape[1])
         ids = nearest(flat, embedding)
@@ -128,16 +139,16 @@ class VQVAETask(ImageTask):
         self._ema_update(flat, ids, step)
         return z + (codes - z).detach(), commitment
 
-    def _difference(self, vectors: Tensor, shown: Tensor) -> Tensor:
-        """How far vectors [B, z, h, w] are from their plain twins' where `shown` [B, 1, h, w], in variances."""
-        own, plain = (torch.cat([pair[i].flatten(2) for pair in self.pairs(vectors)], 0) for i in (0, 1))
-        at = torch.cat([one.flatten(2) for one, _ in self.pairs(shown)])
-        square = (own - plain).square().mean(1, keepdim=True)
+    def _consistency(self, vectors: Tensor, is_subject: Tensor) -> Tensor:
+        """Return the mean squared distance of subjects' vectors [B, z, h, w] to their plain twins', in variances."""
+        scene, plain = (torch.cat([pair[i].flatten(2) for pair in self.pairs(vectors)], 0) for i in (0, 1))
+        at = torch.cat([one.flatten(2) for one, _ in self.pairs(is_subject)])
+        square = (scene - plain).square().mean(1, keepdim=True)
         return (square * at).sum() / at.sum().clamp(min=1) / vectors.detach().var()
 
     @torch.no_grad()
     def preview_image(self) -> npt.NDArray[np.uint8]:
-        """Eight small frames above their reconstructions."""
+        """Return up to eight small frames above their reconstructions."""
         pixels = self.batch(0)[0][:8]
         z = encode(self.codec, pixels)
         codes = self.codec.quantize.embed.weight
@@ -147,42 +158,34 @@ class VQVAETask(ImageTask):
 
     @torch.no_grad()
     def _init_kmeans(self, step: int) -> None:
-        """k-means over the encoder's output of a few fresh batches, the same in every process."""
+        """Initialise the codebook by k-means over fresh batches. All processes compute the same."""
         vectors = []
-        for extra in range(10):
-            z = encode(self.codec, self.batch(10_000_000 + step + extra)[0])
+        for number in range(KMEANS_BATCHES):
+            z = encode(self.codec, self.batch(KMEANS_FIRST_STEP + step + number)[0])
             vectors.append(z.permute(0, 2, 3, 1).reshape(-1, z.shape[1]))
         points = torch.unique(torch.cat(vectors), dim=0)
-        generator = torch.Generator().manual_seed(self.seed)
-        wanted = self.codec.quantize.n_embed
-        chosen = torch.randperm(max(wanted, len(points)), generator=generator)[:wanted] % len(points)
-        centres = points[chosen.to(points.device)].clone()
-        for _ in range(8):
-            ids = nearest(points, centres)
-            counts = torch.bincount(ids, minlength=len(centres)).unsqueeze(1)
-            sums = torch.zeros_like(centres).index_add_(0, ids, points)
-            centres = torch.where(counts > 0, sums / counts.clamp(min=1), centres)
         quantize = self.codec.quantize
+        seeds = sample_seeds(points, quantize.n_embed, torch.Generator().manual_seed(self.seed))
+        centres = lloyd(points, seeds, KMEANS_ROUNDS)
         quantize.embed.weight.copy_(centres)
         quantize.cluster_size.fill_(1.0)
         quantize.embed_avg.copy_(centres)
-        self.codec.quantize.usage.fill_(1.0)
+        quantize.usage.fill_(1.0)
 
     @torch.no_grad()
     def _ema_update(self, flat: Tensor, ids: Tensor, step: int) -> None:
-        """Move the codes to the average of their vectors; move codes that nothing chose to random vectors."""
+        """Move the codes to the moving averages of their vectors, and replace unused codes from time to time."""
         o, quantize = self.options, self.codec.quantize
-        counts = all_reduce_sum(torch.bincount(ids, minlength=quantize.n_embed).float())
-        sums = all_reduce_sum(torch.zeros_like(quantize.embed.weight).index_add_(0, ids, flat))
+        counts, sums = cluster_sums(flat, ids, quantize.n_embed, all_reduce_sum)
         quantize.cluster_size.mul_(o.decay).add_(counts, alpha=1 - o.decay)
         quantize.embed_avg.mul_(o.decay).add_(sums, alpha=1 - o.decay)
-        self.codec.quantize.usage.mul_(0.995).add_(counts, alpha=0.005)
+        quantize.usage.mul_(0.995).add_(counts, alpha=0.005)
         quantize.embed.weight.copy_(quantize.embed_avg / quantize.cluster_size.clamp(min=1e-5).unsqueeze(1))
         if step % o.restart_every == 0:
             self._expire_codes(flat, ids)
 
     def _expire_codes(self, flat: Tensor, ids: Tensor) -> None:
-        """Give unused codes the vectors that are worst served."""
+        """Replace unused codes by the vectors that are farthest from their codes."""
         quantize = self.codec.quantize
         dead = (quantize.cluster_size < 0.01).nonzero().squeeze(1)
         distance = (flat - quantize.embed.weight[ids]).square().sum(1)
@@ -191,17 +194,17 @@ class VQVAETask(ImageTask):
         quantize.embed.weight[dead] = vectors
         quantize.embed_avg[dead] = vectors * 0.2
         quantize.cluster_size[dead] = 0.2
-        self.codec.quantize.usage[dead] = 0.1
+        quantize.usage[dead] = 0.1
 
 
-def picture_error(
+def reconstruction_loss(
     decoded: Tensor, pixels: Tensor, masks: Tensor, options: ImageOptions
 ) -> tuple[Tensor, dict[str, float]]:
-    """Squared error of normalised pictures [B, 3, H, W], weighted by subject masks [B, 1, H, W]; PSNR in dB by size."""
+    """Compute the squared error of normalised images [B, 3, H, W], weighted by masks [B, 1, H, W], and PSNR in dB."""
     error = (decoded - pixels).square()
     small, fine = masks.split([options.small_frames, options.fine_crops])
-    counts = torch.cat([weigh_by_size(small, options.size_power), fine])  # a crop does not tell of the size
-    loss = (error * (options.background_weight + options.subject_weight * counts)).mean()
+    weights = torch.cat([weigh_by_size(small, options.size_power), fine])  # a crop may cut the subject
+    loss = (error * (options.background_weight + options.subject_weight * weights)).mean()
     scaled = error.detach() * error.new_tensor(STD).view(1, 3, 1, 1).square()
     parts = scaled.split([options.small_frames, options.fine_crops])
     psnr = [float(-10 * torch.log10(part.mean())) for part in parts]
@@ -209,23 +212,23 @@ def picture_error(
 
 
 def weigh_by_size(masks: Tensor, power: float) -> Tensor:
-    """Subject masks [B, 1, H, W] -> the same, each times (mean area of all / its own area) ** power."""
+    """Multiply each subject mask [B, 1, H, W] by (mean area of all / its own area) ** power."""
     areas = masks.mean((1, 2, 3), keepdim=True)  # [B, 1, 1, 1]
-    shown = areas > 0
-    if power == 0 or not shown.any():
+    is_visible = areas > 0
+    if power == 0 or not is_visible.any():
         return masks
-    return masks * (areas[shown].mean() / areas.clamp(min=1e-3)) ** power
+    return masks * (areas[is_visible].mean() / areas.clamp(min=1e-3)) ** power
 
 
 def all_reduce_sum(values: Tensor) -> Tensor:
-    """The sum over all processes, so that every one keeps the same codebook."""
+    """Return the sum over all processes, so that each one keeps the same codebook."""
     if torch.distributed.is_initialized():
         torch.distributed.all_reduce(values)
     return values
 
 
 def broadcast_from_rank0(values: Tensor) -> Tensor:
-    """The first process's values; all have as many."""
+    """Return the first process's values. The shape must be the same in every process."""
     values = values.contiguous()
     if torch.distributed.is_initialized():
         torch.distributed.broadcast(values, 0)
@@ -233,9 +236,9 @@ def broadcast_from_rank0(values: Tensor) -> Tensor:
 
 
 def encode(codec: Any, pixels: Tensor) -> Tensor:
-    """Normalised pixels [B, 3, H, W] -> vectors before quantisation [B, z, h, w].
+    """Encode normalised pixels [B, 3, H, W] to vectors before quantisation [B, z, h, w].
 
-    In single precision whatever the rest computes in: which code is nearest hangs on small differences.
+    Always in single precision, since small differences decide which code is nearest.
     """
     with torch.autocast(pixels.device.type, enabled=False):
         z: Tensor = codec.quantize.proj(codec.down_samplers[0](codec.enc(pixels)))
@@ -244,14 +247,7 @@ def encode(codec: Any, pixels: Tensor) -> Tensor:
 
 @torch.no_grad()
 def tokenise(codec: Any, pixels: npt.NDArray[Any]) -> Tensor:
-    """Frames uint8 [B, H, W, 3] -> tokens [B, N], as `FrameCodec.encode` does, without its one-hot matrices."""
+    """Convert frames uint8 [B, H, W, 3] to tokens [B, N], as `ImageTokenizer.encode` does, without one-hot matrices."""
     z = encode(codec, normalise(pixels).to(codec.quantize.embed.weight.device))
     flat = z.permute(0, 2, 3, 1).reshape(-1, z.shape[1])
     return nearest(flat, codec.quantize.embed.weight).view(len(pixels), -1)
-
-
-def nearest(vectors: Tensor, codes: Tensor) -> Tensor:
-    """Index of the closest code [n] of every vector [n, z], in pieces that stay in the cache."""
-    half = 0.5 * codes.square().sum(1)
-    with torch.autocast(vectors.device.type, enabled=False):
-        return torch.cat([(part @ codes.t() - half).argmax(1) for part in vectors.split(2048)])

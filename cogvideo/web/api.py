@@ -1,6 +1,6 @@
-"""The page's jobs for programs: functions that become named endpoints (gradio_client, curl, MCP). No Gradio.
+"""The API: functions that become named endpoints for gradio_client, curl and MCP. No Gradio.
 
-Their docstrings are what a program sees. Nothing here does what the page cannot do.
+The docstrings of the endpoints are part of the API description. The API has no functions that the page lacks.
 """
 
 from __future__ import annotations
@@ -8,114 +8,156 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, get_type_hints
+from typing import Any
 
-from cogvideo.config import MAX_DRAFTS, check_type
-from cogvideo.errors import RequestError
-from cogvideo.jobs.follow_ups import follow_up, kept_tokens
+from pydantic import ConfigDict, ValidationError, validate_call
+
+from cogvideo.config import MAX_DRAFTS
+from cogvideo.errors import BilingualText, RequestError
+from cogvideo.jobs.follow_ups import FollowUp, stored_tokens, submit_follow_up
+from cogvideo.jobs.log_entries import JsonObject
 from cogvideo.jobs.service import JobService, new_key
 from cogvideo.jobs.state import JobState
 from cogvideo.request import VideoRequest, new_seed
 from cogvideo.token_frames import last_frame
 from cogvideo.web.form import Form
 
-Endpoint = Callable[..., dict[str, Any]]
+Endpoint = Callable[..., JsonObject]
+
+TYPE_NAMES: dict[str, BilingualText] = {
+    "string": ("文本", "text"),
+    "int": ("整数", "a whole number"),
+    "float": ("数字", "a number"),
+    "bool": ("true 或 false", "true or false"),
+}
+"""First word of pydantic's error types -> the expected type."""
 
 
 def endpoints(jobs: JobService) -> list[Endpoint]:
-    """One function for each endpoint, by its name. They raise CogVideoError, also for values of another type."""
-    return [_checked(endpoint) for endpoint in (*_making(jobs), *_watching(jobs), *_going_on(jobs))]
+    """Return all endpoints. They raise CogVideoError, also for arguments of the wrong type."""
+    return [validated(endpoint) for endpoint in (*_submitting(jobs), *_managing(jobs), *_following(jobs))]
 
 
-def _checked(endpoint: Endpoint) -> Endpoint:
-    kinds = {name: kind for name, kind in get_type_hints(endpoint).items() if name != "return"}
+def validated(endpoint: Endpoint) -> Endpoint:
+    """Check the arguments of each call against the endpoint's annotations.
+
+    Types are strict (True is not an int; 1 is a valid float). Unknown and missing arguments raise RequestError.
+    """
+    checked = validate_call(config=ConfigDict(strict=True))(endpoint)
+    names = argument_names(endpoint)
 
     @functools.wraps(endpoint)
-    def answer(*values: Any, **named: Any) -> dict[str, Any]:
-        for name, value in (dict(zip(kinds, values)) | named).items():
-            check_type(name, value, kinds[name])
-        return endpoint(*values, **named)
+    def wrapper(*values: Any, **named: Any) -> JsonObject:
+        try:
+            return checked(*values, **named)
+        except ValidationError as error:
+            raise _argument_error(error, names) from error
 
-    return answer
+    return wrapper
 
 
-def _making(jobs: JobService) -> list[Endpoint]:
-    usual = Form.default(jobs.preset)
+def argument_names(endpoint: Endpoint) -> list[str]:
+    """Return the names of an endpoint's arguments, in order."""
+    return [name for name in endpoint.__annotations__ if name != "return"]
+
+
+def _argument_error(error: ValidationError, names: list[str]) -> RequestError:
+    """Describe the first invalid argument: its name, its value and what is allowed."""
+    details = error.errors(include_url=False)[0]
+    place = details["loc"][0]  # position or name
+    name = names[place] if isinstance(place, int) and place < len(names) else str(place)
+    expected = TYPE_NAMES.get(details["type"].partition("_")[0])
+    if expected is None:
+        allowed = ", ".join(names)
+        return RequestError(
+            f"参数 {name} 缺失、多余或重复。参数依次为：{allowed}。",
+            f"Argument {name} is missing, unknown or given twice. The arguments are, in this order: {allowed}.",
+        )
+    value = repr(details["input"])
+    value = value if len(value) <= 80 else f"{value[:80]}…"
+    return RequestError(
+        f"参数 {name} 的值 {value} 无效：应为{expected[0]}。",
+        f"The value {value} of argument {name} is not valid: it must be {expected[1]}.",
+    )
+
+
+def _submitting(jobs: JobService) -> list[Endpoint]:
+    default = Form.default(jobs.preset)
 
     def make_video(
         prompt: str,
         seed: int = -1,
         frames: int = 33,
         seconds: float = 4.0,
-        superres: bool = usual.superres,
+        superres: bool = default.superres,
         guidance: float = 0.0,
         key: str = "",
-    ) -> dict[str, Any]:
-        """Ask for a video of a Chinese prompt.
+    ) -> JsonObject:
+        """Submit a video of a Chinese prompt.
 
         Args:
-            prompt: what to show, in Chinese
-            seed: 0 to 4294967295; -1 draws one
+            prompt: description of the video, in Chinese
+            seed: 0 to 4294967295; -1 for a random one
             frames: 5, 9, 17 or 33
             seconds: 4, 2, 1 or 0.5
-            superres: whether the frames are enlarged three times at the end
-            guidance: how strictly the prompt counts; 1 switches guidance off, 0 leaves it to the model
-            key: whoever has it may stop and delete the video; empty makes one
+            superres: whether to upscale the frames three times at the end
+            guidance: guidance scale; 1 switches guidance off, 0 means the model's default
+            key: secret that allows stopping and deleting the video; empty for a new one
         """
-        form = Form(prompt, _seed(seed), frames, seconds, guidance or usual.guidance_scale, superres=superres)
-        return _submit(jobs, replace(form, top_k=usual.top_k).request(jobs.preset.sampling), key)
+        form = Form(prompt, _seed(seed), frames, seconds, guidance or default.guidance_scale, superres=superres)
+        return _submit(jobs, replace(form, top_k=default.top_k).request(jobs.preset.sampling), key)
 
-    def draft_video(prompt: str, seed: int = -1, drafts: int = MAX_DRAFTS, key: str = "") -> dict[str, Any]:
-        """Ask for the keyframes of several videos of one prompt, to finish some of them with `change_video`.
+    def draft_video(prompt: str, seed: int = -1, drafts: int = MAX_DRAFTS, key: str = "") -> JsonObject:
+        """Submit drafts of a prompt: only the keyframes of several videos. Finish some of them with `change_video`.
 
         Args:
-            prompt: what to show, in Chinese
-            seed: of the first one, the others follow; -1 draws one
+            prompt: description of the video, in Chinese
+            seed: of the first draft, the others follow; -1 for a random one
             drafts: 1 to 4
-            key: whoever has it may stop and delete them; empty makes one
+            key: secret that allows stopping and deleting the drafts; empty for a new one
         """
-        request = replace(usual, prompt=prompt, seed=_seed(seed)).request(jobs.preset.sampling)
+        request = replace(default, prompt=prompt, seed=_seed(seed)).request(jobs.preset.sampling)
         return _submit(jobs, replace(request, num_drafts=drafts), key)
 
     return [make_video, draft_video]
 
 
-def _submit(jobs: JobService, request: VideoRequest, key: str, model: str | None = None) -> dict[str, Any]:
+def _submit(jobs: JobService, request: VideoRequest, key: str, model: str | None = None) -> JsonObject:
     key = key or new_key()
-    view = jobs.submit(request, key, model=model)
-    return {"id": view.id, "key": key, "seed": view.request.seed}
+    state = jobs.submit(request, key, model=model)
+    return {"id": state.id, "key": key, "seed": state.request.seed}
 
 
 def _seed(seed: int) -> int:
     return new_seed() if seed == -1 else seed
 
 
-def _watching(jobs: JobService) -> list[Endpoint]:
-    def video(id: str) -> dict[str, Any]:
-        """How far a video is, and where its file lies once there is one.
+def _managing(jobs: JobService) -> list[Endpoint]:
+    def video(id: str) -> JsonObject:
+        """Return the progress of a video, and the address of its file once it exists.
 
         Args:
-            id: as `make_video` gave it
+            id: as returned by `make_video`
         """
-        return _said(jobs.state(id))
+        return _progress_json(jobs.state(id))
 
-    def stop_video(id: str, key: str, after_level: bool = False) -> dict[str, Any]:
-        """Stop a video; what was drawn so far is kept.
+    def stop_video(id: str, key: str, after_level: bool = False) -> JsonObject:
+        """Stop a video. Completed parts are kept.
 
         Args:
-            id: as `make_video` gave it
-            key: as `make_video` gave it
-            after_level: whether the round being drawn is completed first
+            id: as returned by `make_video`
+            key: as returned by `make_video`
+            after_level: whether to complete the current round first
         """
         jobs.stop(id, key, after_level)
         return {"id": id}
 
-    def delete_video(id: str, key: str) -> dict[str, Any]:
+    def delete_video(id: str, key: str) -> JsonObject:
         """Delete a video and its files.
 
         Args:
-            id: as `make_video` gave it
-            key: as `make_video` gave it
+            id: as returned by `make_video`
+            key: as returned by `make_video`
         """
         jobs.delete(id, key)
         return {"id": id}
@@ -123,48 +165,68 @@ def _watching(jobs: JobService) -> list[Endpoint]:
     return [video, stop_video, delete_video]
 
 
-def _going_on(jobs: JobService) -> list[Endpoint]:
-    def continue_video(id: str, prompt: str = "", seed: int = -1, key: str = "") -> dict[str, Any]:
-        """Ask for a video that begins with the last frame of another one.
+def _following(jobs: JobService) -> list[Endpoint]:
+    def continue_video(id: str, prompt: str = "", seed: int = -1, key: str = "") -> JsonObject:
+        """Submit a video that starts with the last frame of another one.
 
         Args:
-            id: as `make_video` gave it, of a video that has ended
-            prompt: what happens next, in Chinese; empty: the same as before
-            seed: 0 to 4294967295; -1 draws one
-            key: whoever has it may stop and delete the new video; empty makes one
+            id: of a finished video, as returned by `make_video`
+            prompt: description of what happens next, in Chinese; empty for the same prompt
+            seed: 0 to 4294967295; -1 for a random one
+            key: secret that allows stopping and deleting the new video; empty for a new one
         """
-        view = jobs.state(id)
-        request = replace(view.request, seed=_seed(seed), interpolation_seed=None, num_drafts=1, initial_tokens=None)
-        request = replace(request, prompt=prompt or request.prompt, first_frame=last_frame(kept_tokens(jobs, id)))
-        return _submit(jobs, request, key, view.model)
+        state = jobs.state(id)
+        request = replace(
+            state.request,
+            prompt=prompt or state.request.prompt,
+            seed=_seed(seed),
+            interpolation_seed=None,
+            num_drafts=1,
+            initial_tokens=None,
+            first_frame=last_frame(stored_tokens(jobs, id)),
+        )
+        return _submit(jobs, request, key, state.model)
 
-    def change_video(id: str, change: str, key: str = "", drafts: str = "") -> dict[str, Any]:
-        """Go on from a video that has ended; what it has drawn is not drawn again.
+    def change_video(id: str, change: str, key: str = "", drafts: str = "") -> JsonObject:
+        """Submit a follow-up of a finished video. Existing tokens are not generated again.
 
         Args:
-            id: as `make_video` gave it
-            change: "finer" (more frames between), "between" (other frames between the same keyframes), "enlarge",
-                "resume" (after a stop), "next" (the next seed), "again", or "finish" for drafts
-            key: whoever has it may stop and delete the new videos; empty makes one
+            id: as returned by `make_video`
+            change: "finer" (more frames), "between" (other frames between the same keyframes), "enlarge" (upscale),
+                "resume" (after a stop), "next" (the next seed), "again" (the same request), "smaller" (after running
+                out of memory), or "finish" for drafts
+            key: secret that allows stopping and deleting the new videos; empty for a new one
             drafts: for "finish", the numbers of the chosen drafts, such as "1,3"
         """
         key = key or new_key()
-        views = follow_up(jobs, id, change, key, [number - 1 for number in _numbers(drafts)])
-        return {"ids": [view.id for view in views], "key": key}
+        chosen = [number - 1 for number in _draft_numbers(drafts)]
+        states = submit_follow_up(jobs, id, FollowUp.parse(change), key, chosen)
+        return {"ids": [state.id for state in states], "key": key}
 
     return [continue_video, change_video]
 
 
-def _said(view: JobState) -> dict[str, Any]:
-    names = ("id", "status", "stage", "done", "total", "seconds_left", "place", "error", "notes", "model")
-    said = {name: getattr(view, name) for name in names}
-    return {**said, "file": f"media/{view.id}/{view.video}" if view.video else None}
+def _progress_json(state: JobState) -> JsonObject:
+    return {
+        "id": state.id,
+        "status": state.status,
+        "stage": state.stage,
+        "done": state.tokens_done,
+        "total": state.tokens_total,
+        "seconds_left": state.seconds_left,
+        "place": state.queue_position,
+        "error": state.error,
+        "notes": state.notes,
+        "model": state.model,
+        "file": f"media/{state.id}/{state.video}" if state.video else None,
+    }
 
 
-def _numbers(text: str) -> list[int]:
+def _draft_numbers(text: str) -> list[int]:
     try:
         return [int(number) for number in text.split(",") if number.strip()]
     except ValueError:
         raise RequestError(
-            f"草稿编号 {text} 无法识别：请写成 1,3 这样的数字。", f"No draft numbers: {text}. Write them as 1,3."
+            f"drafts 的值 {text} 无效：应为以逗号分隔的草稿编号，例如 1,3。",
+            f"The value {text} of drafts is not valid: it must be draft numbers separated by commas, such as 1,3.",
         ) from None

@@ -1,20 +1,21 @@
-"""The form: values of a request as components, links and first frames contain them."""
+"""The form's settings as plain data: from the page's fields or a link to a request, and back. No Gradio."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from cogvideo.config import Preset, SamplingOptions
 from cogvideo.errors import RequestError
-from cogvideo.request import VideoRequest
+from cogvideo.request import VideoRequest, new_seed
 from cogvideo.token_frames import TokenFrames
+from cogvideo.web.form_fields import FormFields
 
 
 @dataclass(frozen=True)
 class Form:
-    """The settings as a person sees them. `temperature` and `top_k` scale the preset's own values for both steps."""
+    """The settings as the page shows them. `temperature` and `top_k` scale the preset's values of both steps."""
 
     prompt: str = ""
     seed: int | None = None
@@ -25,13 +26,13 @@ class Form:
     top_k: int = 12
     superres: bool = True
     interpolation_seed: int | None = None
-    """Seed of the frames between keyframes; None: `seed`."""
-    start: TokenFrames | None = None
-    """The first frame, where one is given."""
+    """Seed of stage 2; None: `seed`."""
+    first_frame: TokenFrames | None = None
+    """The given first frame, if any."""
 
     @classmethod
     def default(cls, preset: Preset) -> Form:
-        """What a new page shows: the preset's own options."""
+        """Return the settings of a new page: the preset's own."""
         return cls(
             guidance_scale=preset.sampling.guidance_scale,
             top_k=preset.sampling.video.top_k,
@@ -39,11 +40,11 @@ class Form:
         )
 
     def request(self, base: SamplingOptions) -> VideoRequest:
-        """The request. `base`: the preset's options. Raises RequestError, also for a seed that is missing."""
+        """Convert to a request. `base`: the preset's options. Raises RequestError, also if the seed is missing."""
         if self.seed is None:
             raise RequestError(
-                "种子是空的：请输入一个整数，或勾选“每次换新种子”。",
-                "The seed is empty: give a whole number, or tick “A new seed each time”.",
+                "种子为空。请输入 0 到 4294967295 之间的整数，或勾选“每次换新种子”。",
+                "The seed is empty. Enter a whole number from 0 to 4294967295, or tick “A new seed each time”.",
             )
         return VideoRequest(
             self.prompt,
@@ -53,11 +54,11 @@ class Form:
             self.superres,
             self._sampling(base),
             interpolation_seed=self.interpolation_seed,
-            first_frame=self.start,
+            first_frame=self.first_frame,
         )
 
     def _sampling(self, base: SamplingOptions) -> SamplingOptions | None:
-        """None where nothing differs from the preset, so that the same wish is the same request."""
+        """Return None if nothing differs from the preset, so that equal settings give equal requests."""
         if self == replace(self, guidance_scale=base.guidance_scale, temperature=1.0, top_k=base.video.top_k):
             return None
         scale = self.top_k / base.video.top_k
@@ -68,8 +69,8 @@ class Form:
         return replace(base, first_frame=first, video=video, guidance_scale=self.guidance_scale)
 
     @classmethod
-    def of(cls, request: VideoRequest, base: SamplingOptions) -> Form:
-        """The inverse of `request`."""
+    def from_request(cls, request: VideoRequest, base: SamplingOptions) -> Form:
+        """Convert a request to the form: the inverse of `request`."""
         sampling = request.sampling or base
         return cls(
             request.prompt,
@@ -84,21 +85,21 @@ class Form:
             request.first_frame,
         )
 
-    def query(self, usual: Form) -> dict[str, str]:
-        """The rarer settings as short names of a link, where they differ from the usual ones."""
+    def query(self, default: Form) -> dict[str, str]:
+        """Return the advanced settings that differ from `default`, under the short names used in links."""
         short = {"g": "guidance_scale", "t": "temperature", "k": "top_k"}
-        query = {n: f"{getattr(self, f):g}" for n, f in short.items() if getattr(self, f) != getattr(usual, f)}
-        if self.superres != usual.superres:
+        query = {n: f"{getattr(self, f):g}" for n, f in short.items() if getattr(self, f) != getattr(default, f)}
+        if self.superres != default.superres:
             query["sr"] = str(int(self.superres))
         if self.interpolation_seed is not None:
             query["b"] = str(self.interpolation_seed)
         return query
 
     @classmethod
-    def from_query(cls, query: Mapping[str, str], usual: Form) -> Form | None:
-        """The form that a link describes; None where it describes none. Raises RequestError for nonsense.
+    def from_query(cls, query: Mapping[str, str], default: Form) -> Form | None:
+        """Read the form from a link; `default` fills settings that the link does not contain.
 
-        `usual`: what holds for settings that the link does not name.
+        Returns None if the link contains no prompt. Raises RequestError if a setting is not a number.
         """
         if "p" not in query:
             return None
@@ -108,53 +109,72 @@ class Form:
                 int(query["s"]) if "s" in query else None,
                 int(query.get("f", "33")),
                 float(query.get("d", "4")),
-                float(query.get("g", usual.guidance_scale)),
+                float(query.get("g", default.guidance_scale)),
                 float(query.get("t", "1")),
-                int(query.get("k", usual.top_k)),
-                query["sr"] != "0" if "sr" in query else usual.superres,
+                int(query.get("k", default.top_k)),
+                query["sr"] != "0" if "sr" in query else default.superres,
                 int(query["b"]) if "b" in query else None,
             )
         except ValueError:
             raise RequestError(
-                "种子、帧数、时长等应为数字：请检查链接是否完整。",
-                "Seed, frames, length and so on should be numbers: check that the link is complete.",
+                "链接中的种子、帧数、时长等必须是数字。请检查链接是否完整。",
+                "Seed, frames, length and other settings of a link must be numbers. Check that the link is complete.",
             ) from None
 
 
-def form_from_values(values: Sequence[Any], seed: int | None) -> Form:
-    """The form from the components' values; `seed` replaces the one on the page. Raises RequestError."""
-    prompt, typed, frames, seconds, guidance, temperature, top_k, superres, between, start = values
+def form_from_values(values: FormFields[Any], seed: int | None) -> Form:
+    """Convert the values of the page's fields to a form. `seed` replaces the one on the page. Raises RequestError."""
     return Form(
-        str(prompt or ""),
-        seed if seed is not None else None if typed is None else int(typed),
-        int(frames or 0),
-        float(seconds or 0),
-        float(guidance),
-        float(temperature),
-        int(top_k),
-        bool(superres),
-        _whole(between),
-        first_frame_from(start),
+        prompt=str(values.prompt or ""),
+        seed=seed if seed is not None else None if values.seed is None else int(values.seed),
+        num_frames=int(values.num_frames or 0),
+        duration=float(values.duration or 0),
+        guidance_scale=float(values.guidance_scale),
+        temperature=float(values.temperature),
+        top_k=int(values.top_k),
+        superres=bool(values.superres),
+        interpolation_seed=_optional_int(values.interpolation_seed),
+        first_frame=first_frame_from(values.first_frame),
     )
 
 
-def _whole(text: str | None) -> int | None:
-    """A whole number that somebody typed, None for nothing. Raises RequestError."""
+def values_from_form(form: Form, first_frame: dict[str, Any] | None) -> FormFields[Any]:
+    """Convert a form to the values of the page's fields. `first_frame`: as `first_frame_value` returns it."""
+    return FormFields(
+        prompt=form.prompt,
+        seed=form.seed if form.seed is not None else new_seed(),
+        num_frames=form.num_frames,
+        duration=form.duration,
+        guidance_scale=form.guidance_scale,
+        temperature=form.temperature,
+        top_k=form.top_k,
+        superres=form.superres,
+        interpolation_seed="" if form.interpolation_seed is None else str(form.interpolation_seed),
+        first_frame=first_frame,
+    )
+
+
+def _optional_int(text: str | None) -> int | None:
+    """Convert the text of an optional seed. Raises RequestError."""
     try:
         return int(text) if text and text.strip() else None
     except ValueError:
         raise RequestError(
-            f"中间帧的种子 {text} 不是整数：请输入 0 到 4294967295，或留空。",
-            f"The seed of the in-betweens, {text}, is no whole number: give 0 to 4294967295, or leave it empty.",
+            f"中间帧的种子 {text} 不是整数。请输入 0 到 4294967295 之间的整数，或留空。",
+            f"The seed of the in-betweens, {text}, is not a whole number. Enter a whole number from 0 to 4294967295, "
+            "or leave it empty.",
         ) from None
 
 
 def first_frame_value(first: TokenFrames, seen: str, given: str | None = None) -> dict[str, Any]:
-    """What the page keeps of a first frame. `seen`: address of what the model sees, `given`: of the picture itself."""
+    """Return the page's value of a first frame. `seen`, `given`: addresses of the decoded and the original image."""
     return {"packed": first.packed, "seen": seen, "given": given}
 
 
 def first_frame_from(value: Any) -> TokenFrames | None:
-    """The inverse of `start_value`, None where the page has no first frame. The model checks the tokens themselves."""
+    """Read the page's value of a first frame, the inverse of `first_frame_value`. The tokens are not checked.
+
+    Returns None if the page has no first frame.
+    """
     packed = value.get("packed") if isinstance(value, dict) else None
     return TokenFrames(1, packed) if isinstance(packed, str) else None

@@ -1,24 +1,23 @@
-"""A job as JSON for the page's scripts in `assets/web`."""
+"""A job as the JSON object that the page's scripts (`assets/web/*.js`) show. No Gradio."""
 
 from __future__ import annotations
 
-from typing import Any
-
 from cogvideo.config import Preset
+from cogvideo.jobs.log_entries import JsonObject
 from cogvideo.jobs.state import JobState
 from cogvideo.request import tokens_per_stage
 from cogvideo.web.form import Form
 
 
-def screen_value(view: JobState, preset: Preset, own: str) -> dict[str, Any]:
-    """What the screen draws of a job, the same for everybody who looks. `own`: the model that links need not name."""
-    request = view.request
-    extra = Form.of(request, preset.sampling).query(Form.default(preset))
-    extra |= {"m": view.model} if view.model not in ("", own) else {}
+def screen_value(state: JobState, preset: Preset, default_model: str) -> JsonObject:
+    """Return what the screen shows of a job, the same for all viewers. Links omit `default_model`."""
+    request = state.request
+    extra = Form.from_request(request, preset.sampling).query(Form.default(preset))
+    extra |= {"m": state.model} if state.model not in ("", default_model) else {}
     extra |= {"ff": "1"} if request.first_frame else {}
     return {
-        "id": view.id,
-        "status": view.status,
+        "id": state.id,
+        "status": state.status,
         "prompt": request.prompt,
         "seed": request.seed,
         "frames": request.num_frames,
@@ -26,42 +25,42 @@ def screen_value(view: JobState, preset: Preset, own: str) -> dict[str, Any]:
         "superres": request.superres,
         "rounds": request.rounds,
         "extra": extra,
-        "model": view.model,
+        "model": state.model,
         "seeds": request.seeds,
         "drafts": request.num_drafts,
         "started": request.initial_tokens is not None,
-        "parts": view.parts,
-        "smaller": view.smaller,
-        "keyframes": view.keyframes,
-        "painting": view.painting,
-        "level": view.level,
-        "video": view.video,
-        "strip": view.strip,
-        "count": view.frames,
-        "poster": view.poster,
-        "stage": view.stage,
-        "done": view.done,
-        "total": view.total,
+        "parts": (state.loading.done, state.loading.total) if state.loading else None,
+        "smaller": state.next_preset,
+        "keyframes": state.keyframes,
+        "painting": (state.preview.index, *state.preview.images) if state.preview else None,
+        "level": state.round,
+        "video": state.video,
+        "strip": state.strip,
+        "count": state.num_frames,
+        "poster": state.poster,
+        "stage": state.stage,
+        "done": state.tokens_done,
+        "total": state.tokens_total,
         "plan": tokens_per_stage(preset.model, request),
-        "left": view.seconds_left,
-        "place": view.place,
-        "stopping": view.stopping,
-        "error": view.error,
-        "notes": view.notes,
+        "left": state.seconds_left,
+        "place": state.queue_position,
+        "stopping": state.stopping,
+        "error": state.error,
+        "notes": state.notes,
     }
 
 
-def card_value(view: JobState) -> dict[str, Any]:
-    """What a card of the history draws of a job."""
-    request = view.request
+def card_value(state: JobState) -> JsonObject:
+    """Return what a card of the history shows of a job."""
+    request = state.request
     return {
-        "id": view.id,
-        "status": view.status,
+        "id": state.id,
+        "status": state.status,
         "prompt": request.prompt,
         "seed": request.seed,
         "frames": request.num_frames,
         "seconds": request.duration,
         "drafts": request.num_drafts,
-        "poster": view.poster,
-        "keyframes": view.keyframes[:1],
+        "poster": state.poster,
+        "keyframes": state.keyframes[:1],
     }

@@ -1,4 +1,4 @@
-"""The models of a server as a visitor sees them: which are there, what one takes that is not, how memory holds one."""
+"""The choice of models and memory presets: labels, installation hints, expected peaks. No Gradio."""
 
 from __future__ import annotations
 
@@ -14,53 +14,55 @@ from cogvideo.runtime.memory_estimate import peak_bytes
 from cogvideo.runtime.memory_presets import MEMORY_PRESETS
 from cogvideo.web.strings import Strings
 
-WORTH_A_CHOICE: Final = 4 * 10**9
-"""Bytes that a model takes at most before a visitor is asked how to hold it: any machine has so much."""
+MIN_BYTES_FOR_CHOICE: Final = 4 * 10**9
+"""Peak memory from which the page offers memory presets; every machine has less than that to spare."""
 
 
 @dataclass(frozen=True)
-class Held:
-    """How a server holds a model."""
+class ModelPlacement:
+    """How a server loads a model."""
 
     model: ModelConfig
-    kind: str
-    """Of device: "cuda" or "cpu"."""
+    device_type: str
+    """"cuda" or "cpu"."""
     memory: str
-    """Name of the memory preset that was found to fit, or that the server was told to take."""
+    """Memory preset that fits, or that the server was started with."""
 
 
-def large(model: ModelConfig) -> bool:
-    """Whether it matters how the model is held."""
-    return peak_bytes(model, MEMORY_PRESETS["cpu"]) > WORTH_A_CHOICE
+def has_memory_choice(model: ModelConfig) -> bool:
+    """Return whether the memory preset matters for a model."""
+    return peak_bytes(model, MEMORY_PRESETS["cpu"]) > MIN_BYTES_FOR_CHOICE
 
 
-def model_choices(words: Strings, language: str, offers: Iterable[ModelEntry]) -> list[tuple[str, str]]:
-    """What to call each model, with its name."""
+def model_choices(strings: Strings, language: str, models: Iterable[ModelEntry]) -> list[tuple[str, str]]:
+    """Return (label, name) of each model."""
     return [
-        (words.text(language, "model_missing", model=offer.name) if offer.missing() else offer.name, offer.name)
-        for offer in offers
+        (
+            strings.text(language, "model_missing", model=model.name) if model.unavailable_reason() else model.name,
+            model.name,
+        )
+        for model in models
     ]
 
 
-def model_note(words: Strings, language: str, offer: ModelEntry) -> str:
-    """A sentence about the model, or what it takes to have it, commands ready to be selected; as HTML."""
-    missing = offer.missing()
-    if missing:
-        said = html.escape(missing[language != "zh"])
-        said = re.sub(r"python -m cogvideo [a-z ]*[a-z]", r"<code>\g<0></code>", said)
-        return f'<p class="cv-say" data-kind="missing">{said}</p>'
-    height, width = offer.preset.final_size if offer.preset.upscale_by_default else offer.preset.frame_size
-    return f"<p>{html.escape(words.text(language, 'model_size', width=width, height=height))}</p>"
+def model_note(strings: Strings, language: str, model: ModelEntry) -> str:
+    """Return the frame size of a model, or how to install it, as HTML with selectable commands."""
+    if reason := model.unavailable_reason():
+        note = html.escape(reason[language != "zh"])
+        note = re.sub(r"python -m cogvideo [a-z ]*[a-z]", r"<code>\g<0></code>", note)
+        return f'<p class="cv-say" data-kind="missing">{note}</p>'
+    height, width = model.preset.final_size if model.preset.upscale_by_default else model.preset.frame_size
+    return f"<p>{html.escape(strings.text(language, 'model_size', width=width, height=height))}</p>"
 
 
-def memory_choices(words: Strings, language: str, held: Held) -> list[tuple[str, str]]:
-    """The memory presets that one may ask for, each with its expected peak; "" is what the server chose."""
+def memory_choices(strings: Strings, language: str, placement: ModelPlacement) -> list[tuple[str, str]]:
+    """Return (label with expected peak, name) of each memory preset; the name "" is the server's choice."""
 
     def peak(name: str) -> str:
-        return f"{peak_bytes(held.model, MEMORY_PRESETS[name], held.kind) / 1e9:.1f}"
+        return f"{peak_bytes(placement.model, MEMORY_PRESETS[name], placement.device_type) / 1e9:.1f}"
 
-    names = [row.name for row in MEMORY_PRESETS.values() if row.device == held.kind or held.kind == "cpu"]
-    usual = peak(held.memory) if held.memory in MEMORY_PRESETS else "?"
-    first = words.text(language, "memory_usual", preset=held.memory, peak=usual)
-    others = [(words.text(language, "memory_choice", preset=name, peak=peak(name)), name) for name in names]
-    return [(first, ""), *others]
+    names = [preset.name for preset in MEMORY_PRESETS.values() if placement.device_type in ("cpu", preset.device)]
+    default_peak = peak(placement.memory) if placement.memory in MEMORY_PRESETS else "?"
+    default = strings.text(language, "memory_usual", preset=placement.memory, peak=default_peak)
+    others = [(strings.text(language, "memory_choice", preset=name, peak=peak(name)), name) for name in names]
+    return [(default, ""), *others]

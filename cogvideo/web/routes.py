@@ -1,4 +1,4 @@
-"""What the page fetches besides itself: a job as it grows, its files, clips made beforehand, QR codes. No Gradio."""
+"""HTTP routes of the page: job updates, job files, gallery videos, QR codes. No Gradio."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import io
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
 import segno
 from starlette.requests import Request
@@ -16,19 +15,21 @@ from starlette.types import Receive, Scope, Send
 
 from cogvideo.config import ASSETS
 from cogvideo.errors import RequestError
+from cogvideo.jobs.log_entries import JsonObject
 from cogvideo.jobs.service import JobService
+from cogvideo.jobs.state import JobState
 from cogvideo.jobs.watch import JobWatcher
 from cogvideo.web import job_json
 
 GALLERY = ASSETS.parent / "examples" / "gallery"
-BEAT = 2.0
-"""Seconds between two signs of life of an unchanged job; the page connects again after missing two."""
-LONGEST_LINK = 600
-"""Characters that a QR code is made of at most: more make one that no phone reads from a screen."""
+HEARTBEAT_SECONDS = 2.0
+"""Time between two signs of life of an unchanged job. The page reconnects after missing two."""
+MAX_LINK_LENGTH = 600
+"""Maximum length of a link in a QR code; phones cannot read longer ones from a screen."""
 
 
 class _StoredFile(FileResponse):
-    """A job's file, or 404 where somebody deleted it since it was found: nothing went wrong in the server."""
+    """A job's file, or 404 if it was deleted after it was found."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -40,18 +41,22 @@ class _StoredFile(FileResponse):
 
 
 def routes(jobs: JobService) -> list[Route]:
-    """A job as it grows and its files, for whoever knows its id; the gallery; QR codes; a sign of life."""
-    live = JobWatcher(jobs, lambda view: job_json.screen_value(view, jobs.preset_of(view), jobs.preset.name), BEAT)
+    """Return the routes. Job updates and files need only the job's id."""
+
+    def screen_value(state: JobState) -> JsonObject:
+        return job_json.screen_value(state, jobs.models.preset(state.model), jobs.preset.name)
+
+    watcher = JobWatcher(jobs, screen_value, HEARTBEAT_SECONDS)
 
     async def watch(request: Request) -> Response:
-        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # no proxy may hold anything back
+        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # proxies must not buffer the stream
         return StreamingResponse(
-            _server_sent(live.watch(request.path_params["job"])), 200, headers, "text/event-stream"
+            _server_sent(watcher.watch(request.path_params["job"])), 200, headers, "text/event-stream"
         )
 
     def now(request: Request) -> Response:
         try:
-            value = live.now(request.path_params["job"])
+            value = watcher.snapshot(request.path_params["job"])
         except RequestError:
             value = {"gone": request.path_params["job"]}
         return JSONResponse(value, headers={"Cache-Control": "no-store"})
@@ -68,28 +73,28 @@ def routes(jobs: JobService) -> list[Route]:
         Route("/watch/{job}", watch),
         Route("/now/{job}", now),
         Route("/media/{job}/{name}", media),
-        Route("/gallery/{name}", _gallery_clip),
+        Route("/gallery/{name}", _gallery_video),
         Route("/qr", _qr),
         Route("/alive", _alive),
     ]
 
 
-def load_gallery() -> list[dict[str, Any]]:
-    """Clips made beforehand that are really there."""
+def load_gallery() -> list[JsonObject]:
+    """Return the gallery videos whose files exist."""
     index = GALLERY / "gallery.json"
     if not index.is_file():
         return []
-    clips: list[dict[str, Any]] = json.loads(index.read_text("utf-8"))
-    return [clip for clip in clips if (GALLERY / clip["file"]).is_file()]
+    videos: list[JsonObject] = json.loads(index.read_text("utf-8"))
+    return [video for video in videos if (GALLERY / video["file"]).is_file()]
 
 
 def qr_code(link: str) -> str | None:
-    """The link as an SVG with its quiet zone, black on white; None where it is too long or no link."""
-    if not link.startswith(("http://", "https://")) or len(link) > LONGEST_LINK:
+    """Return a QR code as SVG, black on white with a quiet zone. Returns None if it is too long or not a link."""
+    if not link.startswith(("http://", "https://")) or len(link) > MAX_LINK_LENGTH:
         return None
-    drawing = io.BytesIO()
-    segno.make_qr(link).save(drawing, kind="svg", scale=4, light="#fff", xmldecl=False)
-    return drawing.getvalue().decode()
+    svg = io.BytesIO()
+    segno.make_qr(link).save(svg, kind="svg", scale=4, light="#fff", xmldecl=False)
+    return svg.getvalue().decode()
 
 
 def _qr(request: Request) -> Response:
@@ -101,9 +106,9 @@ def _not_found() -> Response:
     return Response("not found", 404)
 
 
-def _gallery_clip(request: Request) -> Response:
+def _gallery_video(request: Request) -> Response:
     name = request.path_params["name"]
-    if name not in {clip["file"] for clip in load_gallery()}:
+    if name not in {video["file"] for video in load_gallery()}:
         return _not_found()
     return FileResponse(GALLERY / Path(name).name, headers={"Cache-Control": "public, max-age=86400"})
 
@@ -113,7 +118,7 @@ def _alive(_: Request) -> Response:
 
 
 async def _server_sent(texts: AsyncIterator[str]) -> AsyncIterator[str]:
-    """Texts as server-sent events; "" becomes the event `beat`."""
+    """Format texts as server-sent events; "" becomes the event `beat`."""
     yield "retry: 1000\n\n"
     async for text in texts:
         yield f"data: {text}\n\n" if text else "event: beat\ndata:\n\n"

@@ -1,4 +1,4 @@
-"""Where and how the page is served: options of the command line, the port, the data folder, the address of links."""
+"""Hugging Face Spaces: links to the Space, and ZeroGPU."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ log = logging.getLogger(__name__)
 
 
 def share_base() -> str:
-    """Where links should lead: the Space's own page, or, where this is empty, the address the browser sees."""
+    """Return the base of shared links: the Space's page. Returns "" outside a Space: the address in the browser."""
     space = os.environ.get("SPACE_ID")
     return f"https://huggingface.co/spaces/{space}" if space else ""
 
 
 def duplicate_link() -> str:
-    """Where a visitor of the Space gets one of their own; empty where this is no Space."""
+    """Return the address that duplicates the Space. Returns "" outside a Space."""
     return f"{base}?duplicate=true" if (base := share_base()) else ""
 
 
 def register_zero_gpu() -> None:
-    """Where cards are only lent (a ZeroGPU Space): names a function that takes one, without which the hub starts none.
+    """Register a GPU function on a ZeroGPU Space, which does not start without one.
 
-    Nobody calls it: a lent card stays for a minute, in a process of its own, and `mini` needs none.
+    The function is not called: ZeroGPU lends a GPU for a minute to a separate process, and `mini` needs none.
     """
     if not os.environ.get("SPACES_ZERO_GPU"):
         return
     try:
-        import_module("spaces").GPU(_with_a_card)  # the hub's own package, which it installs itself
+        import_module("spaces").GPU(_on_gpu)  # preinstalled on ZeroGPU Spaces
     except ImportError:
-        log.warning("This is a ZeroGPU Space without the package `spaces`: the hub may stop it.")
+        log.warning("This is a ZeroGPU Space without the package `spaces`; the platform may stop it")
 
 
-def _with_a_card() -> None:
-    """What the hub wants to be named."""
+def _on_gpu() -> None:
+    """Do nothing; exists to be registered."""

@@ -20,7 +20,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from cogvideo.config import ASSETS, PRESETS
 from cogvideo.tokenizers.image import ImageTokenizer
-from cogvideo.training.initialization import make_world_task
+from cogvideo.training.initialization import make_joint_task
 from cogvideo.training.joint_task import DATA, JointTaskOptions
 from cogvideo.training.recipe import options_from, read_recipe
 from cogvideo.training.trainer import Trainer, TrainerOptions
@@ -54,7 +54,7 @@ def measure(steps: int) -> dict[str, float]:
     options = options_from(JointTaskOptions, recipe["models"].get("data", {}))
     run = replace(options_from(TrainerOptions, recipe["models"]["run"]), preview_every=0)
     preset = PRESETS["mini"]
-    task = make_world_task(preset, ASSETS / "mini", ImageTokenizer.load(preset).model, options)
+    task = make_joint_task(preset, ASSETS / "mini", ImageTokenizer.load(preset).model, options)
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(task, run, Path(folder))
         for _ in range(3):

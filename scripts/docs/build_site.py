@@ -71,7 +71,7 @@ def leaves(menu: Any) -> Iterator[str]:
 
 
 def plain(document: str) -> str:
-    """A document without the lines that only a Space reads: MkDocs would take the first block for its own."""
+    """Return a document without the metadata that only a hub reads: MkDocs would take the first block for its own."""
     return re.sub(r"\A---\n.*?\n---\n", "", document, flags=re.S)
 
 

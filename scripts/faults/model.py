@@ -25,7 +25,7 @@ PROMPT = "一只熊猫在草地上向右跑"
 def final(jobs: Any, request: Any) -> Any:
     """The view of a new job once it has ended."""
     job = jobs.submit(request, KEY).id
-    while (view := jobs.view(job)).active:
+    while (view := jobs.state(job)).active:
         time.sleep(0.005)
     return view
 
@@ -53,7 +53,7 @@ def out_of_memory(folder: Path, times: int) -> Counts:
         "interpolation": (generation, "interpolate"),
         "super-resolution": (generation, "upscale"),
         "codec": (ImageTokenizer, "decode"),
-        "film": (artifacts.JobArtifacts, "clip"),
+        "film": (artifacts.JobArtifacts, "write_video"),
     }
     pipe = toy_pipeline(folder)
     request = VideoRequest(PROMPT, seed=7, num_frames=9)
@@ -62,7 +62,7 @@ def out_of_memory(folder: Path, times: int) -> Counts:
         for number in range(times):
             name, (owner, method) = list(places.items())[number % len(places)]
             error = MemoryError if name == "film" else errors[number // len(places) % len(errors)]
-            at = 0 if method == "clip" else dice.randrange(3)
+            at = 0 if method == "write_video" else dice.randrange(3)
             with patch.object(owner, method, _failing(getattr(owner, method), at, error)):
                 view = final(jobs, request)
             words = view.error[1] if view.error else ""
@@ -122,7 +122,7 @@ def no_numbers(folder: Path, times: int) -> Counts:
             parameter.data.fill_(float("nan") if number % 2 else float("inf"))
             view = final(jobs, request)
             parameter.data.copy_(sound)
-            said = view.status == "failed" and view.error is not None and "no numbers" in view.error[1]
+            said = view.status == "failed" and view.error is not None and "NaN or infinity" in view.error[1]
             expect(said or view.status == "done", f"{view.status}, {view.error}")
             counts["said" if said else "without effect"] += 1
         expect(final(jobs, request).status == "done", "after weights that are no numbers")

@@ -72,12 +72,18 @@ def prompts(folder: Path, times: int) -> Counts:
     frames = st.one_of(*usual[1:] * 3, st.sampled_from(["9", "33", "0", "-5", "4.0", "nan", "9" * 12, "x"]))
 
     with closing(JobService(folder / "data", pipeline.preset, lambda: pipeline, PlainFilm, MANY)) as jobs:
-        make_video = page._for_programs(endpoints(jobs)[0])
+        make_video = page.with_gradio_errors(endpoints(jobs)[0])
 
         @settings(max_examples=times, deadline=None, database=None, suppress_health_check=list(HealthCheck))
         @given(wish, seeds, frames)
         def ask(prompt: str, seed: str, frames: str) -> None:
-            words = [f"--seed={seed}", f"--frames={frames}", "--model=mini", "--quiet", f"--out={folder / 'film.gif'}"]
+            words = [
+                f"--seed={seed}",
+                f"--frames={frames}",
+                "--model=mini",
+                "--quiet",
+                f"--output={folder / 'film.gif'}",
+            ]
             drawn = _typed([*words, "--", prompt], pipeline, folder / "film.gif")
             counts["command line: film" if drawn is not None else "command line: refused"] += 1
             if drawn is not None:
@@ -166,7 +172,7 @@ def programs(folder: Path, times: int) -> Counts:
 
     counts, dice = Counts(), random.Random(8)
     with closing(JobService(folder, PRESET, lambda: FakePipeline(free=True), PlainFilm, MANY)) as jobs:
-        calls = [page._for_programs(endpoint) for endpoint in endpoints(jobs)]
+        calls = [page.with_gradio_errors(endpoint) for endpoint in endpoints(jobs)]
         known = [jobs.submit(_request(seed), KEY).id for seed in range(3)]
         sensible: dict[str, list[Any]] = {
             "prompt": ["熊猫", *NASTY],

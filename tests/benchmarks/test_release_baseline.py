@@ -48,7 +48,8 @@ def test_scores_are_those_of_the_decoder(stage: int, boost: float) -> None:
     lm, given, teacher = video_lm(stage), given_frames(stage), Teacher()
     known = CLIP[:, list(given)]
     run = decoding.keyframes if stage == 1 else decoding.interpolate
-    decoding.collect(run(lm, [TEXT] * 2, known[:, 0] if stage == 1 else known, teacher, text_boost=boost))
+    options = decoding.DecodeOptions(text_attention_bias=boost)
+    decoding.collect(run(lm, [TEXT] * 2, known[:, 0] if stage == 1 else known, teacher, options=options))
     frames = [frame for frame in range(5) if frame not in given]
     theirs = scores(ReleaseStructure(lm, TEXT, 2, given, known, boost), frames)
     torch.testing.assert_close(theirs, teacher.scores(), rtol=1e-4, atol=1e-4)

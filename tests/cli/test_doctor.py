@@ -39,7 +39,7 @@ def fitting(model: str, *there: DeviceInfo) -> set[str]:
 
 
 def bad(findings: list[CheckResult]) -> list[CheckResult]:
-    return [finding for finding in findings if finding.status == "bad"]
+    return [finding for finding in findings if finding.status == "error"]
 
 
 @pytest.fixture
@@ -75,7 +75,7 @@ def test_scripts_hear_every_finding(capsys: pytest.CaptureFixture[str]) -> None:
     assert doctor.main(["--json"]) == 0
     heard = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert {event["topic"] for event in heard[:-1]} >= {"software", "device", "memory", "files"}
-    assert heard[-1]["event"] == "done"
+    assert heard[-1]["type"] == "result"
     assert heard[-1]["able"] is True
 
 
@@ -117,10 +117,17 @@ def test_a_broken_file_of_mini_is_named(
 
 
 @pytest.mark.parametrize(
-    ("name", "version", "state"),
-    [("torch", "2.13.0+cpu", "ok"), ("torch", "2.1.0", "note"), ("protobuf", "6.30.0", "bad"), ("gradio", None, "bad")],
+    ("name", "version", "status"),
+    [
+        ("torch", "2.13.0+cpu", "ok"),
+        ("torch", "2.1.0", "note"),
+        ("protobuf", "3.18.3", "note"),
+        ("protobuf", "3.20.3", "ok"),
+        ("protobuf", "7.36.2", "ok"),
+        ("gradio", None, "error"),
+    ],
 )
-def test_packages(name: str, version: str | None, state: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_packages(name: str, version: str | None, status: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def installed(asked: str) -> str:
         if version is None:
             raise importlib.metadata.PackageNotFoundError(asked)
@@ -129,8 +136,33 @@ def test_packages(name: str, version: str | None, state: str, monkeypatch: pytes
     monkeypatch.setattr(importlib.metadata, "version", installed)
     wanted = next(line for line in doctor_checks._required() if Requirement(line).name == name)
     finding = doctor_checks._package(Requirement(wanted))
-    assert finding.status == state
-    assert ("pip install" in finding.en) == (state != "ok")
+    assert finding.status == status
+    assert ("pip install" in finding.en) == (status != "ok")
+
+
+@pytest.mark.parametrize(
+    ("tensorboardx", "protobuf", "state"),
+    [
+        ("2.6", "3.18.3", "note"),
+        ("2.6", "3.20.3", "note"),
+        ("2.6", "7.36.2", "error"),
+        ("2.6", "4.21.12", "error"),
+        ("2.6", None, "note"),
+        ("2.6.1", "7.36.2", "note"),
+        ("2.6.5", "7.36.2", "ok"),
+    ],
+)
+def test_tensorboardx_is_bad_only_beside_a_protobuf_that_refuses_it(
+    tensorboardx: str, protobuf: str | None, state: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def installed(asked: str) -> str:
+        if asked == "protobuf" and protobuf is None:
+            raise importlib.metadata.PackageNotFoundError(asked)
+        return {"tensorboardX": tensorboardx, "protobuf": str(protobuf)}[asked]
+
+    monkeypatch.setattr(importlib.metadata, "version", installed)
+    wanted = next(line for line in doctor_checks._required() if line.startswith("tensorboardX"))
+    assert doctor_checks._package(Requirement(wanted)).status == state
 
 
 @pytest.mark.usefixtures("well")

@@ -41,7 +41,7 @@ def requested(words: list[str]) -> VideoRequest:
 def test_a_sentence_becomes_a_film_that_knows_how_it_was_made(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["generate", PROMPT, "--seed", "7", "--frames", "9", "--out", "panda.mp4"]) == 0
+    assert main(["generate", PROMPT, "--seed", "7", "--frames", "9", "--output", "panda.mp4"]) == 0
     out, err = capsys.readouterr()
     assert out == "panda.mp4\n"
     assert "seed: 7" in err
@@ -62,7 +62,7 @@ def test_a_film_is_encoded_while_its_frames_are_made(
         add(self, frames)
 
     monkeypatch.setattr(VideoWriter, "add", noted)
-    words = [PROMPT, "--seed", "7", "--frames", "5", "--out", "a.mp4", "--no-metadata", switch]
+    words = [PROMPT, "--seed", "7", "--frames", "5", "--output", "a.mp4", "--no-metadata", switch]
     assert main(["generate", *words]) == 0
     assert seen == added
     request = requested(words)
@@ -80,7 +80,7 @@ def test_quiet_prints_the_files_alone(tmp_path: Path, capsys: pytest.CaptureFixt
 
 
 def test_notes_are_shown_in_both_languages(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["generate", "一隻熊貓", "--frames", "5", "--no-superres", "--out", "a.gif"]) == 0
+    assert main(["generate", "一隻熊貓", "--frames", "5", "--no-superres", "--output", "a.gif"]) == 0
     out, err = capsys.readouterr()
     assert "繁体" in err
     assert "Traditional" in err
@@ -101,8 +101,8 @@ def test_notes_are_shown_in_both_languages(capsys: pytest.CaptureFixture[str]) -
         ([PROMPT, "--top-k", "0"], "1 or more"),
         ([PROMPT, "--candidates", "17"], "1 to 16"),
         ([PROMPT, "--model", "maxi"], "mini, cogvideo"),
-        ([PROMPT, "--out", "panda.avi"], ".mp4 or .gif"),
-        ([PROMPT, "--out", "nowhere/panda.mp4"], "nowhere"),
+        ([PROMPT, "--output", "panda.avi"], ".mp4 or .gif"),
+        ([PROMPT, "--output", "nowhere/panda.mp4"], "nowhere"),
         ([PROMPT, "--colour"], "--colour"),
         ([], "prompt"),
     ],
@@ -145,7 +145,7 @@ def test_help_explains_in_both_languages(capsys: pytest.CaptureFixture[str]) -> 
     assert end.value.code == 0
     text = capsys.readouterr().out
     assert "一句中文" in text
-    for word in ("--seed", "--frames", "--seconds", "--out", "--gif", "--guidance", "panda.mp4"):
+    for word in ("--seed", "--frames", "--seconds", "--output", "--gif", "--guidance", "panda.mp4"):
         assert word in text
 
 
@@ -157,6 +157,6 @@ def test_ctrl_c_keeps_the_last_finished_level(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(CogVideoPipeline, "stream", interrupted)
-    assert main(["generate", PROMPT, "--out", "a.mp4"]) == 130
+    assert main(["generate", PROMPT, "--output", "a.mp4"]) == 130
     assert (tmp_path / "a.mp4").is_file()
     assert "Stopped" in capsys.readouterr().err

@@ -73,7 +73,9 @@ def test_a_refusal_is_an_event_too(
     command(tmp_path, monkeypatch, "raise RequestError('太长', 'too long')")
     assert main.main(["odd", "--json"]) == 2
     out, err = capsys.readouterr()
-    assert events(out) == [{"event": "error", "kind": "RequestError", "zh": "太长", "en": "too long", "exit": 2}]
+    assert events(out) == [
+        {"type": "error", "event": "error", "kind": "RequestError", "zh": "太长", "en": "too long", "exit": 2}
+    ]
     assert err == "太长\ntoo long\n"
 
 
@@ -143,43 +145,60 @@ def test_generate_speaks_to_scripts(
         "--seed",
         "7",
         "--json",
-        "--out",
+        "--output",
         "panda.mp4",
     ]
     assert main.main(["generate", *words]) == 0
     heard = events(capsys.readouterr().out)
-    progress = [event for event in heard if event["event"] == "progress"]
-    assert [event["index"] for event in heard if event["event"] == "keyframe"] == [0, 1, 2, 3, 4]
+    progress = [event for event in heard if event["type"] == "progress"]
+    assert [event["index"] for event in heard if event["type"] == "keyframe"] == [0, 1, 2, 3, 4]
+    (first_round,) = (event for event in heard if event["type"] == "round")
+    assert first_round == {"type": "round", "event": "level", "round": 0, "level": 0, "frames": 5}
     assert progress[-1]["done"] == progress[-1]["total"] == 5 * 64
     assert len(progress) <= 101
-    assert heard[-2] == {"event": "file", "path": "panda.mp4", "seed": 7}
-    assert heard[-1] == {"event": "done", "seed": 7, "frames": 5, "seconds": 4.0}
+    assert heard[-2] == {"type": "file", "event": "file", "path": "panda.mp4", "seed": 7}
+    assert heard[-1] == {"type": "result", "event": "done", "seed": 7, "frames": 5, "seconds": 4.0}
     assert (tmp_path / "panda.mp4").stat().st_size > 1000
 
 
 def test_convert_speaks_to_scripts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert convert.main([str(GOLDEN), str(tmp_path / "out"), "--json"]) == 0
     (done,) = events(capsys.readouterr().out)
-    assert done["event"] == "done"
+    assert (done["type"], done["event"]) == ("result", "done")
     assert done["folder"] == str(tmp_path / "out")
     assert 0 < done["after"] <= done["before"]
 
 
 def test_evaluate_speaks_to_scripts(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(evaluate, "PARTS", {"judge": lambda _: print("a table") or {"all": {"clips": 3}}})
+    monkeypatch.setattr(evaluate, "EVALUATION_PARTS", {"judge": lambda _: print("a table") or {"all": {"clips": 3}}})
     assert evaluate.main(["--parts", "judge", "--json"]) == 0
     out, err = capsys.readouterr()
     told, done = events(out)
-    assert told == {"event": "figures", "part": "judge", "figures": {"all": {"clips": 3}}}
+    assert told == {
+        "type": "figures",
+        "event": "figures",
+        "part": "judge",
+        "evaluation": "judge",
+        "figures": {"all": {"clips": 3}},
+    }
     assert done["parts"] == ["judge"]
     assert "a table" in err
 
 
 def test_bench_takes_a_file_or_speaks_to_scripts() -> None:
-    parser = bench._parser()
+    parser = bench.parser()
     assert parser.parse_args([]).json is None
     assert parser.parse_args(["--json"]).json == bench.STREAM
     assert parser.parse_args(["--json", "x.json"]).json == Path("x.json")
+
+
+@pytest.mark.parametrize(("status", "state"), [("ok", "ok"), ("note", "note"), ("error", "bad")])
+def test_check_event_has_the_keys_of_version_0_1(status: str, state: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with console.json_output(True):
+        console.event("check", topic="files", status=status)
+    assert events(capsys.readouterr().out) == [
+        {"type": "check", "event": "finding", "topic": "files", "status": status, "state": state}
+    ]
 
 
 def test_progress_is_told_in_whole_percents(capsys: pytest.CaptureFixture[str]) -> None:

@@ -23,7 +23,7 @@ from cogvideo.training.decoder_task import DecoderOptions
 from cogvideo.training.frame_classifier import FrameClassifierOptions
 from cogvideo.training.joint_task import JointTaskOptions, SingleNetworkOptions
 from cogvideo.training.network_task import NetworkTaskOptions
-from cogvideo.training.recipe import TRAINED, options_from, read_recipe
+from cogvideo.training.recipe import read_recipe
 from cogvideo.training.recipe_runner import RecipeRunner
 from cogvideo.training.trainer import TrainerOptions
 from cogvideo.training.vqvae_task import VQVAEOptions
@@ -77,9 +77,9 @@ def test_the_commands_make_a_film(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         .replace("runs/more/data", "runs/own/data")
         .replace('start = "mini"', 'start = "runs/own/published"')
     )
-    workshop = RecipeRunner(read_recipe(again), tmp_path / "again")
-    expected = load_safetensors(Path("runs/own/model"), workshop.sizes)
-    network = workshop._build("stage1", fresh=False)
+    runner = RecipeRunner(read_recipe(again), tmp_path / "again")
+    expected = load_safetensors(Path("runs/own/model"), runner.run.sizes)
+    network = runner.networks.build("stage1", fresh=False)
     for name, value in expected.stage1.state_dict().items():
         assert torch.equal(value, network.state_dict()[name]), name
 
@@ -106,12 +106,12 @@ def test_a_class_of_ones_own_is_trained_on(tmp_path: Path, monkeypatch: pytest.M
 def test_going_on_from_a_model_begins_with_its_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     recipe = read_recipe(ROOT / "examples" / "train_more.toml")
-    workshop = RecipeRunner(recipe, tmp_path / "run")
-    network = workshop._build("stage1", fresh=False)
+    runner = RecipeRunner(recipe, tmp_path / "run")
+    network = runner.networks.build("stage1", fresh=False)
     expected = load_safetensors(ROOT / "assets" / "mini", PRESETS["mini"].model, parts=["stage1"]).stage1
     for name, value in expected.state_dict().items():
         assert torch.equal(value, network.state_dict()[name]), name
-    fresh = workshop._build("stage1", fresh=True)
+    fresh = runner.networks.build("stage1", fresh=True)
     own = fresh.get_mixin("attention_plus").query_key_value[3].weight
     assert torch.equal(own, fresh.transformer.layers[3].attention.query_key_value.weight)
 
@@ -119,23 +119,23 @@ def test_going_on_from_a_model_begins_with_its_weights(tmp_path: Path, monkeypat
 @pytest.mark.parametrize("name", sorted(path.name for path in (ROOT / "examples").glob("train_*.toml")))
 def test_recipes_fit_their_options(name: str) -> None:
     recipe = read_recipe(ROOT / "examples" / name)
-    networks = NetworkTaskOptions if "data" in recipe else SingleNetworkOptions
+    networks = NetworkTaskOptions if recipe.own_clips else SingleNetworkOptions
     kinds = {
         "codec": VQVAEOptions,
+        "codes": CodebookGrowthOptions,
         "decoder": DecoderOptions,
         "judge": FrameClassifierOptions,
         "models": JointTaskOptions,
         **dict.fromkeys(("backbone", "stage1", "stage2", "superres"), networks),
     }
-    options_from(CodebookGrowthOptions, recipe.get("codes", {}).get("data", {}))
-    for part in set(recipe) & set(TRAINED) - {"tokenizer", "codes"}:
-        assert options_from(TrainerOptions, recipe[part]["run"]).steps > 0
-        if part in kinds:
-            options_from(kinds[part], recipe[part].get("data", {}))
+    for part in set(recipe.parts) - {"tokenizer"}:
+        if part != "codes":
+            assert recipe.run_options(part, TrainerOptions).steps > 0
+        recipe.options(part, kinds[part])
 
 
 def test_published_recipe_shares_its_batch_evenly() -> None:
     recipe = tomllib.loads((ROOT / "examples" / "train_published.toml").read_text(encoding="utf-8"))
     processes = int(re.search(r"num_processes: (\d+)", (ROOT / "examples" / "zero2.yaml").read_text())[1])
     for part in ("stage1", "stage2", "superres"):
-        assert recipe[part]["data"]["batch"] % (processes * recipe[part]["run"]["accumulate"]) == 0
+        assert recipe[part]["data"]["batch"] % (processes * recipe[part]["run"]["gradient_accumulation_steps"]) == 0

@@ -1,4 +1,4 @@
-"""Clips become rows; what cannot be used is named, and the rest goes on; what was made is not made again."""
+"""Preparation of training data: windows, captions, rejected clips, and shards that are kept."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def clips(tmp_path: Path) -> Path:
     return write_clips(tmp_path / "clips")
 
 
-def run(*words: object) -> int:
-    return cli_prepare.main([*map(str, words), "--workers", "1", "--device", "cpu"])
+def run(*arguments: object) -> int:
+    return cli_prepare.main([*map(str, arguments), "--workers", "1", "--device", "cpu"])
 
 
 def rejected(out: Path) -> dict[str, str]:
@@ -52,27 +52,25 @@ def rejected(out: Path) -> dict[str, str]:
         (60.0, 2.5, 4.0, 9),
     ],
 )
-def test_window_is_the_lowest_rate_that_gives_five_frames(
-    length: float, rate: float, seconds: float, frames: int
-) -> None:
+def test_window_has_the_lowest_rate_with_five_frames(length: float, rate: float, seconds: float, frames: int) -> None:
     window = choose_window(length, rate)
     assert (window.seconds, window.frames) == (seconds, frames)
 
 
 @pytest.mark.parametrize(("length", "rate"), [(0.4, 30.0), (0.5, 6.0), (60.0, 0.5), (2.0, 1.0)])
-def test_too_short_for_five_frames_is_refused(length: float, rate: float) -> None:
+def test_clip_too_short_for_five_frames_is_refused(length: float, rate: float) -> None:
     with pytest.raises(RequestError, match=r"0\.5"):
         choose_window(length, rate)
 
 
 def place(picture: npt.NDArray[Any]) -> float:
-    """Column of the middle of what is bright, as a share of the width."""
+    """Return the column of the middle of the bright area, as a fraction of the width."""
     columns = picture.astype(int).sum(2).max(0) > 400
     return float(np.nonzero(columns)[0].mean() / len(columns))
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".gif"])
-def test_frames_are_those_of_their_times(tmp_path: Path, suffix: str) -> None:
+def test_read_frames_are_evenly_spaced_in_time(tmp_path: Path, suffix: str) -> None:
     path = write_video(tmp_path / f"clip{suffix}", moving("向右"), 4.0)
     frames, seconds = read_clip(path, (96, 96), 8.0)
     assert frames.shape == (33, 96, 96, 3)
@@ -81,7 +79,7 @@ def test_frames_are_those_of_their_times(tmp_path: Path, suffix: str) -> None:
     np.testing.assert_allclose([place(f) for f in frames], expected, atol=0.05)
 
 
-def test_pictures_of_another_shape_are_cropped_not_squeezed(tmp_path: Path) -> None:
+def test_images_of_another_shape_are_cropped(tmp_path: Path) -> None:
     wide = np.zeros((33, 64, 128, 3), np.uint8)
     wide[:, 16:48, 48:80] = 255  # a square in the middle
     for number, picture in enumerate(wide):
@@ -91,7 +89,7 @@ def test_pictures_of_another_shape_are_cropped_not_squeezed(tmp_path: Path) -> N
     assert bright.any(0).sum() == bright.any(1).sum() == 32
 
 
-def test_rows_are_the_codecs_tokens_of_the_frames(clips: Path, tmp_path: Path) -> None:
+def test_rows_have_the_codecs_tokens_of_the_frames(clips: Path, tmp_path: Path) -> None:
     out = tmp_path / "data"
     assert run(clips, out, "--pixels") == 0
     assert not rejected(out)
@@ -108,7 +106,7 @@ def test_rows_are_the_codecs_tokens_of_the_frames(clips: Path, tmp_path: Path) -
     np.testing.assert_array_equal(data.pixels(0), pictures[::8])
 
 
-def test_what_cannot_be_used_is_named_and_the_rest_goes_on(clips: Path, tmp_path: Path) -> None:
+def test_unusable_clips_are_rejected_with_reasons_and_others_kept(clips: Path, tmp_path: Path) -> None:
     whole = (clips / "向左.mp4").read_bytes()
     for name, content in {"broken.mp4": whole[: len(whole) // 2], "noise.gif": b"GIF89a?", "empty.webm": b""}.items():
         (clips / name).write_bytes(content)
@@ -129,7 +127,7 @@ def test_what_cannot_be_used_is_named_and_the_rest_goes_on(clips: Path, tmp_path
     assert len(PreparedClips(out, MINI)) == len(MOTIONS)
 
 
-def test_nothing_usable_says_where_the_reasons_are(tmp_path: Path) -> None:
+def test_error_without_usable_clips_names_the_list_of_reasons(tmp_path: Path) -> None:
     (tmp_path / "clips").mkdir()
     (tmp_path / "clips" / "a.mp4").write_bytes(b"")
     with pytest.raises(RequestError, match=r"rejected\.jsonl"):
@@ -138,7 +136,7 @@ def test_nothing_usable_says_where_the_reasons_are(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl"])
-def test_captions_come_from_a_list_too(clips: Path, tmp_path: Path, kind: str) -> None:
+def test_captions_are_read_from_a_list(clips: Path, tmp_path: Path, kind: str) -> None:
     rows = [("向左.mp4", "一个方块，\n向左走"), ("gone.mp4", "一个方块")]
     path = clips / f"list.{kind}"
     if kind == "csv":
@@ -159,9 +157,7 @@ def test_list_without_clips_is_refused(tmp_path: Path, text: str) -> None:
         run(tmp_path / "list.csv", tmp_path / "data")
 
 
-def test_what_was_made_is_kept_and_what_changed_is_made_again(
-    clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_missing_and_changed_shards_are_made(clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prepare, "SHARD", 1)
     made: list[str] = []
     make = prepare.make_shard
@@ -199,17 +195,17 @@ def test_several_processes_make_the_same_rows(clips: Path, tmp_path: Path, monke
             np.testing.assert_array_equal(tokens, two[key])
 
 
-def test_rows_of_another_model_are_refused(clips: Path, tmp_path: Path) -> None:
+def test_rows_of_other_sizes_are_refused(clips: Path, tmp_path: Path) -> None:
     assert run(clips, tmp_path / "data") == 0
     with pytest.raises(RequestError, match="other sizes"):
         PreparedClips(tmp_path / "data", PRESETS["cogvideo"])
 
 
-def test_dataset_that_is_no_class_is_refused() -> None:
+def test_dataset_without_its_class_is_refused() -> None:
     with pytest.raises(RequestError, match="Nothing"):
         open_dataset(f"{Path(__file__).parents[2]}/examples/moving_square.py:Nothing", MINI, lambda: None)
 
 
-def test_model_that_does_not_exist_is_named() -> None:
+def test_unknown_model_is_refused_by_name() -> None:
     with pytest.raises(RequestError, match="no-such-model"):
         load_preset("no-such-model")

@@ -1,4 +1,4 @@
-"""The world that mini learns from: clips stay in the picture, captions say what is shown, held-out pairs stay out."""
+"""The synthetic world: clips inside the frame, captions, odds, held-out pairs, and the judge on rendered clips."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from cogvideo.data.synthetic_world import (
     GROWTH,
     TURN,
     Clip,
+    ClipOdds,
     Drift,
     State,
     caption,
@@ -35,11 +36,8 @@ from cogvideo.data.synthetic_world import (
 )
 from cogvideo.errors import RequestError
 from cogvideo.evaluation import frame_reader
+from tests.support.toy_world import needs_font
 
-needs_font = pytest.mark.skipif(
-    not any(path.exists() for path in synthetic_render.FONT_PATHS),
-    reason="fonts-noto-color-emoji is needed to draw the world",
-)
 clips = st.builds(
     lambda seed, subject, scene, motion, duration: place_clip(
         np.random.default_rng(seed), subject, scene, motion, duration
@@ -52,7 +50,7 @@ clips = st.builds(
 )
 
 
-def test_world_is_as_large_as_promised() -> None:
+def test_world_has_the_documented_subjects_scenes_and_motions() -> None:
     assert len(SUBJECTS) >= 24
     assert set(SCENES) == {"草地", "雪地", "大海", "夜空", "沙漠", "街道"}
     assert set(MOTIONS) == {"向左", "向右", "向上", "向下", "跳", "旋转", "变大", "变小"}
@@ -61,7 +59,7 @@ def test_world_is_as_large_as_promised() -> None:
 
 @given(clips)
 @settings(max_examples=300, deadline=None)
-def test_subject_never_leaves_the_picture(clip: Clip) -> None:
+def test_subject_stays_inside_the_frame(clip: Clip) -> None:
     assert_stays_inside(replace(clip, duration=max(DURATIONS)))
 
 
@@ -75,14 +73,14 @@ def assert_stays_inside(clip: Clip, slack: float = 0.0) -> None:
 
 @given(clips)
 @settings(max_examples=100, deadline=None)
-def test_a_clip_of_half_the_duration_moves_half_as_far(clip: Clip) -> None:
+def test_distance_is_proportional_to_time(clip: Clip) -> None:
     course, start = clip.states((0, 0.5, 1.0)), clip.state(0)
     if MOTIONS[clip.motion] in ("向左", "向右", "向上", "向下"):
         moved = [abs(s.y - start.y) + abs(s.x - start.x) for s in course]
         assert moved == [0, 0.5, 1.0]
 
 
-def test_sampled_clips_avoid_held_out_pairs() -> None:
+def test_sampled_clips_have_no_held_out_pairs() -> None:
     held_out, rng = sample_held_out(), np.random.default_rng(0)
     for _ in range(2000):
         clip = sample_clip(rng, held_out)
@@ -90,13 +88,13 @@ def test_sampled_clips_avoid_held_out_pairs() -> None:
         assert (clip.subject, clip.scene) not in held_out.subject_scene
 
 
-def test_the_pair_the_readme_shows_is_trained_on() -> None:
+def test_pairs_of_the_readme_are_not_held_out() -> None:
     held_out = sample_held_out()
     assert (0, MOTIONS.index("向右")) not in held_out.subject_motion
     assert (0, SCENES.index("草地")) not in held_out.subject_scene
 
 
-def test_shipped_lists_are_the_worlds() -> None:
+def test_shipped_lists_equal_the_world() -> None:
     folder = ASSETS / "mini"
     assert json.loads((folder / "world.json").read_text(encoding="utf-8")) == describe_world()
     assert json.loads((folder / "held_out.json").read_text(encoding="utf-8")) == describe_held_out()
@@ -104,41 +102,42 @@ def test_shipped_lists_are_the_worlds() -> None:
 
 @given(clips, st.integers(0, 2**32))
 @settings(max_examples=200, deadline=None)
-def test_captions_name_subject_and_scene(clip: Clip, seed: int) -> None:
-    said = caption(np.random.default_rng(seed), clip, partial=0.0)
+def test_full_captions_contain_subject_and_scene(clip: Clip, seed: int) -> None:
+    text = caption(np.random.default_rng(seed), clip, partial=0.0)
     subject = SUBJECTS[clip.subject]
-    assert any(name in said for name in (subject.name, *subject.aliases))
-    assert any(phrase in said for phrase in SCENE_PHRASES[SCENES[clip.scene]])
+    assert any(name in text for name in (subject.name, *subject.aliases))
+    assert any(phrase in text for phrase in SCENE_PHRASES[SCENES[clip.scene]])
 
 
-def test_odds_say_how_often_a_motion_comes() -> None:
+def test_motions_follow_their_odds() -> None:
     rng = np.random.default_rng(0)
-    odds = [0.0, 0.0, 0.0, 0.0, 0.0, 3.0, 1.0, 0.0]
+    odds = ClipOdds(motions=[0.0, 0.0, 0.0, 0.0, 0.0, 3.0, 1.0, 0.0])
     seen = [sample_clip(rng, sample_held_out(), odds=odds).motion for _ in range(400)]
     assert set(seen) == {5, 6}
     assert 0.65 < np.mean(np.array(seen) == 5) < 0.85
 
 
-@pytest.mark.parametrize("drifting", [0.0, 1.0])
-def test_odds_say_how_often_a_size_comes(drifting: float) -> None:
+@pytest.mark.parametrize("drift_probability", [0.0, 1.0])
+def test_sizes_follow_their_odds(drift_probability: float) -> None:
     rng = np.random.default_rng(0)
-    clips = [sample_clip(rng, sample_held_out(), drifting=drifting, size_odds=[3, 0, 1]) for _ in range(400)]
-    grows = {MOTIONS.index("变大"), MOTIONS.index("变小")}  # which begin with a size of their own
+    odds = ClipOdds(sizes=[3, 0, 1], drift_probability=drift_probability)
+    clips = [sample_clip(rng, sample_held_out(), odds=odds) for _ in range(400)]
+    grows = {MOTIONS.index("变大"), MOTIONS.index("变小")}  # which have a fixed first size
     kept = [c.size for c in clips if (not c.drift.growth if c.drift else c.motion not in grows)]
     assert set(kept) == {2.0, 4.0}
     share = np.mean(np.array(kept) == 2.0)
-    assert 0.65 < share < (1.0 if drifting else 0.85)  # large ones find less room to move freely
+    assert 0.65 < share < (1.0 if drift_probability else 0.85)  # large subjects have less room to drift
 
 
 @pytest.mark.parametrize("odds", [[1, 1], [0, 0, 0], [1, -1, 1]])
-def test_odds_of_sizes_that_cannot_be_used_are_named(odds: list[float]) -> None:
+def test_unusable_size_odds_are_refused(odds: list[float]) -> None:
     with pytest.raises(RequestError, match=r"size_odds.*3 numbers"):
-        sample_clip(np.random.default_rng(0), sample_held_out(), size_odds=odds)
+        sample_clip(np.random.default_rng(0), sample_held_out(), odds=ClipOdds(sizes=odds))
 
 
-def test_who_drifts_stays_inside_and_does_nothing_that_has_a_name() -> None:
+def test_drifting_clips_stay_inside_and_have_two_changes() -> None:
     held_out, rng = sample_held_out(), np.random.default_rng(0)
-    clips = [sample_clip(rng, held_out, drifting=1.0) for _ in range(300)]
+    clips = [sample_clip(rng, held_out, odds=ClipOdds(drift_probability=1.0)) for _ in range(300)]
     for clip in clips:
         assert clip.drift is not None
         assert not held_out.contains(clip)
@@ -148,16 +147,16 @@ def test_who_drifts_stays_inside_and_does_nothing_that_has_a_name() -> None:
         assert sum(moved) >= 2
         assert caption(rng, clip, partial=0.0).endswith("移动")
     turned = {clip.subject for clip in clips if clip.drift and clip.drift.turn}
-    assert turned == set(range(len(SUBJECTS)))  # who is never to be shown turning, too
+    assert turned == set(range(len(SUBJECTS)))  # subjects whose turning is held out, too
     assert not any(sample_clip(rng, held_out).drift for _ in range(100))
-    some = [sample_clip(rng, held_out, drifting=0.25).drift is not None for _ in range(400)]
+    some = [sample_clip(rng, held_out, odds=ClipOdds(drift_probability=0.25)).drift is not None for _ in range(400)]
     assert 0.18 < np.mean(some) < 0.32
 
 
-def test_most_who_grow_or_turn_freely_look_in_keyframes_as_they_would_in_place() -> None:
-    """They go whole cells from one keyframe to the next, which leaves a subject's tokens as they are."""
+def test_most_drifting_clips_move_whole_cells_between_keyframes() -> None:
+    """They move whole cells from one keyframe to the next, which keeps a subject's tokens."""
     rng = np.random.default_rng(1)
-    clips = [sample_clip(rng, sample_held_out(), drifting=1.0) for _ in range(300)]
+    clips = [sample_clip(rng, sample_held_out(), odds=ClipOdds(drift_probability=1.0)) for _ in range(300)]
     for named in (Drift(0, 0, GROWTH, 0), Drift(0, 0, -GROWTH, 0), Drift(0, 0, 0, TURN)):
         such = [c for c in clips if c.drift and replace(c.drift, down=0, right=0) == named]
         courses = [c.states(c.frame_times(5)) for c in such]
@@ -168,18 +167,19 @@ def test_most_who_grow_or_turn_freely_look_in_keyframes_as_they_would_in_place()
 
 @given(st.integers(0, 2**32), st.floats(0.0, 1.0))
 @settings(max_examples=200, deadline=None)
-def test_angles_are_those_that_a_small_frame_can_show(seed: int, share: float) -> None:
-    """And at least as fine as any frame of a film of four or two seconds asks for."""
-    clip = sample_clip(np.random.default_rng(seed), sample_held_out(), odds=[0, 0, 0, 0, 0, 1, 0, 0], drifting=0.5)
+def test_angles_are_multiples_of_the_finest_turn(seed: int, share: float) -> None:
+    """Frames of videos of four and two seconds require no finer angles."""
+    odds = ClipOdds(motions=[0, 0, 0, 0, 0, 1, 0, 0], drift_probability=0.5)
+    clip = sample_clip(np.random.default_rng(seed), sample_held_out(), odds=odds)
     seconds = share * clip.duration
     angle = clip.state(seconds).angle
     assert angle % FINEST_TURN == 0
-    meant = clip.drift.turn * seconds if clip.drift else TURN * seconds
-    assert abs((angle - meant + 180) % 360 - 180) <= FINEST_TURN / 2 + 1e-9
+    expected = clip.drift.turn * seconds if clip.drift else TURN * seconds
+    assert abs((angle - expected + 180) % 360 - 180) <= FINEST_TURN / 2 + 1e-9
     assert (TURN * 2.0 / 32) % FINEST_TURN == 0
 
 
-def test_same_seed_same_clip_and_caption() -> None:
+def test_same_seed_gives_the_same_clip_and_caption() -> None:
     def draw() -> tuple[Clip, str]:
         rng = np.random.default_rng(5)
         clip = sample_clip(rng, sample_held_out())
@@ -188,7 +188,7 @@ def test_same_seed_same_clip_and_caption() -> None:
     assert draw() == draw()
 
 
-def test_the_shipped_vocabulary_knows_every_caption(tmp_path: Path) -> None:
+def test_shipped_vocabulary_covers_every_caption(tmp_path: Path) -> None:
     from cogvideo.tokenizers.text import TextTokenizer
 
     tokenizer = TextTokenizer(ASSETS / "mini" / "text.model", 4096)
@@ -201,7 +201,7 @@ def test_the_shipped_vocabulary_knows_every_caption(tmp_path: Path) -> None:
 @needs_font
 @given(clips)
 @settings(max_examples=20, deadline=None)
-def test_small_frame_is_the_small_version_of_the_large_one(clip: Clip) -> None:
+def test_small_frame_is_the_average_of_the_large_one(clip: Clip) -> None:
     state = clip.state(clip.duration / 2)
     small, _ = synthetic_render.render_state(clip.subject, clip.scene, clip.variant, state, synthetic_render.COARSE)
     large, _ = synthetic_render.render_state(clip.subject, clip.scene, clip.variant, state, synthetic_render.FINE)
@@ -213,22 +213,23 @@ def test_small_frame_is_the_small_version_of_the_large_one(clip: Clip) -> None:
 
 @needs_font
 @pytest.mark.parametrize("motion", range(len(MOTIONS)), ids=lambda m: MOTIONS[m])
-def test_the_judge_reads_rendered_clips(motion: int) -> None:
+def test_judge_reads_rendered_clips(motion: int) -> None:
     rng = np.random.default_rng(motion)
     clip = place_clip(rng, int(rng.integers(len(SUBJECTS))), int(rng.integers(len(SCENES))), motion, 4.0)
     readings = [frame_reader.read_frame(frame) for frame in synthetic_render.render_clip(clip)]
     assert {r.subject for r in readings} == {clip.subject}
     assert {r.scene for r in readings} == {clip.scene}
     assert frame_reader.classify_motion([r.state for r in readings], clip.duration) == motion
-    meant = clip.states(clip.frame_times(5))
+    expected = clip.states(clip.frame_times(5))
     assert all(
-        frame_reader.is_exact(*seen) for seen in zip(synthetic_render.render_clip(clip), readings, meant, strict=True)
+        frame_reader.is_exact(*case)
+        for case in zip(synthetic_render.render_clip(clip), readings, expected, strict=True)
     )
 
 
 @needs_font
 @pytest.mark.parametrize(("name", "unseen"), [("篮球", True), ("熊猫", False), ("公交车", False)])
-def test_a_turn_counts_where_it_can_be_seen(name: str, unseen: bool) -> None:
+def test_wrong_angle_is_exact_only_if_it_is_invisible(name: str, unseen: bool) -> None:
     subject = next(i for i, s in enumerate(SUBJECTS) if s.name == name)
     upright = State(4.5, 4.5, 3.0, 0.0)
     turned = replace(upright, angle=180.0)
@@ -240,8 +241,14 @@ def test_a_turn_counts_where_it_can_be_seen(name: str, unseen: bool) -> None:
 
 
 @needs_font
-def test_the_judge_finds_nobody_in_an_empty_scene() -> None:
+def test_judge_reads_no_subject_in_an_empty_scene() -> None:
     frame = np.rint(synthetic_render.background(2, 1, synthetic_render.COARSE)).astype(np.uint8)
     reading = frame_reader.read_frame(frame)
     assert reading.scene == 2
     assert reading.state is None
+
+
+@pytest.mark.parametrize("odds", [[1, 2], [1] * 9, [0] * 8, [-1, 2, 1, 1, 1, 1, 1, 1], [float("nan")] * 8])
+def test_unusable_motion_odds_are_refused(odds: list[float]) -> None:
+    with pytest.raises(RequestError, match=r"motion_odds.*8 numbers"):
+        sample_clip(np.random.default_rng(0), sample_held_out(), odds=ClipOdds(motions=odds))

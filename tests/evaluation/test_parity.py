@@ -1,4 +1,4 @@
-"""The release's own numbers: every golden array within 1e-4, through the cached decoder where it draws."""
+"""Parity with the outputs of the 2022 release: every golden array within 1e-4."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ FOLLOWED = [
 ]
 
 
-def test_all_arrays_are_those_of_the_release(capsys: pytest.CaptureFixture[str]) -> None:
+def test_all_arrays_equal_those_of_the_release(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli_parity.main([str(GOLDEN)]) == 0
     rows = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
     compared = {row[0]: float(row[1]) for row in rows if row[1] != "not"}
@@ -45,13 +45,13 @@ def test_all_arrays_are_those_of_the_release(capsys: pytest.CaptureFixture[str])
     assert {row[0] for row in rows if row[1] == "not"} == set(parity.NOT_FOLLOWED)
 
 
-class Two:
-    """Stands for the computation: one array agrees, the other one does not."""
+class FakeParity:
+    """Stands for the comparison: one array agrees, the other one does not."""
 
     def __init__(self, difference: float) -> None:
         self.difference = difference
 
-    def __call__(self, *_: object) -> Two:
+    def __call__(self, *_: object) -> FakeParity:
         return self
 
     def differences(self) -> list[tuple[str, float]]:
@@ -59,15 +59,15 @@ class Two:
 
 
 @pytest.mark.parametrize(("difference", "status"), [(9e-5, 0), (1.1e-4, 1), (float("nan"), 1)])
-def test_one_array_over_the_tolerance_fails(
+def test_array_over_the_tolerance_fails(
     difference: float, status: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(cli_parity, "Parity", Two(difference))
+    monkeypatch.setattr(cli_parity, "Parity", FakeParity(difference))
     assert cli_parity.main([str(GOLDEN)]) == status
     assert ("over 0.0001" in capsys.readouterr().out) == bool(status)
 
 
-def test_other_weights_are_found_out() -> None:
+def test_changed_weights_exceed_the_tolerance() -> None:
     models = loader.load_published(GOLDEN)
     with torch.no_grad():
         models.superres.get_mixin("attention_plus").dense[3].bias[:8] += 1e-2
@@ -76,7 +76,7 @@ def test_other_weights_are_found_out() -> None:
     assert np.abs(value - checked.golden[name]).max() > parity.TOLERANCE
 
 
-def test_a_damaged_golden_file_is_named(tmp_path: Path) -> None:
+def test_damaged_golden_file_is_named(tmp_path: Path) -> None:
     shutil.copytree(GOLDEN, tmp_path, dirs_exist_ok=True)
     path = tmp_path / "golden.npz"
     path.write_bytes(path.read_bytes()[:1000])

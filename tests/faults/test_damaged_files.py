@@ -26,7 +26,7 @@ def archive(path: Path, members: dict[str, bytes]) -> Path:
     return path
 
 
-def test_a_bomb_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+def test_zip_bomb_is_refused_before_writing(tmp_path: Path) -> None:
     bomb = archive(tmp_path / "bomb.zip", {"m/1/mp_rank_00_model_states.pt": bytes(10**6)})
     assert bomb.stat().st_size * GROWTH < 10**6
     with pytest.raises(InvalidSourceError, match="at most are plausible"):
@@ -35,25 +35,25 @@ def test_a_bomb_is_refused_before_anything_is_written(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("members", [{"m/a": b"x", "m/a/b/c": b"x"}, {"m/" + "a" * 300: b"x" * 300}])
-def test_names_that_do_not_go_together_are_a_broken_archive(tmp_path: Path, members: dict[str, bytes]) -> None:
+def test_conflicting_member_names_are_refused(tmp_path: Path, members: dict[str, bytes]) -> None:
     with pytest.raises(InvalidSourceError, match="broken archive"):
         unpack(archive(tmp_path / "odd.zip", members), "m", tmp_path / "out", SILENT)
 
 
 @pytest.mark.parametrize("content", [b"\x93NUMPY\x01\x00\x10\x00{'descr': (((((  ", b"", b"PK\x05\x06" + bytes(18)])
-def test_labels_that_are_no_array_name_the_file(tmp_path: Path, content: bytes) -> None:
+def test_invalid_labels_file_is_named(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "labels.npy").write_bytes(content)
     with pytest.raises(WeightsError, match=r"labels\.npy"):
         _read_labels(tmp_path / "labels.npy", 64)
 
 
-def test_labels_of_another_kind_name_the_file(tmp_path: Path) -> None:
+def test_labels_of_wrong_dtype_are_refused(tmp_path: Path) -> None:
     np.save(tmp_path / "labels.npy", np.zeros(64, dtype=[("a", "i4"), ("b", "i4")]))
     with pytest.raises(WeightsError, match=r"labels\.npy"):
         _read_labels(tmp_path / "labels.npy", 64)
 
 
-def test_a_latest_that_is_no_text_names_a_file(tmp_path: Path) -> None:
+def test_undecodable_latest_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "latest").write_bytes(b"\xff\xfe../../etc")
     with pytest.raises(WeightsError, match="missing"):
         checkpoint_file(tmp_path)

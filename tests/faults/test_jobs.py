@@ -13,10 +13,10 @@ from cogvideo.errors import CapacityError
 from cogvideo.jobs import service as module
 from cogvideo.jobs.queue import Limits
 from cogvideo.jobs.service import JobService
-from tests.jobs.test_service import KEY, WISH, _open, finished, kinds, until
+from tests.jobs.test_service import KEY, PATIENCE, WISH, _open, finished, kinds, until
 from tests.support.fakes import FakePipeline, killed
 
-QUICK = Limits(preview_seconds=0, full_seconds=0.01)
+QUICK = Limits(preview_seconds=0, disk_full_retry_seconds=0.01)
 DAY = 86400.0
 
 
@@ -36,7 +36,7 @@ def unwritable(jobs: JobService) -> Iterator[None]:
 
 
 def wait_for(log: pytest.LogCaptureFixture, words: str) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + PATIENCE
     while words not in log.text:
         assert time.monotonic() < deadline, log.text
 
@@ -48,14 +48,14 @@ def jobs(tmp_path: Path, fake: FakePipeline) -> Iterator[JobService]:
     jobs.close()
 
 
-def test_no_job_starts_before_the_disk_takes_it_and_none_is_lost(
+def test_queue_pauses_while_disk_is_full_and_loses_no_job(
     jobs: JobService, fake: FakePipeline, caplog: pytest.LogCaptureFixture
 ) -> None:
     fake.open()
     waiting = [jobs.submit(WISH, KEY).id for _ in range(2)]
     with unwritable(jobs):
         jobs.start()
-        wait_for(caplog, "Nothing goes on")
+        wait_for(caplog, "queue is paused")
         with pytest.raises(CapacityError, match="cannot be written"):
             jobs.submit(WISH, KEY)
         assert fake.started == [] and jobs.queue_length() == 2
@@ -63,25 +63,25 @@ def test_no_job_starts_before_the_disk_takes_it_and_none_is_lost(
     assert len(fake.started) == 2
 
 
-def test_a_disk_that_fills_while_a_job_runs_fails_it_with_a_sentence_and_the_next_one_runs(
+def test_disk_full_during_job_fails_it_and_next_job_runs(
     jobs: JobService, fake: FakePipeline, caplog: pytest.LogCaptureFixture
 ) -> None:
     jobs.start()
     job, following = jobs.submit(WISH, KEY).id, jobs.submit(WISH, KEY).id
     fake.step(10)
-    until(jobs, job, lambda view: view.level == 0)
+    until(jobs, job, lambda view: view.round == 0)
     with unwritable(jobs):
         fake.step()
-        wait_for(caplog, "Nothing goes on")
+        wait_for(caplog, "queue is paused")
         assert jobs.state(job).status == "running"  # its end is not written down yet, so nothing else begins
     view = until(jobs, job, finished)
     assert view.status == "failed" and view.error and "disk space" in view.error[1]
-    assert (view.video, view.frames) == ("kept.mp4", 9)  # the files were there before the note
+    assert (view.video, view.num_frames) == ("kept.mp4", 9)  # the files were there before the note
     fake.open()
     assert until(jobs, following, finished).status == "done"
 
 
-def test_files_that_do_not_fit_fail_the_job_with_a_sentence(jobs: JobService, fake: FakePipeline) -> None:
+def test_unwritable_keyframe_fails_job(jobs: JobService, fake: FakePipeline) -> None:
     jobs.start()
     job, following = jobs.submit(WISH, KEY).id, jobs.submit(WISH, KEY).id
     folder = jobs.results / job
@@ -92,7 +92,7 @@ def test_files_that_do_not_fit_fail_the_job_with_a_sentence(jobs: JobService, fa
     assert until(jobs, following, finished).status == "done"
 
 
-def test_a_full_disk_can_be_emptied_by_deleting(jobs: JobService, fake: FakePipeline) -> None:
+def test_delete_on_full_disk_removes_files(jobs: JobService, fake: FakePipeline) -> None:
     fake.open()
     jobs.start()
     job = jobs.submit(WISH, KEY).id
@@ -104,7 +104,7 @@ def test_a_full_disk_can_be_emptied_by_deleting(jobs: JobService, fake: FakePipe
     assert jobs.history(KEY) == []
 
 
-def test_several_jobs_at_once_are_stored_together_or_not_at_all(jobs: JobService) -> None:
+def test_submit_all_on_full_disk_stores_none(jobs: JobService) -> None:
     with unwritable(jobs), pytest.raises(CapacityError):
         jobs.submit_all([WISH, WISH], KEY)
     assert jobs.queue_length() == 0 and jobs.history(KEY) == []
@@ -112,7 +112,7 @@ def test_several_jobs_at_once_are_stored_together_or_not_at_all(jobs: JobService
     assert [view.id for view in jobs.history(KEY)] == [view.id for view in taken[::-1]]
 
 
-def test_a_library_that_ends_the_process_ends_one_job(jobs: JobService, fake: FakePipeline) -> None:
+def test_system_exit_fails_one_job(jobs: JobService, fake: FakePipeline) -> None:
     fake.open()
     fake.fail = SystemExit("I have had enough")  # type: ignore[assignment]
     jobs.start()
@@ -123,7 +123,7 @@ def test_a_library_that_ends_the_process_ends_one_job(jobs: JobService, fake: Fa
 
 
 @pytest.mark.parametrize("days", [40, -40])
-def test_setting_the_clock_loses_no_clip_and_keeps_the_order(
+def test_clock_change_keeps_videos_and_order(
     tmp_path: Path, fake: FakePipeline, monkeypatch: pytest.MonkeyPatch, days: int
 ) -> None:
     fake.open()
@@ -142,13 +142,13 @@ def test_setting_the_clock_loses_no_clip_and_keeps_the_order(
     jobs.close()
 
 
-def test_what_a_killed_server_left_half_written_goes_at_the_next_start(tmp_path: Path) -> None:
+def test_start_removes_partial_files_of_killed_server(tmp_path: Path) -> None:
     hung = FakePipeline()
     jobs = _open(tmp_path, hung, QUICK)
     jobs.start()
     job = jobs.submit(WISH, KEY).id
     hung.step(10)
-    until(jobs, job, lambda view: view.level == 0)
+    until(jobs, job, lambda view: view.round == 0)
     with killed(jobs):
         (jobs.results / job / ".0123456789abcdef.part.mp4").write_bytes(b"half")
         following = _open(tmp_path, FakePipeline())
@@ -158,13 +158,13 @@ def test_what_a_killed_server_left_half_written_goes_at_the_next_start(tmp_path:
     following.close()
 
 
-def test_a_data_folder_that_cannot_be_made_is_a_sentence(tmp_path: Path, fake: FakePipeline) -> None:
+def test_invalid_data_folder_is_refused(tmp_path: Path, fake: FakePipeline) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(CapacityError, match=r"cannot be used .*--data"):
         _open(tmp_path / "file", fake)
 
 
-def test_running_out_of_memory_outside_the_model_is_said_too(jobs: JobService, fake: FakePipeline) -> None:
+def test_memory_error_fails_job_with_message(jobs: JobService, fake: FakePipeline) -> None:
     fake.open()
     fake.fail = MemoryError()
     jobs.start()

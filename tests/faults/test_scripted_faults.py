@@ -17,13 +17,13 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
-def test_it_ends_as_expected(fault: Fault) -> None:
+def test_fault_has_expected_outcome(fault: Fault) -> None:
     outcome = play(fault, fault.small)
     assert not outcome.wrong
     assert outcome.counts
 
 
-def test_an_unexpected_outcome_is_said_and_counted() -> None:
+def test_unexpected_outcome_is_reported_and_counted() -> None:
     def goes_wrong(folder: Path, times: int) -> Counts:
         expect(times < 2, "twice is too often")
         return Counts(times=times)
@@ -33,7 +33,7 @@ def test_an_unexpected_outcome_is_said_and_counted() -> None:
     assert "**unexpected**: twice is too often" in row(fault, play(fault, 2))
 
 
-def test_what_was_counted_is_what_the_documents_tell() -> None:
+def test_documents_contain_recorded_counts() -> None:
     counted = read(RECORD)
     assert not [outcome for outcome in counted if outcome.wrong]
     assert {outcome.name for outcome in counted} <= {fault.name for fault in FAULTS}
@@ -44,7 +44,7 @@ def test_what_was_counted_is_what_the_documents_tell() -> None:
     assert not [word for word in words if re.fullmatch(r"[ -~]+", word)]  # all have Chinese letters
 
 
-def test_a_run_in_pieces_is_one_record(tmp_path: Path) -> None:
+def test_partial_runs_are_merged_into_one_record(tmp_path: Path) -> None:
     fault = Fault("a fault", "nothing", "没有", lambda folder, times: Counts(found=times), 1, 2)
     other = replace(fault, name="another")
     for outcome in (play(fault, 1), play(other, 1), play(fault, 2)):

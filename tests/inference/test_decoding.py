@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -39,11 +40,11 @@ class Teacher:
         return torch.stack(self.seen[frame], dim=1)
 
 
-def draw(stage: int, teacher: Teacher, **options: object) -> torch.Tensor:
+def draw(stage: int, teacher: Teacher, unconditional: decoding.Texts | None = None, **options: Any) -> torch.Tensor:
     lm = video_lm(stage)
     run = decoding.keyframes if stage == 1 else decoding.interpolate
     known = CLIP[:, 0] if stage == 1 else CLIP[:, ::2]
-    return decoding.collect(run(lm, TEXTS, known, teacher, **options))  # type: ignore[operator]
+    return decoding.collect(run(lm, TEXTS, known, teacher, unconditional, DecodeOptions(**options)))
 
 
 def drawn(stage: int) -> list[int]:
@@ -53,7 +54,7 @@ def drawn(stage: int) -> list[int]:
 @pytest.mark.parametrize("stage", [1, 2])
 def test_cached_scores_are_those_of_the_training_pass(stage: int) -> None:
     teacher = Teacher(CLIP)
-    tokens = draw(stage, teacher, text_boost=0.0)
+    tokens = draw(stage, teacher, text_attention_bias=0.0)
     assert torch.equal(tokens, CLIP[:, drawn(stage)])
     whole = video_lm(stage).forward_training(*left_pad(TEXTS, CONFIG.text_length), CLIP)
     for frame in drawn(stage):
@@ -63,7 +64,7 @@ def test_cached_scores_are_those_of_the_training_pass(stage: int) -> None:
 @pytest.mark.parametrize("stage", [1, 2])
 def test_boost_acts_where_the_slow_model_has_it(stage: int) -> None:
     teacher = Teacher(CLIP)
-    draw(stage, teacher, text_boost=1.4)
+    draw(stage, teacher, text_attention_bias=1.4)
     lm = video_lm(stage)
     for row, text in enumerate(TEXTS):
         expected = video_logits(lm.state_dict(), CONFIG, lm.stage, text, CLIP[row], boost=1.4)
@@ -83,11 +84,11 @@ def test_first_frame_is_drawn_by_the_backbone_alone() -> None:
 @pytest.mark.parametrize("stage", [1, 2])
 def test_guidance_is_a_step_beyond_the_conditional_scores(stage: int) -> None:
     guided, with_text, without = Teacher(CLIP), Teacher(CLIP), Teacher(CLIP)
-    draw(stage, guided, unconditional=OTHERS, guidance=3.0)
-    draw(stage, with_text, text_boost=0.0)
+    draw(stage, guided, unconditional=OTHERS, guidance_scale=3.0)
+    draw(stage, with_text, text_attention_bias=0.0)
     lm, run = video_lm(stage), decoding.keyframes if stage == 1 else decoding.interpolate
     known = CLIP[:, 0] if stage == 1 else CLIP[:, ::2]
-    decoding.collect(run(lm, OTHERS, known, without, text_boost=0.0))
+    decoding.collect(run(lm, OTHERS, known, without, options=DecodeOptions(text_attention_bias=0.0)))
     for frame in drawn(stage):
         u, c = without.scores(frame), with_text.scores(frame)
         torch.testing.assert_close(guided.scores(frame), u + 3.0 * (c - u), rtol=1e-4, atol=1e-4)
@@ -96,9 +97,9 @@ def test_guidance_is_a_step_beyond_the_conditional_scores(stage: int) -> None:
 @pytest.mark.parametrize("stage", [1, 2])
 def test_guidance_leaves_out_what_the_prompt_alone_finds_implausible(stage: int) -> None:
     guided, held, with_text = Teacher(CLIP), Teacher(CLIP), Teacher(CLIP)
-    draw(stage, guided, unconditional=OTHERS, guidance=3.0)
-    draw(stage, held, unconditional=OTHERS, guidance=3.0, plausibility=0.5)
-    draw(stage, with_text, text_boost=0.0)
+    draw(stage, guided, unconditional=OTHERS, guidance_scale=3.0)
+    draw(stage, held, unconditional=OTHERS, guidance_scale=3.0, plausibility=0.5)
+    draw(stage, with_text, text_attention_bias=0.0)
     for frame in drawn(stage):
         odds = with_text.scores(frame).softmax(-1)
         share = odds / odds.amax(-1, keepdim=True)

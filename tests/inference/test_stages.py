@@ -15,9 +15,10 @@ from cogvideo.errors import Cancelled, WeightsError
 from cogvideo.inference import decoding, interpolation, keyframes, super_resolution
 from cogvideo.inference.decoding import StageOptions
 from cogvideo.inference.interpolation import InterpolationTexts
-from cogvideo.inference.sampling import ClusterSampler, noise_frame_indices
+from cogvideo.inference.sampling import ClusterSampler, TokenSampler, noise_frame_indices
 from cogvideo.inference.super_resolution import UpscaleOptions
-from tests.support.toy_model import CONFIG, IMAGE_TOKENS, ToyModels, toy_models
+from tests.support.dealer import Dealer, Draw, differ
+from tests.support.toy_model import CONFIG, IMAGE_TOKENS, ToyModels, flat_models, toy_models
 
 OPTIONS = SamplingOptions()
 N = CONFIG.tokens_per_frame
@@ -80,7 +81,18 @@ def test_keyframes_do_not_depend_on_the_batch(models: ToyModels, sampler: Cluste
     alone = torch.cat([draw_keyframes(models, sampler, [row], guided) for row in range(3)])
     assert torch.equal(together, alone)
     assert torch.equal(turned, together[[2, 0, 1]])
-    assert not torch.equal(together[0], together[1])  # same seed, other prompt
+
+
+def test_a_frame_is_scored_by_its_own_prompt(models: ToyModels) -> None:
+    def scores(row: int) -> list[Draw]:
+        dealer = Dealer(IMAGE_TOKENS)
+        list(keyframes.generate_keyframes(models.stage1, texts([PROMPTS[row]]), dealer, OPTIONS, [7]))
+        return dealer.seen
+
+    one, other, again = scores(0), scores(1), scores(0)
+    assert not differ(one, again)
+    for frame in range(5):
+        assert differ(one[frame * N : frame * N + N], other[frame * N : frame * N + N])
 
 
 @pytest.mark.parametrize(("guided", "rows", "batches"), [(True, 2, 3), (True, 4, 2), (False, 2, 2), (True, 1, 3)])
@@ -130,12 +142,29 @@ def test_a_video_goes_on_from_the_likeliest_of_its_first_frames(models: ToyModel
             assert torch.equal(list(others)[-1].video_tokens, last.video_tokens)
             found.append(log_likelihood(models, prompt, first))
         assert found == sorted(found)  # one more to choose from is never worse
-        assert found[-1] > found[0]
+
+
+def test_the_likeliest_candidate_is_what_reading_at_once_finds_likeliest(
+    models: ToyModels, sampler: ClusterSampler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pick, seen = keyframes._pick_likeliest, []
+
+    def listen(drawn: Tensor, likelihoods: Tensor, videos: int) -> Tensor:
+        seen.append(drawn.clone())
+        return pick(drawn, likelihoods, videos)
+
+    monkeypatch.setattr(keyframes, "_pick_likeliest", listen)
+    wish = texts(PROMPTS), sampler, replace(OPTIONS, text_attention_bias=0.0, best_of=8)
+    *_, last = keyframes.generate_keyframes(models.stage1, *wish, SEEDS)
+    candidates = seen[0].view(8, len(PROMPTS), N)
+    for row, prompt in enumerate(PROMPTS):
+        found = [log_likelihood(models, prompt, frame) for frame in candidates[:, row]]
+        chosen = log_likelihood(models, prompt, last.video_tokens[row, 0])
+        assert chosen == pytest.approx(max(found), abs=1e-3)
 
 
 def test_first_frames_to_choose_from_do_not_depend_on_batches(models: ToyModels, sampler: ClusterSampler) -> None:
     whole = draw_first(models, sampler, [0, 1, 2], 4)[-1].video_tokens[:, 0]
-    assert not torch.equal(whole, draw_first(models, sampler, [0, 1, 2], 1)[-1].video_tokens[:, 0])
     for row in range(3):
         for max_rows, ahead in ((32, 1), (3, 1), (1, 1), (32, 3)):
             alone = draw_first(models, sampler, [row], 4, max_rows, ahead)
@@ -146,27 +175,48 @@ def test_first_frames_to_choose_from_do_not_depend_on_batches(models: ToyModels,
     assert torch.equal(together[-1].video_tokens[:, 0], whole[:2])
 
 
-def test_while_it_grows_the_first_candidate_is_seen(models: ToyModels, sampler: ClusterSampler) -> None:
-    alone, chosen = (draw_first(models, sampler, [0, 1], candidates) for candidates in (1, 4))
+@pytest.mark.parametrize("likeliest", range(4))
+def test_while_it_grows_the_first_candidate_is_seen_and_the_likeliest_is_kept(
+    sampler: ClusterSampler, likeliest: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # All scores are alike: candidates, and so the last steps, agree with a probability below 36 ** -32.
+    flat = flat_models()
+    order = torch.zeros(4, 2, dtype=torch.double)  # [candidate, video]
+    order[likeliest] = 1.0
+    monkeypatch.setattr(TokenSampler, "log_likelihood", lambda self: order.flatten())
+    alone, chosen = (draw_first(flat, sampler, [0, 1], candidates) for candidates in (1, 4))
     for one, other in zip(alone[:-1], chosen[:-1], strict=True):
         assert torch.equal(one.video_tokens, other.video_tokens)
-    assert not torch.equal(alone[-1].video_tokens, chosen[-1].video_tokens)
+    assert torch.equal(alone[-1].video_tokens, chosen[-1].video_tokens) == (likeliest == 0)
 
 
-def test_seeds_guidance_and_frames_make_a_difference(models: ToyModels, sampler: ClusterSampler) -> None:
-    def clip(seed: int, guided: bool = True) -> Tensor:
-        *_, last = keyframes.generate_keyframes(models.stage1, texts(PROMPTS[:1], guided), sampler, OPTIONS, [seed])
-        return last.video_tokens[0]
+def test_seeds_make_a_difference_in_every_frame(sampler: ClusterSampler) -> None:
+    # All scores are alike: a frame is the same for two seeds with a probability below 36 ** -16.
+    flat = flat_models()
+    one, other = (
+        list(keyframes.generate_keyframes(flat.stage1, texts(PROMPTS[:1]), sampler, OPTIONS, [seed]))[-1].video_tokens[
+            0
+        ]
+        for seed in (1, 2)
+    )
+    assert (one != other).any(1).all()
 
-    assert (clip(1) != clip(2)).float().mean() > 0.5
-    assert torch.equal(clip(1)[0], clip(1, guided=False)[0])  # the first frame has no guidance
-    assert not torch.equal(clip(1)[1:], clip(1, guided=False)[1:])
+
+def test_guidance_changes_the_scores_of_all_frames_but_the_first(models: ToyModels) -> None:
+    def scores(guided: bool) -> list[Draw]:
+        dealer = Dealer(IMAGE_TOKENS)
+        list(keyframes.generate_keyframes(models.stage1, texts(PROMPTS[:1], guided), dealer, OPTIONS, [1]))
+        return dealer.seen
+
+    guided, plain = scores(True), scores(False)
+    assert not differ(guided[:N], plain[:N])
+    assert all(differ(guided[at : at + N], plain[at : at + N]) for at in range(N, 5 * N, N))
 
 
 def test_guidance_has_no_choice_where_only_the_prompts_favourite_is_plausible(
     models: ToyModels, sampler: ClusterSampler
 ) -> None:
-    def clips(guidance: float, plausibility: float) -> list[Tensor]:
+    def clips(guidance: float, plausibility: float, sampler: ClusterSampler = sampler) -> list[Tensor]:
         video = replace(OPTIONS.video, plausibility=plausibility)
         options = replace(OPTIONS, video=video, guidance_scale=guidance)
         *_, keys = keyframes.generate_keyframes(models.stage1, texts(PROMPTS[:1]), sampler, options, [1])
@@ -179,8 +229,11 @@ def test_guidance_has_no_choice_where_only_the_prompts_favourite_is_plausible(
 
     for weak, strong in zip(clips(2.0, 1.0), clips(6.0, 1.0), strict=True):
         assert torch.equal(weak, strong)
-    for weak, strong in zip(clips(2.0, 0.0), clips(6.0, 0.0), strict=True):
-        assert not torch.equal(weak, strong)
+    weak, strong = Dealer(IMAGE_TOKENS), Dealer(IMAGE_TOKENS)
+    clips(2.0, 0.0, weak)
+    clips(6.0, 0.0, strong)
+    for some in (slice(N, 5 * N), slice(5 * N, None)):  # later keyframes, and frames between
+        assert weak.seen[some] and differ(weak.seen[some], strong.seen[some])
 
 
 def test_rounds_keep_old_frames_and_do_not_depend_on_the_batch(models: ToyModels, sampler: ClusterSampler) -> None:

@@ -15,10 +15,11 @@ from cogvideo.config import PRESETS
 from cogvideo.errors import CapacityError, OutOfMemoryError, RequestError, WeightsError
 from cogvideo.events import Event, Loading
 from cogvideo.jobs.artifacts import read_settings
-from cogvideo.jobs.follow_ups import follow_up
-from cogvideo.jobs.model_registry import ModelEntry, available_models, missing_files
+from cogvideo.jobs.follow_ups import FollowUp, submit_follow_up
+from cogvideo.jobs.model_registry import ModelEntry, available_models, missing_files_message
 from cogvideo.jobs.queue import Limits
 from cogvideo.jobs.service import JobService
+from cogvideo.jobs.state import LoadingProgress
 from cogvideo.media.images import data_uri, read_image
 from cogvideo.request import VideoRequest
 from cogvideo.token_frames import TokenFrames, last_frame
@@ -32,51 +33,51 @@ WISH = VideoRequest("一只熊猫在草地上向右跑", seed=7, num_frames=9, s
 DRAFT = replace(WISH, num_drafts=4)
 
 
-def test_drafts_grow_side_by_side_and_the_chosen_ones_are_finished(jobs: JobService, fake: FakePipeline) -> None:
+def test_drafts_progress_together_and_chosen_ones_are_finished(jobs: JobService, fake: FakePipeline) -> None:
     job = jobs.submit(DRAFT, KEY).id
     fake.step()
-    painted = until(jobs, job, lambda view: view.painting is not None)
-    assert painted.painting is not None and len(painted.painting) == 5  # which keyframe, and four pictures
+    painted = until(jobs, job, lambda view: view.preview is not None)
+    assert painted.preview is not None and len(painted.preview.images) == 4
     assert painted.stage == "drafts"
     fake.step()
     view = until(jobs, job, lambda view: len(view.keyframes) == 4)
-    assert (view.done, view.total) == (4 * 64, 4 * 5 * 64)
+    assert (view.tokens_done, view.tokens_total) == (4 * 64, 4 * 5 * 64)
     fake.open()
     view = until(jobs, job, finished)
-    assert (view.status, view.frames, len(set(view.keyframes))) == ("done", 5, 20)
-    chosen = follow_up(jobs, job, "finish", KEY, [3, 1])
+    assert (view.status, view.num_frames, len(set(view.keyframes))) == ("done", 5, 20)
+    chosen = submit_follow_up(jobs, job, FollowUp.FINISH_DRAFTS, KEY, [3, 1])
     for draft, view in zip((3, 1), chosen):
         view = until(jobs, view.id, finished)
-        assert (view.status, view.frames, view.total) == ("done", 9, 4 * 64)  # keyframes are not drawn again
+        assert (view.status, view.num_frames, view.tokens_total) == ("done", 9, 4 * 64)  # keyframes are not drawn again
         assert view.request == replace(WISH, seed=7 + draft, initial_tokens=jobs.tokens(job, draft))
         (row, *_) = jobs.tokens(job, draft).rows()
         assert row[0] == 7 + draft
 
 
-def test_a_stopped_draft_keeps_the_keyframes_that_all_have(jobs: JobService, fake: FakePipeline) -> None:
+def test_stopped_drafts_keep_keyframes_complete_in_all_drafts(jobs: JobService, fake: FakePipeline) -> None:
     job = jobs.submit(DRAFT, KEY).id
     fake.step(4)
     until(jobs, job, lambda view: len(view.keyframes) == 8)
     jobs.stop(job, KEY)
     view = until(jobs, job, finished)
-    assert (view.status, view.frames) == ("stopped", 2)
-    with pytest.raises(RequestError, match="tick one"):
-        follow_up(jobs, job, "finish", KEY, [])
-    with pytest.raises(RequestError, match="tick one"):
-        follow_up(jobs, job, "finish", KEY, [4])
+    assert (view.status, view.num_frames) == ("stopped", 2)
+    with pytest.raises(RequestError, match="No valid draft"):
+        submit_follow_up(jobs, job, FollowUp.FINISH_DRAFTS, KEY, [])
+    with pytest.raises(RequestError, match="No valid draft"):
+        submit_follow_up(jobs, job, FollowUp.FINISH_DRAFTS, KEY, [4])
 
 
-def test_either_all_of_the_chosen_are_queued_or_none(jobs: JobService, fake: FakePipeline) -> None:
+def test_finish_drafts_over_limit_queues_none(jobs: JobService, fake: FakePipeline) -> None:
     fake.open()
     job = jobs.submit(DRAFT, KEY).id
     until(jobs, job, finished)
-    with pytest.raises(CapacityError, match="choose fewer"):
-        follow_up(jobs, job, "finish", KEY, [0, 1, 2, 3])
+    with pytest.raises(CapacityError, match="Choose fewer"):
+        submit_follow_up(jobs, job, FollowUp.FINISH_DRAFTS, KEY, [0, 1, 2, 3])
     assert jobs.queue_length() == 0 and len(jobs.history(KEY)) == 1
-    assert len(follow_up(jobs, job, "finish", OTHER, [0, 1, 2])) == 3  # whoever watches may finish them too
+    assert len(submit_follow_up(jobs, job, FollowUp.FINISH_DRAFTS, OTHER, [0, 1, 2])) == 3
 
 
-def test_what_was_drawn_survives_a_restart_and_goes_on(tmp_path: Path, fake: FakePipeline) -> None:
+def test_follow_ups_after_restart_reuse_stored_tokens(tmp_path: Path, fake: FakePipeline) -> None:
     fake.open()
     jobs = _open(tmp_path, fake)
     jobs.start()
@@ -85,62 +86,62 @@ def test_what_was_drawn_survives_a_restart_and_goes_on(tmp_path: Path, fake: Fak
     jobs.close()
     jobs = _open(tmp_path, fake)
     jobs.start()
-    for change, new in (("finer", 8), ("enlarge", 0), ("between", 4)):
-        (view,) = follow_up(jobs, job, change, KEY)
+    for change, new in ((FollowUp.ADD_FRAMES, 8), (FollowUp.UPSCALE, 0), (FollowUp.RESAMPLE_INTERPOLATION, 4)):
+        (view,) = submit_follow_up(jobs, job, change, KEY)
         view = until(jobs, view.id, finished)
         assert view.status == "done"
         assert view.request.initial_tokens is not None
-        assert view.total == new * 64 + (9 * 24 * 24 if change == "enlarge" else 0)
+        assert view.tokens_total == new * 64 + (9 * 24 * 24 if change == FollowUp.UPSCALE else 0)
     assert view.request.interpolation_seed is not None and view.request.initial_tokens.num_frames == 5
     jobs.close()
 
 
-def test_a_stopped_video_goes_on_from_its_last_round(jobs: JobService, fake: FakePipeline) -> None:
+def test_stopped_job_resumes_from_its_last_round(jobs: JobService, fake: FakePipeline) -> None:
     job = jobs.submit(replace(WISH, num_frames=33), KEY).id
     fake.step(11)
-    until(jobs, job, lambda view: view.level == 1)
-    with pytest.raises(RequestError, match="still being made"):
-        follow_up(jobs, job, "resume", KEY)
+    until(jobs, job, lambda view: view.round == 1)
+    with pytest.raises(RequestError, match="not finished"):
+        submit_follow_up(jobs, job, FollowUp.RESUME, KEY)
     jobs.stop(job, KEY)
     until(jobs, job, finished)
-    (view,) = follow_up(jobs, job, "resume", KEY)
-    assert (view.total, view.request.num_frames) == (24 * 64, 33)
-    view = until(jobs, view.id, lambda view: view.level == 1)
-    assert (view.video, view.frames) == ("level-1.mp4", 9)  # shown before anything new is drawn
+    (view,) = submit_follow_up(jobs, job, FollowUp.RESUME, KEY)
+    assert (view.tokens_total, view.request.num_frames) == (24 * 64, 33)
+    view = until(jobs, view.id, lambda view: view.round == 1)
+    assert (view.video, view.num_frames) == ("level-1.mp4", 9)  # shown before anything new is drawn
     fake.open()
-    assert until(jobs, view.id, finished).frames == 33
+    assert until(jobs, view.id, finished).num_frames == 33
 
 
-def test_errands_are_done_between_two_tokens_and_while_nothing_runs(jobs: JobService, fake: FakePipeline) -> None:
+def test_worker_calls_run_between_tokens_and_while_idle(jobs: JobService, fake: FakePipeline) -> None:
     grey = np.full((64, 64, 3), 90, np.uint8)
-    first = jobs.encode(grey)
+    first = jobs.models.encode(grey)
     assert first.rows() == [[90] * 64]
-    assert jobs.decode(first)[0, 0, 0].tolist() == [90, 90, 90]
+    assert jobs.models.decode(first)[0, 0, 0].tolist() == [90, 90, 90]
     job = jobs.submit(replace(WISH, first_frame=first), KEY).id
     until(jobs, job, lambda view: len(view.keyframes) == 1)
     heard: list[TokenFrames] = []
-    asker = threading.Thread(target=lambda: heard.append(jobs.encode(grey)))
+    asker = threading.Thread(target=lambda: heard.append(jobs.models.encode(grey)))
     asker.start()
     fake.step(2)
     asker.join(20)
     assert heard == [first] and jobs.state(job).active
 
 
-def test_an_errand_has_its_own_errors_and_does_not_wait_for_ever(tmp_path: Path, fake: FakePipeline) -> None:
+def test_worker_call_raises_its_errors_and_times_out_while_busy(tmp_path: Path, fake: FakePipeline) -> None:
     jobs = _open(tmp_path, fake, Limits(call_timeout_seconds=0.01, preview_seconds=0))
     jobs.start()
     with pytest.raises(RequestError, match="damaged"):
-        jobs.decode(TokenFrames(1, "nonsense"))
+        jobs.models.decode(TokenFrames(1, "nonsense"))
     job = jobs.submit(WISH, KEY).id
-    until(jobs, job, lambda view: view.status == "running" and view.parts is not None)
+    until(jobs, job, lambda view: view.status == "running" and view.loading is not None)
     with pytest.raises(CapacityError, match="busy"):
-        jobs.encode(np.zeros((64, 64, 3), np.uint8))
+        jobs.models.encode(np.zeros((64, 64, 3), np.uint8))
     fake.open()
     assert until(jobs, job, finished).status == "done"
     jobs.close()
 
 
-def test_the_file_of_a_video_gives_its_first_frame_back(tmp_path: Path) -> None:
+def test_video_metadata_contains_first_frame_and_interpolation_seed(tmp_path: Path) -> None:
     first = TokenFrames.of([[3] * 64])
     jobs = JobService(tmp_path, PRESET, lambda: FakePipeline(free=True))
     jobs.start()
@@ -164,22 +165,22 @@ def two_models(
     return jobs, own, other
 
 
-def test_only_one_model_has_its_weights_at_a_time(tmp_path: Path) -> None:
+def test_second_model_unloads_the_first(tmp_path: Path) -> None:
     jobs, own, other = two_models(tmp_path)
     for model, (ours, theirs) in (("mini", (0, 0)), ("large", (1, 0)), ("large", (1, 0)), ("mini", (1, 1))):
         view = until(jobs, jobs.submit(WISH, KEY, model=model).id, finished)
         assert (view.status, view.model) == ("done", model)
         assert (own.unloaded, other.unloaded) == (ours, theirs)
     assert (len(own.started), len(other.started)) == (2, 2)
-    assert jobs.estimate(replace(WISH, num_frames=5), "large") is not None
-    (view,) = follow_up(jobs, view.id, "next", KEY)
+    assert jobs.models.estimate(replace(WISH, num_frames=5), "large") is not None
+    (view,) = submit_follow_up(jobs, view.id, FollowUp.NEXT_SEED, KEY)
     assert view.model == "mini"
     with pytest.raises(RequestError, match="no model called huge"):
         jobs.submit(WISH, KEY, model="huge")
     jobs.close()
 
 
-def test_a_missing_model_says_what_it_takes_until_it_is_there(tmp_path: Path) -> None:
+def test_missing_model_is_refused_until_installed(tmp_path: Path) -> None:
     needs: list[tuple[str, str] | None] = [("要 43 GB", "takes 43 GB")]
     jobs, _, other = two_models(tmp_path, missing=lambda: needs[0])
     with pytest.raises(RequestError, match="43 GB"):
@@ -190,32 +191,32 @@ def test_a_missing_model_says_what_it_takes_until_it_is_there(tmp_path: Path) ->
     jobs.close()
 
 
-def test_the_published_model_is_offered_with_its_size_and_licence(
+def test_missing_published_model_names_size_command_and_licence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SAT_HOME", str(tmp_path))
     monkeypatch.setenv("HOME", str(tmp_path))
     first, second = available_models("mini")
-    assert (first.name, first.missing()) == ("mini", None)
-    assert second.preset == PRESETS["cogvideo"] and second.missing() == missing_files()
-    for sentence in missing_files() or ():
+    assert (first.name, first.unavailable_reason()) == ("mini", None)
+    assert second.preset == PRESETS["cogvideo"] and second.unavailable_reason() == missing_files_message()
+    for sentence in missing_files_message() or ():
         assert "GB" in sentence and "download cogvideo" in sentence and "CogVideo License" in sentence
     with pytest.raises(RequestError, match="mini"):
         available_models("minni")
 
 
-def test_a_failed_load_can_be_tried_again(jobs: JobService, fake: FakePipeline) -> None:
+def test_job_after_failed_load_succeeds(jobs: JobService, fake: FakePipeline) -> None:
     fake.open()
     fake.fail = WeightsError("文件已损坏", "The file is damaged")
     job = jobs.submit(WISH, KEY).id
     view = until(jobs, job, finished)
     assert (view.status, view.error) == ("failed", ("文件已损坏", "The file is damaged"))
     fake.fail = None
-    (view,) = follow_up(jobs, job, "again", KEY)
+    (view,) = submit_follow_up(jobs, job, FollowUp.REPEAT, KEY)
     assert until(jobs, view.id, finished).status == "done"
 
 
-def test_loading_is_told_part_by_part_and_can_be_stopped(tmp_path: Path) -> None:
+def test_loading_reports_each_network_and_can_be_stopped(tmp_path: Path) -> None:
     class Large(FakePipeline):
         def _draw(self, request: VideoRequest, stop: Callable[[], bool]) -> Generator[Event, None, None]:
             for part in range(3):
@@ -228,19 +229,19 @@ def test_loading_is_told_part_by_part_and_can_be_stopped(tmp_path: Path) -> None
     jobs.start()
     first, second = jobs.submit(WISH, KEY).id, jobs.submit(WISH, KEY).id
     for part in range(3):
-        assert until(jobs, first, lambda view, part=part: view.parts == (part, 3)).stage == "load"
+        assert until(jobs, first, lambda view, part=part: view.loading == LoadingProgress(part, 3)).stage == "load"
         if part < 2:
             large.step()
     jobs.stop(first, KEY)
     assert until(jobs, first, finished).status == "stopped"
     large.open()
     view = until(jobs, second, finished)
-    assert (view.status, view.parts) == ("done", None)
+    assert (view.status, view.loading) == ("done", None)
     assert large.most_busy == 1
     jobs.close()
 
 
-def test_a_job_that_memory_was_too_small_for_is_tried_with_less_and_the_same_seed(tmp_path: Path) -> None:
+def test_out_of_memory_job_repeats_under_smaller_preset(tmp_path: Path) -> None:
     asked: list[str | None] = []
     small = FakePipeline(free=True)
     large = FakePipeline(free=True)
@@ -255,9 +256,9 @@ def test_a_job_that_memory_was_too_small_for_is_tried_with_less_and_the_same_see
     jobs.start()
     job = jobs.submit(WISH, KEY, model="large").id
     view = until(jobs, job, finished)
-    assert (view.status, view.smaller) == ("failed", "16g")
+    assert (view.status, view.next_preset) == ("failed", "16g")
     assert large.unloaded == 1  # everything is freed before anything else starts
-    (again,) = follow_up(jobs, job, "smaller", KEY)
+    (again,) = submit_follow_up(jobs, job, FollowUp.SMALLER_MEMORY, KEY)
     view = until(jobs, again.id, finished)
     assert (view.status, view.memory, view.request) == ("done", "16g", WISH)
     assert asked == [None, "16g"]
@@ -267,7 +268,7 @@ def test_a_job_that_memory_was_too_small_for_is_tried_with_less_and_the_same_see
     jobs.close()
 
 
-def test_an_idle_server_lets_go_of_the_weights_and_reads_them_again(tmp_path: Path) -> None:
+def test_idle_server_unloads_weights_and_reloads_them(tmp_path: Path) -> None:
     freed = threading.Event()
 
     class Idle(FakePipeline):
@@ -288,7 +289,7 @@ def test_an_idle_server_lets_go_of_the_weights_and_reads_them_again(tmp_path: Pa
 # --- for programs ---------------------------------------------------------------------------------------------------
 
 
-def test_programs_draft_choose_and_continue(jobs: JobService, fake: FakePipeline) -> None:
+def test_api_finishes_drafts_and_continues_a_video(jobs: JobService, fake: FakePipeline) -> None:
     fake.open()
     api = {endpoint.__name__: endpoint for endpoint in endpoints(jobs)}
     draft = api["draft_video"]("一只小猫", seed=5)
@@ -306,17 +307,17 @@ def test_programs_draft_choose_and_continue(jobs: JobService, fake: FakePipeline
         api["continue_video"]("../jobs.sqlite")
 
 
-def test_a_video_without_tokens_says_so(jobs: JobService, fake: FakePipeline) -> None:
+def test_continue_without_stored_tokens_is_refused(jobs: JobService, fake: FakePipeline) -> None:
     job = jobs.submit(WISH, KEY).id
     until(jobs, job, lambda view: view.status == "running")
     jobs.stop(job, KEY)
     until(jobs, job, finished)
     api = {endpoint.__name__: endpoint for endpoint in endpoints(jobs)}
-    with pytest.raises(RequestError, match="nothing to go on from"):
+    with pytest.raises(RequestError, match="no stored tokens"):
         api["continue_video"](job)
     fake.open()
-    (view,) = follow_up(jobs, job, "resume", KEY)  # from the beginning, then
-    assert until(jobs, view.id, finished).frames == 9
+    (view,) = submit_follow_up(jobs, job, FollowUp.RESUME, KEY)  # from the beginning, then
+    assert until(jobs, view.id, finished).num_frames == 9
 
 
 # --- pictures and codes ---------------------------------------------------------------------------------------------
@@ -324,7 +325,7 @@ def test_a_video_without_tokens_says_so(jobs: JobService, fake: FakePipeline) ->
 
 @pytest.mark.parametrize("size", [(1, 1), (640, 480), (100, 300), (64, 64)])
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P", "CMYK"])
-def test_a_picture_of_any_size_and_kind_becomes_a_frame(tmp_path: Path, size: tuple[int, int], mode: str) -> None:
+def test_read_image_converts_any_size_and_mode(tmp_path: Path, size: tuple[int, int], mode: str) -> None:
     path = tmp_path / f"picture.{'tiff' if mode == 'CMYK' else 'png'}"
     Image.new("RGB", size, (255, 0, 0)).convert(mode).save(path)
     frame = read_image(path, (64, 48))
@@ -332,7 +333,7 @@ def test_a_picture_of_any_size_and_kind_becomes_a_frame(tmp_path: Path, size: tu
     assert frame.std((0, 1)).max() < 2
 
 
-def test_a_picture_is_cut_around_its_middle_stands_upright_and_lies_on_white(tmp_path: Path) -> None:
+def test_read_image_crops_centre_applies_orientation_and_white_background(tmp_path: Path) -> None:
     picture = np.zeros((20, 60, 3), np.uint8)
     picture[:, 20:40, 1] = 255  # green between black sides
     Image.fromarray(picture).save(tmp_path / "wide.png")
@@ -348,7 +349,7 @@ def test_a_picture_is_cut_around_its_middle_stands_upright_and_lies_on_white(tmp
     assert (read_image(tmp_path / "clear.png", (8, 8)) == 255).all()
 
 
-def test_what_is_no_picture_is_refused_with_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_read_image_refuses_other_files_and_oversized_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for content in (b"", b"no picture", b"\x89PNG\r\n\x1a\n" + b"0" * 50, b"<svg/>"):
         (tmp_path / "file.png").write_bytes(content)
         with pytest.raises(RequestError, match="JPEG"):
@@ -359,7 +360,7 @@ def test_what_is_no_picture_is_refused_with_a_sentence(tmp_path: Path, monkeypat
         read_image(tmp_path / "large.png", (64, 64))
 
 
-def test_the_page_keeps_a_first_frame_and_gives_it_back() -> None:
+def test_first_frame_value_round_trips() -> None:
     first = TokenFrames.of([[1, 2, 3]])
     picture = data_uri(np.zeros((4, 4, 3), np.uint8))
     assert first_frame_from(first_frame_value(first, picture, None)) == first
@@ -368,7 +369,7 @@ def test_the_page_keeps_a_first_frame_and_gives_it_back() -> None:
         assert first_frame_from(nothing) is None
 
 
-def test_a_code_is_made_of_links_alone() -> None:
+def test_qr_code_accepts_only_short_links() -> None:
     code = qr_code("https://example.org/?job=abc")
     assert code and code.startswith("<svg") and "#fff" in code
     for no_link in ("", "javascript:alert(1)", "https://example.org/?p=" + "x" * 600):

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
+from torch import Tensor
 
 from cogvideo.config import PRESETS
-from cogvideo.jobs.follow_ups import follow_up, keyframes
+from cogvideo.inference import interpolation
+from cogvideo.inference import keyframes as stage1
+from cogvideo.inference.sampling import noise_keys
+from cogvideo.jobs.follow_ups import FollowUp, keyframe_tokens, submit_follow_up
 from cogvideo.jobs.service import JobService
 from cogvideo.jobs.state import JobState
 from cogvideo.pipeline import CogVideoPipeline
@@ -41,34 +47,47 @@ def drawn(jobs: JobService, view: JobState) -> JobState:
     return last
 
 
-TURNING = "一只蝴蝶在旋转"
-"""Nothing is said of the scene, and turning is what mini is least sure of: another seed draws other in-betweens.
+def test_drafts_of_mini_are_finished_continued_and_changed(jobs: JobService, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is drawn is left to chance: here frames that are kept, and seeds that reach the noise, are looked at."""
+    seeds: dict[str, set[int]] = {}
 
-Of four in-betweens all may come out the same; of 28 some do not.
-"""
+    def listen_to(stage: ModuleType, name: str) -> None:
+        def listen(wanted: Sequence[int], *key: Any) -> Tensor:
+            seeds.setdefault(name, set()).update(wanted)
+            return noise_keys(wanted, *key)
 
+        monkeypatch.setattr(stage, "noise_keys", listen)
 
-def test_drafts_of_mini_are_finished_continued_and_changed(jobs: JobService) -> None:
-    draft = drawn(jobs, jobs.submit(VideoRequest(TURNING, 7, 33, superres=False, num_drafts=2), KEY))
+    listen_to(stage1, "keyframes")
+    listen_to(interpolation, "between")
+
+    draft = drawn(jobs, jobs.submit(VideoRequest("一只蝴蝶在旋转", 7, 33, superres=False, num_drafts=2), KEY))
+    assert seeds == {"keyframes": {7, 8}}
     first, second = (jobs.tokens(draft.id, number) for number in (0, 1))
-    assert first and second and first != second
-    (made,) = follow_up(jobs, draft.id, "finish", KEY, [1])
+    assert first and second and first.num_frames == second.num_frames == 5
+    (made,) = submit_follow_up(jobs, draft.id, FollowUp.FINISH_DRAFTS, KEY, [1])
+    assert (made.request.seed, made.request.initial_tokens) == (8, second)
     film = drawn(jobs, made)
     tokens = jobs.tokens(film.id)
-    assert tokens and tokens.num_frames == 33 and keyframes(tokens) == second
-    (other,) = follow_up(jobs, film.id, "between", KEY)
+    assert tokens and tokens.num_frames == 33 and keyframe_tokens(tokens) == second
+    assert seeds == {"keyframes": {7, 8}, "between": {8}}  # no keyframe was drawn again
+    seeds.clear()
+    (other,) = submit_follow_up(jobs, film.id, FollowUp.RESAMPLE_INTERPOLATION, KEY)
+    between = other.request.interpolation_seed
+    assert between is not None and (other.request.seed, other.request.initial_tokens) == (8, second)
     changed = jobs.tokens(drawn(jobs, other).id)
-    assert keyframes(changed) == second and changed != tokens
+    assert changed and changed.num_frames == 33 and keyframe_tokens(changed) == second
+    assert seeds == {"between": {between}}
     wish = VideoRequest("一只熊猫在草地上跳", 3, 5, superres=False, first_frame=last_frame(tokens))
     after = jobs.tokens(drawn(jobs, jobs.submit(wish, KEY)).id)
     assert after and after.rows()[0] == tokens.rows()[-1]
 
 
-def test_mini_sees_a_picture_much_as_it_is(jobs: JobService) -> None:
+def test_mini_reconstructs_image_within_tolerance(jobs: JobService) -> None:
     height, width = MINI.frame_size
     picture = np.zeros((height, width, 3), np.uint8)
     picture[: height // 2] = (150, 200, 240)  # sky
     picture[height // 2 :] = (110, 180, 80)  # grass
-    seen = jobs.decode(jobs.encode(picture))[0]
+    seen = jobs.models.decode(jobs.models.encode(picture))[0]
     assert seen.shape == picture.shape
     assert np.abs(seen.astype(int) - picture).mean() < 40

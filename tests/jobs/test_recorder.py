@@ -12,6 +12,7 @@ import pytest
 
 from cogvideo.events import Frames
 from cogvideo.jobs.artifacts import OpenVideo
+from cogvideo.jobs.log_entries import RoundStored
 from cogvideo.jobs.queue import Limits
 from cogvideo.jobs.service import JobService
 from tests.jobs.test_service import KEY, WISH, finished, kinds, until
@@ -25,7 +26,7 @@ def begun(tmp_path: Path, fake: FakePipeline, film: OpenVideo) -> JobService:
 
 
 @pytest.mark.parametrize("full", [False, True])
-def test_the_next_level_is_drawn_while_the_last_one_is_encoded(tmp_path: Path, fake: FakePipeline, full: bool) -> None:
+def test_next_round_is_generated_while_last_one_is_encoded(tmp_path: Path, fake: FakePipeline, full: bool) -> None:
     encode = threading.Event()
 
     class Slow(PlainFilm):
@@ -38,22 +39,22 @@ def test_the_next_level_is_drawn_while_the_last_one_is_encoded(tmp_path: Path, f
     jobs = begun(tmp_path, fake, Slow)
     job = jobs.submit(replace(WISH, num_frames=17), KEY).id
     fake.step(11)
-    view = until(jobs, job, lambda view: view.done == 9 * 64)  # the second level is drawn
-    assert (view.level, view.video) == (-1, None)  # and the first one not encoded
+    view = until(jobs, job, lambda view: view.tokens_done == 9 * 64)  # the second level is drawn
+    assert (view.round, view.video) == (-1, None)  # and the first one not encoded
     encode.set()
     fake.open()
     view = until(jobs, job, finished)
     if full:
         assert view.status == "failed" and view.error and "No space left" in view.error[1]
     else:
-        assert (view.status, view.video, view.frames) == ("done", "final.mp4", 17)
-        assert [entry.data["level"] for entry in jobs.log(job) if entry.kind == "level"] == [0, 1, 2]
+        assert (view.status, view.video, view.num_frames) == ("done", "final.mp4", 17)
+        assert [row.entry.round for row in jobs.log(job) if isinstance(row.entry, RoundStored)] == [0, 1, 2]
         assert kinds(jobs, job)[-1] == "done"
     jobs.close()
 
 
 @pytest.mark.parametrize("superres", [False, True])
-def test_each_film_is_encoded_once_and_enlarged_frames_as_they_come(
+def test_each_video_is_encoded_once_and_upscaled_frames_one_by_one(
     tmp_path: Path, fake: FakePipeline, superres: bool
 ) -> None:
     added: dict[str, list[int]] = {}
@@ -66,16 +67,14 @@ def test_each_film_is_encoded_once_and_enlarged_frames_as_they_come(
     fake.open()
     jobs = begun(tmp_path, fake, Noted)
     view = until(jobs, jobs.submit(replace(WISH, superres=superres), KEY).id, finished)
-    assert (view.status, view.video, view.strip, view.frames) == ("done", "final.mp4", "final-strip.webp", 9)
+    assert (view.status, view.video, view.strip, view.num_frames) == ("done", "final.mp4", "final-strip.webp", 9)
     levels = {"level-0.mp4": [5], "level-1.mp4": [9]} if superres else {"level-0.mp4": [5]}
     assert added == {**levels, "final.mp4": [1] * 9 if superres else [9]}
     jobs.close()
 
 
 @pytest.mark.parametrize("name", ["level-0.mp4", "level-1.mp4", "final.mp4"])
-def test_a_film_that_does_not_fit_fails_the_job_whenever_that_is_found(
-    tmp_path: Path, fake: FakePipeline, name: str
-) -> None:
+def test_encoder_disk_error_fails_job_in_any_round(tmp_path: Path, fake: FakePipeline, name: str) -> None:
     class Full(PlainFilm):
         def __init__(self, path: Path, *about: Any) -> None:
             super().__init__(path, *about)

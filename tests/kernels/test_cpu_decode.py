@@ -6,6 +6,7 @@ import functools
 import platform
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -102,7 +103,7 @@ def networks(stage: int, size: str) -> tuple[VideoLM, VideoLM]:
     return plain, compiled
 
 
-def scores(lm: VideoLM, **options: object) -> torch.Tensor:
+def scores(lm: VideoLM, unconditional: decoding.Texts | None = None, **options: Any) -> torch.Tensor:
     """Of all slots, by frame and slot, with the tokens of CLIP fed back."""
     seen: dict[tuple[int, int], torch.Tensor] = {}
 
@@ -111,7 +112,7 @@ def scores(lm: VideoLM, **options: object) -> torch.Tensor:
         return CLIP[:, frame, slot]
 
     run, known = (decoding.keyframes, CLIP[:, 0]) if lm.stage == 1 else (decoding.interpolate, CLIP[:, ::2])
-    decoding.collect(run(lm, TEXTS, known, teacher, **options))  # type: ignore[arg-type]
+    decoding.collect(run(lm, TEXTS, known, teacher, unconditional, decoding.DecodeOptions(**options)))
     return torch.stack([seen[key] for key in sorted(seen)])
 
 
@@ -121,7 +122,7 @@ def scores(lm: VideoLM, **options: object) -> torch.Tensor:
 def test_a_step_predicts_what_the_plain_form_predicts(stage: int, size: str) -> None:
     plain, compiled = networks(stage, size)
     torch.testing.assert_close(scores(compiled), scores(plain), rtol=1e-4, atol=1e-4)
-    guided = {"unconditional": OTHERS, "guidance": 3.0}
+    guided: dict[str, Any] = {"unconditional": OTHERS, "guidance_scale": 3.0}
     torch.testing.assert_close(scores(compiled, **guided), scores(plain, **guided), rtol=1e-4, atol=3e-4)
 
 

@@ -19,7 +19,7 @@ from tests.support.small_lm import CONFIG, random_frames, video_lm
 TEXTS = [[51, 52, 53], [54, 55, 56, 57, 58]]
 OTHERS = [[59, 60], [59, 60]]
 CLIP = random_frames(2, 5)
-GUIDED: dict[str, Any] = {"unconditional": OTHERS, "guidance": 3.0}
+GUIDED: dict[str, Any] = {"unconditional": OTHERS, "guidance_scale": 3.0}
 GUIDANCE = [{}, GUIDED, GUIDED | {"plausibility": 0.5}]
 
 
@@ -32,7 +32,7 @@ def networks(stage: int, compiled: bool = False) -> tuple[VideoLM, VideoLM]:
     return plain, fused
 
 
-def draw(lm: VideoLM, **options: Any) -> tuple[torch.Tensor, torch.Tensor]:
+def draw(lm: VideoLM, unconditional: decoding.Texts | None = None, **options: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """Scores of all steps, with the tokens of CLIP fed back, and shapes they came in."""
     seen = []
 
@@ -41,7 +41,8 @@ def draw(lm: VideoLM, **options: Any) -> tuple[torch.Tensor, torch.Tensor]:
         return CLIP[:, frame, slot]
 
     run = decoding.keyframes if lm.stage == 1 else decoding.interpolate
-    tokens = decoding.collect(run(lm, TEXTS, CLIP[:, 0] if lm.stage == 1 else CLIP[:, ::2], teacher, **options))
+    known = CLIP[:, 0] if lm.stage == 1 else CLIP[:, ::2]
+    tokens = decoding.collect(run(lm, TEXTS, known, teacher, unconditional, decoding.DecodeOptions(**options)))
     return torch.stack(seen), tokens
 
 

@@ -20,6 +20,7 @@ from cogvideo.runtime.memory_presets import MEMORY_PRESETS
 from cogvideo.runtime.placement import place_models
 from cogvideo.weights import checkpoint, published_format
 from cogvideo.weights.catalog import PREFIXES
+from tests.support.dealer import dealt, differ
 from tests.support.toy_model import CONFIG, TOY, toy_models, write_toy
 
 CPU = torch.device("cpu")
@@ -49,9 +50,13 @@ def in_another_precision(tensors: dict[str, torch.Tensor]) -> None:
     tensors[NAME] = tensors[NAME].float()
 
 
+def pipeline(folder: Path, memory: str, read: Callable[..., loader.LoadedModels]) -> CogVideoPipeline:
+    return CogVideoPipeline(TOY, DevicePlacement(CPU, torch.float32, MEMORY_PRESETS[memory]), folder, read)
+
+
 def film(folder: Path, memory: str, read: Callable[..., loader.LoadedModels]) -> tuple[Frames, str]:
     """A film of the networks that `read` gives, and what was told of their files."""
-    pipe = CogVideoPipeline(TOY, DevicePlacement(CPU, torch.float32, MEMORY_PRESETS[memory]), folder, read)
+    pipe = pipeline(folder, memory, read)
     told = [event.message for event in pipe.stream(WISH) if isinstance(event, Loading) and event.message]
     return pipe(WISH), told[0][1] if told else ""
 
@@ -64,7 +69,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("memory", ["cpu", "16g", "8g"])
 def test_equal_and_unequal_backbones_make_films(folder: Path, memory: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    films = {}
+    films, scores = {}, []
     cases: dict[str, dict[str, Change]] = {"equal": {}, "unequal": {"stage2": louder}}
     for case, changes in cases.items():
         home, out = folder / case, folder / f"{case}-converted"
@@ -79,9 +84,16 @@ def test_equal_and_unequal_backbones_make_films(folder: Path, memory: str, monke
             convert(home, out)
         copy, _ = film(folder, memory, lambda _, dtype, device, out=out: loader.load_safetensors(out, CONFIG, dtype))
         np.testing.assert_array_equal(copy, films[case])
-    same = [np.array_equal(one, other) for one, other in zip(films["equal"], films["unequal"])]
-    assert all(same[::2])  # keyframes are stage 1's
-    assert not all(same[1::2])
+        published = pipeline(
+            folder, memory, lambda _, dtype, device, home=home: loader.load_published(home, CONFIG, dtype)
+        )
+        scores.append(dealt(published, WISH))
+    for one, other in zip(films["equal"][::2], films["unequal"][::2]):
+        np.testing.assert_array_equal(one, other)  # keyframes are stage 1's
+    *keyframes, between, enlarged = (differ(one, other) for one, other in zip(*scores, strict=True))
+    assert keyframes == [False] * 5
+    assert between
+    assert not enlarged
 
 
 def test_the_same_numbers_in_another_precision_are_kept_apart_and_work(folder: Path) -> None:

@@ -13,7 +13,6 @@ import re
 import runpy
 import shlex
 import shutil
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -43,6 +42,7 @@ from tests.support.documents import (
     pairs,
     read,
 )
+from tests.support.ports import free_port
 
 BASH = [block for name in documents() for block in blocks(name, "bash")]
 PYTHON = [block for name in documents() for block in blocks(name, "python")]
@@ -201,9 +201,7 @@ def at_home(words: Sequence[str]) -> list[str]:
 @contextmanager
 def serving(folder: Path, command: Sequence[str]) -> Iterator[str]:
     """A page that was started by a command, with a port and a data folder of its own; its address. Ended afterwards."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     extra = ["--port", str(port), "--data", str(folder / "data"), "--device", "cpu", "--no-browser"]
     if "make" in command[0]:
         words = [*command, f"ARGS={shlex.join(extra)}"]

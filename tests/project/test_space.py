@@ -1,4 +1,4 @@
-"""The page as a Hugging Face Space starts it: an empty home, a checkout that cannot be written, a port, a root path."""
+"""The Space of `scripts/build_space.py`, started as a hub does: empty home, read-only checkout, port, root path."""
 
 from __future__ import annotations
 
@@ -6,45 +6,54 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
-from urllib.request import urlopen
+from typing import Any
+from urllib.request import Request, urlopen
 
 import pytest
 import yaml
 
 from cogvideo.cli import serve
 from cogvideo.web import spaces
+from tests.support.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
-HARDWARE = {"cpu-basic", "cpu-upgrade", "t4-small", "t4-medium", "l4x1", "a10g-small", "a10g-large", "a100-large"}
 KEYS = {
     *("title", "emoji", "colorFrom", "colorTo", "sdk", "sdk_version", "python_version", "app_file", "license"),
     *("suggested_hardware", "tags", "short_description"),
 }
 
 
-def front_matter() -> dict[str, object]:
-    head = (ROOT / "README.md").read_text(encoding="utf-8").split("---\n")[1]
-    values = yaml.safe_load(head)
-    assert isinstance(values, dict)
-    return values
+@pytest.fixture(scope="module")
+def space(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the Space, built by the script as the documents call it."""
+    folder = tmp_path_factory.mktemp("built") / "space"
+    words = [sys.executable, str(ROOT / "scripts" / "build_space.py"), "--output", str(folder)]
+    answer = subprocess.run(words, cwd=folder.parent, capture_output=True, text=True, check=False)
+    assert answer.returncode == 0, answer.stderr
+    assert str(folder) in answer.stdout
+    return folder
 
 
-def test_the_head_of_the_readme_says_what_a_space_needs() -> None:
-    values = front_matter()
+def test_metadata_of_the_space_is_complete(space: Path) -> None:
+    values = yaml.safe_load((space / "README.md").read_text(encoding="utf-8").split("---\n")[1])
     assert set(values) == KEYS
-    assert values["suggested_hardware"] in HARDWARE
-    assert values["app_file"] == "app.py"
+    assert values["suggested_hardware"] == "cpu-basic"
+    assert values["license"] == "apache-2.0"
+    assert (space / values["app_file"]).is_file()
     assert values["python_version"] == "3.11"
-    assert "text-to-video" in values["tags"]  # type: ignore[operator]
+    assert "text-to-video" in values["tags"]
+    assert len(values["short_description"]) <= 60
+    assert f"gradio=={values['sdk_version']}\n" in (space / "requirements.txt").read_text()
 
 
-def test_the_version_of_gradio_is_the_pinned_one() -> None:
-    assert f"gradio=={front_matter()['sdk_version']}\n" in (ROOT / "requirements.txt").read_text()
+def test_links_of_the_card_lead_to_files_of_the_space(space: Path) -> None:
+    links = re.findall(r"\]\(([^)]+)\)", (space / "README.md").read_text(encoding="utf-8"))
+    local = [link for link in links if "://" not in link]
+    assert local and all((space / link).is_file() for link in local)
 
 
 def test_a_copy_of_the_space_is_offered_on_a_space_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,34 +117,75 @@ def can_mount(folder: Path) -> bool:
     return subprocess.run(words, capture_output=True, check=False).returncode == 0
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+def started(folder: Path, home: Path, command: list[str], **settings: str) -> subprocess.Popen[str]:
+    """`python app.py` in `folder`, in an environment that holds nothing but what a hub sets and `settings`."""
+    kept = {"PATH", "LANG", "LD_LIBRARY_PATH", "OMP_NUM_THREADS", "COVERAGE_PROCESS_START"}
+    environment = {name: value for name, value in os.environ.items() if name in kept}
+    environment |= {"HOME": str(home), "SPACE_ID": "somebody/cogvideo", **settings}
+    return subprocess.Popen(
+        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
 
 
-def test_it_starts_with_nothing_configured_where_nothing_can_be_written(tmp_path: Path) -> None:
-    checkout, home = tmp_path / "checkout", tmp_path / "home"
+def ask(address: str, *data: object) -> dict[str, Any]:
+    """The answer of an endpoint of the page."""
+    request = Request(address, json.dumps({"data": data}).encode(), {"Content-Type": "application/json"})
+    with urlopen(request, timeout=60) as answer:
+        (value,) = json.load(answer)["data"]
+    assert isinstance(value, dict)
+    return value
+
+
+def wait_until_open(server: subprocess.Popen[str], port: int) -> None:
+    """Read what the server prints until it names its address; fail with all of it if it ends before."""
+    assert server.stdout is not None
+    said = []
+    for line in server.stdout:
+        said.append(line)
+        if "Open:" in line:
+            assert str(port) in line
+            return
+    pytest.fail("".join(said))
+
+
+def test_built_space_serves_the_page_and_generates_a_video(space: Path, tmp_path: Path) -> None:
+    checkout, home, port = tmp_path / "checkout", tmp_path / "home", free_port()
+    shutil.copytree(space, checkout)
+    home.mkdir()
+    command = [sys.executable, "app.py"]
+    with started(checkout, home, command, GRADIO_SERVER_PORT=str(port), SPACES_ZERO_GPU="true") as server:
+        try:
+            wait_until_open(server, port)
+            url = f"http://127.0.0.1:{port}"
+            with urlopen(url, timeout=60) as answer:
+                assert "gradio" in answer.read().decode()
+            with urlopen(f"{url}/gallery/panda.mp4", timeout=60) as answer:
+                assert answer.read() == (ROOT / "examples" / "gallery" / "panda.mp4").read_bytes()
+            job = ask(f"{url}/gradio_api/run/make_video", "一只熊猫在草地上向右跑", 1, 5)
+            with urlopen(f"{url}/watch/{job['id']}", timeout=300) as events:
+                for _ in events:  # a line for every change, and one every two seconds
+                    if ask(f"{url}/gradio_api/run/video", job["id"])["status"] not in ("queued", "running"):
+                        break
+            video = ask(f"{url}/gradio_api/run/video", job["id"])
+            assert video["status"] == "done", video
+            with urlopen(f"{url}/{video['file']}", timeout=60) as answer:
+                assert answer.read()[4:8] == b"ftyp"
+        finally:
+            server.terminate()
+            server.communicate(timeout=60)
+
+
+def test_it_starts_with_nothing_configured_where_nothing_can_be_written(space: Path, tmp_path: Path) -> None:
+    checkout, home, port = tmp_path / "checkout", tmp_path / "home", free_port()
     home.mkdir()
     checkout.mkdir()
     if not can_mount(checkout):
         pytest.skip("no folder can be made read-only here")
-    for name in ("cogvideo", "kernels", "assets", "examples"):
-        shutil.copytree(ROOT / name, checkout / name, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(ROOT / "app.py", checkout)
-    port = free_port()
-    kept = {"PATH", "LANG", "LD_LIBRARY_PATH", "OMP_NUM_THREADS", "COVERAGE_PROCESS_START"}
-    environment = {name: value for name, value in os.environ.items() if name in kept}
-    environment |= {"HOME": str(home), "PORT": str(port), "SPACE_ID": "somebody/cogvideo", "GRADIO_ROOT_PATH": "/video"}
-    words = [*READ_ONLY, MOUNT, "sh", str(checkout), sys.executable, "app.py"]
-    with subprocess.Popen(
-        words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    ) as server:
+    shutil.copytree(space, checkout, dirs_exist_ok=True)
+    command = [*READ_ONLY, MOUNT, "sh", str(checkout), sys.executable, "app.py"]
+    with started(checkout, home, command, PORT=str(port), GRADIO_ROOT_PATH="/video") as server:
         try:
-            assert server.stdout is not None
-            said = next((line for line in server.stdout if "Open:" in line), "it ended")
-            assert str(port) in said
+            wait_until_open(server, port)
             with urlopen(f"http://127.0.0.1:{port}/alive", timeout=60) as answer:
                 assert json.load(answer)["alive"] is True
             with urlopen(f"http://127.0.0.1:{port}/", timeout=60) as answer:

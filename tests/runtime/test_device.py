@@ -12,7 +12,7 @@ import torch
 from cogvideo.errors import CapacityError, OutOfMemoryError, RequestError
 from cogvideo.runtime.device import DevicePlacement, default_placement, torch_threads, usable_cores
 from cogvideo.runtime.memory_estimate import peak_bytes
-from cogvideo.runtime.memory_presets import MEMORY_PRESETS
+from cogvideo.runtime.memory_presets import MEMORY_PRESETS, PlacementOptions
 from cogvideo.runtime.oom import free_memory, translate_oom
 from cogvideo.runtime.placement import on_device
 from tests.support.toy_model import CONFIG, toy_models
@@ -35,7 +35,7 @@ def test_a_gpu_is_taken_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_two_ways_by_hand_exclude_each_other() -> None:
     with pytest.raises(RequestError, match="memory 16g"):
-        default_placement("cpu", eight_bit=True, offload=True)
+        PlacementOptions("cpu", quantization="int8", offload="layers")
 
 
 def test_a_networks_own_part_comes_and_goes_and_the_backbone_stays() -> None:

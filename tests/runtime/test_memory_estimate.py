@@ -12,7 +12,7 @@ import torch
 from cogvideo.benchmarks.memory_probe import held_bytes, probe_memory
 from cogvideo.config import PRESETS, ModelConfig
 from cogvideo.errors import CapacityError, RequestError
-from cogvideo.models.kv_cache import KVCache
+from cogvideo.models.kv_cache import CacheKey, KVCache
 from cogvideo.models.loader import BACKBONE, NETWORKS, expected, random_models
 from cogvideo.runtime import device, placement
 from cogvideo.runtime.memory_estimate import (
@@ -26,7 +26,7 @@ from cogvideo.runtime.memory_estimate import (
     smaller_preset,
     weight_bytes,
 )
-from cogvideo.runtime.memory_presets import MEMORY_PRESETS
+from cogvideo.runtime.memory_presets import MEMORY_PRESETS, PlacementOptions
 from cogvideo.token_layout import TokenLayout
 from tests.support.toy_model import CONFIG as TOY
 from tests.support.toy_model import toy_models
@@ -56,7 +56,7 @@ def test_the_published_model_is_as_large_as_is_said() -> None:
 def test_caches_are_as_large_as_predicted(model: ModelConfig, int8: bool) -> None:
     layout, like, memory = TokenLayout(model), torch.zeros(1), replace(MEMORY_PRESETS["cpu"], int8_cache=int8)
     for stage, rows in ((1, 2), (2, 3)):
-        cache = KVCache(layout, stage, rows, model.text_length, (), True, 0.0, like, stage, int8)  # type: ignore[arg-type]
+        cache = KVCache(layout, CacheKey(stage, rows, model.text_length, (), True, 0.0, stage, int8), like)  # type: ignore[arg-type]
         arenas = cache._spatial + cache._temporal
         kept = sum(t.nbytes for arena in arenas for t in vars(arena).values() if isinstance(t, torch.Tensor))
         assert cache.nbytes == kept == cache_bytes(model, stage, rows, memory)  # type: ignore[arg-type]
@@ -117,7 +117,7 @@ def test_every_phase_takes_what_is_predicted_or_less(name: str) -> None:
     )
     predicted = phase_bytes(MEDIUM, memory, "cpu")
     place = device.DevicePlacement(torch.device("cpu"), torch.float32, memory)
-    measured = probe_memory(random_models(MEDIUM, place.dtype, place.device), place, steps=2)
+    measured = probe_memory(random_models(MEDIUM, place.dtype, place.device), place, steps=2).phases
     for phase, most in predicted.items():
         assert 0.6 * most < measured[phase].bytes <= most, (phase, most, measured[phase])
 
@@ -141,7 +141,7 @@ def test_a_name_and_the_environment_overrule(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_free_memory_decides_how_a_model_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(ENVIRONMENT, raising=False)
-    assert device.placement_for(PRESETS["mini"].model, "cpu") == device.default_placement("cpu")
+    assert device.placement_for(PRESETS["mini"].model, PlacementOptions("cpu")) == device.default_placement("cpu")
     assert not device.has_room(BIG) or torch.cuda.is_available()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (16 * GB, 17 * GB))

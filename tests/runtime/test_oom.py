@@ -108,9 +108,9 @@ def test_the_server_lives_and_offers_the_same_seed_with_less(
         view = ended(jobs, jobs.submit(WISH, KEY).id)
         server.read_fails = False
     assert view.status == "failed" and view.error is not None
-    assert view.smaller in MEMORY_PRESETS
+    assert view.next_preset in MEMORY_PRESETS
     for sentence in view.error:
-        assert f"--memory {view.smaller}" in sentence
+        assert f"--memory {view.next_preset}" in sentence
     assert server.held() == 0
     (again,) = follow_up(jobs, view.id, "smaller", KEY)
     view = ended(jobs, again.id)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -41,10 +40,12 @@ PATIENCE = 120_000  # milliseconds: a busy machine is no failure
 expect.set_options(timeout=PATIENCE)
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def no_timer_from(milliseconds: int) -> str:
+    """A script for a page in which no timer of so many milliseconds or more ever fires."""
+    return f"""for (const name of ["setTimeout", "setInterval"]) {{
+        const begin = window[name];
+        window[name] = (call, wait, ...rest) => (wait >= {milliseconds} ? 0 : begin(call, wait, ...rest));
+    }}"""
 
 
 @dataclass
@@ -130,8 +131,8 @@ class Server:
 
     def kill(self) -> None:
         self._process.kill()
-        self._process.wait(20)
+        self._process.wait(PATIENCE / 1000)
 
     def quit(self) -> None:
         self.order("quit")
-        self._process.wait(20)
+        self._process.wait(PATIENCE / 1000)

@@ -75,7 +75,7 @@ def inline_commands(document: str) -> list[tuple[str, ...]]:
 
 
 def prose(document: str) -> str:
-    """Running text, tables and headings: without the head for the hub and without fenced blocks."""
+    """Running text, tables and headings: without the metadata for the hub and without fenced blocks."""
     text = re.sub(r"\A---\n.*?^---\n", "", read(document), flags=re.M | re.S)
     return re.sub(r"^```.*?^```$", "", text, flags=re.M | re.S)
 

@@ -146,21 +146,6 @@ def slowly(handler: Handler, data: bytes) -> None:
         handler.wfile.flush()
 
 
-def more_than_asked(handler: Handler, data: bytes) -> None:
-    """From where it was asked to begin to the end of the file."""
-    start = _start(handler)
-    headers = {"Content-Length": str(len(data) - start), "Content-Range": f"bytes {start}-{len(data) - 1}/{len(data)}"}
-    handler.say(206, data[start:], **headers)
-    handler.cut()
-
-
-def other_range(handler: Handler, data: bytes) -> None:
-    """The right length of bytes from the wrong place."""
-    body, _, headers = _asked(handler, data)
-    handler.say(206, body, **(headers | {"Content-Range": f"bytes 1-{len(body)}/{len(data)}"}))
-    handler.cut()
-
-
 def ignores_ranges(handler: Handler, data: bytes) -> None:
     handler.say(200, data)
 

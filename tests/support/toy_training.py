@@ -1,6 +1,6 @@
 """A toy task of every network, and runs of it in processes of their own: `python toy_training.py FOLDER STEPS [asked]`.
 
-A process prints the number of every step when it is done; with `asked` it goes on when a line is read from its input.
+A process prints the number of every finished step; with `asked` it continues after a line of input.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import torch
 from cogvideo.data.dataset import TokenClip
 from cogvideo.tokenizers.text import TextTokenizer
 from cogvideo.training.decoder_task import DecoderOptions, DecoderTask
-from cogvideo.training.network_task import NetworkTask, NetworkTaskOptions, Part
+from cogvideo.training.network_task import NetworkTask, NetworkTaskOptions
+from cogvideo.training.recipe import NetworkPart
 from cogvideo.training.trainer import Trainer, TrainerOptions
 from cogvideo.training.vqvae_data import ImageOptions
 from cogvideo.training.vqvae_task import VQVAEOptions, VQVAETask
@@ -41,7 +42,7 @@ class ToyClips:
         return TokenClip(f"一只{'熊猫小猫'[index % 2 * 2 :][:2]}在草地上向右跑", 4.0, frames, fine)
 
 
-def part_task(folder: Path, part: Part, **options: object) -> NetworkTask:
+def part_task(folder: Path, part: NetworkPart, **options: object) -> NetworkTask:
     path = folder / "text.model"
     tokenizer = TextTokenizer(path if path.exists() else train_text_model(folder), CONFIG.image_tokens)
     models = toy_models()
@@ -50,18 +51,18 @@ def part_task(folder: Path, part: Part, **options: object) -> NetworkTask:
     return NetworkTask(network.train(), part, ToyClips(), TOY, tokenizer, chosen)
 
 
-def random_pictures(rng: np.random.Generator, options: ImageOptions) -> tuple[np.ndarray, np.ndarray]:
+def random_images(rng: np.random.Generator, options: ImageOptions) -> tuple[np.ndarray, np.ndarray]:
     count = options.small_frames + options.fine_crops
     return rng.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8), np.zeros((count, 32, 32), np.float32)
 
 
 def codec_task(folder: Path) -> VQVAETask:
-    return VQVAETask(_toy_codec(folder), random_pictures, CODEC_OPTIONS, seed=0)
+    return VQVAETask(_toy_codec(folder), random_images, CODEC_OPTIONS, seed=0)
 
 
 def decoder_task(folder: Path, **options: float) -> DecoderTask:
     chosen = DecoderOptions(small_frames=4, fine_crops=2, **options)  # type: ignore[arg-type]
-    return DecoderTask(_toy_codec(folder, context=1, context_channels=8), random_pictures, chosen, seed=0)
+    return DecoderTask(_toy_codec(folder, context=1, context_channels=8), random_images, chosen, seed=0)
 
 
 def _toy_codec(folder: Path, **decoder: int) -> Any:
@@ -93,14 +94,14 @@ def main() -> None:
     process = trainer.accelerator.process_index
     update = trainer.update
 
-    def told() -> dict[str, float]:
+    def report_step() -> dict[str, float]:
         scalars = update()
         print(trainer.step, flush=True)
         if asked:
             sys.stdin.readline()
         return scalars
 
-    trainer.update = told  # type: ignore[method-assign]
+    trainer.update = report_step  # type: ignore[method-assign]
     trainer.run()
     codec = codec_task(folder)
     run = Trainer(codec, TrainerOptions(6, preview_every=0), folder / "codec")

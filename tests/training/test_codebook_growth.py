@@ -1,4 +1,4 @@
-"""More codes for a trained codec: what it showed well stays as it is, what it lacked comes near, networks go on."""
+"""Codes added to a trained codec, and networks that start with them."""
 
 from __future__ import annotations
 
@@ -24,30 +24,29 @@ from cogvideo.training.codebook_growth import (
     grow_embeddings,
 )
 from cogvideo.training.export import write_tensors
-from cogvideo.training.recipe_runner import EMBEDDINGS, RecipeRunner
+from cogvideo.training.kmeans import nearest
+from cogvideo.training.network_recipe import EMBEDDINGS
+from cogvideo.training.recipe import NETWORK_PARTS, Recipe, parse_recipe
+from cogvideo.training.recipe_runner import RecipeRunner
 from cogvideo.training.vqvae_data import normalise
-from cogvideo.training.vqvae_task import encode, nearest
+from cogvideo.training.vqvae_task import encode
 from tests.support.toy_training import decoder_task
+from tests.support.toy_world import needs_font
 
 MORE = 6
 
-needs_font = pytest.mark.skipif(
-    not any(path.exists() for path in synthetic_render.FONT_PATHS),
-    reason="fonts-noto-color-emoji is needed to draw the world",
-)
 
-
-def make_recipe(**parts: Any) -> dict[str, Any]:
-    """A recipe that adds a few codes to mini's."""
+def make_recipe(**parts: Any) -> Recipe:
+    """Return a recipe that adds a few codes to mini's."""
     codes = {"data": {"more": MORE, "vectors": 60, "rounds": 2, "small_frames": 8, "fine_crops": 2}}
-    return {"preset": "mini", "seed": 3, "start": "mini", "clusters": 16, "codes": codes, **parts}
+    return parse_recipe({"preset": "mini", "seed": 3, "start": "mini", "clusters": 16, "codes": codes, **parts})
 
 
 def distance(vectors: torch.Tensor, codes: torch.Tensor) -> float:
     return float((vectors - codes[nearest(vectors, codes)]).square().sum(1).mean())
 
 
-def test_new_codes_go_where_the_old_ones_are_far() -> None:
+def test_new_codes_are_added_where_old_codes_are_far() -> None:
     torch.manual_seed(0)
     codes = torch.randn(40, 4)
     strange = 20 + torch.randn(8, 4)
@@ -59,7 +58,7 @@ def test_new_codes_go_where_the_old_ones_are_far() -> None:
     assert (every[40:].mean(1) > 10).all()
 
 
-def test_k_means_brings_new_codes_to_the_middle_of_what_they_stand_for() -> None:
+def test_kmeans_rounds_reduce_the_distance_to_new_codes() -> None:
     torch.manual_seed(0)
     codes, vectors = torch.zeros(1, 4), torch.randn(600, 4)
     moved, drawn = (add_codes(codes, vectors, 12, rounds=rounds) for rounds in (10, 0))
@@ -67,7 +66,7 @@ def test_k_means_brings_new_codes_to_the_middle_of_what_they_stand_for() -> None
     assert torch.equal(moved[0], codes[0])
 
 
-def test_a_new_code_begins_as_its_nearest_old_one_and_text_keeps_its_meaning() -> None:
+def test_new_code_gets_the_embedding_of_its_nearest_old_code() -> None:
     torch.manual_seed(0)
     small = PRESETS["mini"].model
     wide = grow_codebook(small, MORE)
@@ -82,8 +81,8 @@ def test_a_new_code_begins_as_its_nearest_old_one_and_text_keeps_its_meaning() -
     assert torch.equal(wider[wide.image_tokens :], embeddings[small.image_tokens :])
 
 
-def test_subjects_are_looked_at_before_a_plain_ground_and_nothing_else_is(tmp_path: Path) -> None:
-    """Two small frames and their twins, a crop and its twin; where nothing is marked, every patch counts."""
+def test_code_search_uses_only_subjects_on_a_plain_ground(tmp_path: Path) -> None:
+    """Two small frames and a crop, each with its twin. Without marked subjects every patch counts."""
     rng = np.random.default_rng(0)
     frames = rng.integers(0, 256, (6, 32, 32, 3), dtype=np.uint8)
     masks = np.zeros(frames.shape[:3], np.float32)
@@ -98,7 +97,7 @@ def test_subjects_are_looked_at_before_a_plain_ground_and_nothing_else_is(tmp_pa
 
 
 @needs_font
-def test_the_recipe_gives_mini_more_codes_and_its_networks_go_on(tmp_path: Path) -> None:
+def test_recipe_with_codes_grows_codec_clusters_and_embeddings(tmp_path: Path) -> None:
     recipe = make_recipe(stage2={"run": {"steps": 1, "warmup": 1}, "data": {"windows": 1}})
     RecipeRunner(recipe, tmp_path).run_part("codes")
     preset, folder = load_preset(str(tmp_path / "model"))
@@ -116,7 +115,7 @@ def test_the_recipe_gives_mini_more_codes_and_its_networks_go_on(tmp_path: Path)
     RecipeRunner(recipe, tmp_path).run_part("stage2")
     networks = load_safetensors(ASSETS / "mini", PRESETS["mini"].model)
     known = networks.stage2.state_dict()[EMBEDDINGS]
-    grown = RecipeRunner(recipe, tmp_path)._start("backbone")
+    grown = RecipeRunner(recipe, tmp_path).networks.start_weights("backbone")
     assert grown is not None
     assert torch.equal(grown[EMBEDDINGS][:old].float(), known[:old])
     assert torch.equal(grown[EMBEDDINGS][old + MORE :].float(), known[old:])
@@ -126,18 +125,17 @@ def test_the_recipe_gives_mini_more_codes_and_its_networks_go_on(tmp_path: Path)
     with_new = codec.encode(frames)
     codec = ImageTokenizer.load(PRESETS["mini"])
     changed = with_new != codec.encode(frames)
-    assert (with_new[changed] >= old).all()  # a token is what it was, or new
+    assert (with_new[changed] >= old).all()  # a token stays, or becomes a new code
 
 
 @needs_font
-def test_networks_read_the_new_codes_as_their_twins(tmp_path: Path) -> None:
-    """What is drawn of tokens that were there is drawn as before, but for the chance that a twin has."""
+def test_networks_read_new_codes_as_their_nearest_old_codes(tmp_path: Path) -> None:
+    """Logits of old tokens stay, and a new code has those of its nearest old code."""
     recipe = make_recipe(stage2={"run": {"steps": 1}, "data": {"windows": 1}})
-    workshop = RecipeRunner(recipe, tmp_path)
-    workshop.run_part("codes")
-    world = workshop._world_task("stage2")
-    assert workshop._start_folder is not None
-    workshop._load_networks(world, workshop._start_folder)
+    runner = RecipeRunner(recipe, tmp_path)
+    runner.run_part("codes")
+    world = runner.networks.joint_task("stage2")
+    runner.networks.load_networks(world, ASSETS / "mini")
     known = load_safetensors(ASSETS / "mini", PRESETS["mini"].model).stage1
     text = torch.tensor([[4, 5, 6]]) + PRESETS["mini"].model.image_tokens
     tokens = torch.arange(64)[None]
@@ -147,21 +145,21 @@ def test_networks_read_the_new_codes_as_their_twins(tmp_path: Path) -> None:
         after = world.models.stage1.eval().forward_images(text + MORE, length, tokens)
     old = PRESETS["mini"].model.image_tokens
     assert torch.allclose(before[..., :old], after[..., :old], atol=1e-4)
-    codes = workshop._trained_codec().quantize.embed.weight
+    codes = runner.codec.trained_codec().quantize.embed.weight
     twins = nearest(codes[old:], codes[:old])
     assert torch.allclose(after[..., old : old + MORE], before[..., twins], atol=1e-4)
 
 
 @needs_font
-def test_a_model_with_more_codes_is_a_starting_point_like_any_other(tmp_path: Path) -> None:
+def test_model_with_added_codes_can_be_grown_again(tmp_path: Path) -> None:
     once = make_recipe(stage2={"run": {"steps": 1, "warmup": 1}, "data": {"windows": 1}})
     RecipeRunner(once, tmp_path / "once").run_part("codes")
     folder = tmp_path / "once" / "model"
-    for name in ("backbone", "stage1", "stage2", "superres"):
-        part = RecipeRunner(once, tmp_path / "once")._start(name)
+    for name in NETWORK_PARTS:
+        part = RecipeRunner(once, tmp_path / "once").networks.start_weights(name)
         assert part is not None
         write_tensors(part, folder / f"{name}.safetensors")
-    again = make_recipe(start=str(folder), stage2=once["stage2"])
+    again = make_recipe(start=str(folder), stage2=once.parts["stage2"])
     for part in ("codes", "stage2"):
         RecipeRunner(again, tmp_path / "again").run_part(part)
     preset, grown = load_preset(str(tmp_path / "again" / "model"))
@@ -171,7 +169,7 @@ def test_a_model_with_more_codes_is_a_starting_point_like_any_other(tmp_path: Pa
 
 
 @needs_font
-def test_codes_that_are_made_are_not_made_again(tmp_path: Path) -> None:
+def test_finished_codes_are_not_made_again(tmp_path: Path) -> None:
     RecipeRunner(make_recipe(), tmp_path).run_part("codes")
     made = (tmp_path / "model" / "codec.safetensors").stat().st_mtime_ns
     RecipeRunner(make_recipe(), tmp_path).run_part("codes")
@@ -179,8 +177,8 @@ def test_codes_that_are_made_are_not_made_again(tmp_path: Path) -> None:
 
 
 @needs_font
-def test_codes_that_were_cut_short_are_made_anew(tmp_path: Path) -> None:
-    """The description is written last: what was left before it says that codes are still to be made."""
+def test_interrupted_codes_are_made_again(tmp_path: Path) -> None:
+    """The description is written last. The old description means that codes are missing."""
     RecipeRunner(make_recipe(), tmp_path).run_part("codes")
     folder = tmp_path / "model"
     whole = load_file(folder / "codec.safetensors")
@@ -193,7 +191,7 @@ def test_codes_that_were_cut_short_are_made_anew(tmp_path: Path) -> None:
     assert codec.decode(newest, PRESETS["mini"].model.grid).shape == (1, 64, 64, 3)
 
 
-def test_networks_before_their_codes_are_refused(tmp_path: Path) -> None:
+def test_networks_without_their_codes_are_refused(tmp_path: Path) -> None:
     recipe = make_recipe(models={"run": {"steps": 1}})
     with pytest.raises(WeightsError, match="--part codes"):
         RecipeRunner(recipe, tmp_path).run_part("models")
@@ -209,7 +207,9 @@ def test_networks_before_their_codes_are_refused(tmp_path: Path) -> None:
         ({"codes": {"data": {"more": 9, "vectors": 5}}}, "vectors"),
     ],
 )
-def test_codes_that_cannot_be_made_are_refused_by_name(tmp_path: Path, change: dict[str, Any], named: str) -> None:
+def test_unusable_codes_are_refused_before_any_file_is_written(
+    tmp_path: Path, change: dict[str, Any], named: str
+) -> None:
     with pytest.raises(RequestError, match=named):
-        RecipeRunner(make_recipe() | change, tmp_path)
+        RecipeRunner(make_recipe(**change), tmp_path)
     assert not (tmp_path / "model").exists()

@@ -1,4 +1,4 @@
-"""The decoder learns on alone: no token changes its meaning, and pictures come nearer to the true ones."""
+"""Training of the decoder by itself: tokens keep their meaning, and reconstructions improve."""
 
 from __future__ import annotations
 
@@ -12,21 +12,17 @@ from safetensors.torch import load_file
 
 from cogvideo.cli.train import main
 from cogvideo.config import ASSETS
-from cogvideo.data import synthetic_render
 from cogvideo.tokenizers.image import build_vqvae
+from cogvideo.training.recipe import parse_recipe
 from cogvideo.training.recipe_runner import RecipeRunner
 from cogvideo.training.trainer import Trainer, TrainerOptions
 from cogvideo.training.vqvae_data import ImageOptions
-from cogvideo.training.vqvae_task import encode, picture_error, weigh_by_size
+from cogvideo.training.vqvae_task import encode, reconstruction_loss, weigh_by_size
 from tests.support.toy_training import decoder_task
-
-needs_font = pytest.mark.skipif(
-    not any(path.exists() for path in synthetic_render.FONT_PATHS),
-    reason="fonts-noto-color-emoji is needed to draw the world",
-)
+from tests.support.toy_world import needs_font
 
 
-def test_tokens_keep_their_meaning_while_pictures_get_better(tmp_path: Path) -> None:
+def test_decoder_training_raises_psnr_and_changes_only_the_decoder(tmp_path: Path) -> None:
     task = decoder_task(tmp_path)
     shown = np.random.default_rng(0).integers(0, 256, (6, 1, 1, 3), dtype=np.uint8).repeat(32, 1).repeat(32, 2)
     task.sample = lambda rng, options: (shown, np.zeros(shown.shape[:3], np.float32))
@@ -34,7 +30,7 @@ def test_tokens_keep_their_meaning_while_pictures_get_better(tmp_path: Path) -> 
     before = {name: value.clone() for name, value in task.codec.state_dict().items()}
     vectors = encode(task.codec, pixels)
     trainer = Trainer(task, TrainerOptions(12, 1e-2, warmup=1, preview_every=0), tmp_path / "run")
-    assert {id(p) for p in trainer.trained} == {id(p) for p in task.codec.decs[1].parameters()}
+    assert {id(p) for p in trainer.trainable_parameters} == {id(p) for p in task.codec.decs[1].parameters()}
     scalars = [trainer.update() for _ in range(12)]
     assert scalars[-1]["psnr_small"] > scalars[0]["psnr_small"] + 1
     assert torch.equal(encode(task.codec, pixels), vectors)
@@ -44,7 +40,7 @@ def test_tokens_keep_their_meaning_while_pictures_get_better(tmp_path: Path) -> 
     assert task.preview_image().shape == (3 * 32, 6 * 32, 3)
 
 
-def test_context_joins_a_decoder_without_changing_it(tmp_path: Path) -> None:
+def test_untrained_context_does_not_change_the_decoder(tmp_path: Path) -> None:
     task = decoder_task(tmp_path)
     codes = torch.randn(2, 8, 4, 4)
     decoder = task.codec.decs[1]
@@ -56,48 +52,48 @@ def test_context_joins_a_decoder_without_changing_it(tmp_path: Path) -> None:
     assert torch.equal(decoder(codes), with_context)
 
 
-def test_spoiling_replaces_the_share_that_was_asked_for(tmp_path: Path) -> None:
+def test_decoder_corruption_replaces_the_requested_fraction_of_tokens(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     tokens = torch.randint(0, 64, (200, 8, 8))
-    assert torch.equal(decoder_task(tmp_path, wrong=0.0).corrupt(tokens, rng), tokens)
-    wrong = decoder_task(tmp_path, wrong=0.2).corrupt(tokens, rng) != tokens
+    assert torch.equal(decoder_task(tmp_path, corruption_rate=0.0).corrupt(tokens, rng), tokens)
+    wrong = decoder_task(tmp_path, corruption_rate=0.2).corrupt(tokens, rng) != tokens
     assert 0.17 < float(wrong.float().mean()) < 0.23
 
 
-def test_every_other_picture_is_decoded_from_the_plain_twins_tokens(tmp_path: Path) -> None:
-    """Four small frames and two crops: of either kind the second half shows the first before a plain ground."""
+def test_every_other_image_gets_the_plain_twins_tokens(tmp_path: Path) -> None:
+    """Four small frames and two crops. The second half of each kind shows the first on a plain ground."""
     task = decoder_task(tmp_path)
     tokens = torch.arange(6)[:, None, None].expand(6, 4, 4)
     shown = torch.zeros_like(tokens, dtype=torch.bool)
     shown[:, 1:3] = True
-    cut = task.cut_out(tokens, shown)
-    assert cut[:, 0, 0].tolist() == [0, 1, 0, 1, 4, 4]  # around the subject: the scene
-    assert cut[:, 1, 0].tolist() == [0, 1, 2, 3, 4, 5]  # where it is: its own tokens, then the plain twin's
-    assert task.before_scenes(tokens)[:, 0, 0].tolist() == [0, 1, 0, 1, 4, 4]  # what is to come of it
+    cut = task.insert_plain_subjects(tokens, shown)
+    assert cut[:, 0, 0].tolist() == [0, 1, 0, 1, 4, 4]  # tokens of the scene around the subject
+    assert cut[:, 1, 0].tolist() == [0, 1, 2, 3, 4, 5]  # its own tokens, then the plain twin's
+    assert task.repeat_scenes(tokens)[:, 0, 0].tolist() == [0, 1, 0, 1, 4, 4]  # targets
 
 
-def test_what_is_asked_for_stands_before_its_scene(tmp_path: Path) -> None:
-    """With pairs nobody asks the decoder to draw a plain ground; where nobody is marked there are no pairs."""
-    task = decoder_task(tmp_path, wrong=0.0)
+def test_decoder_targets_are_always_in_their_scene(tmp_path: Path) -> None:
+    """The decoder never has a plain ground as target. Without marked subjects there are no pairs."""
+    task = decoder_task(tmp_path, corruption_rate=0.0)
     frames = np.zeros((6, 32, 32, 3), np.uint8)
     frames[[0, 1, 4]] = 200
     masks = np.zeros(frames.shape[:3], np.float32)
     task.sample = lambda rng, options: (frames, masks)
     targets: list[torch.Tensor] = []
 
-    def keep(values: torch.Tensor) -> torch.Tensor:
-        targets.append(type(task).before_scenes(task, values))
+    def record(values: torch.Tensor) -> torch.Tensor:
+        targets.append(type(task).repeat_scenes(task, values))
         return targets[-1]
 
-    task.before_scenes = keep  # type: ignore[method-assign]
+    task.repeat_scenes = record  # type: ignore[method-assign]
     task.loss(0)
     assert targets == []
     masks[:, 8:16] = 1.0
     task.loss(0)
-    assert len(targets[0].unique()) == 3  # one value a channel: all of them the bright ones
+    assert len(targets[0].unique()) == 3  # one value a channel, that of the bright images
 
 
-def test_a_small_subject_may_count_as_much_as_a_large_one() -> None:
+def test_size_power_one_weighs_subjects_of_all_sizes_alike() -> None:
     masks = torch.zeros(3, 1, 8, 8)
     masks[0, :, :2, :2] = 1.0  # 4 pixels
     masks[1, :, :4, :4] = 1.0  # 16 pixels; the third picture is empty
@@ -109,7 +105,7 @@ def test_a_small_subject_may_count_as_much_as_a_large_one() -> None:
 
 
 @pytest.mark.parametrize("part", ["small", "fine"])
-def test_only_small_frames_are_weighed_by_their_subjects_size(part: str) -> None:
+def test_size_power_does_not_apply_to_crops(part: str) -> None:
     options = ImageOptions(small_frames=2, fine_crops=2, background_weight=0.0, size_power=1.0)
     masks, decoded = torch.zeros(4, 1, 8, 8), torch.zeros(4, 3, 8, 8)
     masks[[0, 2], :, :2, :2] = 1.0
@@ -119,13 +115,13 @@ def test_only_small_frames_are_weighed_by_their_subjects_size(part: str) -> None
     def cost(picture: int) -> float:
         wrong = decoded.clone()
         wrong[picture] = 1.0
-        return float(picture_error(wrong, decoded, masks, options)[0])
+        return float(reconstruction_loss(wrong, decoded, masks, options)[0])
 
     assert cost(first + 1) / cost(first) == pytest.approx(1.0 if part == "small" else 16.0)
 
 
 @needs_font
-def test_the_recipe_trains_the_shipped_decoder_further(tmp_path: Path) -> None:
+def test_decoder_recipe_changes_only_the_decoder_of_the_codec_file(tmp_path: Path) -> None:
     for name in ("codec.json", "codec.safetensors"):
         shutil.copy(ASSETS / "mini" / name, tmp_path)
     run = {"steps": 1, "learning_rate": 1e-3, "warmup": 1, "picture_every": 0}
@@ -137,7 +133,7 @@ def test_the_recipe_trains_the_shipped_decoder_further(tmp_path: Path) -> None:
         "decoder": {"run": run, "data": {"small_frames": 2, "fine_crops": 2}},
     }
     before = load_file(tmp_path / "codec.safetensors")
-    RecipeRunner(recipe, tmp_path / "run").run_part("decoder")
+    RecipeRunner(parse_recipe(recipe), tmp_path / "run").run_part("decoder")
     after = load_file(tmp_path / "codec.safetensors")
     assert (
         after.keys()
@@ -154,8 +150,8 @@ def test_the_recipe_trains_the_shipped_decoder_further(tmp_path: Path) -> None:
 
 
 @needs_font
-def test_a_recipe_of_the_decoder_alone_leaves_a_whole_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its networks are those of the starting point; none is missing, and none is asked for."""
+def test_decoder_recipe_from_mini_copies_its_networks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The networks are those of the starting point."""
     monkeypatch.chdir(tmp_path)
     Path("better.toml").write_text(
         'preset = "mini"\nseed = 0\nstart = "mini"\n'

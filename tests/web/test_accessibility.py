@@ -58,7 +58,7 @@ LOOKS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("look", LOOKS)
-def test_no_state_of_the_page_keeps_anybody_out(site: Site, visit: Callable[..., Visitor], look: str) -> None:
+def test_page_states_have_no_accessibility_violations(site: Site, visit: Callable[..., Visitor], look: str) -> None:
     """Each state in each look: nothing serious for axe, nothing too small for a thumb, nothing beside the screen."""
     visitor = visit(**LOOKS[look], reduced_motion="reduce").open(site.url)
     page = visitor.page
@@ -98,7 +98,9 @@ def test_no_state_of_the_page_keeps_anybody_out(site: Site, visit: Callable[...,
 
 
 @pytest.mark.parametrize("look", ["desktop light zh", "phone dark zh"])
-def test_nobody_is_kept_out_when_things_go_wrong_or_wait(site: Site, visit: Callable[..., Visitor], look: str) -> None:
+def test_error_and_queue_states_have_no_accessibility_violations(
+    site: Site, visit: Callable[..., Visitor], look: str
+) -> None:
     """Waiting, failed, interrupted; drafts being drawn and chosen."""
     visitor = visit(**LOOKS[look], reduced_motion="reduce").open(site.url)
     page = visitor.page
@@ -137,7 +139,7 @@ def test_nobody_is_kept_out_when_things_go_wrong_or_wait(site: Site, visit: Call
     fits("interrupted")
 
 
-def test_clips_play_only_in_sight_and_not_where_motion_is_unwelcome(site: Site, visit: Callable[..., Visitor]) -> None:
+def test_gallery_plays_only_in_view_and_not_with_reduced_motion(site: Site, visit: Callable[..., Visitor]) -> None:
     playing = "() => [...document.querySelectorAll('[data-shelf=gallery] video')].filter(clip => !clip.paused).length"
     calm = visit(reduced_motion="reduce").open(site.url)
     lively = visit().open(site.url)
@@ -151,7 +153,7 @@ def test_clips_play_only_in_sight_and_not_where_motion_is_unwelcome(site: Site, 
     calm.page.wait_for_function(f"({playing})() === 1")
 
 
-def test_the_first_load_is_small_and_asks_nobody_else(site: Site, visit: Callable[..., Visitor]) -> None:
+def test_first_load_is_small_and_contacts_no_other_host(site: Site, visit: Callable[..., Visitor]) -> None:
     """Under 1 MB beyond Gradio's own files; whatever a visitor asked of another host fails every test (see `visit`)."""
     visitor = visit()
     ours: dict[str, int] = {}
@@ -174,7 +176,7 @@ def test_the_first_load_is_small_and_asks_nobody_else(site: Site, visit: Callabl
     visitor.page.unroute_all(behavior="ignoreErrors")  # what is still on its way needs no weighing
 
 
-def test_the_pictures_of_the_readmes_can_be_taken_anew(site: Site, browser: Browser) -> None:
+def test_readme_screenshots_can_be_regenerated(site: Site, browser: Browser) -> None:
     site.fake.open()
     picture = smaller(take(browser, site.url, "en-US", PANDA, 7))
     with Image.open(io.BytesIO(picture)) as image:

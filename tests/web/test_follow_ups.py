@@ -22,8 +22,9 @@ from cogvideo.media.video import VideoWriter
 from cogvideo.request import VideoRequest
 from cogvideo.token_frames import last_frame
 from cogvideo.web import server
-from tests.support.browsing import DESKTOP, PANDA, PHONE, Site, Visitor, free_port
+from tests.support.browsing import DESKTOP, PANDA, PHONE, Site, Visitor
 from tests.support.fakes import PRESET, FakePipeline
+from tests.support.ports import free_port
 from tests.support.proxy import below
 
 Visit = Callable[..., Visitor]
@@ -40,9 +41,7 @@ def finish(site: Site, request: VideoRequest, visitor: Visitor) -> str:
 
 
 @pytest.mark.parametrize(("viewport", "locale"), [(DESKTOP, "zh-CN"), (PHONE, "en-US")])
-def test_four_drafts_grow_and_the_chosen_ones_are_finished(
-    site: Site, visit: Visit, viewport: dict[str, int], locale: str
-) -> None:
+def test_page_finishes_chosen_drafts(site: Site, visit: Visit, viewport: dict[str, int], locale: str) -> None:
     visitor = visit(viewport=viewport, locale=locale).open(site.url)
     page = visitor.page
     page.locator("#cv-prompt textarea").fill(PANDA)
@@ -79,7 +78,7 @@ def test_four_drafts_grow_and_the_chosen_ones_are_finished(
     assert chosen[-2:] == [site.jobs.tokens(draft, 1), site.jobs.tokens(draft, 3)] or len(chosen) == 1
 
 
-def test_a_clip_is_continued_from_its_last_frame(site: Site, visit: Visit) -> None:
+def test_continue_starts_with_last_frame(site: Site, visit: Visit) -> None:
     visitor = visit()
     job = finish(site, VideoRequest(PANDA, seed=3, num_frames=9, superres=False), visitor)
     page = visitor.page
@@ -103,9 +102,7 @@ def test_a_clip_is_continued_from_its_last_frame(site: Site, visit: Visit) -> No
 
 
 @pytest.mark.parametrize("viewport", [DESKTOP, PHONE])
-def test_a_picture_of_ones_own_is_the_first_frame(
-    site: Site, visit: Visit, tmp_path: Path, viewport: dict[str, int]
-) -> None:
+def test_uploaded_image_becomes_first_frame(site: Site, visit: Visit, tmp_path: Path, viewport: dict[str, int]) -> None:
     Image.new("RGB", (300, 120), (60, 60, 60)).save(tmp_path / "picture.png")
     (tmp_path / "broken.png").write_text("<script>alert(1)</script>")
     site.fake.open()
@@ -135,7 +132,7 @@ def test_a_picture_of_ones_own_is_the_first_frame(
     assert first is not None and first.rows() == [[60] * 64]
 
 
-def test_other_in_betweens_a_larger_picture_and_going_on_after_a_stop(site: Site, visit: Visit) -> None:
+def test_page_resamples_upscales_and_resumes(site: Site, visit: Visit) -> None:
     visitor = visit()
     job = finish(site, VideoRequest(PANDA, seed=3, num_frames=17, superres=False), visitor)
     page = visitor.page
@@ -164,7 +161,7 @@ def test_other_in_betweens_a_larger_picture_and_going_on_after_a_stop(site: Site
     visitor.has_cells(17, 17)
 
 
-def test_a_link_can_be_scanned_and_a_phone_shares_it(site: Site, visit: Visit) -> None:
+def test_share_shows_qr_code_and_uses_phone_dialog(site: Site, visit: Visit) -> None:
     visitor = visit()
     job = finish(site, VideoRequest(PANDA, seed=3, num_frames=5, superres=False), visitor)
     page = visitor.page
@@ -185,7 +182,7 @@ def test_a_link_can_be_scanned_and_a_phone_shares_it(site: Site, visit: Visit) -
     expect(phone.page.locator(".cv-share")).to_be_hidden()
 
 
-def test_the_place_in_the_queue_is_in_the_tab(site: Site, visit: Visit) -> None:
+def test_tab_title_shows_queue_position(site: Site, visit: Visit) -> None:
     first, second = visit().open(site.url).ask(), visit(locale="en-US")
     first.has_state("running")
     second.open(site.url)
@@ -194,7 +191,7 @@ def test_the_place_in_the_queue_is_in_the_tab(site: Site, visit: Visit) -> None:
     expect(second.page).to_have_title("(1) CogVideo for everyone")
 
 
-def test_what_memory_was_too_small_for_is_tried_with_less(site: Site, visit: Visit) -> None:
+def test_out_of_memory_offers_smaller_preset(site: Site, visit: Visit) -> None:
     site.fake.fail = OutOfMemoryError("显存不足", "Out of memory", "16g")
     visitor = visit().open(site.url).ask()
     site.fake.step(2)
@@ -233,7 +230,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     jobs.close()
 
 
-def test_another_model_is_chosen_and_a_missing_one_says_what_it_takes(two: Site, visit: Visit) -> None:
+def test_model_can_be_chosen_and_missing_one_shows_command(two: Site, visit: Visit) -> None:
     visitor = visit(locale="en-US").open(two.url)
     page = visitor.page
     page.get_by_role("button", name="More settings").click()
@@ -261,7 +258,7 @@ def test_another_model_is_chosen_and_a_missing_one_says_what_it_takes(two: Site,
     expect(other.page.locator("#cv-model").get_by_label("large")).to_be_checked()
 
 
-def test_how_a_large_model_is_held_is_shown_and_can_be_chosen(two: Site, visit: Visit) -> None:
+def test_memory_preset_of_large_model_can_be_chosen(two: Site, visit: Visit) -> None:
     visitor = visit(locale="en-US").open(two.url)
     page = visitor.page
     page.get_by_role("button", name="More settings").click()
@@ -288,14 +285,14 @@ def _owner(key: str) -> str:
     return owner_of(key)
 
 
-def test_below_a_root_path_everything_is_where_it_should_be(two: Site, visit: Visit) -> None:
+def test_page_works_below_root_path(two: Site, visit: Visit) -> None:
     visitor = visit(viewport=PHONE).open(two.url).ask()
     visitor.has_state("done")
     page = visitor.page
     expect(visitor.film()).to_have_js_property("videoWidth", 64)
     assert page.url == f"{two.url}?job={visitor.job()}"
     picture = page.locator("[data-shelf=history] .cv-picture").first
-    assert f"{two.url}media/" in picture.evaluate("node => node.style.backgroundImage")
+    expect(picture).to_have_attribute("style", re.compile(re.escape(f"{two.url}media/")))  # once the shelf is refreshed
     href = page.locator("[data-act=download]").get_attribute("href") or ""
     assert page.context.request.get(href).ok and re.match(re.escape(two.url) + "media/", href)
     page.reload()
@@ -305,7 +302,7 @@ def test_below_a_root_path_everything_is_where_it_should_be(two: Site, visit: Vi
     assert page.locator(".cv-qr").evaluate("async image => (await image.decode(), image.naturalWidth)") > 80
 
 
-def test_numbers_of_the_picture_shown_are_those_of_the_tokens() -> None:
+def test_fake_tokens_contain_seed_and_frame() -> None:
     """The fake's token clips say seed and moment, so that the tests above compare what was really kept."""
     from tests.support.fakes import token_clip
 

@@ -41,7 +41,7 @@ def tab_to(page: Page, selector: str, backwards: bool = False) -> None:
     raise AssertionError(f"Tab never leads to {selector}")
 
 
-def test_from_the_prompt_to_the_link_by_keyboard_alone(site: Site, visit: Callable[..., Visitor]) -> None:
+def test_video_can_be_made_and_shared_by_keyboard(site: Site, visit: Callable[..., Visitor]) -> None:
     visitor = visit().open(site.url)
     page = visitor.page
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
@@ -74,7 +74,7 @@ def test_from_the_prompt_to_the_link_by_keyboard_alone(site: Site, visit: Callab
     expect(page.locator("[data-shelf=history] .cv-card")).to_have_count(0)
 
 
-def test_the_strip_is_moved_with_arrow_keys(site: Site, visit: Callable[..., Visitor]) -> None:
+def test_filmstrip_moves_with_arrow_keys(site: Site, visit: Callable[..., Visitor]) -> None:
     site.fake.open()
     visitor = visit(reduced_motion="reduce").open(site.url)
     visitor.choose("#cv-rate", "2 帧/秒")
@@ -91,7 +91,7 @@ def test_the_strip_is_moved_with_arrow_keys(site: Site, visit: Callable[..., Vis
     expect(strip).to_have_attribute("aria-valuetext", "第 9 帧，共 9 帧")
 
 
-def test_each_change_is_said_once_and_the_title_counts(site: Site, visit: Callable[..., Visitor]) -> None:
+def test_changes_are_announced_once_and_title_shows_percent(site: Site, visit: Callable[..., Visitor]) -> None:
     visitor = visit().open(site.url)
     page = visitor.page
     visitor.choose("#cv-rate", "2 帧/秒")
@@ -119,7 +119,7 @@ def test_each_change_is_said_once_and_the_title_counts(site: Site, visit: Callab
     assert page.locator(".cv-live").get_attribute("aria-live") == "polite"
 
 
-def test_a_finished_job_is_marked_in_a_tab_in_the_background(site: Site, visit: Callable[..., Visitor]) -> None:
+def test_background_tab_title_marks_finished_job(site: Site, visit: Callable[..., Visitor]) -> None:
     visitor = visit().open(site.url).ask()
     visitor.has_state("running")
     visitor.page.evaluate(

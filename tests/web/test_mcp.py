@@ -11,8 +11,8 @@ import pytest
 
 from cogvideo.jobs.service import JobService
 from cogvideo.web import server
-from cogvideo.web.server import free_port
 from tests.support.fakes import PRESET, FakePipeline
+from tests.support.ports import free_port
 
 pytest.importorskip("mcp", reason="an extra: pip install 'gradio[mcp]'")
 
@@ -40,9 +40,9 @@ async def use(url: str) -> tuple[dict[str, str], list[dict[str, Any]]]:
         ]
 
 
-def test_a_language_model_finds_the_same_jobs_as_tools(tmp_path: Path) -> None:
+def test_mcp_tools_match_endpoints(tmp_path: Path) -> None:
     jobs = JobService(tmp_path, PRESET, FakePipeline)
-    port = free_port("127.0.0.1", 7900, search=True)
+    port = free_port()
     ui = server.serve(jobs, "127.0.0.1", port)
     tools, (made, stopped, unknown) = asyncio.run(use(f"http://127.0.0.1:{port}/gradio_api/mcp/"))
     wanted = "make_video draft_video video stop_video delete_video continue_video change_video"

@@ -13,11 +13,11 @@ from cogvideo.jobs.service import new_key
 from cogvideo.media.video import write_video
 from cogvideo.request import VideoRequest
 from cogvideo.web import job_json
-from tests.support.browsing import PANDA, PHONE, Site, Visitor, expect
+from tests.support.browsing import PANDA, PHONE, Site, Visitor, expect, no_timer_from
 from tests.support.fakes import moving_square
 
 
-def test_a_video_grows_from_prompt_to_film(site: Site, visit: Callable[..., Visitor]) -> None:
+def test_page_shows_each_stage_of_a_job(site: Site, visit: Callable[..., Visitor]) -> None:
     visitor = visit().open(site.url)
     page = visitor.page
     expect(page).to_have_title("CogVideo · 人人可用")
@@ -52,7 +52,7 @@ def test_a_video_grows_from_prompt_to_film(site: Site, visit: Callable[..., Visi
     expect(page.locator("[data-shelf=history] .cv-card")).to_have_count(1)
 
 
-def test_stop_keeps_what_was_drawn(site: Site, visit: Callable[..., Visitor]) -> None:
+def test_stop_button_keeps_keyframes(site: Site, visit: Callable[..., Visitor]) -> None:
     visitor = visit(viewport=PHONE, locale="en-US").open(site.url).ask()
     site.fake.step(6)
     visitor.has_cells(5, 3)
@@ -61,23 +61,25 @@ def test_stop_keeps_what_was_drawn(site: Site, visit: Callable[..., Visitor]) ->
     expect(visitor.page.locator(".cv-what")).to_have_text("Stopped; what was drawn is kept")
     expect(visitor.film()).to_have_attribute("src", re.compile("kept.mp4$"))
     view = site.jobs.state(visitor.job())
-    assert (view.status, view.frames) == ("stopped", 3)
+    assert (view.status, view.num_frames) == ("stopped", 3)
 
 
-def test_a_stop_that_acts_before_anybody_is_told_of_it_is_shown_as_done(
+def test_stop_without_stopping_state_is_shown_as_stopped(
     site: Site, visit: Callable[..., Visitor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shown = job_json.screen_value
     monkeypatch.setattr(job_json, "screen_value", lambda *args: {**shown(*args), "stopping": None})
-    visitor = visit(locale="en-US").open(site.url).ask()
+    visitor = visit(locale="en-US")
+    visitor.page.add_init_script(no_timer_from(4000))  # after four seconds anything is drawn anew
+    visitor.open(site.url).ask()
     site.fake.step(6)
     visitor.has_cells(5, 3)
     visitor.page.get_by_role("button", name="Stop", exact=True).click()
     visitor.has_state("stopped")
-    expect(visitor.page.locator(".cv-what")).to_have_text("Stopped; what was drawn is kept", timeout=5000)
+    expect(visitor.page.locator(".cv-what")).to_have_text("Stopped; what was drawn is kept")
 
 
-def test_stop_after_the_round(site: Site, visit: Callable[..., Visitor]) -> None:
+def test_stop_after_round_button_completes_round(site: Site, visit: Callable[..., Visitor]) -> None:
     visitor = visit().open(site.url).ask()
     site.fake.step(2)
     visitor.has_cells(5, 1)
@@ -88,7 +90,7 @@ def test_stop_after_the_round(site: Site, visit: Callable[..., Visitor]) -> None
     visitor.has_cells(5, 5)
 
 
-def test_a_link_lets_others_watch_but_not_stop(site: Site, visit: Callable[..., Visitor]) -> None:
+def test_shared_link_allows_watching_only(site: Site, visit: Callable[..., Visitor]) -> None:
     holder = visit().open(site.url).ask()
     site.fake.step(2)
     holder.has_cells(5, 1)
@@ -102,7 +104,7 @@ def test_a_link_lets_others_watch_but_not_stop(site: Site, visit: Callable[..., 
     holder.has_state("done")
 
 
-def test_a_shared_link_fills_the_page_and_starts_nothing(site: Site, visit: Callable[..., Visitor]) -> None:
+def test_settings_link_fills_form_without_starting(site: Site, visit: Callable[..., Visitor]) -> None:
     key = new_key()
     job = site.jobs.submit(VideoRequest(PANDA, seed=77, num_frames=9, duration=2.0, superres=False), key).id
     site.fake.open()
@@ -127,7 +129,7 @@ def test_a_shared_link_fills_the_page_and_starts_nothing(site: Site, visit: Call
     assert site.fake.started[-1] == VideoRequest(PANDA, seed=77, num_frames=9, duration=2.0, superres=False)
 
 
-def test_bad_wishes_get_a_sentence_and_start_nothing(site: Site, visit: Callable[..., Visitor]) -> None:
+def test_invalid_form_shows_error_without_starting(site: Site, visit: Callable[..., Visitor]) -> None:
     started = len(site.fake.started)
     visitor = visit().open(site.url)
     alert = visitor.page.get_by_role("alert")
@@ -136,7 +138,7 @@ def test_bad_wishes_get_a_sentence_and_start_nothing(site: Site, visit: Callable
         expect(alert).to_contain_text(sentence)
         expect(visitor.page.locator("#cv-prompt textarea")).to_have_value(prompt)
     visitor.page.locator("#cv-fresh input").uncheck()
-    for seed, sentence in (("4294967296", "超出范围"), ("", "种子是空的"), ("-1", "超出范围")):
+    for seed, sentence in (("4294967296", "超出范围"), ("", "种子为空"), ("-1", "超出范围")):
         visitor.page.locator("#cv-seed input").fill(seed)
         visitor.ask()
         expect(alert).to_contain_text(sentence)
@@ -144,7 +146,7 @@ def test_bad_wishes_get_a_sentence_and_start_nothing(site: Site, visit: Callable
     assert len(site.fake.started) == started and site.jobs.queue_length() == 0
 
 
-def test_the_seed_is_always_shown_and_the_next_one_is_a_click_away(site: Site, visit: Callable[..., Visitor]) -> None:
+def test_seed_is_shown_and_next_seed_button_increments_it(site: Site, visit: Callable[..., Visitor]) -> None:
     site.fake.open()
     visitor = visit().open(site.url)
     visitor.choose("#cv-rate", "1 帧/秒")
@@ -163,7 +165,7 @@ def test_the_seed_is_always_shown_and_the_next_one_is_a_click_away(site: Site, v
     assert site.fake.started[-1].seed == (seed + 1) % 2**32
 
 
-def test_the_language_changes_everywhere_and_is_remembered(site: Site, visit: Callable[..., Visitor]) -> None:
+def test_language_changes_all_labels_and_persists(site: Site, visit: Callable[..., Visitor]) -> None:
     visitor = visit(locale="de-DE").open(site.url)
     page = visitor.page
     expect(page.locator("#cv-make")).to_have_text("Make the video")
@@ -177,7 +179,7 @@ def test_the_language_changes_everywhere_and_is_remembered(site: Site, visit: Ca
     expect(page.locator("#cv-make")).to_have_text("生成视频")
 
 
-def test_own_videos_are_listed_opened_and_deleted(site: Site, visit: Callable[..., Visitor]) -> None:
+def test_history_opens_and_deletes_videos(site: Site, visit: Callable[..., Visitor]) -> None:
     site.fake.open()
     visitor = visit(viewport=PHONE).open(site.url)
     cards = visitor.page.locator("[data-shelf=history] .cv-card")
@@ -201,7 +203,7 @@ def test_own_videos_are_listed_opened_and_deleted(site: Site, visit: Callable[..
     expect(visitor.page.locator(".cv-sample")).to_be_visible()
 
 
-def test_phrases_join_the_prompt_and_the_page_shows_what_is_read(site: Site, visit: Callable[..., Visitor]) -> None:
+def test_phrases_are_appended_and_tokens_shown(site: Site, visit: Callable[..., Visitor]) -> None:
     visitor = visit(locale="en-US").open(site.url)
     page = visitor.page
     page.locator("#cv-chips button", has_text="一只兔子在雪地里跳").click()
@@ -221,7 +223,7 @@ def test_phrases_join_the_prompt_and_the_page_shows_what_is_read(site: Site, vis
     expect(page.locator(".cv-reading [data-kind=unknown]")).to_have_text("猹")
 
 
-def test_clips_made_beforehand_play_at_once_and_become_ones_own(site: Site, visit: Callable[..., Visitor]) -> None:
+def test_gallery_video_plays_and_fills_form(site: Site, visit: Callable[..., Visitor]) -> None:
     asked = len(site.fake.started), site.fake.loaded
     visitor = visit(viewport=PHONE, locale="en-US").open(site.url)
     page, prompt = visitor.page, visitor.page.locator("#cv-prompt textarea")
@@ -238,7 +240,7 @@ def test_clips_made_beforehand_play_at_once_and_become_ones_own(site: Site, visi
     assert (len(site.fake.started), site.fake.loaded) == asked
 
 
-def test_a_late_answer_takes_no_choice_back(site: Site, visit: Callable[..., Visitor]) -> None:
+def test_late_response_keeps_newer_choice(site: Site, visit: Callable[..., Visitor]) -> None:
     visitor = visit().open(site.url)
     page = visitor.page
     late: list[Route] = []
@@ -252,7 +254,7 @@ def test_a_late_answer_takes_no_choice_back(site: Site, visit: Callable[..., Vis
     expect(page.locator("#cv-outcome")).to_contain_text("9 帧，共 2 秒")
 
 
-def test_the_language_chosen_last_is_the_pages_however_soon(site: Site, visit: Callable[..., Visitor]) -> None:
+def test_last_of_rapid_language_choices_wins(site: Site, visit: Callable[..., Visitor]) -> None:
     page = visit().open(site.url).page
     late: list[Route] = []
     page.route("**/run/predict*", lambda route: route.continue_() if late else late.append(route))
@@ -266,7 +268,7 @@ def test_the_language_chosen_last_is_the_pages_however_soon(site: Site, visit: C
     expect(page.locator("#cv-make")).to_have_text("生成视频")
 
 
-def test_settings_of_an_earlier_video_are_used_again(site: Site, visit: Callable[..., Visitor]) -> None:
+def test_reuse_restores_settings_of_earlier_video(site: Site, visit: Callable[..., Visitor]) -> None:
     site.fake.open()
     visitor = visit().open(site.url)
     page = visitor.page
@@ -277,7 +279,7 @@ def test_settings_of_an_earlier_video_are_used_again(site: Site, visit: Callable
     expect(page.locator("#cv-notice")).to_contain_text("已将繁体字转换为简体：“一只熊猫在草地上”")
     visitor.has_state("done")
     view = site.jobs.state(visitor.job())
-    assert view.request.prompt == "一只熊猫在草地上" and not view.comment
+    assert view.request.prompt == "一只熊猫在草地上" and not view.embed_settings
     visitor.choose("#cv-rate", "2 帧/秒")
     visitor.ask("一只小猫")
     cards = page.locator("[data-shelf=history] .cv-card")
@@ -292,7 +294,7 @@ def test_settings_of_an_earlier_video_are_used_again(site: Site, visit: Callable
     expect(page.locator("#cv-fresh input")).not_to_be_checked()
 
 
-def test_a_dropped_file_gives_its_settings_back(site: Site, visit: Callable[..., Visitor], tmp_path: Path) -> None:
+def test_uploaded_video_restores_settings(site: Site, visit: Callable[..., Visitor], tmp_path: Path) -> None:
     frames = moving_square(5, 1)
     write_video(tmp_path / "clip.mp4", frames, 2.0, {"prompt": PANDA, "seed": 99, "frames": 5, "seconds": 2.0})
     write_video(tmp_path / "plain.mp4", frames, 2.0)
@@ -307,7 +309,7 @@ def test_a_dropped_file_gives_its_settings_back(site: Site, visit: Callable[...,
     expect(page.get_by_role("alert")).to_contain_text("没有本页写入的设置")
 
 
-def test_the_queue_says_where_one_stands(site: Site, visit: Callable[..., Visitor]) -> None:
+def test_queued_job_shows_position(site: Site, visit: Callable[..., Visitor]) -> None:
     first, second = visit().open(site.url).ask(), visit(locale="en-US").open(site.url)
     first.has_state("running")
     second.ask("一只小猫")
@@ -319,7 +321,7 @@ def test_the_queue_says_where_one_stands(site: Site, visit: Callable[..., Visito
     assert site.fake.most_busy == 1
 
 
-def test_files_need_an_exact_name_and_nothing_is_listed(site: Site, visit: Callable[..., Visitor]) -> None:
+def test_media_route_serves_only_exact_names(site: Site, visit: Callable[..., Visitor]) -> None:
     site.fake.open()
     visitor = visit().open(site.url).ask()
     visitor.has_state("done")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 from pathlib import Path
 
 import httpx
@@ -12,15 +11,14 @@ import pytest
 from cogvideo.jobs.service import JobService
 from cogvideo.web import server
 from tests.support.fakes import PRESET, FakePipeline, PlainFilm
+from tests.support.ports import free_port
 
 
-def test_the_page_starts_behind_a_proxy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_server_starts_with_unreachable_proxy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")  # nobody listens there
     monkeypatch.setenv("no_proxy", "example.org")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     jobs = JobService(tmp_path, PRESET, lambda: FakePipeline(), PlainFilm)
     ui = server.serve(jobs, "127.0.0.1", port)
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import threading
 from collections.abc import Callable, Generator
@@ -14,7 +13,7 @@ from playwright.sync_api import Route
 from cogvideo.events import Event
 from cogvideo.jobs.service import new_key
 from cogvideo.request import VideoRequest
-from tests.support.browsing import PANDA, PHONE, Site, Visitor, expect
+from tests.support.browsing import PANDA, PATIENCE, PHONE, Site, Visitor, expect, no_timer_from
 
 
 def picture(visitor: Visitor) -> dict[str, Any]:
@@ -48,10 +47,12 @@ def reload(visitor: Visitor, watched: list[str]) -> None:
     assert len(watched) == (1 if state in ("queued", "running") else 0)
 
 
-def test_reload_at_every_stage_brings_the_same_picture_back(site: Site, visit: Callable[..., Visitor]) -> None:
+def test_reload_restores_page_at_every_stage(site: Site, visit: Callable[..., Visitor]) -> None:
     key = new_key()
     blocker = site.jobs.submit(VideoRequest("占位", seed=1, num_frames=5, superres=False), key).id
-    visitor = visit().open(site.url)
+    visitor = visit()
+    visitor.page.add_init_script(no_timer_from(1000))  # on a busy machine a stream is opened anew after a silence
+    visitor.open(site.url)
     watched: list[str] = []
     visitor.page.on("request", lambda request: "/watch/" in request.url and watched.append(request.url))
     visitor.choose("#cv-rate", "2 帧/秒")
@@ -83,43 +84,30 @@ def test_reload_at_every_stage_brings_the_same_picture_back(site: Site, visit: C
     assert kinds == ["queued", "running", *["keyframe"] * 5, "level", "level", "done"]
 
 
-FOUND_AFTER = """(() => {
-    const answered = () => performance.getEntriesByType('navigation')[0].responseStart;
-    new MutationObserver((_, observer) => {
-        if (!document.querySelector('.cv-screen[data-state=running] .cv-cells [data-state=done]')) return;
-        window.foundAfter = performance.now() - answered();
-        observer.disconnect();
-    }).observe(document, { subtree: true, childList: true, attributes: true });
-})()"""
-
-
-def test_whoever_comes_back_finds_the_job_within_two_seconds_of_the_first_answer(
-    site: Site, visit: Callable[..., Visitor]
-) -> None:
-    """By a reload, and on another device by the link; the machine may have other things to do."""
+def test_page_finds_the_job_with_the_first_answers_after_reconnect(site: Site, visit: Callable[..., Visitor]) -> None:
+    """By a reload, and on another device by the link: no timer is waited for, and the job is requested once."""
     visitor, phone = visit(), visit(viewport=PHONE, has_touch=True)
+    asked: list[str] = []
     for each in (visitor, phone):
-        each.page.add_init_script(FOUND_AFTER)
+        each.page.add_init_script(no_timer_from(1000))
+        each.page.on("request", lambda request: re.search("/(watch|now)/", request.url) and asked.append(request.url))
     visitor.open(site.url).ask()
     site.fake.step(2)
     visitor.has_cells(5, 1)
     started, link = len(site.fake.started), visitor.page.url
-    crowd = max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
-    for page, come in ((visitor.page, visitor.page.reload), (phone.page, lambda: phone.page.goto(link))):
-        took = []
-        for _ in range(3):
-            come()
-            took.append(page.wait_for_function("window.foundAfter").json_value())
-            if took[-1] < 2000 * crowd:
-                break
-        assert min(took) < 2000 * crowd, took
+    for each, come in ((visitor, visitor.page.reload), (phone, lambda: phone.page.goto(link))):
+        asked.clear()
+        come()
+        each.has_state("running")
+        each.has_cells(5, 1)
+        assert len(asked) == 1 and "/watch/" in asked[0]
     assert len(site.fake.started) == started
 
 
 HIDDEN = "Object.defineProperty(document, 'hidden', { get: () => !window.back, configurable: true });"
 
 
-def test_hidden_tabs_leave_a_connection_for_the_next_one(site: Site, visit: Callable[..., Visitor]) -> None:
+def test_hidden_tabs_release_their_connection(site: Site, visit: Callable[..., Visitor]) -> None:
     """Browsers allow six connections to a host: seven tabs that keep one each would leave none."""
     front = visit().open(site.url).ask()
     site.fake.step(2)
@@ -147,7 +135,7 @@ def test_hidden_tabs_leave_a_connection_for_the_next_one(site: Site, visit: Call
         assert visitor.complaints == []
 
 
-def test_a_job_outlives_its_tab_and_is_there_on_a_second_device(site: Site, visit: Callable[..., Visitor]) -> None:
+def test_job_continues_after_tab_closes(site: Site, visit: Callable[..., Visitor]) -> None:
     holder = visit().open(site.url).ask()
     site.fake.step(2)
     holder.has_cells(5, 1)
@@ -167,9 +155,7 @@ def test_a_job_outlives_its_tab_and_is_there_on_a_second_device(site: Site, visi
 
 
 @pytest.mark.parametrize("status", [None, 502])
-def test_a_lost_network_is_said_and_made_good_without_a_reload(
-    site: Site, visit: Callable[..., Visitor], status: int | None
-) -> None:
+def test_lost_network_is_shown_and_recovered(site: Site, visit: Callable[..., Visitor], status: int | None) -> None:
     """No answer at all, or a proxy's error page, after which a browser's event source gives up by itself."""
     visitor = visit().open(site.url)
     visitor.forgiven = True
@@ -185,7 +171,7 @@ def test_a_lost_network_is_said_and_made_good_without_a_reload(
     assert page.evaluate("() => window.stayed")
 
 
-def test_the_second_job_waits_until_the_first_has_let_go(
+def test_second_job_starts_after_first_ends(
     site: Site, visit: Callable[..., Visitor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A stops; as long as A's pipeline holds the accelerator, B may not begin, whatever B's page or A's page does."""
@@ -199,7 +185,7 @@ def test_the_second_job_waits_until_the_first_has_let_go(
             yield from stream(request, stop)
         finally:
             if request.seed == first:
-                assert let_go.wait(60)
+                assert let_go.wait(PATIENCE / 1000)
             log.append(("end", request.seed))
 
     monkeypatch.setattr(site.fake, "stream", lingering)
@@ -229,7 +215,7 @@ def test_the_second_job_waits_until_the_first_has_let_go(
     assert site.fake.most_busy == 1
 
 
-def test_a_stop_that_never_arrived_can_be_pressed_again(site: Site, visit: Callable[..., Visitor]) -> None:
+def test_lost_stop_request_can_be_repeated(site: Site, visit: Callable[..., Visitor]) -> None:
     visitor = visit().open(site.url).ask()
     site.fake.step(2)
     visitor.has_cells(5, 1)
@@ -246,7 +232,7 @@ def test_a_stop_that_never_arrived_can_be_pressed_again(site: Site, visit: Calla
     visitor.has_state("stopped")
 
 
-def test_a_film_that_did_not_load_is_asked_for_again(site: Site, visit: Callable[..., Visitor]) -> None:
+def test_failed_video_request_is_retried(site: Site, visit: Callable[..., Visitor]) -> None:
     site.fake.open()
     job = site.jobs.submit(VideoRequest(PANDA, seed=1, num_frames=5, superres=False), new_key()).id
     visitor = visit()
@@ -268,7 +254,7 @@ def test_a_film_that_did_not_load_is_asked_for_again(site: Site, visit: Callable
     expect(film).to_have_count(0)
 
 
-def test_the_list_of_videos_keeps_itself_up_to_date(site: Site, visit: Callable[..., Visitor]) -> None:
+def test_history_updates_itself(site: Site, visit: Callable[..., Visitor]) -> None:
     """Also of what is not on the stage."""
     visitor = visit()
     visitor.page.clock.install()

@@ -39,7 +39,7 @@ def harmless(page: Page, parts: int) -> None:
     expect(page).to_have_title("CogVideo · 人人可用")
 
 
-def test_a_hostile_prompt_is_text_wherever_it_stands(site: Site, visit: Callable[..., Visitor]) -> None:
+def test_hostile_prompt_is_shown_as_text(site: Site, visit: Callable[..., Visitor]) -> None:
     site.fake.open()
     visitor = visit().open(f"{site.url}?lang=zh")
     page = visitor.page
@@ -67,7 +67,7 @@ def test_a_hostile_prompt_is_text_wherever_it_stands(site: Site, visit: Callable
         harmless(shared.page, parts)
 
 
-def test_control_characters_are_refused_with_a_sentence(site: Site) -> None:
+def test_control_characters_are_refused(site: Site) -> None:
     started = len(site.fake.started)
     for character in "\x00\x07\x1b\x7f":
         said = call(site.url, "make_video", f"熊{character}猫", 1, 5, 4, False, 0, "")
@@ -75,13 +75,13 @@ def test_control_characters_are_refused_with_a_sentence(site: Site) -> None:
     assert len(site.fake.started) == started and site.jobs.queue_length() == 0
 
 
-def test_a_prompt_of_nothing_visible_is_empty(site: Site, visit: Callable[..., Visitor]) -> None:
+def test_invisible_prompt_counts_as_empty(site: Site, visit: Callable[..., Visitor]) -> None:
     visitor = visit().open(site.url).ask("\u200b\u202e \ufeff")
     expect(visitor.page.get_by_role("alert")).to_contain_text("是空的")
     visitor.has_state("empty")
 
 
-def test_a_hostile_link_changes_nothing_but_the_form(site: Site, visit: Callable[..., Visitor]) -> None:
+def test_hostile_link_changes_only_the_form(site: Site, visit: Callable[..., Visitor]) -> None:
     script = "<img src=x onerror=window.owned=1>"
     started = len(site.fake.started)
     for query in (
@@ -100,7 +100,7 @@ def test_a_hostile_link_changes_nothing_but_the_form(site: Site, visit: Callable
     assert len(site.fake.started) == started and site.jobs.queue_length() == 0
 
 
-def test_a_watcher_has_no_power_over_a_job(site: Site, visit: Callable[..., Visitor]) -> None:
+def test_viewer_cannot_stop_or_delete(site: Site, visit: Callable[..., Visitor]) -> None:
     holder = visit().open(site.url).ask()
     site.fake.step(2)
     holder.has_cells(5, 1)
@@ -129,7 +129,7 @@ def call(url: str, name: str, *values: object) -> str:
     return httpx.get(f"{url}gradio_api/call/{name}/{started.json()['event_id']}", timeout=60).text
 
 
-def test_nothing_that_the_server_tells_everybody_names_a_job(site: Site) -> None:
+def test_public_routes_reveal_no_job(site: Site) -> None:
     site.fake.open()
     key = new_key()
     job = site.jobs.submit(VideoRequest(PANDA, seed=1, num_frames=5, superres=False), key).id
@@ -160,7 +160,7 @@ def test_nothing_that_the_server_tells_everybody_names_a_job(site: Site) -> None
             assert client.get(path).status_code >= 400, path
 
 
-def test_what_is_served_is_never_guessed_to_be_something_else(site: Site, visit: Callable[..., Visitor]) -> None:
+def test_media_types_are_fixed(site: Site, visit: Callable[..., Visitor]) -> None:
     site.fake.open()
     visitor = visit().open(site.url).ask()
     visitor.has_state("done")

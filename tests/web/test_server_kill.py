@@ -7,7 +7,8 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.support.browsing import PANDA, Server, Visitor, expect, free_port
+from tests.support.browsing import PANDA, Server, Visitor, expect
+from tests.support.ports import free_port
 
 CAT = "一只小猫"
 
@@ -24,7 +25,7 @@ def again(visitor: Visitor, name: str) -> None:
     visitor.page.locator(f"[data-act={name}]").click()
 
 
-def test_kill_at_each_stage(visit: Callable[..., Visitor], tmp_path: Path) -> None:
+def test_server_killed_at_each_stage_loses_no_job(visit: Callable[..., Visitor], tmp_path: Path) -> None:
     port = free_port()
     url = f"http://127.0.0.1:{port}/"
 
