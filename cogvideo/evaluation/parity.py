@@ -29,23 +29,24 @@ TOLERANCE = 1e-4
 """Largest absolute difference allowed, in fp32."""
 
 NEWLINE = 4
-"""`<n>`, which follows the duration: this many ids after the image tokens."""
+"""Id of `<n>`, which follows the duration, counted from the first text id."""
 
 EXCLAMATION = 20013
-"""The id that the golden training texts and `stage2_plain` end with."""
+"""Last id of the golden training texts and of `stage2_plain`."""
 
 NOT_FOLLOWED = {
-    "stage2_plain_original": "the release forgets the region mask when it reads the given frames",
+    "stage2_plain_original": "the release omits the region mask when it reads the given frames",
     "stage2_unguided": "the same",
     "stage2_guided": "the same",
 }
-"""Arrays of the release's known fault: we follow training, so `*_masked` and `stage2_plain` are the ones to equal."""
+"""Arrays with a known fault of the release, and the reason. `*_masked` and `stage2_plain` are compared instead: they
+use the mask as the release's training does."""
 
 Arrays = dict[str, npt.NDArray[Any]]
 
 
 def read_golden(path: Path) -> Arrays:
-    """All arrays of the golden file. Raises WeightsError."""
+    """Read all arrays of the golden file. Raises WeightsError if it is missing or damaged."""
     checkpoint.require(path)
     try:
         with np.load(path) as archive:
@@ -55,7 +56,7 @@ def read_golden(path: Path) -> Arrays:
 
 
 class Parity:
-    """Computes every array of a golden file with our code."""
+    """Computes the arrays of a golden file and compares them."""
 
     def __init__(self, models: LoadedModels, golden: Arrays) -> None:
         self.models = models
@@ -64,7 +65,10 @@ class Parity:
         self.prefix: list[str | Sequence[int]] = ["duration", [models.stage1.config.image_tokens + NEWLINE]]
 
     def differences(self) -> Iterator[tuple[str, float]]:
-        """(name, largest absolute difference) of every array that we follow, in the order of the work."""
+        """Yield (name, largest absolute difference) of every array, in the order of computation.
+
+        Raises ValueError if an array has another shape.
+        """
         for compute in (self._first_frame, self._stage1, self._stage2, self._training, self._superres, self._sampling):
             for name, value in compute():
                 wanted = self.golden[name]
@@ -72,59 +76,66 @@ class Parity:
                     raise ValueError(f"{name}: computed {value.shape}, golden {wanted.shape}")
                 yield name, float(np.abs(value.astype(np.float64) - wanted).max())
 
-    # -- drawn through the cache ---------------------------------------------------------------------------------
+    # -- through the KV cache ------------------------------------------------------------------------------------
 
     def _first_frame(self) -> Iterator[tuple[str, npt.NDArray[Any]]]:
-        lm, clip = self.models.stage1, self.frames
+        lm, tokens = self.models.stage1, self.frames
         texts = self._texts("text", "image_suffix")
-        yield "stage1_first_frame", self._taught(clip, lambda draw: decoding.first_frame(lm, texts, draw))
+        yield "stage1_first_frame", self._teacher_forced(tokens, lambda sample: decoding.first_frame(lm, texts, sample))
 
     def _stage1(self) -> Iterator[tuple[str, npt.NDArray[Any]]]:
-        lm, clip = self.models.stage1, self.frames
+        lm, tokens = self.models.stage1, self.frames
         texts, others = self._texts(*self.prefix, "text", "video_suffix"), self._texts(*self.prefix, "guidance_text")
         yield (
             "stage1_guided",
-            self._taught(clip, lambda draw: decoding.keyframes(lm, texts, clip[:, 0], draw, unconditional=others)),
+            self._teacher_forced(
+                tokens, lambda sample: decoding.keyframes(lm, texts, tokens[:, 0], sample, unconditional=others)
+            ),
         )
         plain = self._texts(*self.prefix, "text")
-        yield "stage1_unguided", self._taught(clip, lambda draw: decoding.keyframes(lm, plain, clip[:, 0], draw))
+        yield (
+            "stage1_unguided",
+            self._teacher_forced(tokens, lambda sample: decoding.keyframes(lm, plain, tokens[:, 0], sample)),
+        )
 
     def _stage2(self) -> Iterator[tuple[str, npt.NDArray[Any]]]:
         lm = self.models.stage2
-        clip = self._clip(lm)
-        given = clip[:, list(lm.layout.given)]
+        tokens = self._in_time_order(lm)
+        given = tokens[:, list(lm.layout.given)]
         texts, others = self._texts(*self.prefix, "text", "video_suffix"), self._texts(*self.prefix, "guidance_text")
         plain = self._texts(*self.prefix, "text", [EXCLAMATION])
         yield (
             "stage2_plain",
-            self._taught(
-                clip,
-                lambda draw: decoding.interpolate(
-                    lm, plain, given, draw, options=DecodeOptions(text_attention_bias=0.0)
+            self._teacher_forced(
+                tokens,
+                lambda sample: decoding.interpolate(
+                    lm, plain, given, sample, options=DecodeOptions(text_attention_bias=0.0)
                 ),
             ),
         )
         yield (
             "stage2_guided_masked",
-            self._taught(clip, lambda draw: decoding.interpolate(lm, texts, given, draw, unconditional=others)),
+            self._teacher_forced(
+                tokens, lambda sample: decoding.interpolate(lm, texts, given, sample, unconditional=others)
+            ),
         )
         yield (
             "stage2_unguided_masked",
-            self._taught(clip, lambda draw: decoding.interpolate(lm, texts, given, draw)),
+            self._teacher_forced(tokens, lambda sample: decoding.interpolate(lm, texts, given, sample)),
         )
 
-    def _taught(
-        self, clip: Tensor, run: Callable[[decoding.SampleFn], Iterator[decoding.DecodedTokens]]
+    def _teacher_forced(
+        self, tokens: Tensor, run: Callable[[decoding.SampleFn], Iterator[decoding.DecodedTokens]]
     ) -> npt.NDArray[Any]:
-        """Run a decoder that draws the tokens of `clip` [samples, F, N] whatever it predicts -> its summaries."""
-        seen: dict[tuple[int, int], Tensor] = {}
+        """Run a decoder with `tokens` [samples, F, N] in place of its samples; returns summaries of its logits."""
+        summaries: dict[tuple[int, int], Tensor] = {}
 
-        def draw(logits: Tensor, frame: int, slot: int) -> Tensor:
-            seen[frame, slot] = self._summary(logits)
-            return clip[:, frame, slot]
+        def sample(logits: Tensor, frame: int, slot: int) -> Tensor:
+            summaries[frame, slot] = self._summary(logits)
+            return tokens[:, frame, slot]
 
-        decoding.collect(run(draw))
-        return torch.stack([seen[place] for place in sorted(seen)], dim=1).numpy()
+        decoding.collect(run(sample))
+        return torch.stack([summaries[place] for place in sorted(summaries)], dim=1).numpy()
 
     # -- in one pass ---------------------------------------------------------------------------------------------
 
@@ -133,9 +144,9 @@ class Parity:
         texts = self._texts(*self.prefix, "text", [EXCLAMATION])
         for lm in (self.models.stage1, self.models.stage2):
             text, text_length = left_pad(texts, lm.config.text_length)
-            clip = self.frames if lm.stage == 1 else self._clip(lm)
-            logits = lm.forward_training(text, text_length, clip)
-            losses = F.cross_entropy(logits.flatten(0, 2), clip.flatten(), reduction="none").view(clip.shape)
+            tokens = self.frames if lm.stage == 1 else self._in_time_order(lm)
+            logits = lm.forward_training(text, text_length, tokens)
+            losses = F.cross_entropy(logits.flatten(0, 2), tokens.flatten(), reduction="none").view(tokens.shape)
             predicted = list(range(1, lm.layout.frames)) if lm.stage == 1 else list(lm.layout.generated)
             yield f"train{lm.stage}_logits", self._summary(logits).flatten(1, 2).numpy()
             yield f"train{lm.stage}_nll", losses.flatten(1).numpy()
@@ -151,25 +162,25 @@ class Parity:
         logits = torch.from_numpy(self.golden["sampling_logits"])
         labels = torch.from_numpy(self.golden["cluster_labels"]).long()
         published = SamplingOptions()
-        for name, how in (
+        for name, sampling in (
             ("sampling_first_frame", published.first_frame),
             ("sampling_video", published.video),
             ("sampling_dsr", published.superres),
         ):
-            yield name, distribution(logits, how, labels).numpy()
+            yield name, distribution(logits, sampling, labels).numpy()
 
-    # -- private -----------------------------------------------------------------------------------------------
+    # -- inputs and summaries ------------------------------------------------------------------------------------
 
-    def _clip(self, lm: VideoLM) -> Tensor:
-        """Stage 2: the golden frames, which come given ones first, in time order."""
+    def _in_time_order(self, lm: VideoLM) -> Tensor:
+        """Return stage 2's golden frames, which are stored with the given ones first, in time order."""
         return self.frames[:, list(lm.layout.stage2_revert)]
 
     def _texts(self, *parts: str | Sequence[int]) -> list[list[int]]:
-        """The same text for every sample, joined from arrays of the golden file and literal ids."""
+        """Join arrays of the golden file and literal ids to a text, the same for every sample."""
         ids = [int(i) for part in parts for i in (self.golden[part] if isinstance(part, str) else part)]
         return [ids] * len(self.frames)
 
     def _summary(self, logits: Tensor) -> Tensor:
-        """[..., image_tokens] -> the columns `sub_vocab`, then the log-sum-exp over all."""
+        """Return the columns `sub_vocab` of logits [..., image tokens], and the log-sum-exp over all columns."""
         columns = torch.from_numpy(self.golden["sub_vocab"])
         return torch.cat((logits[..., columns], logits.logsumexp(-1, keepdim=True)), dim=-1)

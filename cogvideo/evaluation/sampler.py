@@ -1,6 +1,6 @@
-"""Prompts of the small world -> decoded clips, many at once: what `evaluate` looks at.
+"""Prompts of the synthetic world, and videos that a model generates for them, many at once.
 
-Texts, sampling and seeds are those of the pipeline, so that a clip of the studio is the clip that a user gets.
+Texts, sampling and seeds are those of the pipeline, so the videos are those that a user gets.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import cast
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from cogvideo.config import FRAME_COUNTS, Preset, SamplingOptions
 from cogvideo.data.synthetic_vocabulary import MOTIONS, SCENES
 from cogvideo.data.synthetic_world import Clip, HeldOut, caption, place_clip, sample_clip, sample_held_out
+from cogvideo.events import Frames
 from cogvideo.inference.decoding import MAX_ROWS
 from cogvideo.inference.generation import GeneratedVideo, GenerationOptions, PipelineComponents, VideoGenerator
 from cogvideo.inference.sampling import ClusterSampler
@@ -32,13 +32,12 @@ from cogvideo.tokenizers.text import TextTokenizer, superres_text
 from cogvideo.training.joint_models import JointModels
 from cogvideo.training.joint_task import JointTask, JointTaskOptions
 
-Pixels = npt.NDArray[np.uint8]
 BATCH = 20
 
 
 @dataclass(frozen=True)
 class EvaluationCase:
-    """A prompt, the clip it describes, and whether training never showed its combination."""
+    """A prompt, the clip that it describes, whether the clip is held out, and the seed of its video."""
 
     prompt: str
     clip: Clip
@@ -47,19 +46,19 @@ class EvaluationCase:
 
 
 def draw_cases(count: int, seed: int, held_out: HeldOut) -> list[EvaluationCase]:
-    """`count` prompts, every fourth from the held-out pairs, two of three over four seconds, the third over two."""
+    """Sample `count` cases: every fourth with a held-out pair, two of three over four seconds, the third over two."""
     rng = np.random.default_rng((seed, 7))
     cases = []
     for index in range(count):
         duration = (4.0, 2.0)[index % 3 == 2]
-        hidden = index % 4 == 3
-        clip = held_out_clip(rng, held_out, duration) if hidden else sample_clip(rng, held_out, duration)
-        cases.append(EvaluationCase(caption(rng, clip, partial=0.0), clip, hidden, int(rng.integers(2**32))))
+        is_held_out = index % 4 == 3
+        clip = held_out_clip(rng, held_out, duration) if is_held_out else sample_clip(rng, held_out, duration)
+        cases.append(EvaluationCase(caption(rng, clip, partial=0.0), clip, is_held_out, int(rng.integers(2**32))))
     return cases
 
 
 def held_out_clip(rng: np.random.Generator, held_out: HeldOut, duration: float) -> Clip:
-    """A clip that training never shows, half of them for the motion and half for the scene."""
+    """Sample a clip with a held-out pair: in half of the cases of subject and motion, else of subject and scene."""
     if rng.random() < 0.5:
         pairs = sorted(held_out.subject_motion)
         subject, motion = pairs[int(rng.integers(len(pairs)))]
@@ -99,7 +98,7 @@ class EvaluationSampler:
         requests = [_request(case, FRAME_COUNTS[-1], options) for case in cases]
         return self._tokens([replace(r, initial_tokens=k) for r, k in zip(requests, keyframes, strict=True)])
 
-    def upscale(self, prompt: str, tokens: Tensor, options: SamplingOptions, seed: int) -> Pixels:
+    def upscale(self, prompt: str, tokens: Tensor, options: SamplingOptions, seed: int) -> Frames:
         """Upscale the frames of one prompt, tokens [F, N] -> [F, H, W, 3]."""
         text = superres_text(self.components.tokenizer, prompt)
         lm, sampler = self.components.models.superres, self.components.sampler
@@ -109,13 +108,13 @@ class EvaluationSampler:
         return self.codec.decode_upscaled(fine, tokens, self.preset)
 
     def task(self) -> JointTask:
-        """What these networks were trained for, with nothing spoilt: what they know of clips of the world."""
+        """Return the training task of these networks, without corruption, to measure their accuracy."""
         options = JointTaskOptions(corruption_rate=0.0)
-        models = cast(JointModels, self.components.models)  # of which it asks for the networks alone
+        models = cast(JointModels, self.components.models)  # the task reads only the three networks
         return JointTask(models, self.preset, self.components.tokenizer, self.codec.encode, sample_held_out(), options)
 
-    def show(self, tokens: Tensor) -> Pixels:
-        """Tokens [..., N] -> frames [..., H, W, 3]."""
+    def show(self, tokens: Tensor) -> Frames:
+        """Decode tokens [..., N] to frames [..., H, W, 3]."""
         frames = self.codec.decode(tokens.flatten(0, -2), self.preset.model.grid)
         return frames.reshape(*tokens.shape[:-1], *frames.shape[1:])
 

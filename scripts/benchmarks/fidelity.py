@@ -1,10 +1,10 @@
-"""What each memory preset costs in fidelity: scores and tokens beside those of the exact networks in full precision.
+"""Measure what each memory preset costs in accuracy: logits and tokens compared with the exact fp32 networks.
 
-In: `mini` with prompts and the films that it draws of them; small networks with random weights and random tokens. Out:
-a table in both READMEs (`--write`), or on the screen. Every network is shown the same tokens; at each place its scores
-are compared with the exact ones, and what both would draw with the same noise. All of it in full precision: what half
-precision costs is not included. The seconds are processor time of one core for a whole film of `mini`, 33 frames and
-their enlargement, through the same pipeline as everybody's films, its files already read. Some minutes:
+Input: `mini` with prompts and the videos it generates from them; small networks with random weights and random tokens.
+Output: a table in docs/published-model.md and its Chinese version (`--write`), or on the terminal. All networks read
+the same tokens. At each position, the logits are compared with the exact ones, and so are the tokens sampled with the
+same noise. Everything runs in fp32, so the error of half precision is not included. The seconds are CPU time of one
+core for a complete video of `mini`: 33 frames with super-resolution, weights already loaded. Takes some minutes:
 
     python scripts/benchmarks/fidelity.py --write
 """
@@ -55,12 +55,14 @@ TOY = replace(
 )
 
 HEAD = {
-    "README.md": "| preset | card | how | peak, predicted | scores off, `mini` / toy | same tokens, `mini` / toy "
-    "| one core, `mini` | on its card |",
-    "README_zh.md": "| 预设 | 显卡 | 方式 | 预测峰值 | 分数偏差 `mini` / toy | 相同 token `mini` / toy "
+    "docs/published-model.md": "| preset | GPU memory | placement | predicted peak "
+    "| logit error, `mini` / toy | same tokens, `mini` / toy "
+    "| one core, `mini` | on that GPU |",
+    "docs/published-model_zh.md": "| 预设 | 显存 | 方式 | 预测峰值 "
+    "| logits 误差，`mini` / toy | 相同 token，`mini` / toy "
     "| 单核 CPU，`mini` | 在该显卡上 |",
 }
-UNKNOWN = {"README.md": "not measured yet", "README_zh.md": "尚未测量"}
+UNKNOWN = {"docs/published-model.md": "not measured yet", "docs/published-model_zh.md": "尚未测量"}
 
 
 @dataclass(frozen=True)
@@ -96,18 +98,18 @@ class Subject:
 def main() -> None:
     """Compare, and write or print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--write", action="store_true", help="put the table into both READMEs")
+    parser.add_argument("--write", action="store_true", help="write the table into docs/published-model.md and _zh.md")
     options = parser.parse_args()
     with torch_threads(1):
         toy, mini = compare(_toy()), compare(_mini())
         seconds = {name: _seconds(memory) for name, memory in MEMORY_PRESETS.items()}
-    for readme, head in HEAD.items():
+    for document, head in HEAD.items():
         lines = [head, "|---" * (head.count("|") - 1) + "|"]
         lines += [
-            _row(row, mini[row.name], toy[row.name], seconds[row.name], readme) for row in MEMORY_PRESETS.values()
+            _row(row, mini[row.name], toy[row.name], seconds[row.name], document) for row in MEMORY_PRESETS.values()
         ]
         if options.write:
-            _write(ROOT / readme, "\n".join(lines))
+            _write(ROOT / document, "\n".join(lines))
         else:
             print("\n".join(lines))
 
@@ -216,8 +218,8 @@ def _seconds(memory: MemoryPreset) -> float:
     return time.process_time() - start
 
 
-def _row(memory: MemoryPreset, mini: Cost, toy: Cost, seconds: float, readme: str) -> str:
-    chinese = readme.endswith("_zh.md")
+def _row(memory: MemoryPreset, mini: Cost, toy: Cost, seconds: float, document: str) -> str:
+    chinese = document.endswith("_zh.md")
     model = PRESETS["cogvideo"].model
     card = f"{memory.vram_gb} GB" if memory.vram_gb else "—"
     cells: Sequence[str] = (
@@ -228,7 +230,7 @@ def _row(memory: MemoryPreset, mini: Cost, toy: Cost, seconds: float, readme: st
         f"{mini.off:.2%} / {toy.off:.2%}",
         f"{mini.same:.1%} / {toy.same:.1%}",
         f"{seconds:.1f} s",
-        UNKNOWN[readme] if memory.vram_gb else "—",
+        UNKNOWN[document] if memory.vram_gb else "—",
     )
     return "| " + " | ".join(cells) + " |"
 

@@ -1,4 +1,4 @@
-"""Draws the way from a sentence to a film, with the frames and tokens that the geometry gives.
+"""Draw the stages from a prompt to a video, with the frames and tokens that the geometry gives.
 
 python scripts/docs/draw_overview.py writes docs/drawings/overview_{en,zh}.svg, the picture at the top of each README.
 """
@@ -34,20 +34,20 @@ PROMPT = "一只熊猫在草地上向右跑"
 
 WORDS: dict[Language, dict[str, str]] = {
     "en": {
-        "title": "From a sentence to a film",
-        "words": "the sentence in words that the model knows, the film's duration before them",
+        "title": "From a prompt to a video",
+        "words": "the prompt as text tokens, with the duration before them",
         "keyframes": "stage 1: five keyframes",
         "tokens": "token by token: {} tokens each",
         "between": "stage 2: {} frames",
         "again": "a frame between every two",
         "enlarge": "super-resolution",
         "pass": "{} tokens a frame in one pass",
-        "film": "a film: mp4 or gif",
-        "sizes": "the published model: {} × {}, enlarged to {} × {} pixels",
+        "film": "a video: mp4 or gif",
+        "sizes": "the published model: {} × {}, upscaled to {} × {} pixels",
     },
     "zh": {
-        "title": "从一句话到一段视频",
-        "words": "句子变成模型认识的词，前面加上视频的时长",
+        "title": "从提示词到视频",
+        "words": "提示词变成文本 token，前面加上视频的时长",
         "keyframes": "第一阶段：五个关键帧",
         "tokens": "逐个 token 生成，每帧 {} 个",
         "between": "第二阶段：{} 帧",
@@ -61,7 +61,7 @@ WORDS: dict[Language, dict[str, str]] = {
 
 
 def overview(language: Language) -> str:
-    """The way from a sentence to 5, 9, 17 and 33 frames and a film, as the text of an SVG."""
+    """Draw the stages from a prompt to 5, 9, 17 and 33 frames and a video; returns the text of an SVG."""
     preset = PRESETS["cogvideo"]
     layout = TokenLayout(preset.model)
     words = WORDS[language]

@@ -273,9 +273,9 @@ def test_the_client_in_the_document_gets_its_film(page: str, folder: Path) -> No
     (block,) = [block for block in blocks("docs/programs.md", "python") if block.run_by]
     names: dict[str, object] = {}
     exec(compile(block.text.replace("http://127.0.0.1:7860/", page), block.document, "exec"), names)
-    film = names["film"]
-    assert isinstance(film, bytes)
-    assert film[4:8] == b"ftyp"
+    mp4 = names["mp4"]
+    assert isinstance(mp4, bytes)
+    assert mp4[4:8] == b"ftyp"
 
 
 def test_curl_in_the_document_asks_and_looks(page: str) -> None:

@@ -81,3 +81,27 @@ def test_the_scripts_write_where_the_documents_look(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(sys, "stdout", sys.stderr)
     drawing.write({"dot": lambda language: f"<svg>{language}</svg>"})
     assert (tmp_path / "docs" / "drawings" / "dot_zh.svg").read_text() == "<svg>zh</svg>"
+
+
+def test_imports_for_the_type_checker_are_no_arrows_and_those_in_functions_are() -> None:
+    packages = importlib.import_module("scripts.docs.draw_packages")
+    source = (
+        "from typing import TYPE_CHECKING\nimport json\nfrom cogvideo import config\nimport kernels.w8a16\n"
+        "if TYPE_CHECKING:\n    from cogvideo.models.base import TokenModel\n"
+        "def load() -> None:\n    from cogvideo.weights.checkpoint import load_tensor\n"
+    )
+    assert set(packages.imported(source)) == {"config", "kernels", "weights"}
+
+
+def test_an_arrow_that_follows_from_others_is_left_out() -> None:
+    packages = importlib.import_module("scripts.docs.draw_packages")
+    graph = {"a": frozenset("bcd"), "b": frozenset("c"), "c": frozenset("d"), "d": frozenset[str]()}
+    assert packages.reduced(graph) == {"a": {"b"}, "b": {"c"}, "c": {"d"}, "d": set()}
+
+
+def test_every_drawn_import_points_down() -> None:
+    packages = importlib.import_module("scripts.docs.draw_packages")
+    row = {name: i for i, names in enumerate(packages.layers()) for name in names}
+    graph = packages.import_graph()
+    assert sum(map(len, graph.values())) > 60
+    assert not [(name, target) for name in graph for target in graph[name] if row[name] >= row[target]]

@@ -80,7 +80,7 @@ def test_reload_restores_page_at_every_stage(site: Site, visit: Callable[..., Vi
     expect(visitor.film()).to_have_attribute("src", re.compile("final.mp4$"))
     reload(visitor, watched)
     assert len(site.fake.started) == started + 1 and visitor.job() == job
-    kinds = [entry.kind for entry in site.jobs.log(job)]
+    kinds = [logged.entry.kind for logged in site.jobs.log(job)]
     assert kinds == ["queued", "running", *["keyframe"] * 5, "level", "level", "done"]
 
 
