@@ -49,6 +49,7 @@ from cogvideo.tokenizers.prompt import CheckedPrompt, KnownConcepts, TokenizedPr
 from cogvideo.tokenizers.text import (
     TextTokenizer,
 )
+from cogvideo.units import format_gigabytes
 from cogvideo.weights.catalog import ICETK_FOLDER, published_home
 
 
@@ -187,8 +188,8 @@ class CogVideoPipeline:
     def memory_summary(self) -> str:
         """The memory preset and the estimated peak memory of a video, in both languages."""
         memory = self.place.memory
-        peak = peak_bytes(self.preset.model, memory, self.place.kind) / 1e9
-        return f"显存预设 memory preset: {memory.name} (≤ {peak:.1f} GB)"
+        peak = format_gigabytes(peak_bytes(self.preset.model, memory, self.place.kind))
+        return f"显存预设 memory preset: {memory.name} (≤ {peak} GB)"
 
     # The components, each created once.
 

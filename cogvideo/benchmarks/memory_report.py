@@ -25,6 +25,7 @@ from cogvideo.runtime.memory_estimate import (
 )
 from cogvideo.runtime.memory_presets import MEMORY_PRESETS, MemoryPreset, PlacementOptions
 from cogvideo.runtime.oom import translate_oom
+from cogvideo.units import format_bytes, format_gigabytes
 
 USABLE = 0.94
 """Part of a card that programs can have."""
@@ -40,15 +41,16 @@ def predicted(name: str, model: ModelConfig, place: DevicePlacement, seconds: fl
         print(f"{error.zh}\n{error.en}", file=sys.stderr)
     rows = [
         f"{name}, {machine.name}: {machine.gigabytes_per_second:.0f} GB/s, {machine.gigaflops:.0f} GFLOP/s; "
-        f"{_free(place) / 1e9:.1f} GB free",
+        f"{format_gigabytes(_free(place))} GB free",
         f"  {'preset':<8}{'peak':>9}{'at least':>11}  how",
     ]
     for row in MEMORY_PRESETS.values():
         if row.device == "cpu" and place.kind != "cpu":
             continue
-        peak, least = peak_bytes(model, row, place.kind) / 1e9, least_seconds(model, row, machine, place.kind)
+        peak = format_gigabytes(peak_bytes(model, row, place.kind))
+        least = least_seconds(model, row, machine, place.kind)
         mark = ">" if row.name == chosen else " "
-        rows.append(f"{mark} {row.name:<8}{peak:>6.1f} GB{least:>9.0f} s  {row.en}\n{'':<30}{row.zh}")
+        rows.append(f"{mark} {row.name:<8}{peak:>6} GB{least:>9.0f} s  {row.en}\n{'':<30}{row.zh}")
     rows.append(
         "peak: predicted from the sizes, if every layer can be compressed as its preset says; --measure counts the "
         "layers that stay exact.\nat least: what reading the weights and computing takes on this machine."
@@ -98,12 +100,13 @@ class MemoryResult:
         if not self.phases:
             return f"{self.memory.name}: 内存不足 / out of memory"
         parts = (
-            f"{name} {phase.bytes / 1e9:.3g} GB (predicted {self.predicted[name] / 1e9:.3g}), {phase.seconds:.1f} s"
+            f"{name} {format_bytes(phase.bytes)} (predicted {format_bytes(self.predicted[name])}), "
+            f"{phase.seconds:.1f} s"
             for name, phase in self.phases.items()
         )
         peak = max(phase.bytes for phase in self.phases.values())
         seconds = sum(phase.seconds for phase in self.phases.values())
-        told = f"{self.memory.name}: {peak / 1e9:.3g} GB, {seconds:.1f} s · " + " · ".join(parts)
+        told = f"{self.memory.name}: {format_bytes(peak)}, {seconds:.1f} s · " + " · ".join(parts)
         zh, en = self.compression.sentences()
         return f"{told}\n  {zh}\n  {en}" if self.compression.layers else told
 

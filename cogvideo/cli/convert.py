@@ -19,7 +19,8 @@ def main(argv: Sequence[str]) -> int:
         converted = convert(options.directory, folder)
         print("\n".join(converted.sentences()))
         print(folder)
-        console.event("result", folder=folder, **asdict(converted), own=converted.own_parts)  # `own`: name in 0.1
+        own = dict(converted.own_parts)  # the name of version 0.1
+        console.event("result", folder=folder, **asdict(converted), own=own)
     return console.DONE
 
 

@@ -16,6 +16,7 @@ from typing import Any, Final, Literal
 from cogvideo import __version__
 from cogvideo.config import ASSETS, PRESETS, load_preset
 from cogvideo.runtime.memory_presets import MEMORY_PRESETS
+from cogvideo.units import format_gigabytes
 from cogvideo.weights.catalog import CONVERTED, WeightPaths
 
 CheckStatus = Literal["ok", "note", "error"]
@@ -169,7 +170,7 @@ def _host_memory() -> tuple[int | None, int | None]:
 
 
 def describe_device(machine: DeviceInfo) -> CheckResult:
-    fact = f"{machine.name}: {_gigabytes(machine.free)} of {_gigabytes(machine.total)} GB free"
+    fact = f"{machine.name}: {format_gigabytes(machine.free)} of {format_gigabytes(machine.total)} GB free"
     if machine.device == "cuda" or shutil.which("nvidia-smi") is None:
         return CheckResult("device", fact)
     if any(other.device == "cuda" for other in machines()):
@@ -199,12 +200,12 @@ def presets(model: str, there: Sequence[DeviceInfo]) -> Iterator[CheckResult]:
             if room is None:
                 continue
             need = peak_bytes(load_preset(name)[0].model, preset)
-            fact = f"{name} --memory {preset.name}: {_gigabytes(need)} GB, {preset.about}"
+            fact = f"{name} --memory {preset.name}: {format_gigabytes(need)} GB, {preset.about}"
             if need <= room:
                 fits = True
                 yield CheckResult("memory", fact)
             else:
-                yield CheckResult("memory", f"{fact} > {_gigabytes(room)} GB", "note")
+                yield CheckResult("memory", f"{fact} > {format_gigabytes(room)} GB", "note")
         if not fits and name == model:
             yield CheckResult(
                 "memory",
@@ -263,15 +264,15 @@ def _published_files(needed: bool) -> Iterator[CheckResult]:
                 "A converted copy loads faster. Run: python -m cogvideo convert.",
             )
         return
-    gigabytes = _gigabytes(sum(file.size for file in missing))
+    gigabytes = format_gigabytes(sum(file.size for file in missing))
     yield CheckResult(
         "files",
         f"cogvideo: {', '.join(str(paths.target(file)) for file in missing)}: -",
         "error" if needed else "note",
         f"如需已发布的模型，请运行 python -m cogvideo download cogvideo（约 {gigabytes} GB，"
-        f"磁盘剩余 {_gigabytes(_free_disk(paths.sat))} GB）。",
+        f"磁盘剩余 {format_gigabytes(_free_disk(paths.sat))} GB）。",
         f"To use the published model, run: python -m cogvideo download cogvideo (about {gigabytes} GB; "
-        f"{_gigabytes(_free_disk(paths.sat))} GB of disk are free).",
+        f"{format_gigabytes(_free_disk(paths.sat))} GB of disk are free).",
     )
 
 
@@ -279,7 +280,7 @@ def _data_folder() -> CheckResult:
     folder = Path(os.environ.get("COGVIDEO_DATA") or "data").absolute()
     parent = _existing(folder)
     if os.access(parent, os.W_OK):
-        return CheckResult("files", f"data: {folder}, {_gigabytes(_free_disk(parent))} GB free")
+        return CheckResult("files", f"data: {folder}, {format_gigabytes(_free_disk(parent))} GB free")
     return CheckResult(
         "files",
         f"data: {folder}",
@@ -306,10 +307,6 @@ def settings() -> Iterator[CheckResult]:
     for name in SECRETS:
         if os.environ.get(name):
             yield CheckResult("settings", f"{name}: ***")
-
-
-def _gigabytes(count: int | None) -> str:
-    return "?" if count is None else f"{count / 1e9:.1f}"
 
 
 def _refused_by_protobuf(tensorboardx: str) -> bool:

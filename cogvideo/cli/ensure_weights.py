@@ -9,6 +9,7 @@ from typing import Final
 
 from cogvideo.cli import console
 from cogvideo.errors import WeightsError
+from cogvideo.units import format_gigabytes
 from cogvideo.weights.catalog import COGVIDEO, WeightPaths
 from cogvideo.weights.download import Download
 
@@ -52,10 +53,10 @@ def _is_interactive() -> bool:
 
 
 def _ask(paths: WeightPaths) -> str:
-    gigabytes = sum(file.size for file in paths.missing()) / 1e9
+    gigabytes = format_gigabytes(sum(file.size for file in paths.missing()), 0)
     console.notice(
-        f"尚未下载 cogvideo 模型。需要下载约 {gigabytes:.0f} GB 到 {paths.sat}，可中断后继续。",
-        f"The model cogvideo is not downloaded yet: about {gigabytes:.0f} GB to {paths.sat}. Downloads can be resumed.",
+        f"尚未下载 cogvideo 模型。需要下载约 {gigabytes} GB 到 {paths.sat}，可中断后继续。",
+        f"The model cogvideo is not downloaded yet: about {gigabytes} GB to {paths.sat}. Downloads can be resumed.",
     )
     print(
         "是否下载？y 是，n 否，或输入已有文件的文件夹 / Download? y, n, or a folder that has the files: ",

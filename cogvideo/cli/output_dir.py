@@ -24,6 +24,7 @@ from torch import Tensor
 from cogvideo.config import FRAME_COUNTS
 from cogvideo.errors import CapacityError, CogVideoError, RequestError
 from cogvideo.events import Frames
+from cogvideo.files import atomic_write
 from cogvideo.media.video import write_video
 from cogvideo.request import VideoRequest, request_from_dict, request_to_dict
 from cogvideo.token_frames import TokenFrames
@@ -136,9 +137,8 @@ LARGEST: Final = 2**20
 def write_keyframes(path: Path, keyframes: Tensor, model: str, request: VideoRequest) -> None:
     """`keyframes` [5, N], which `model` drew for `request`, as the file `path`, whole or not at all. Raises OSError."""
     about = {"model": model, "request": json.dumps(request_to_dict(request), ensure_ascii=False)}
-    draft = path.with_name(f".{path.name}.part")
-    draft.write_bytes(save({"keyframes": keyframes.to(torch.int32).contiguous()}, about))
-    draft.replace(path)
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(save({"keyframes": keyframes.to(torch.int32).contiguous()}, about))
 
 
 def read_keyframes(path: Path) -> tuple[str, VideoRequest]:

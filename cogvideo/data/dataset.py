@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from safetensors.numpy import save_file
 from cogvideo.config import FRAME_COUNTS, Preset
 from cogvideo.errors import RequestError
 from cogvideo.events import Frames
+from cogvideo.files import atomic_write
 from cogvideo.tokenizers.image import ImageTokenizer
 from cogvideo.tokenizers.text import TextTokenizer
 from cogvideo.weights.catalog import ICETK_FOLDER
@@ -149,9 +149,8 @@ def write_index(folder: Path, sizes: TokenSizes, rows: Iterable[ClipRow]) -> Non
 
 def write_shard(path: Path, tensors: dict[str, npt.NDArray[Any]], metadata: dict[str, str]) -> None:
     """Write tensors and metadata. The file is complete or not there."""
-    temporary = path.with_suffix(".tmp")
-    save_file(tensors, temporary, metadata)
-    os.replace(temporary, path)
+    with atomic_write(path) as temporary:
+        save_file(tensors, temporary, metadata)
 
 
 def read_metadata(path: Path) -> dict[str, str]:
@@ -165,9 +164,8 @@ def read_metadata(path: Path) -> dict[str, str]:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file in UTF-8. It is complete or not there."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    with atomic_write(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def to_tokens(

@@ -17,6 +17,7 @@ from cogvideo.events import Event, Frames
 from cogvideo.request import VideoRequest
 from cogvideo.runtime.memory_presets import PlacementOptions
 from cogvideo.token_frames import TokenFrames
+from cogvideo.units import format_gigabytes
 from cogvideo.weights.catalog import LICENCE, WeightPaths
 
 if TYPE_CHECKING:
@@ -182,10 +183,9 @@ def missing_files_message() -> BilingualText | None:
     paths = WeightPaths.usual()
     if paths.complete():
         return None
-    size = sum(file.size for file in paths.missing())
+    size = format_gigabytes(sum(file.size for file in paths.missing()), 0)
     zh, en = LICENCE
     return (
-        f"尚未下载 cogvideo 模型，约 {size / 1e9:.0f} GB。请运行 python -m cogvideo download cogvideo。{zh}",
-        f"The cogvideo model is not downloaded yet (about {size / 1e9:.0f} GB). "
-        f"Run python -m cogvideo download cogvideo. {en}",
+        f"尚未下载 cogvideo 模型，约 {size} GB。请运行 python -m cogvideo download cogvideo。{zh}",
+        f"The cogvideo model is not downloaded yet (about {size} GB). Run python -m cogvideo download cogvideo. {en}",
     )

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from cogvideo.config import PRESET_FILE, ModelConfig, describe_preset
 from cogvideo.errors import CapacityError, RequestError
-from cogvideo.models.loader import BACKBONE, NETWORKS, LoadedSizes, Network, expected, format_gigabytes
+from cogvideo.models.loader import BACKBONE, NETWORKS, LoadedSizes, Network, expected
+from cogvideo.units import format_bytes
 from cogvideo.weights import checkpoint, published_format
 from cogvideo.weights.catalog import checkpoint_folder
 
@@ -92,10 +93,10 @@ def _require_space(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise CapacityError(
-            f"{folder.parent} 所在磁盘仅剩 {format_gigabytes(free)} GB，"
-            f"需要 {format_gigabytes(needed)} GB：请清理磁盘，或换一个位置。",
-            f"The disk of {folder.parent} has {format_gigabytes(free)} GB free, but {format_gigabytes(needed)} GB are "
-            "required. Free some space, or choose another folder.",
+            f"{folder.parent} 所在磁盘仅剩 {format_bytes(free)}，需要 {format_bytes(needed)}。"
+            "请清理磁盘，或换一个位置。",
+            f"The disk of {folder.parent} has {format_bytes(free)} free, but {format_bytes(needed)} are required. "
+            "Free some space, or choose another folder.",
         )
 
 

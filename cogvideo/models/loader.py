@@ -21,6 +21,7 @@ from cogvideo.models.base import TokenModel
 from cogvideo.models.sat_adapter import Transformer, build_transformer
 from cogvideo.models.superres_lm import SuperResLM
 from cogvideo.models.video_lm import VideoLM
+from cogvideo.units import format_bytes
 from cogvideo.weights import checkpoint, published_format
 from cogvideo.weights.catalog import CONVERTED, checkpoint_folder, published_home
 
@@ -44,7 +45,7 @@ class LoadedSizes:
 
     def sentences(self) -> tuple[str, str]:
         """Return a message about the sizes (zh, en)."""
-        sizes = f"{format_gigabytes(self.after)} GB", f"{format_gigabytes(self.before)} GB"
+        sizes = format_bytes(self.after), format_bytes(self.before)
         different = {part: len(names) for part, names in self.own_parts.items() if names}
         if not different:
             return (
@@ -57,11 +58,6 @@ class LoadedSizes:
             f"Tensors of the backbone that differ are stored separately ({counts}), the others once: {sizes[0]} "
             f"instead of {sizes[1]}.",
         )
-
-
-def format_gigabytes(count: int) -> str:
-    """Format a number of bytes in gigabytes with three significant digits, such as 22.7 or 0.00164."""
-    return f"{count / 1e9:.3g}"
 
 
 @dataclass(frozen=True)

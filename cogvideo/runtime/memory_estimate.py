@@ -16,6 +16,7 @@ from cogvideo.config import FRAME_COUNTS, MAX_IDLE_CACHES, ModelConfig
 from cogvideo.errors import CapacityError, RequestError
 from cogvideo.runtime.memory_presets import MEMORY_PRESETS, MemoryPreset
 from cogvideo.token_layout import Stage, TokenLayout
+from cogvideo.units import format_gigabytes
 
 HALF: Final = 2
 """Bytes of a number on a GPU (fp16)."""
@@ -243,10 +244,11 @@ def choose_preset(model: ModelConfig, device: str, free: int, wanted: str | None
         if peak_bytes(model, row) <= free:
             return row
     least = min(peak_bytes(model, row) for row in rows)
+    needed, available = format_gigabytes(least), format_gigabytes(free)
     raise CapacityError(
-        f"该模型在 {device} 上至少需要约 {least / 1e9:.1f} GB，目前仅有 {free / 1e9:.1f} GB 可用："
+        f"该模型在 {device} 上至少需要约 {needed} GB，目前仅有 {available} GB 可用。"
         "请关闭其他程序，换用显存更大的显卡，或使用 --model mini。",
-        f"On {device} this model requires at least about {least / 1e9:.1f} GB, but only {free / 1e9:.1f} GB are free. "
+        f"On {device} this model requires at least about {needed} GB, but only {available} GB are free. "
         "Close other programs, use a GPU with more memory, or use --model mini.",
     )
 

@@ -13,6 +13,7 @@ from cogvideo.config import ModelConfig
 from cogvideo.errors import OutOfMemoryError
 from cogvideo.runtime.device import DevicePlacement
 from cogvideo.runtime.memory_estimate import peak_bytes, smaller_preset
+from cogvideo.units import format_gigabytes
 
 
 @contextmanager
@@ -57,9 +58,9 @@ def _out_of_memory(model: ModelConfig, place: DevicePlacement, on_device: bool) 
     row = smaller_preset(model, place.memory, place.kind)
     zh, en = f"{memory_name[0]}不足，已全部释放。", f"Out of {memory_name[1]}; everything was freed. "
     if row is not None:
-        peak = peak_bytes(model, row, place.kind) / 1e9
-        zh += f"请用预设 {row.name}（约 {peak:.1f} GB，--memory {row.name}）和相同种子重试。"
-        en += f"Try again with the preset {row.name} (about {peak:.1f} GB, --memory {row.name}) and the same seed. "
+        peak = format_gigabytes(peak_bytes(model, row, place.kind))
+        zh += f"请用预设 {row.name}（约 {peak} GB，--memory {row.name}）和相同种子重试。"
+        en += f"Try again with the preset {row.name} (about {peak} GB, --memory {row.name}) and the same seed. "
     return OutOfMemoryError(
         f"{zh}也可以关闭其他程序、减少帧数或关闭超分。",
         f"{en}You can also close other programs, request fewer frames, or disable super-resolution.",

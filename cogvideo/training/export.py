@@ -6,7 +6,6 @@ Every file is written to a temporary name and then renamed. `cogvideo/models/con
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from cogvideo.config import ModelConfig
+from cogvideo.files import atomic_write
 from cogvideo.models.loader import BACKBONE, NETWORKS
 from cogvideo.training.kmeans import lloyd, nearest, sample_seeds
 from cogvideo.weights import checkpoint, published_format
@@ -30,10 +30,9 @@ Tensors = Mapping[str, Tensor]
 
 def write_tensors(tensors: Tensors, path: Path) -> None:
     """Write tensors, floating-point ones as fp16. The file is complete or not there."""
-    temporary = path.with_suffix(".tmp")
-    save_file(_halves(tensors), temporary)
-    temporary.chmod(0o644)  # safetensors creates files that only their owner may read
-    os.replace(temporary, path)
+    with atomic_write(path) as temporary:
+        save_file(_halves(tensors), temporary)
+        temporary.chmod(0o644)  # safetensors creates files that only their owner may read
 
 
 def _halves(tensors: Tensors) -> dict[str, Tensor]:
@@ -82,9 +81,8 @@ def to_published(folder: Path, config: ModelConfig, out: Path) -> None:
         target = out / published_format.PUBLISHED[part]
         (target / ITERATION).mkdir(parents=True, exist_ok=True)
         path = target / ITERATION / "mp_rank_00_model_states.pt"
-        temporary = path.with_suffix(".tmp")
-        torch.save({"module": backbone | own}, temporary)
-        os.replace(temporary, path)
+        with atomic_write(path) as temporary:
+            torch.save({"module": backbone | own}, temporary)
         (target / "model_config.json").write_text(json.dumps(_published_sizes(config, part), indent=1))
         (target / "latest").write_text(ITERATION)
 
@@ -127,7 +125,5 @@ def cluster_codes(codes: Tensor, clusters: int, seed: int = 0) -> npt.NDArray[np
 
 def export_clusters(codes: Tensor, clusters: int, folder: Path) -> None:
     """Write `cluster_labels.npy`, int16 [image tokens]."""
-    temporary = folder / "cluster_labels.tmp"
-    with temporary.open("wb") as file:
+    with atomic_write(folder / "cluster_labels.npy") as temporary, temporary.open("wb") as file:
         np.save(file, cluster_codes(codes.float(), clusters))
-    os.replace(temporary, folder / "cluster_labels.npy")

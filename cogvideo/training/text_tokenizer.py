@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
@@ -18,6 +17,7 @@ from cogvideo.data.synthetic_vocabulary import (
     verb_phrases,
 )
 from cogvideo.errors import RequestError
+from cogvideo.files import atomic_write
 
 SPECIAL_PIECES = ("<pad>", "<n>")
 DURATION_TEXTS = tuple(f"{seconds}秒" for seconds in (4.0, 2.0, 1.0, 0.5, 0.25, 0.125, 0.0625))
@@ -88,6 +88,5 @@ def _train(path: Path, pieces: int, sentences: Sequence[str], whole: Sequence[st
         num_threads=1,
         minloglevel=2,
     )
-    temporary = path.with_suffix(".tmp")
-    temporary.write_bytes(model.getvalue())
-    os.replace(temporary, path)
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(model.getvalue())

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
 import time
 from collections import defaultdict
@@ -28,6 +27,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from cogvideo.errors import RequestError
+from cogvideo.files import atomic_write
 from cogvideo.training.muon import Muon
 
 Precision = Literal["", "no", "bf16", "fp16"]
@@ -227,9 +227,8 @@ class Trainer:
         }
         if self.accelerator.scaler is not None:
             state["scaler"] = self.accelerator.scaler.state_dict()
-        temporary = self.checkpoint.with_suffix(".tmp")
-        torch.save(state, temporary)
-        os.replace(temporary, self.checkpoint)
+        with atomic_write(self.checkpoint) as temporary:
+            torch.save(state, temporary)
         for old in self.folder.glob("pieces-*"):
             if old.name != pieces:
                 shutil.rmtree(old)

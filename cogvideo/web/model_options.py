@@ -12,6 +12,7 @@ from cogvideo.config import ModelConfig
 from cogvideo.jobs.model_registry import ModelEntry
 from cogvideo.runtime.memory_estimate import peak_bytes
 from cogvideo.runtime.memory_presets import MEMORY_PRESETS
+from cogvideo.units import format_gigabytes
 from cogvideo.web.strings import Strings
 
 MIN_BYTES_FOR_CHOICE: Final = 4 * 10**9
@@ -59,7 +60,7 @@ def memory_choices(strings: Strings, language: str, placement: ModelPlacement) -
     """Return (label with expected peak, name) of each memory preset; the name "" is the server's choice."""
 
     def peak(name: str) -> str:
-        return f"{peak_bytes(placement.model, MEMORY_PRESETS[name], placement.device_type) / 1e9:.1f}"
+        return format_gigabytes(peak_bytes(placement.model, MEMORY_PRESETS[name], placement.device_type))
 
     names = [preset.name for preset in MEMORY_PRESETS.values() if placement.device_type in ("cpu", preset.device)]
     default_peak = peak(placement.memory) if placement.memory in MEMORY_PRESETS else "?"

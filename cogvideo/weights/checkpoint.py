@@ -8,7 +8,6 @@ from __future__ import annotations
 import ctypes
 import json
 import mmap
-import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from cogvideo.errors import WeightsError
+from cogvideo.files import atomic_write
 
 Tensors = dict[str, Tensor]
 SAFETENSORS_TYPES = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32"}
@@ -103,17 +103,10 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
         }
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # tensors begin at multiples of 8
-    part = path.with_name(path.name + ".part")
-    try:
-        with part.open("wb") as out:
-            out.write(len(text).to_bytes(8, "little") + text)
-            for name in order:
-                out.write(tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy().data)
-            out.flush()
-            os.fsync(out.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    with atomic_write(path) as temporary, temporary.open("wb") as out:
+        out.write(len(text).to_bytes(8, "little") + text)
+        for name in order:
+            out.write(tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy().data)
 
 
 def layer_number(name: str) -> int:

@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Final
 
 from cogvideo.errors import CapacityError, RequestError, WeightsError
+from cogvideo.files import atomic_write
+from cogvideo.units import format_gigabytes
 from cogvideo.weights.catalog import LICENCE, PublishedFile, WeightPaths, checkpoint_folder
 from cogvideo.weights.http_download import DownloadPolicy, InvalidSourceError, fetch, size_of
 from cogvideo.weights.progress import Report, bars
@@ -194,11 +196,12 @@ class Download:
         needed += sum(archives) if self.keep else max(archives, default=0)
         free = shutil.disk_usage(self.paths.work).free
         if free < needed:
+            has, requires = format_gigabytes(free), format_gigabytes(needed)
             raise CapacityError(
-                f"{self.paths.sat} 所在磁盘仅剩 {free / 1e9:.1f} GB，需要 {needed / 1e9:.1f} GB："
-                "请清理磁盘，或用 SAT_HOME 指向更大的磁盘。",
-                f"The disk of {self.paths.sat} has {free / 1e9:.1f} GB free where {needed / 1e9:.1f} GB are needed: "
-                "make room, or let SAT_HOME name a folder on a larger disk.",
+                f"{self.paths.sat} 所在磁盘仅剩 {has} GB，需要 {requires} GB："
+                "请清理磁盘，或将 SAT_HOME 设为更大磁盘上的文件夹。",
+                f"The disk of {self.paths.sat} has {has} GB free, but {requires} GB are required. Free some space, or "
+                "set SAT_HOME to a folder on a larger disk.",
             )
 
 
@@ -217,9 +220,8 @@ def _put(path: Path, target: Path) -> None:
     if path.is_dir():
         path.rename(target)
         return
-    near = target.with_name(target.name + ".new")
-    shutil.move(path, near)
-    near.replace(target)
+    with atomic_write(target) as temporary:
+        shutil.move(path, temporary)
 
 
 def _remove(path: Path) -> None:

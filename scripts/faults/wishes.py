@@ -77,14 +77,9 @@ def prompts(folder: Path, times: int) -> Counts:
         @settings(max_examples=times, deadline=None, database=None, suppress_health_check=list(HealthCheck))
         @given(wish, seeds, frames)
         def ask(prompt: str, seed: str, frames: str) -> None:
-            words = [
-                f"--seed={seed}",
-                f"--frames={frames}",
-                "--model=mini",
-                "--quiet",
-                f"--output={folder / 'film.gif'}",
-            ]
-            drawn = _typed([*words, "--", prompt], pipeline, folder / "film.gif")
+            film = folder / "film.gif"
+            words = [f"--seed={seed}", f"--frames={frames}", "--model=mini", "--quiet", f"--output={film}"]
+            drawn = _typed([*words, "--", prompt], pipeline, film)
             counts["command line: film" if drawn is not None else "command line: refused"] += 1
             if drawn is not None:
                 _readable(pipeline, prompt, drawn)

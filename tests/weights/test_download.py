@@ -444,7 +444,7 @@ def test_disk_space_is_asked_before(server: FlakyServer, places: WeightPaths, mo
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**12, 0, 40 * 10**9))
     files = [replace(file, hub=(), urls=(server.url + "/good.zip",)) for file in COGVIDEO]
-    with pytest.raises(CapacityError, match=r"40\.0 GB free where 58\.8 GB are needed.*SAT_HOME"):
+    with pytest.raises(CapacityError, match=r"40\.0 GB free, but 58\.8 GB are required.*SAT_HOME"):
         get(places, *files)
     assert server.requests == []
 
