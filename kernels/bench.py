@@ -194,7 +194,7 @@ def local_attention_rows(
 ) -> Iterator[KernelResult]:
     """Measure the forward pass, and forward with backward, of each form that is supported here."""
     tensors = _tensors(shape, device, dtype)
-    sizes = (shape.fine, shape.coarse, shape.fine_window, shape.coarse_window)
+    windows = reference.LocalWindows(shape.fine, shape.coarse, shape.fine_window, shape.coarse_window)
     forms = {"fast": local.local_attention, "plain": reference.local_attention}
     for operation, backward in (("local attention", False), ("local attention, with gradients", True)):
         floor = local_attention_floor(shape, dtype, machine, backward)
@@ -206,7 +206,7 @@ def local_attention_rows(
 
             def call(function: Callable[..., torch.Tensor] = function, backward: bool = backward) -> None:
                 with torch.set_grad_enabled(backward):
-                    out = function(*tensors, *sizes)
+                    out = function(*tensors, windows)
                 if backward:
                     torch.autograd.grad(out, tensors, torch.ones_like(out))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from kernels import reference
-from kernels.reference import Size
+from kernels.reference import LocalWindows
 from kernels.triton_support import triton_unsupported_reason
 
 LARGEST_HEAD = 256
@@ -25,22 +25,18 @@ def local_attention(
     v_fine: torch.Tensor,
     k_coarse: torch.Tensor,
     v_coarse: torch.Tensor,
-    fine_grid: Size,
-    coarse_grid: Size,
-    fine_window: Size = (9, 5),
-    coarse_window: Size = (5, 5),
+    windows: LocalWindows,
 ) -> torch.Tensor:
     """Compute `kernels.reference.local_attention`, [B, heads, Hf*Wf, d], with the fast kernel if possible.
 
     q, k_fine, v_fine [B, heads, Hf*Wf, d], k_coarse, v_coarse [B, heads, Hc*Wc, d]. Windows and grids are (height,
     width). Raises ValueError if the shapes do not fit each other.
     """
-    shapes = (fine_grid, coarse_grid, fine_window, coarse_window)
     if unsupported_reason(q) is not None:
-        return reference.local_attention(q, k_fine, v_fine, k_coarse, v_coarse, *shapes)
+        return reference.local_attention(q, k_fine, v_fine, k_coarse, v_coarse, windows)
     from kernels.local_attention_triton import LocalAttention
 
-    reference.check_shapes(q, k_fine, v_fine, k_coarse, v_coarse, *shapes)
+    reference.check_shapes(q, k_fine, v_fine, k_coarse, v_coarse, windows)
     tensors = [t if t.stride(-1) == 1 else t.contiguous() for t in (q, k_fine, v_fine, k_coarse, v_coarse)]
-    out: torch.Tensor = LocalAttention.apply(*tensors, *shapes)
+    out: torch.Tensor = LocalAttention.apply(*tensors, windows)
     return out

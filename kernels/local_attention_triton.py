@@ -235,13 +235,14 @@ def _programs(q: torch.Tensor, grid: tuple[int, int], sizes: dict[str, int]) -> 
 class LocalAttention(torch.autograd.Function):
     """Differentiable local attention.
 
-    `apply(q, k_fine, v_fine, k_coarse, v_coarse, fine_grid, coarse_grid, fine_window, coarse_window)`.
+    `apply(q, k_fine, v_fine, k_coarse, v_coarse, windows)`, with `windows` a `reference.LocalWindows`.
     """
 
     @staticmethod
-    def forward(ctx: Any, q, k_fine, v_fine, k_coarse, v_coarse, fine_grid, coarse_grid, fine_window, coarse_window):
+    def forward(ctx: Any, q, k_fine, v_fine, k_coarse, v_coarse, windows):
         """Attend: five tensors [B, heads, cells, d], contiguous in the last dimension -> [B, heads, fine cells, d]."""
         tensors = [q, k_fine, v_fine, k_coarse, v_coarse]
+        fine_grid, coarse_grid, fine_window, coarse_window = windows
         d = q.shape[-1]
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
         lse = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
@@ -279,4 +280,4 @@ class LocalAttention(torch.autograd.Function):
                 *q.stride()[:3], *key.stride()[:3], *value.stride()[:3], heads, Hf, Wf, *grid, scale, d,
                 HALF_Y=ctx.sizes[f"{channel}_Y"], HALF_X=ctx.sizes[f"{channel}_X"], **tile,
             )  # fmt: skip
-        return (*grads, None, None, None, None)
+        return (*grads, None)

@@ -23,18 +23,25 @@ OUTSIDE = -10000.0
 """Score of a key outside the grid or window: after softmax its weight is 0."""
 
 
+class LocalWindows(NamedTuple):
+    """The two grids and the window on each, as (height, width) in cells."""
+
+    fine_grid: Size
+    coarse_grid: Size
+    fine_window: Size = (9, 5)
+    coarse_window: Size = (5, 5)
+
+
 def check_shapes(
     q: torch.Tensor,
     k_fine: torch.Tensor,
     v_fine: torch.Tensor,
     k_coarse: torch.Tensor,
     v_coarse: torch.Tensor,
-    fine_grid: Size,
-    coarse_grid: Size,
-    fine_window: Size,
-    coarse_window: Size,
+    windows: LocalWindows,
 ) -> None:
     """Check that tensors, grids and windows fit each other. All forms call this first. Raises ValueError."""
+    fine_grid, coarse_grid, fine_window, coarse_window = windows
     B, heads, _, d = q.shape
     fine = (B, heads, fine_grid[0] * fine_grid[1], d)
     coarse = (B, heads, coarse_grid[0] * coarse_grid[1], d)
@@ -59,10 +66,7 @@ def local_attention(
     v_fine: torch.Tensor,
     k_coarse: torch.Tensor,
     v_coarse: torch.Tensor,
-    fine_grid: Size,
-    coarse_grid: Size,
-    fine_window: Size = (9, 5),
-    coarse_window: Size = (5, 5),
+    windows: LocalWindows,
 ) -> torch.Tensor:
     """Compute local attention, [B, heads, Hf*Wf, d]. Differentiable.
 
@@ -75,8 +79,8 @@ def local_attention(
     It processes one band of queries at a time, whose height is that of a coarse row. The band's keys are the rows that
     any of its windows touches. This takes a few dense products of a band instead of a gather for every window.
     """
-    check_shapes(q, k_fine, v_fine, k_coarse, v_coarse, fine_grid, coarse_grid, fine_window, coarse_window)
-    (Hf, Wf), (Hc, Wc) = fine_grid, coarse_grid
+    check_shapes(q, k_fine, v_fine, k_coarse, v_coarse, windows)
+    (Hf, Wf), (Hc, Wc), fine_window, coarse_window = windows
     step = Hf // Hc
     x = torch.arange(Wf, device=q.device)
     near_fine_x = _within(x, (0, Wf), fine_window[1])  # [Wf, Wf]
@@ -114,14 +118,11 @@ def local_attention_dense(
     v_fine: torch.Tensor,
     k_coarse: torch.Tensor,
     v_coarse: torch.Tensor,
-    fine_grid: Size,
-    coarse_grid: Size,
-    fine_window: Size = (9, 5),
-    coarse_window: Size = (5, 5),
+    windows: LocalWindows,
 ) -> torch.Tensor:
     """Compute `local_attention` with scores of all pairs of cells and a mask set cell by cell: the tests' reference."""
-    check_shapes(q, k_fine, v_fine, k_coarse, v_coarse, fine_grid, coarse_grid, fine_window, coarse_window)
-    (Hf, Wf), (Hc, Wc) = fine_grid, coarse_grid
+    check_shapes(q, k_fine, v_fine, k_coarse, v_coarse, windows)
+    (Hf, Wf), (Hc, Wc), fine_window, coarse_window = windows
     keys = torch.cat([k_fine, k_coarse], dim=2).float()
     values = torch.cat([v_fine, v_coarse], dim=2).float()
     scores = q.float() @ keys.transpose(2, 3) / math.sqrt(q.shape[-1])  # [B, heads, Hf*Wf, Hf*Wf + Hc*Wc]

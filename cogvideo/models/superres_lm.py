@@ -25,6 +25,7 @@ from cogvideo.models.base import ExtraPositions, TokenModel, text_positions
 from cogvideo.models.sat_adapter import Transformer
 from cogvideo.token_layout import TokenLayout
 from kernels.local_attention import local_attention
+from kernels.reference import LocalWindows
 
 PAD = 0
 """Id in unused text slots."""
@@ -57,10 +58,7 @@ class TwoScaleAttention:
             fine_v,
             k[:, :, t:],
             v[:, :, t:],
-            fine_grid=config.fine_grid,
-            coarse_grid=config.grid,
-            fine_window=config.fine_window,
-            coarse_window=config.coarse_window,
+            LocalWindows(config.fine_grid, config.grid, config.fine_window, config.coarse_window),
         )
         lower = linear(backbone.dense, merge_heads(torch.cat((text, coarse), dim=2)))
         return torch.cat((lower, own.dense[layer](merge_heads(fine))), dim=1)

@@ -15,7 +15,7 @@ import torch
 sys.path[:0] = [str(Path(__file__).resolve().parents[2])]
 
 from cogvideo.config import PRESETS, ModelConfig  # noqa: E402
-from kernels.reference import local_attention  # noqa: E402
+from kernels.reference import LocalWindows, local_attention  # noqa: E402
 from scripts.docs.drawing import (  # noqa: E402
     BLUE,
     GREEN,
@@ -38,9 +38,8 @@ def seen(config: ModelConfig, row: int, column: int) -> tuple[npt.NDArray[np.boo
     fine, coarse = config.fine_grid, config.grid
     values = [torch.zeros(1, 1, h * w, 1, requires_grad=True) for h, w in (fine, coarse)]
     keys = [torch.zeros(1, 1, h * w, 1) for h, w in (fine, coarse)]
-    output = local_attention(
-        keys[0], keys[0], values[0], keys[1], values[1], fine, coarse, config.fine_window, config.coarse_window
-    )
+    windows = LocalWindows(fine, coarse, config.fine_window, config.coarse_window)
+    output = local_attention(keys[0], keys[0], values[0], keys[1], values[1], windows)
     gradients = torch.autograd.grad(output[0, 0, row * fine[1] + column, 0], values)
     near_fine, near_coarse = ((g != 0).numpy().reshape(grid) for g, grid in zip(gradients, (fine, coarse)))
     return near_fine, near_coarse

@@ -15,6 +15,7 @@ import torch
 from kernels import decode_attention as decoding
 from kernels import local_attention as door
 from kernels import reference, triton_support
+from kernels.reference import LocalWindows
 from tests.support.interpreter import interpreted, needs_triton
 
 
@@ -55,10 +56,10 @@ def tensors(case: Case, dtype: torch.dtype = torch.float32) -> list[torch.Tensor
 
 def largest_differences(function: Callable[..., torch.Tensor], case: Case, dtype: torch.dtype) -> list[float]:
     """Between `function` and the oracle in fp32: of the output, then of the five gradients."""
-    shapes = (case.fine, case.coarse, case.fine_window, case.coarse_window)
+    windows = LocalWindows(case.fine, case.coarse, case.fine_window, case.coarse_window)
     tested = tensors(case, dtype)
     oracle = [t.detach().float().requires_grad_() for t in tested]
-    out, right = function(*tested, *shapes), reference.local_attention_dense(*oracle, *shapes)
+    out, right = function(*tested, windows), reference.local_attention_dense(*oracle, windows)
     direction = torch.randn(out.shape, generator=torch.Generator().manual_seed(2)).to(dtype)
     out.backward(direction)
     right.backward(direction.float())
@@ -80,7 +81,7 @@ def test_a_cell_sees_its_windows_and_nothing_else() -> None:
     y, x = torch.arange(Hf).repeat_interleave(Wf), torch.arange(Wf).repeat(Hf)
     v_fine[..., 0], v_fine[..., 1], v_fine[..., 2] = 1, y, x
     v_coarse[..., 3] = 1
-    out = reference.local_attention(q, k_fine, v_fine, k_coarse, v_coarse, case.fine, case.coarse)[0, 0]
+    out = reference.local_attention(q, k_fine, v_fine, k_coarse, v_coarse, LocalWindows(case.fine, case.coarse))[0, 0]
     corner, middle = out[0], out[6 * Wf + 10]
     # corner: rows 0..4, columns 0..2 of the fine grid; rows 0..2, columns 0..2 of the coarse one
     assert corner[:4].tolist() == pytest.approx([15 / 24, 2 * 15 / 24, 1 * 15 / 24, 9 / 24])
@@ -98,14 +99,16 @@ def test_a_cell_sees_its_windows_and_nothing_else() -> None:
 def test_sizes_that_do_not_fit_are_refused(change: dict[str, tuple[int, int]], words: str) -> None:
     case = Case(**({"fine": (6, 9), "coarse": (2, 3)} | change))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=words):
-        reference.local_attention(*tensors(case), case.fine, case.coarse, case.fine_window, case.coarse_window)
+        reference.local_attention(
+            *tensors(case), LocalWindows(case.fine, case.coarse, case.fine_window, case.coarse_window)
+        )
 
 
 def test_a_wrong_tensor_is_named() -> None:
     case = Case((6, 9), (2, 3))
     q, k_fine, v_fine, k_coarse, v_coarse = tensors(case)
     with pytest.raises(ValueError, match="v_coarse has shape"):
-        door.local_attention(q, k_fine, v_fine, k_coarse, v_coarse[:, :, :5], case.fine, case.coarse)
+        door.local_attention(q, k_fine, v_fine, k_coarse, v_coarse[:, :, :5], LocalWindows(case.fine, case.coarse))
 
 
 # --- decoding -------------------------------------------------------------------------------------------------------
