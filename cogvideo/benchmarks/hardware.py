@@ -16,7 +16,7 @@ from kernels.bench import milliseconds
 
 @dataclass(frozen=True)
 class HardwareLimits:
-    """What this machine does at best, measured with a number of threads (of a CPU)."""
+    """Measured bandwidth and arithmetic rate of a device, with a number of CPU threads."""
 
     name: str
     threads: int
@@ -24,15 +24,17 @@ class HardwareLimits:
     gigaflops: float
 
     def floor(self, gigabytes: float, gigaflop: float) -> float:
-        """Seconds that moving and computing so much takes at least."""
+        """Return the least seconds to move `gigabytes` and to compute `gigaflop`."""
         return max(gigabytes / self.gigabytes_per_second, gigaflop / self.gigaflops)
 
 
 def measure_machine(
     place: DevicePlacement, cores: int, working_set: int, seconds: float, clock: Callable[[], float] = time.perf_counter
 ) -> HardwareLimits:
-    """Bandwidth: the better of a large copy and of a matrix of `working_set` bytes times a vector, so that a model that
-    fits a cache is judged by the cache. Rate: a large product of matrices, PyTorch's or ours. Each takes `seconds`.
+    """Measure a device. Each measurement takes `seconds`.
+
+    Bandwidth: the better of a large copy and of a product of a matrix of `working_set` bytes and a vector. A model that
+    fits in a cache is thus compared with the cache. Rate: a large matrix product, by PyTorch or by our kernel.
     """
     device, dtype, gpu = place.device, place.dtype, place.device.type == "cuda"
     with torch_threads(cores) if not gpu else nullcontext():

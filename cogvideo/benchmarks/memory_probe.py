@@ -1,7 +1,4 @@
-"""A few steps of each phase of a video under a memory preset: how much memory they take, how long all of them would.
-
-In: networks in host memory, a place. Out: for each phase its peak, weights and all, and its seconds.
-"""
+"""Peak memory and time of each phase of a video under a memory preset, measured in a few steps of each."""
 
 from __future__ import annotations
 
@@ -30,16 +27,16 @@ CLUSTERS = 500
 
 @dataclass(frozen=True)
 class PhaseMemory:
-    """What a phase takes on the device, for a prompt as long as the model reads."""
+    """Peak bytes of a phase on the device, weights included, for a prompt of the maximum length."""
 
     bytes: int
     seconds: float
-    """Of a whole video of 33 frames, from those of the steps that were made."""
+    """Seconds for a video of 33 frames, extrapolated from the measured steps."""
 
 
 @dataclass(frozen=True)
-class Rehearsed:
-    """Every phase by its name, and which layers were compressed for it."""
+class MemoryProbeResult:
+    """The measured phases by name, and the layers that were compressed for them."""
 
     phases: dict[str, PhaseMemory]
     compression: Compression = field(default_factory=Compression)
@@ -51,22 +48,22 @@ def probe_memory(
     steps: int,
     clock: Callable[[], float] = time.perf_counter,
     streamed_frames: int = FRAME_COUNTS[-1],
-) -> Rehearsed:
-    """`steps` tokens of keyframes and of the frames between, and one pass of super-resolution.
+) -> MemoryProbeResult:
+    """Measure `steps` tokens of keyframes and of interpolation, and one pass of super-resolution.
 
-    `streamed_frames`: frames of that pass where layers are streamed, whose cost then is shared by all of them.
+    `models`: in CPU memory. `streamed_frames`: frames of that pass if layers are streamed; all share the transfers.
     """
-    rehearsal = _MemoryProbe(place_models(models, place), place, steps, clock, streamed_frames)
+    probe = _MemoryProbe(place_models(models, place), place, steps, clock, streamed_frames)
     phases = {
-        "keyframes": rehearsal.measure("stage1", rehearsal.keyframes, 1),
-        "interpolate": rehearsal.measure("stage2", rehearsal.interpolate, 1),
-        "superres": rehearsal.measure("superres", rehearsal.superres, None),
+        "keyframes": probe.measure("stage1", probe.keyframes, 1),
+        "interpolate": probe.measure("stage2", probe.interpolate, 1),
+        "superres": probe.measure("superres", probe.superres, None),
     }
-    return Rehearsed(phases, rehearsal.models.compression)
+    return MemoryProbeResult(phases, probe.models.compression)
 
 
 class _MemoryProbe:
-    """Runs the phases. Their methods return which part of the phase they were."""
+    """Runner of the phases. Their methods return the fraction of the phase that they ran."""
 
     def __init__(
         self, models: PlacedModels, place: DevicePlacement, steps: int, clock: Callable[[], float], streamed_frames: int
@@ -87,23 +84,23 @@ class _MemoryProbe:
         with torch_threads(cores), ready, peak(self.place.device) as found:
             held = self._held(None if streams else network)
             start = self.clock()
-            share = run()
+            fraction = run()
             if self.place.kind == "cuda":
                 torch.cuda.synchronize(self.place.device)
-            seconds = (self.clock() - start) / share
+            seconds = (self.clock() - start) / fraction
         return PhaseMemory(held + found.bytes, seconds)
 
     def keyframes(self) -> float:
         first = self._tokens(1, 1)[:, 0]
-        drawn = decoding.keyframes(self.models.stage1, [self.text], first, self._draw, unconditional=[self.text])
-        total = FRAME_COUNTS[0] * self.layout.tokens_per_frame  # the first frame takes no longer than the others
-        return self._some(drawn) / total
+        tokens = decoding.keyframes(self.models.stage1, [self.text], first, self._sample, unconditional=[self.text])
+        total = FRAME_COUNTS[0] * self.layout.tokens_per_frame  # the first frame takes as long as the others
+        return self._run_steps(tokens) / total
 
     def interpolate(self) -> float:
         rows = self.place.memory.max_batch_rows
-        drawn = decoding.interpolate(self.models.stage2, [self.text] * rows, self._tokens(rows, 3), self._draw)
+        tokens = decoding.interpolate(self.models.stage2, [self.text] * rows, self._tokens(rows, 3), self._sample)
         passes = sum(-(-(2**level) // rows) for level in range(1, len(FRAME_COUNTS)))
-        return self._some(drawn) / (passes * len(self.layout.generated) * self.layout.tokens_per_frame)
+        return self._run_steps(tokens) / (passes * len(self.layout.generated) * self.layout.tokens_per_frame)
 
     def superres(self) -> float:
         memory = self.place.memory
@@ -116,10 +113,10 @@ class _MemoryProbe:
                 pass
         return min(1.0, frames / FRAME_COUNTS[-1])
 
-    def _some(self, tokens: Iterator[object]) -> int:
+    def _run_steps(self, tokens: Iterator[object]) -> int:
         return sum(1 for _ in islice(tokens, self.steps))
 
-    def _draw(self, logits: Tensor, frame: int, slot: int) -> Tensor:
+    def _sample(self, logits: Tensor, frame: int, slot: int) -> Tensor:
         keys = torch.zeros(len(logits), 2, dtype=torch.long, device=logits.device)
         return self.sampler.sample(logits, keys, SamplingOptions().video)
 
@@ -128,7 +125,7 @@ class _MemoryProbe:
         return torch.zeros(shape, dtype=torch.long, device=self.place.device)
 
     def _held(self, network: nn.Module | None) -> int:
-        """Bytes of weights that are on the device before `network` begins (None: one that brings its own)."""
+        """Return bytes of weights on the device before `network` starts (None: a network that streams its layers)."""
         if self.place.kind == "cuda":
             return torch.cuda.memory_allocated(self.place.device)
         models = self.models
@@ -138,46 +135,46 @@ class _MemoryProbe:
 
 
 class PeakBytes(TorchDispatchMode):
-    """While it is entered: `now` and `most` bytes of tensors made since, on any device but "meta"."""
+    """Counter of the bytes of tensors created inside the block: `now` and `peak`; "meta" tensors do not count."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.now = self.most = 0
-        self._known: dict[int, Any] = {}  # storages, by identity; None once they are gone
+        self.now = self.peak = 0
+        self._known: dict[int, Any] = {}  # weak references to storages, by identity
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         for tensor in _tensors((args, kwargs)):
-            self._meet(tensor, made=False)
+            self._track(tensor, created=False)
         result = func(*args, **(kwargs or {}))
         for tensor in _tensors(result):
-            self._meet(tensor, made=True)
+            self._track(tensor, created=True)
         return result
 
-    def _meet(self, tensor: Tensor, made: bool) -> None:
+    def _track(self, tensor: Tensor, created: bool) -> None:
         storage = tensor.untyped_storage()
-        key = id(storage)  # the same as long as any tensor has it
+        key = id(storage)  # stable while any tensor uses the storage
         if key in self._known:
             return
-        size = storage.nbytes() if made else 0
+        size = storage.nbytes() if created else 0
 
-        def gone(_: object) -> None:
+        def forget(_: object) -> None:
             del self._known[key]
             self.now -= size
 
-        self._known[key] = weakref.ref(storage, gone)
+        self._known[key] = weakref.ref(storage, forget)
         self.now += size
-        self.most = max(self.most, self.now)
+        self.peak = max(self.peak, self.now)
 
 
 class Peak:
-    """What `peak` found, once its block has ended."""
+    """Result of `peak`; valid after its block."""
 
     bytes: int = 0
 
 
 @contextmanager
 def peak(device: torch.device) -> Iterator[Peak]:
-    """The most memory that the block takes besides what was there before."""
+    """Measure the peak memory of the block, beyond what was allocated before."""
     found = Peak()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -188,11 +185,11 @@ def peak(device: torch.device) -> Iterator[Peak]:
         return
     with PeakBytes() as counted:
         yield found
-    found.bytes = counted.most
+    found.bytes = counted.peak
 
 
 def held_bytes(modules: Iterable[nn.Module]) -> int:
-    """Bytes of all weights of `modules`, those that several share once; what is on no device ("meta") not at all."""
+    """Return the bytes of all weights of `modules`; shared weights count once, "meta" tensors not at all."""
     tensors = {
         tensor.data_ptr(): tensor.nbytes
         for module in modules

@@ -1,4 +1,4 @@
-"""Memory presets of a model on this machine: predicted and measured peaks, and the least time."""
+"""Memory presets of a model on this machine: predicted and measured peaks, and least times."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from cogvideo.runtime.oom import translate_oom
 from cogvideo.units import format_bytes, format_gigabytes
 
 USABLE = 0.94
-"""Part of a card that programs can have."""
+"""Fraction of a GPU's memory that a process can allocate."""
 
 
 def predicted(name: str, model: ModelConfig, place: DevicePlacement, seconds: float) -> str:
-    """The table, with the preset that would be taken marked by an arrow."""
+    """Return the table of all presets; ">" marks the default one."""
     machine = measure_machine(place, 1, 2**28, seconds)
     try:
         chosen = placement_for(model, PlacementOptions(str(place.device))).memory.name
@@ -52,28 +52,28 @@ def predicted(name: str, model: ModelConfig, place: DevicePlacement, seconds: fl
         mark = ">" if row.name == chosen else " "
         rows.append(f"{mark} {row.name:<8}{peak:>6} GB{least:>9.0f} s  {row.en}\n{'':<30}{row.zh}")
     rows.append(
-        "peak: predicted from the sizes, if every layer can be compressed as its preset says; --measure counts the "
-        "layers that stay exact.\nat least: what reading the weights and computing takes on this machine."
+        "peak: predicted from the model's sizes, if every layer can be compressed as its preset says; --measure counts "
+        "the layers that stay exact. at least: time to read the weights and compute, on this machine."
     )
     rows.append(
-        "峰值由尺寸推算，并假定每一层都能按预设压缩；--measure 会统计保留精确权重的层数。\n"
-        "时间为本机读取权重和计算至少需要的秒数。用 --measure 实测。"
+        "峰值由模型尺寸推算，并假定每一层都能按预设压缩；--measure 会统计保留精确权重的层数。\n"
+        "时间为本机读取权重和计算的最短秒数。可用 --measure 实测。"
     )
     return "\n".join(rows)
 
 
 def least_seconds(model: ModelConfig, memory: MemoryPreset, machine: HardwareLimits, device: str) -> float:
-    """For a video of 33 frames, super-resolution included."""
+    """Return the least seconds for a video of 33 frames with super-resolution."""
     return machine.floor(gigabytes_read(model, memory, device), 0) + machine.floor(0, superres_gigaflop(model))
 
 
 def expectation(model: ModelConfig, place: DevicePlacement, seconds: float = 0.05) -> tuple[str, str]:
-    """How long a video takes at least on this machine, zh and en."""
+    """Return the least time of a video on this machine, in Chinese and English."""
     machine = measure_machine(place, 1, 2**28, seconds)
     minutes = least_seconds(model, place.memory, machine, place.kind) / 60
     return (
-        f"33 帧含超分的视频在本机至少需要约 {minutes:.0f} 分钟。",
-        f"A video of 33 frames with super-resolution takes about {minutes:.0f} minutes on this machine, at least.",
+        f"在本机生成 33 帧含超分的视频，至少需要约 {minutes:.0f} 分钟。",
+        f"A video of 33 frames with super-resolution takes at least about {minutes:.0f} minutes on this machine.",
     )
 
 
@@ -89,7 +89,7 @@ def _free(place: DevicePlacement) -> int:
 
 @dataclass(frozen=True)
 class MemoryResult:
-    """One preset that was tried; no phases: memory did not do."""
+    """Measurement of one preset; `phases` is empty if memory was insufficient."""
 
     memory: MemoryPreset
     predicted: dict[str, int]
@@ -126,9 +126,9 @@ class MemoryResult:
 
 
 def attempt(model: ModelConfig, models: Any, place: DevicePlacement, steps: int) -> MemoryResult:
-    """`models` under the preset of `place`, which on a GPU has no more memory than the card it is made for."""
+    """Measure the preset of `place`. On a GPU, memory is limited to that of the GPU that the preset is made for."""
     expected = {phase: most for phase, most in phase_bytes(model, place.memory, place.kind).items() if phase in PHASES}
-    _cap(place)
+    _limit_gpu_memory(place)
     try:
         with translate_oom(model, place):
             done = probe_memory(models, place, steps)
@@ -137,7 +137,7 @@ def attempt(model: ModelConfig, models: Any, place: DevicePlacement, steps: int)
         return MemoryResult(place.memory, expected, {})
 
 
-def _cap(place: DevicePlacement) -> None:
+def _limit_gpu_memory(place: DevicePlacement) -> None:
     if place.kind == "cuda" and place.memory.vram_gb:
         total = torch.cuda.get_device_properties(place.device).total_memory
         allowed = place.memory.vram_gb * 2**30 * USABLE - ALLOWANCE

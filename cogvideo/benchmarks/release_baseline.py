@@ -1,10 +1,12 @@
-"""How the release of 2022 drew tokens, written anew for `bench --compare release` to measure against, and only there.
+"""The decoding algorithm of the 2022 release, implemented by us as the baseline of `bench --compare release`.
 
-In: what a slot of each row holds. Out: logits of its token, fp32. The same numbers as `decode` computes, by the
-release's way: a forward pass for each of guidance's two sequences; keys and values appended by concatenation, the
-text's and all frames' in the spatial channel of stage 1; the temporal channel computed for the first frame too, and
-thrown away; in stage 2 the window of a slot as a list of indices made in Python for each layer and token; attention
-in single operations; sampling in a loop over samples, each asked for its token.
+Its logits equal those of `inference.decoding`. Differences in how they are computed:
+
+- a forward pass for each of the two sequences of guidance;
+- keys and values are appended by concatenation; in stage 1, the spatial channel keeps text and all frames;
+- the temporal channel is computed for the first frame too, and discarded;
+- in stage 2, Python builds a list of indices for the window of each layer and token;
+- attention consists of single operations; sampling is a loop over samples with a device synchronization for each.
 """
 
 from __future__ import annotations
@@ -24,13 +26,13 @@ from cogvideo.models.video_lm import VideoLM
 
 
 class _Memory(KVCache):
-    """Keys and values side by side, [B, slots, 2h], of text and given frames in each layer."""
+    """Keys and values of text and given frames in each layer, concatenated to [B, slots, 2h]."""
 
     spatial_text: list[Tensor]
     temporal_all: list[Tensor]
 
-    def __init__(self, lm: VideoLM, rows: int, text: int, given: tuple[int, ...], both: bool, boost: float) -> None:
-        key = CacheKey(lm.stage, rows, text, given, both, boost)
+    def __init__(self, lm: VideoLM, rows: int, text: int, given: tuple[int, ...], both: bool, bias: float) -> None:
+        key = CacheKey(lm.stage, rows, text, given, both, bias)
         super().__init__(lm.layout, key, lm.transformer.word_embeddings.weight)
         self.spatial_text, self.temporal_all = [], []
 
@@ -42,9 +44,9 @@ class _Memory(KVCache):
 
 
 class ReleaseStructure:
-    """One sequence for each row: the same text, frames drawn one after the other.
+    """Decoder of `rows` sequences with the same text; frames are generated one after another.
 
-    `given`: frames that are read first, whose `tokens` are [rows, len(given), N]. `both` False: the first frame.
+    `given`: frames that are prefilled, with `tokens` [rows, len(given), N]. `use_temporal`: False for the first frame.
     """
 
     @torch.inference_mode()
@@ -72,22 +74,22 @@ class ReleaseStructure:
         nothing = weight.new_zeros(rows, len(given) * lm.layout.tokens_per_frame, 2 * lm.config.hidden)
         own = nothing if lm.stage == 1 else nothing[:, :0]
         self.spatial = [torch.cat((text_part, own), dim=1) for text_part in memory.spatial_text]
-        # What the first frame's temporal channel reads does not matter: nobody uses what it computes.
+        # The content is irrelevant for the first frame: its temporal output is discarded.
         across = memory.temporal_all if use_temporal else memory.spatial_text
         self.text_across = [part[:, : self.text] for part in across]
         self.across = [part[:, self.text :] for part in across]
 
     def select_slot(self, frame: int, slot: int) -> None:
-        """Pretend that everything before `slot` of `frame` has been drawn: for measuring in the middle of a clip."""
+        """Resize the caches as if everything before `slot` of `frame` had been generated, to time any step."""
         size = self.lm.layout.tokens_per_frame
         before = self.order.index(frame) * size + slot
         own = slot if self.lm.stage == 2 else before
-        self.spatial = [_stretch(memory, self.text + own) for memory in self.spatial]
-        self.across = [_stretch(memory, before) for memory in self.across]
+        self.spatial = [_resize(memory, self.text + own) for memory in self.spatial]
+        self.across = [_resize(memory, before) for memory in self.across]
 
     @torch.inference_mode()
     def step(self, ids: Tensor, frame: int, slot: int) -> Tensor:
-        """ids [B] that `slot` of `frame` holds -> logits [B, image_tokens]; slots come in the order of drawing."""
+        """Process ids [B] of a slot. Returns logits [B, image_tokens]; slots must come in decoding order."""
         transformer, config = self.lm.transformer, self.lm.config
         if slot == 0 and self.lm.stage == 2:
             self.spatial = [memory[:, : self.text] for memory in self.spatial]
@@ -103,7 +105,7 @@ class ReleaseStructure:
         return F.linear(x, transformer.word_embeddings.weight[: config.image_tokens].float())
 
     def _attention(self, number: int, backbone: Any, x: Tensor, slot: int) -> Tensor:
-        """Both channels of one layer: x [B, 1, h] after LN1 -> [B, 1, h]."""
+        """Compute both channels of one layer. `x`: [B, 1, h] after LN1. Returns [B, 1, h]."""
         own = self.lm.get_mixin("attention_plus")
         q, k_v = backbone.query_key_value(x).tensor_split([x.shape[2]], dim=2)
         self.spatial[number] = memory = torch.cat((self.spatial[number], k_v), dim=1)
@@ -114,12 +116,12 @@ class ReleaseStructure:
         if self.lm.stage == 2:
             memory = memory.index_select(1, self._window(number, memory.shape[1] - 1, memory.device))
         temporal = own.dense[number](self._attend(q, torch.cat((self.text_across[number], memory), dim=1)))
-        share = torch.sigmoid(own.attn_distribution[number])
-        mixed: Tensor = share * spatial + (1 - share) * temporal
+        weight = torch.sigmoid(own.attn_distribution[number])
+        mixed: Tensor = weight * spatial + (1 - weight) * temporal
         return mixed if self.use_temporal else spatial
 
     def _window(self, layer: int, last: int, device: torch.device) -> Tensor:
-        """Places of the temporal channel that a slot kept at place `last` sees."""
+        """Return the positions of the temporal channel that the slot at position `last` attends to."""
         (height, width), side = self.lm.config.grid, self.lm.config.window
         shift, size = side // 2 if layer % 2 else 0, height * width
         frame, slot = divmod(last, size)
@@ -139,7 +141,7 @@ class ReleaseStructure:
         return torch.tensor(places, device=device)
 
     def _attend(self, q: Tensor, k_v: Tensor) -> Tensor:
-        """q [B, 1, h], k_v [B, seen, 2h], text first -> [B, 1, h]."""
+        """Attend from q [B, 1, h] to k_v [B, keys, 2h], text first. Returns [B, 1, h]."""
         heads = self.lm.config.heads
         q, k, v = (part.unflatten(2, (heads, -1)).transpose(1, 2) for part in (q, *k_v.chunk(2, dim=2)))
         scores = torch.matmul(q / q.shape[-1] ** 0.5, k.transpose(2, 3))  # [B, heads, 1, seen]
@@ -148,27 +150,27 @@ class ReleaseStructure:
 
 
 def sample(logits: Tensor, labels: Tensor, keys: Tensor, options: TokenSampling) -> Tensor:
-    """logits [B, V], labels [V] from 0, keys [B, 2] -> ids [B], one sample after the other; noise as in `sampling`."""
-    drawn = []
+    """Sample ids [B] from logits [B, V], row by row. `labels`: clusters [V], from 0; `keys`: noise keys [B, 2]."""
+    ids = []
     everything = torch.arange(len(labels), device=labels.device)
     for row, key in zip(logits.float() / options.temperature, keys):
         clusters = torch.zeros(int(labels.max()) + 1, device=labels.device).scatter_add_(0, labels, row.softmax(-1))
         mass, kept = clusters.topk(min(options.top_k, len(clusters)))
         mass = mass / mass.sum()
         scores = torch.zeros_like(row)
-        for share, cluster in zip(mass, kept):
+        for weight, cluster in zip(mass, kept):
             inside = everything[labels == cluster]
-            scores[inside] = share * (row[inside] / options.within_cluster_temperature).softmax(-1)
-        drawn.append(int((scores / exponential_noise(key[None], everything[None])[0]).argmax().item()))
-    return torch.tensor(drawn, device=logits.device)
+            scores[inside] = weight * (row[inside] / options.within_cluster_temperature).softmax(-1)
+        ids.append(int((scores / exponential_noise(key[None], everything[None])[0]).argmax().item()))
+    return torch.tensor(ids, device=logits.device)
 
 
 def _side_by_side(k: Tensor, v: Tensor) -> Tensor:
-    """Two of [B, heads, S, d] -> [B, S, 2h]."""
+    """Concatenate two tensors [B, heads, S, d] to [B, S, 2h]."""
     return torch.cat((k.transpose(1, 2).flatten(2), v.transpose(1, 2).flatten(2)), dim=2)
 
 
-def _stretch(memory: Tensor, length: int) -> Tensor:
-    """[B, S, 2h] cut, or filled with zeros, to `length` slots."""
+def _resize(memory: Tensor, length: int) -> Tensor:
+    """Cut [B, S, 2h] to `length` slots, or pad it with zeros."""
     missing = max(0, length - memory.shape[1])
     return F.pad(memory[:, :length], (0, 0, 0, missing))

@@ -20,9 +20,10 @@ from cogvideo.runtime.device import usable_cores
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
-def run_info(arguments: Sequence[str]) -> dict[str, Any]:
+def run_info(argv: Sequence[str]) -> dict[str, Any]:
+    """Return command, date and software of this run."""
     return {
-        "command": " ".join(["python -m cogvideo bench", *arguments]),
+        "command": " ".join(["python -m cogvideo bench", *argv]),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "processor": processor(),
         "torch": torch.__version__,
@@ -30,7 +31,7 @@ def run_info(arguments: Sequence[str]) -> dict[str, Any]:
 
 
 def processor() -> str:
-    """The CPU's name and how many cores this process may use."""
+    """Return the CPU's name and the number of cores that this process may use."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         name = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
@@ -40,7 +41,7 @@ def processor() -> str:
 
 
 def heading(bench: StageBenchmark) -> str:
-    """Sizes and place in one line."""
+    """Return sizes and device in one line."""
     c = bench.config
     return (
         f"{bench.preset.name}: {c.layers} layers x {c.hidden}, {c.heads} heads, {c.grid[0]} x {c.grid[1]} tokens, "
@@ -49,7 +50,7 @@ def heading(bench: StageBenchmark) -> str:
 
 
 def table(bench: StageBenchmark, lines: Sequence[StageResult]) -> str:
-    """For a person to read; `~` marks what was extrapolated."""
+    """Return the results as text; `~` marks extrapolated times."""
     rows = [f"{heading(bench)}; a step: {bench.form}"]
     for machine in bench.machines.values():
         rows.append(
@@ -77,25 +78,25 @@ def table(bench: StageBenchmark, lines: Sequence[StageResult]) -> str:
 
 
 def compared(lines: Sequence[StageResult]) -> str:
-    """The ratio over the stages that the release's structure was measured in."""
+    """Return the ratio of both algorithms over the stages that were timed with both."""
     both = [line for line in lines if line.release_seconds is not None]
-    theirs, ours = sum(line.release_seconds or 0.0 for line in both), sum(line.seconds for line in both)
+    release, ours = sum(line.release_seconds or 0.0 for line in both), sum(line.seconds for line in both)
     if not both:
-        return "nothing to compare"
+        return "no stage was timed with the release's algorithm"
     timed = min((line.release_measured_steps or 0) for line in both)
     cpu = sum(line.release_cpu_seconds or 0.0 for line in both) / sum(line.cpu_seconds for line in both)
     return (
-        f"the release's structure: {theirs:.1f} s where ours takes {ours:.1f} s: {theirs / ours:.1f} times, "
+        f"ours {ours:.1f} s, the 2022 release's algorithm {release:.1f} s: {release / ours:.1f} times longer, "
         f"{cpu:.1f} times in CPU time (from at least {timed} timed steps a stage)"
     )
 
 
-def as_dict(bench: StageBenchmark, lines: Sequence[StageResult], arguments: Sequence[str]) -> dict[str, Any]:
-    """Everything, for a program to read."""
+def as_dict(bench: StageBenchmark, lines: Sequence[StageResult], argv: Sequence[str]) -> dict[str, Any]:
+    """Return all results, for JSON."""
     both = [line for line in lines if line.release_seconds is not None]
     ratio = sum(line.release_seconds or 0 for line in both) / sum(line.seconds for line in both) if both else None
     cpu = sum(line.release_cpu_seconds or 0 for line in both) / sum(line.cpu_seconds for line in both) if both else None
-    return run_info(arguments) | {
+    return run_info(argv) | {
         "step": bench.form,
         "clock": next(name for name, clock in CLOCKS.items() if clock is bench.clock),
         "model": asdict(bench.config),
@@ -113,7 +114,7 @@ def as_dict(bench: StageBenchmark, lines: Sequence[StageResult], arguments: Sequ
 
 
 def plot(bench: StageBenchmark, lines: Sequence[StageResult]) -> str:
-    """An SVG: a bar for each stage, filled as far as its floor."""
+    """Return an SVG with a bar for each stage, dark up to its floor."""
     bars = [(line.stage, line.seconds, line.floor_seconds, line.release_seconds) for line in lines]
     machine = bench.machines[max(bench.machines)]
     cores = f", {machine.threads} threads" if machine.name == "CPU" else ""

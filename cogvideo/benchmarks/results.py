@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class StageResult:
-    """One stage, or one round of it, for a whole video."""
+    """Figures of one stage, or one round of it, for a whole video."""
 
     stage: str
     rows: int
@@ -16,18 +16,18 @@ class StageResult:
     steps: int
     """Forward passes of the stage."""
     measured_steps: int
-    """So many were timed, evenly spread over the stage; the seconds are theirs times steps / measured_steps."""
+    """Steps that were timed, spread evenly over the stage; times are extrapolated to `steps`."""
     tokens: int
     seconds: float
     floor_seconds: float
     peak_mebibytes: float
-    """On a GPU of the stage; on a CPU of the process so far."""
+    """GPU: peak of the stage. CPU: peak of the process so far."""
     calls_per_step: int
-    """Calls of PyTorch's operators in one step, where C computes those around it; on a GPU kernel launches."""
+    """CPU: calls of PyTorch operators in one step. GPU: kernel launches."""
     syncs_per_step: int
-    """How often a step waits for a number to reach Python."""
+    """Device synchronizations in one step."""
     cpu_seconds: float = 0.0
-    """What the process computed, on all its threads: on a busy machine more telling than the clock."""
+    """CPU time of the process over all threads; on a busy machine more reliable than the clock."""
     release_seconds: float | None = None
     release_cpu_seconds: float | None = None
     release_measured_steps: int | None = None

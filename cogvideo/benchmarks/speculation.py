@@ -1,7 +1,4 @@
-"""How many tokens a step keeps that looks ahead, with a model's own weights and real prompts: by this it is chosen.
-
-In: a pipeline, prompts, numbers of slots to look ahead. Out: a line for each stage, prompt and number; as a table.
-"""
+"""Tokens that a step of Jacobi decoding accepts for each lookahead, with a model's own weights and real prompts."""
 
 from __future__ import annotations
 
@@ -27,18 +24,18 @@ from cogvideo.tokenizers.text import interpolation_text
 
 @dataclass(frozen=True)
 class SpeculationResult:
-    """One stage of one prompt, drawn with `ahead` slots a step (frames between with 1: the wavefront)."""
+    """Figures of one stage of one prompt with `lookahead` slots a step (1 in stage 2: the wavefront)."""
 
     stage: str
     prompt: str
     lookahead: int
     slots: int
-    """Tokens of the stage, for each row of its batch."""
+    """Tokens of the stage per row of the batch."""
     steps: int
     cpu_seconds: float
-    """Of this thread, so that a busy machine does not matter much."""
+    """CPU time of this thread, which a busy machine affects little."""
     same: bool
-    """Whether the tokens are those of one slot at a time."""
+    """Whether the tokens equal those of sequential decoding."""
 
     @property
     def tokens_per_step(self) -> float:
@@ -51,8 +48,8 @@ class SpeculationResult:
         }
 
 
-class _Steps:
-    """Asked once a step whether to stop."""
+class _StepCounter:
+    """Counter of steps: decoding calls it before each step to check for cancellation."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -68,68 +65,77 @@ class _Steps:
 
 
 def measure_speculation(
-    pipeline: CogVideoPipeline, prompts: Sequence[str], aheads: Sequence[int]
+    pipeline: CogVideoPipeline, prompts: Sequence[str], lookaheads: Sequence[int]
 ) -> Iterator[SpeculationResult]:
-    """`aheads` should begin with 1, which the others' tokens are compared with. Raises RequestError, WeightsError."""
+    """Yield figures for each prompt, stage and lookahead. Raises RequestError, WeightsError.
+
+    Tokens are compared with those of the first of `lookaheads`, which should be 1.
+    """
     pipeline.load()
     with torch_threads(1):
         for prompt in prompts:
             request = VideoRequest(pipeline.check_inputs(VideoRequest(prompt, superres=False)).text, superres=False)
-            clips: list[Tensor] = []
-            for ahead in aheads:
-                clip, steps = _keyframes(pipeline, request, ahead)
-                clips.append(clip)
-                same = torch.equal(clip, clips[0])
-                yield SpeculationResult("keyframes", prompt, ahead, clip[0].numel(), steps.count, steps.seconds, same)
-            between: list[Tensor] = []
-            for ahead in aheads:
-                tokens, steps = _between(pipeline, request, clips[0], ahead)
-                between.append(tokens)
-                same = torch.equal(tokens, between[0])
+            keyframes: list[Tensor] = []
+            for lookahead in lookaheads:
+                tokens, steps = _keyframes(pipeline, request, lookahead)
+                keyframes.append(tokens)
+                same = torch.equal(tokens, keyframes[0])
                 yield SpeculationResult(
-                    "in-betweens 1", prompt, ahead, tokens[0].numel(), steps.count, steps.seconds, same
+                    "keyframes", prompt, lookahead, tokens[0].numel(), steps.count, steps.seconds, same
+                )
+            interpolated: list[Tensor] = []
+            for lookahead in lookaheads:
+                tokens, steps = _interpolate(pipeline, request, keyframes[0], lookahead)
+                interpolated.append(tokens)
+                same = torch.equal(tokens, interpolated[0])
+                yield SpeculationResult(
+                    "in-betweens 1", prompt, lookahead, tokens[0].numel(), steps.count, steps.seconds, same
                 )
 
 
-def _keyframes(pipeline: CogVideoPipeline, request: VideoRequest, ahead: int) -> tuple[Tensor, _Steps]:
-    """-> tokens [1, 5, N]."""
+def _keyframes(pipeline: CogVideoPipeline, request: VideoRequest, lookahead: int) -> tuple[Tensor, _StepCounter]:
+    """Generate keyframes. Returns tokens [1, 5, N]."""
     tokenizer, sampler, _, models = pipeline.components()
     options = pipeline.preset.sampling
     texts = keyframe_texts(tokenizer, pipeline.preset, [(request.prompt, request.duration)], options.guidance_scale)
     with on_device(models.stage1, pipeline.place) as lm:
-        steps = _Steps()
-        run = StageOptions(lookahead=ahead, is_cancelled=steps)
+        steps = _StepCounter()
+        run = StageOptions(lookahead=lookahead, is_cancelled=steps)
         for step in generate_keyframes(lm, texts, sampler, options, [request.seed], run):
-            clip = step.video_tokens
-    return clip, steps
+            tokens = step.video_tokens
+    return tokens, steps
 
 
-def _between(pipeline: CogVideoPipeline, request: VideoRequest, clip: Tensor, ahead: int) -> tuple[Tensor, _Steps]:
-    """The first round, between keyframes [1, 5, N] -> tokens [2, 2, N]."""
+def _interpolate(
+    pipeline: CogVideoPipeline, request: VideoRequest, keyframes: Tensor, lookahead: int
+) -> tuple[Tensor, _StepCounter]:
+    """Run the first round of interpolation between keyframes [1, 5, N]. Returns tokens [2, 2, N]."""
     tokenizer, sampler, _, models = pipeline.components()
-    options, clock = pipeline.preset.sampling, noise_frame_indices(9)
+    options, indices = pipeline.preset.sampling, noise_frame_indices(9)
     texts = [interpolation_text(tokenizer, request.prompt, request.duration / 2)] * 2
-    given = torch.cat((clip[:, :3], clip[:, 2:]))  # [2, 3, N]
+    given = torch.cat((keyframes[:, :3], keyframes[:, 2:]))  # [2, 3, N]
     with on_device(models.stage2, pipeline.place) as lm:
         size = lm.layout.tokens_per_frame
         keys = {
-            frame: noise_keys([request.seed] * 2, StageKey.INTERPOLATE, [clock[frame], clock[4 + frame]], size)
+            frame: noise_keys([request.seed] * 2, StageKey.INTERPOLATE, [indices[frame], indices[4 + frame]], size)
             for frame in lm.layout.generated
         }
-        dice, steps = TokenSampler(sampler, options.video, keys), _Steps()
+        token_sampler, steps = TokenSampler(sampler, options.video, keys), _StepCounter()
         decode_options = DecodeOptions(
-            text_attention_bias=options.text_attention_bias, lookahead=ahead, is_cancelled=steps
+            text_attention_bias=options.text_attention_bias, lookahead=lookahead, is_cancelled=steps
         )
-        return decoding.collect(decoding.interpolate(lm, texts, given, dice, options=decode_options)), steps
+        return decoding.collect(decoding.interpolate(lm, texts, given, token_sampler, options=decode_options)), steps
 
 
 def table(lines: Sequence[SpeculationResult]) -> str:
-    """For a person to read: each stage and number over all prompts, the smallest and largest count of one prompt."""
-    rows = [f"{'stage':<14}{'ahead':>6}{'steps':>7}{'tokens/step':>13}{'least':>7}{'most':>7}{'CPU s':>8}{'same':>6}"]
-    for stage, ahead in dict.fromkeys((line.stage, line.lookahead) for line in lines):
-        these = [line for line in lines if (line.stage, line.lookahead) == (stage, ahead)]
-        steps, kept = sum(line.steps for line in these), [line.tokens_per_step for line in these]
-        row = f"{stage:<14}{ahead:>6}{steps:>7}{sum(line.slots for line in these) / steps:>13.2f}"
-        row += f"{min(kept):>7.2f}{max(kept):>7.2f}{sum(line.cpu_seconds for line in these):>8.2f}"
-        rows.append(row + f"{'yes' if all(line.same for line in these) else 'no':>6}")
+    """Return a table of each stage and lookahead over all prompts, with the extremes of single prompts."""
+    rows = [
+        f"{'stage':<14}{'lookahead':>10}{'steps':>7}{'tokens/step':>13}{'least':>7}{'most':>7}{'CPU s':>8}{'same':>6}"
+    ]
+    for stage, lookahead in dict.fromkeys((line.stage, line.lookahead) for line in lines):
+        rows_of_stage = [line for line in lines if (line.stage, line.lookahead) == (stage, lookahead)]
+        steps, accepted = sum(line.steps for line in rows_of_stage), [line.tokens_per_step for line in rows_of_stage]
+        row = f"{stage:<14}{lookahead:>10}{steps:>7}{sum(line.slots for line in rows_of_stage) / steps:>13.2f}"
+        row += f"{min(accepted):>7.2f}{max(accepted):>7.2f}{sum(line.cpu_seconds for line in rows_of_stage):>8.2f}"
+        rows.append(row + f"{'yes' if all(line.same for line in rows_of_stage) else 'no':>6}")
     return "\n".join(rows)

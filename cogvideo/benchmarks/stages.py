@@ -1,60 +1,55 @@
-"""The stages of a video, run with random weights and timed, counted, and compared with what the machine can do.
+"""Benchmark of the stages of a video with random weights, compared with the limits of the hardware.
 
-In: a preset's sizes and a place. Out: a `Line` for each stage. The floor of a step is the time that reading its
-weights, keys and values once takes at this machine's bandwidth, or its arithmetic at this machine's rate, whichever is
-longer; both are measured first, with as many threads as the stage uses.
+The floor of a step is the longer of two times: reading its weights, keys and values once at the measured bandwidth, and
+its arithmetic at the measured rate. Both limits are measured with as many threads as the stage uses.
 """
 
 from __future__ import annotations
 
 import gc
-import math
 import resource
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any, Final
 
 import torch
 from torch import Tensor
 from torch._C._autograd import DeviceType
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode
 
 from cogvideo.benchmarks.hardware import measure_machine
 from cogvideo.benchmarks.release_baseline import ReleaseStructure, sample
 from cogvideo.benchmarks.results import StageResult
-from cogvideo.config import ASSETS, FRAME_COUNTS, ModelConfig, Preset, SamplingOptions
-from cogvideo.inference import decoding, super_resolution
+from cogvideo.benchmarks.stage_workloads import (
+    CLUSTERS,
+    TEXT_TOKENS,
+    StageWorkload,
+    decode_workload,
+    prompt_tokens,
+    random_tokens,
+    superres_workload,
+)
+from cogvideo.config import FRAME_COUNTS, ModelConfig, Preset, SamplingOptions
+from cogvideo.inference import decoding
 from cogvideo.inference.sampling import ClusterSampler, StageKey, TokenSampler, noise_keys
 from cogvideo.models.base import GuidanceConfig, cache_fp32_heads
 from cogvideo.models.fused_decode import should_fuse
 from cogvideo.models.kv_cache import TokenSlot as Slot
 from cogvideo.models.loader import RandomModels, random_models
-from cogvideo.models.superres_lm import SuperResLM
 from cogvideo.models.video_lm import VideoLM
 from cogvideo.runtime.device import DevicePlacement, torch_threads, usable_cores
 from cogvideo.token_layout import TokenLayout
-from cogvideo.tokenizers import image as codecs
 from kernels import cpu_decode
 from kernels.cpu_decode import Precision
 
 STAGES: Final = ("first", "keyframes", "interpolate", "superres", "decode")
 
-TEXT_TOKENS: Final = 24
-"""Length of the prompt that is pretended."""
-
-CLUSTERS: Final = 500
-
-FRAMES_PER_PASS: Final = 4
-"""Frames that super-resolution and the codec take at once."""
-
 
 class _Calls(TorchDispatchMode):
-    """Counts operator calls, and among them those that hand a number to Python."""
+    """Counter of operator calls, and of those that return a number to Python."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -67,7 +62,7 @@ class _Calls(TorchDispatchMode):
 
 
 def count_calls(step: Callable[[], object], device: torch.device) -> tuple[int, int]:
-    """Operator calls and host syncs of `step`; on a GPU kernel launches instead of calls."""
+    """Return (operator calls, synchronizations) of `step`; on a GPU, kernel launches instead of calls."""
     with _Calls() as counted:
         step()
     if device.type != "cuda":
@@ -79,33 +74,8 @@ def count_calls(step: Callable[[], object], device: torch.device) -> tuple[int, 
     return launches, counted.syncs
 
 
-@dataclass(frozen=True)
-class StageWorkload:
-    """A stage as the benchmark runs it: `step(i)` for i in 0 .. steps - 1, in order but perhaps not all of them."""
-
-    stage: str
-    rows: int
-    steps: int
-    tokens: int
-    step: Callable[[int], object]
-    once: float
-    """Seconds that were spent before the first step: reading text and given frames."""
-    once_cpu: float
-    gigabytes: float
-    """Moved by all steps together, at least."""
-    gigaflop: float
-    threads: int
-    """Cores that it may use."""
-    alone: bool = False
-    """Whether PyTorch's operations get one of them, since they are small beside what is divided by itself."""
-    seek: Callable[[int], None] = lambda number: None
-    """Before a step that does not follow the one before it; not part of what is timed."""
-    jumps: bool = False
-    """Whether `seek` does anything, so that it has to be called before each step."""
-
-
 class StageBenchmark:
-    """Random weights of a preset's sizes on a place; measures the stages of one video of `frames` frames."""
+    """Benchmark of the stages of one video of `frames` frames, with random weights of a preset's sizes."""
 
     def __init__(
         self,
@@ -137,7 +107,7 @@ class StageBenchmark:
 
     @property
     def form(self) -> str:
-        """What computes a step."""
+        """What computes a step: C or PyTorch, and in which precision."""
         if not should_fuse(self.config, self.place.device):
             return "PyTorch"
         reason = cpu_decode.unsupported_reason(self._like)
@@ -150,16 +120,16 @@ class StageBenchmark:
         return weight
 
     def weight_bytes(self, both: bool) -> float:
-        """What one step must read of the weights: numbers of fp16, whatever the type that they are computed in."""
+        """Return the bytes of weights that one step must read. fp32 kernels store fp16 weights."""
         h, size = self.config.hidden, {"fp32": 2, "bf16": 2, "int8": 1}[self.precision]
         if not should_fuse(self.config, self.place.device) or cpu_decode.unsupported_reason(self._like) is not None:
             size = self.place.dtype.itemsize
         return (self.config.layers * h * h * (16 if both else 12) + self.config.image_tokens * h) * size
 
     def lines(self, stages: Sequence[str]) -> Iterator[StageResult]:
-        """One for each stage, or round of it, of those named, as soon as it is measured."""
-        for ours, theirs in self._works(stages):
-            yield self._measure(ours, theirs)
+        """Yield a result for each named stage, or each round of it, as soon as it is measured."""
+        for ours, release_factory in self._works(stages):
+            yield self._measure(ours, release_factory)
 
     def _works(
         self, stages: Sequence[str]
@@ -179,11 +149,13 @@ class StageBenchmark:
     def _video(
         self, name: str, videos: int, given: tuple[int, ...]
     ) -> tuple[Callable[[], StageWorkload], Callable[[], StageWorkload] | None]:
-        """What makes our work, and the release's where it is to be compared."""
-        theirs = partial(self._release, name, videos, given) if self.compare else None
-        return partial(self._video_work, name, videos, given), theirs
+        """Return factories of our workload, and of the release's if they are compared."""
+        release_factory = partial(self._release, name, videos, given) if self.compare else None
+        return partial(self._video_work, name, videos, given), release_factory
 
-    def _measure(self, make: Callable[[], StageWorkload], theirs: Callable[[], StageWorkload] | None) -> StageResult:
+    def _measure(
+        self, make: Callable[[], StageWorkload], release_factory: Callable[[], StageWorkload] | None
+    ) -> StageResult:
         device = self.place.device
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
@@ -205,18 +177,18 @@ class StageBenchmark:
             syncs,
             cpu,
         )
-        if theirs is None:
+        if release_factory is None:
             return line
-        release, release_cpu, steps = self._time(theirs())
+        release, release_cpu, steps = self._time(release_factory())
         return replace(line, release_seconds=release, release_cpu_seconds=release_cpu, release_measured_steps=steps)
 
     def _time(self, work: StageWorkload) -> tuple[float, float, int]:
-        """Seconds of all steps, by the clock and of the process, timed or extrapolated, and how many were timed."""
+        """Return (seconds, CPU seconds, timed steps) of a workload; times are extrapolated to all steps."""
         count = work.steps if self.most is None else min(work.steps, self.most)
         chosen = [(2 * i + 1) * work.steps // (2 * count) for i in range(count)]
         spent = cpu = 0.0
-        with torch_threads(1 if work.alone else work.threads), _uncollected():
-            for i in (chosen[0], chosen[count // 2]):  # with one frame under way, and with two
+        with torch_threads(1 if work.alone else work.threads), _gc_disabled():
+            for i in (chosen[0], chosen[count // 2]):  # warm-up with one frame in progress, and with two
                 work.seek(i)
                 work.step(i)
             for piece in [[i] for i in chosen] if work.jumps else [chosen]:
@@ -232,50 +204,57 @@ class StageBenchmark:
     # -- stages 1 and 2 ------------------------------------------------------------------------------------------------
 
     def _video_work(self, name: str, videos: int, given: tuple[int, ...]) -> StageWorkload:
-        """Frames that are not given, drawn by our decoder. `given` (): the first frame."""
+        """Return the workload of our decoder for frames that are not given. `given` (): the first frame."""
         lm, guidance, both = self._network(given), self._guidance(given), bool(given)
-        texts = [self._text(TEXT_TOKENS)] * videos + [self._text(8)] * (videos if guidance else 0)
+        texts = [prompt_tokens(self.config, TEXT_TOKENS)] * videos + [prompt_tokens(self.config, 8)] * (
+            videos if guidance else 0
+        )
         rows, size = len(texts), self.layout.tokens_per_frame
         frames = self._drawn(given)
         lag = self.layout.wavefront_lag if lm.stage == 2 else None
         steps = decoding.schedule(frames, size, lag)
-        known = self._tokens(rows, len(given)) if given else None
-        boost = 0.0 if guidance else self.options.text_attention_bias
+        known = random_tokens(self.layout, self.place.device, rows, len(given)) if given else None
+        bias = 0.0 if guidance else self.options.text_attention_bias
         start, cpu = self.clock(), time.process_time()
-        lanes = 1 if lag is None else len(frames)
+        parallel_frames = 1 if lag is None else len(frames)
         with torch_threads(1):
             cache = decoding.prefill(
-                lm, texts, given, known, text_attention_bias=boost, use_temporal=both, parallel_frames=lanes
+                lm, texts, given, known, text_attention_bias=bias, use_temporal=both, parallel_frames=parallel_frames
             )
             cache.mark_all_written()
             _wait(self.place.device)
         once, once_cpu = self.clock() - start, time.process_time() - cpu
-        dice, held = self._dice(videos, given), self._tokens(videos, 1)[:, 0, 0]
+        token_sampler, held = (
+            self._token_sampler(videos, given),
+            random_tokens(self.layout, self.place.device, videos, 1)[:, 0, 0],
+        )
 
         def step(number: int) -> None:
             places = steps[number]
             ids = torch.stack([held] * len(places), dim=1)
             logits = decoding.decode_one(lm, cache, ids, places, guidance)
             for i, (frame, slot) in enumerate(places):
-                dice(logits[:, i], frame, slot)
+                token_sampler(logits[:, i], frame, slot)
 
         bytes_, flops = self._cost(lm, given, rows, steps)
         drawn, cores = videos * len(frames) * size, self.cores
         return StageWorkload(name, rows, len(steps), drawn, step, once, once_cpu, bytes_, flops, cores, alone=True)
 
     def _release(self, name: str, videos: int, given: tuple[int, ...]) -> StageWorkload:
-        """The same frames by the release's structure."""
+        """Return the same workload by the 2022 release's algorithm."""
         lm, guided, size = self._network(given), given == (0,), self.layout.tokens_per_frame
-        known = self._tokens(videos, len(given)) if given else None
-        boost = 0.0 if guided else self.options.text_attention_bias
+        known = random_tokens(self.layout, self.place.device, videos, len(given)) if given else None
+        bias = 0.0 if guided else self.options.text_attention_bias
         start, cpu = self.clock(), time.process_time()
         with torch_threads(self.cores):
             runs = [
-                ReleaseStructure(lm, self._text(length), videos, given, known, boost, use_temporal=bool(given))
+                ReleaseStructure(
+                    lm, prompt_tokens(self.config, length), videos, given, known, bias, use_temporal=bool(given)
+                )
                 for length in ((TEXT_TOKENS, 8) if guided else (TEXT_TOKENS,))
             ]
         once, once_cpu = self.clock() - start, time.process_time() - cpu
-        frames, held = self._drawn(given), self._tokens(videos, 1)[:, 0, 0]
+        frames, held = self._drawn(given), random_tokens(self.layout, self.place.device, videos, 1)[:, 0, 0]
         keys = noise_keys([0] * videos, StageKey.KEYFRAMES, range(videos), size).to(self.place.device)
         how = self.options.video if given else self.options.first_frame
         last = -1
@@ -300,7 +279,7 @@ class StageBenchmark:
         return StageWorkload(name, videos, steps, tokens, step, once, once_cpu, 0, 0, cores, seek=seek, jumps=True)
 
     def _guidance(self, given: tuple[int, ...]) -> GuidanceConfig | None:
-        """With which the frames that are not given are drawn: keyframes but the first."""
+        """Return the guidance: for keyframes except the first."""
         return GuidanceConfig(self.options.guidance_scale, self.options.video.plausibility) if given == (0,) else None
 
     def _network(self, given: tuple[int, ...]) -> VideoLM:
@@ -309,25 +288,15 @@ class StageBenchmark:
     def _drawn(self, given: tuple[int, ...]) -> list[int]:
         return [frame for frame in range(self.layout.frames) if frame not in given] if given else [0]
 
-    def _dice(self, videos: int, given: tuple[int, ...]) -> TokenSampler:
+    def _token_sampler(self, videos: int, given: tuple[int, ...]) -> TokenSampler:
         size = self.layout.tokens_per_frame
         keys = {f: noise_keys([0] * videos, StageKey.KEYFRAMES, [f] * videos, size) for f in self._drawn(given)}
         return TokenSampler(self.sampler, self.options.video if given else self.options.first_frame, keys)
 
-    def _text(self, length: int) -> list[int]:
-        spare = self.config.vocab_size - self.config.image_tokens
-        return [self.config.image_tokens + i % spare for i in range(length)]
-
-    def _tokens(self, rows: int, frames: int) -> Tensor:
-        shape = (rows, frames, self.layout.tokens_per_frame)
-        return torch.randint(self.config.image_tokens, shape, generator=torch.Generator().manual_seed(0)).to(
-            self.place.device
-        )
-
     def _cost(
         self, lm: VideoLM, given: tuple[int, ...], rows: int, steps: Sequence[Sequence[Slot]]
     ) -> tuple[float, float]:
-        """Gigabytes and gigaflop of all steps: weights once a step, keys and values of what a slot sees."""
+        """Return gigabytes and gigaflop of all steps: weights once a step, and the keys and values of each slot."""
         config, both = self.config, bool(given)
         slots = sum(len(places) for places in steps)
         seen: float = slots * TEXT_TOKENS + sum(
@@ -341,76 +310,26 @@ class StageBenchmark:
         weights = config.layers * config.hidden**2 * (16 if both else 12)
         head = config.image_tokens * config.hidden
         bytes_ = len(steps) * self.weight_bytes(both) + seen * per_position * self.place.dtype.itemsize
-        guidance = self._guidance(given)  # it is linear: one row of the head for both, and one to say what is plausible
+        guidance = self._guidance(given)  # linear: one row of the head for both sequences, and one for plausibility
         samples = rows // 2 if guidance and not guidance.plausibility else rows
         flops = 2 * slots * (rows * weights + samples * head) + 2 * seen * per_position
         read = rows * (TEXT_TOKENS + len(given) * self.layout.tokens_per_frame)
-        flops += 2 * read * weights * (config.layers - 1) / config.layers  # of the last layer keys and values alone
+        flops += (
+            2 * read * weights * (config.layers - 1) / config.layers
+        )  # the last layer computes keys and values only
         return bytes_ / 1e9, flops / 1e9
 
-    # -- super-resolution and pixels -----------------------------------------------------------------------------------
-
     def _superres_work(self) -> StageWorkload:
-        """All frames of the video, some in each pass."""
-        lm, config, passed = self.models.superres, self.config, min(FRAMES_PER_PASS, self.frames)
-        clip, text = self._tokens(1, passed)[0], self._text(TEXT_TOKENS)
-        fine = self.layout.fine_tokens
-        how = self.options.superres
-
-        def step(_: int) -> None:
-            list(
-                super_resolution.upscale(lm, clip, text, self.sampler, how, 0, super_resolution.UpscaleOptions(passed))
-            )
-
-        flops = self.frames * _superres_flops(lm, TEXT_TOKENS)
-        steps = math.ceil(self.frames / passed)
-        read = steps * (self.weight_bytes(both=True) + passed * fine * config.image_tokens * 4)
-        return StageWorkload(
-            "super-res.", passed, steps, self.frames * fine, step, 0.0, 0.0, read / 1e9, flops / 1e9, self.cores
-        )
+        lm, how = self.models.superres, self.options.superres
+        return superres_workload(lm, self.sampler, how, self.frames, self.weight_bytes(both=True), self.cores)
 
     def _decode_work(self) -> StageWorkload:
-        """Tokens of the fine grid to pixels."""
-        codec = _random_codec(ASSETS / self.preset.name, self.place)
-        passed = min(FRAMES_PER_PASS, self.frames)
-        grid = self.config.fine_grid
-        codes = torch.randint(min(self.config.image_tokens, len(codec._embedding)), (passed, grid[0] * grid[1]))
-
-        def step(_: int) -> None:
-            codec.decode(codes, grid)
-
-        with FlopCounterMode(display=False) as counted:
-            codec.decode(codes[:1], grid)
-        flops = counted.get_total_flops() * self.frames
-        steps = math.ceil(self.frames / passed)
-        pixels = self.frames * grid[0] * grid[1]
-        return StageWorkload("pixels", passed, steps, pixels, step, 0.0, 0.0, 0.0, flops / 1e9, self.cores)
-
-
-def _random_codec(folder: Path, place: DevicePlacement) -> codecs.ImageTokenizer:
-    """The preset's codec without its weights."""
-    config = folder / "codec.json"
-    model: Any = codecs.build_vqvae(config, "meta") if config.is_file() else codecs._published_codec()
-    codecs._keep_level(model)
-    model.to(place.dtype).to_empty(device=place.device)
-    with torch.no_grad():
-        for weight in (*model.parameters(), *model.buffers()):
-            weight.normal_(std=0.02)
-    return codecs.ImageTokenizer(model)
-
-
-def _superres_flops(lm: SuperResLM, text: int) -> float:
-    """Of one frame."""
-    config, fine = lm.config, lm.layout.fine_tokens
-    coarse, h = lm.layout.tokens_per_frame, config.hidden
-    keys = math.prod(config.fine_window) + math.prod(config.coarse_window)
-    layer = 2 * 12 * h * h * (text + coarse + fine) + 4 * h * (fine * keys + coarse * (text + coarse) + text * text)
-    return config.layers * layer + 2 * fine * config.image_tokens * h
+        return decode_workload(self.preset, self.place, self.frames, self.cores)
 
 
 @contextmanager
-def _uncollected() -> Iterator[None]:
-    """Inside the block Python looks for no garbage: a third of a second, which would count for few timed steps."""
+def _gc_disabled() -> Iterator[None]:
+    """Disable garbage collection inside the block: it takes a third of a second, much for a few timed steps."""
     gc.collect()
     gc.disable()
     try:
@@ -425,7 +344,7 @@ def _wait(device: torch.device) -> None:
 
 
 def _peak(device: torch.device) -> float:
-    """Mebibytes."""
+    """Return the peak memory in MiB."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

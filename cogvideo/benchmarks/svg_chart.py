@@ -1,7 +1,4 @@
-"""Bars of seconds as an SVG, drawn by hand: small, without a plotting library. No torch.
-
-In: what each stage took, its floor, perhaps what another way took. Out: the text of the file.
-"""
+"""Bar chart of stage times as an SVG, without a plotting library."""
 
 from __future__ import annotations
 
@@ -11,16 +8,16 @@ from html import escape
 WIDTH, BAR, GAP, LEFT, RIGHT, TOP = 760, 18, 16, 130, 190, 64
 
 Bar = tuple[str, float, float, float | None]
-"""Name, seconds, seconds of its floor, seconds of the release's structure."""
+"""Name, seconds, floor in seconds, seconds of the 2022 release's algorithm."""
 
 
 def stage_bars(title: str, note: str, bars: Sequence[Bar]) -> str:
-    """One row for each stage: its time, the part that is the floor filled dark; the release's time as an outline."""
+    """Return a chart with a row for each stage: time (light), floor (dark), the release's time (outline)."""
     longest = max(max(seconds, release or 0.0) for _, seconds, _, release in bars)
     scale = (WIDTH - LEFT - RIGHT) / longest if longest else 0.0
     height = TOP + len(bars) * (BAR + GAP) + 26
     body = [row for i, bar in enumerate(bars) for row in _row(bar, TOP + i * (BAR + GAP), scale)]
-    legend = "dark: the floor; light: measured" + ("; outline: the release's structure" if _compared(bars) else "")
+    legend = "dark: the floor; light: measured" + ("; outline: the 2022 release's algorithm" if _compared(bars) else "")
     return "\n".join(
         [
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" '

@@ -1,7 +1,7 @@
-"""A folder of films that several processes fill at the same time: who draws what, what is there, and which is which.
+"""Output folder of a batch, which several processes may fill at the same time.
 
-Files are named after what they were drawn from and never by a sentence; `index.tsv` has a line for each. A film is
-drawn by the process that holds its lock, which the system takes back when a process ends, however it ends.
+File names are derived from the request, not from the prompt; `index.tsv` has a line for each video. A process locks a
+video before it generates it. The operating system releases the lock when the process ends, even if it was killed.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from cogvideo.token_frames import TokenFrames
 
 
 class OutputDirectory:
-    """The films of one model in `path`; with `keyframes` their tokens are kept beside them. Raises CapacityError."""
+    """Videos of one model in the folder `path`. `keyframes`: save their tokens too. Raises CapacityError."""
 
     def __init__(self, path: Path, model: str, keyframes: bool = False) -> None:
         self.path, self.model, self._with_keyframes = path, model, keyframes
@@ -42,35 +42,35 @@ class OutputDirectory:
                 raise PermissionError(f"{path}")
         except OSError as error:
             raise CapacityError(
-                f"无法写入文件夹 {path}（{error}）：请换一个 --output-path。",
-                f"The folder {path} cannot be written ({error}): choose another --output-path.",
+                f"无法写入文件夹 {path}（{error}）：请用 --output-path 指定其他文件夹。",
+                f"The folder {path} is not writable ({error}). Choose another one with --output-path.",
             ) from error
 
     def name(self, request: VideoRequest) -> str:
-        """The same for the same film, and made of digits and letters alone."""
-        what = json.dumps([self.model, request_to_dict(request)], ensure_ascii=False, sort_keys=True)
-        return f"{hashlib.sha256(what.encode()).hexdigest()[:16]}-{request.seed}"
+        """Return the video's name: a hash of model and request, and the seed."""
+        content = json.dumps([self.model, request_to_dict(request)], ensure_ascii=False, sort_keys=True)
+        return f"{hashlib.sha256(content.encode()).hexdigest()[:16]}-{request.seed}"
 
     def video_path(self, request: VideoRequest) -> Path:
         return self.path / f"{self.name(request)}.mp4"
 
     def keyframes(self, request: VideoRequest) -> Path:
-        """Where the keyframes are kept that were drawn for `request`."""
+        """Return the path of the keyframes of `request`."""
         return self.path / f"{self.name(request)}.safetensors"
 
     def lock(
-        self, held: ExitStack, requests: Sequence[VideoRequest], most: int, wait: bool = False
+        self, locks: ExitStack, requests: Sequence[VideoRequest], limit: int, wait: bool = False
     ) -> tuple[list[VideoRequest], list[VideoRequest], list[VideoRequest]]:
-        """(at most `most` films, ours to draw until `held` closes; those that others draw; those not looked at).
+        """Lock videos that do not exist yet, at most `limit`, until `locks` closes.
 
-        `wait`: until the others are done with theirs.
+        Returns (locked here, locked by other processes, not tried). `wait`: wait for the other processes' locks.
         """
         from filelock import FileLock, Timeout
 
         ours: list[VideoRequest] = []
         busy: list[VideoRequest] = []
         for number, request in enumerate(requests):
-            if len(ours) == most:
+            if len(ours) == limit:
                 return ours, busy, list(requests[number:])
             lock = FileLock(self._locks / self.name(request))
             try:
@@ -79,15 +79,15 @@ class OutputDirectory:
                 busy.append(request)
                 continue
             if self._has(request):
-                self._note(request)
+                self._add_to_index(request)
                 lock.release()
             else:
                 ours.append(request)
-                held.callback(lock.release)
+                locks.callback(lock.release)
         return ours, busy, []
 
     def put(self, request: VideoRequest, frames: Frames, keyframes: Tensor, metadata: dict[str, Any]) -> Path:
-        """A film that was claimed is finished: its files, the film last, and its line. Raises CapacityError."""
+        """Write the files of a locked video, the video last, and its line of the index. Raises CapacityError."""
         path = self.video_path(request)
         if self._with_keyframes:
             try:
@@ -95,31 +95,31 @@ class OutputDirectory:
             except OSError as error:
                 raise CapacityError(
                     f"无法写入 {self.keyframes(request)}（{error.strerror}）：请检查磁盘空间。",
-                    f"{self.keyframes(request)} cannot be written ({error.strerror}): check the disk's space.",
+                    f"{self.keyframes(request)} could not be written ({error.strerror}). Check the free disk space.",
                 ) from error
         write_video(path, frames, request.duration, metadata)
-        self._note(request)
+        self._add_to_index(request)
         return path
 
     def _has(self, request: VideoRequest) -> bool:
-        kept = not self._with_keyframes or self.keyframes(request).is_file()
-        return kept and self.video_path(request).is_file()
+        has_keyframes = not self._with_keyframes or self.keyframes(request).is_file()
+        return has_keyframes and self.video_path(request).is_file()
 
-    def _note(self, request: VideoRequest) -> None:
-        """The film's line in the index, once: also where its process ended between the film and the line."""
+    def _add_to_index(self, request: VideoRequest) -> None:
+        """Add the video to the index unless it is there. A process may have ended between the video and its line."""
         from filelock import FileLock
 
         name = self.video_path(request).name
-        if name in self._noted:
+        if name in self._indexed:
             return
         with FileLock(self._locks / "index"):
             if name not in self._read_index():
                 with self._index.open("a", encoding="utf-8") as index:
                     index.write(f"{name}\t{request.seed}\t{' '.join(request.prompt.split())}\n")
-        self._noted.add(name)
+        self._indexed.add(name)
 
     @cached_property
-    def _noted(self) -> set[str]:
+    def _indexed(self) -> set[str]:
         return self._read_index()
 
     def _read_index(self) -> set[str]:
@@ -128,37 +128,37 @@ class OutputDirectory:
         return {line.split("\t")[0] for line in self._index.read_text(encoding="utf-8").splitlines()}
 
 
-MOST: Final = 2**16 - 1
-"""The largest token that `TokenFrames` can hold; whether a model has it is seen when the request is checked."""
-LARGEST: Final = 2**20
-"""Bytes. Keyframes of the published model take 8 kB; a file of weights is no file of keyframes."""
+MAX_TOKEN: Final = 2**16 - 1
+"""The largest token that `TokenFrames` can store. The check of the request compares tokens with the model."""
+MAX_BYTES: Final = 2**20
+"""Bytes of a keyframe file; those of the published model have 8 kB."""
 
 
 def write_keyframes(path: Path, keyframes: Tensor, model: str, request: VideoRequest) -> None:
-    """`keyframes` [5, N], which `model` drew for `request`, as the file `path`, whole or not at all. Raises OSError."""
-    about = {"model": model, "request": json.dumps(request_to_dict(request), ensure_ascii=False)}
+    """Write `keyframes` [5, N] that `model` generated for `request`. Raises OSError."""
+    metadata = {"model": model, "request": json.dumps(request_to_dict(request), ensure_ascii=False)}
     with atomic_write(path) as temporary:
-        temporary.write_bytes(save({"keyframes": keyframes.to(torch.int32).contiguous()}, about))
+        temporary.write_bytes(save({"keyframes": keyframes.to(torch.int32).contiguous()}, metadata))
 
 
 def read_keyframes(path: Path) -> tuple[str, VideoRequest]:
-    """The model's name, and the request with the keyframes as its `clip`. Raises RequestError naming the file."""
+    """Return the model's name, and the request with its keyframes as `initial_tokens`. Raises RequestError."""
     try:
-        if path.stat().st_size > LARGEST:
-            raise ValueError(f"larger than {LARGEST} bytes")
+        if path.stat().st_size > MAX_BYTES:
+            raise ValueError(f"larger than {MAX_BYTES} bytes")
         with safe_open(path, framework="pt") as opened:
-            about, keyframes = opened.metadata() or {}, opened.get_tensor("keyframes")
+            metadata, keyframes = opened.metadata() or {}, opened.get_tensor("keyframes")
         if keyframes.dtype != torch.int32 or keyframes.ndim != 2 or len(keyframes) != FRAME_COUNTS[0]:
             raise ValueError(f"{keyframes.dtype} {list(keyframes.shape)}")
-        if int(keyframes.min()) < 0 or int(keyframes.max()) > MOST:
+        if int(keyframes.min()) < 0 or int(keyframes.max()) > MAX_TOKEN:
             raise ValueError("tokens out of range")
-        request = request_from_dict(json.loads(about["request"]))
+        request = request_from_dict(json.loads(metadata["request"]))
         if not isinstance(request.prompt, str):
             raise ValueError(f"the prompt {request.prompt!r}")
-        clip = TokenFrames.of(keyframes.tolist())
-        return about["model"], replace(request, num_frames=FRAME_COUNTS[0], initial_tokens=clip, superres=False)
+        tokens = TokenFrames.of(keyframes.tolist())
+        return metadata["model"], replace(request, num_frames=FRAME_COUNTS[0], initial_tokens=tokens, superres=False)
     except (SafetensorError, OSError, ValueError, LookupError, TypeError, AttributeError, CogVideoError) as error:
         raise RequestError(
-            f"{path} 不是可用的关键帧文件（{error}）：请用 --stage-1 重新生成。",
-            f"{path} is no usable file of keyframes ({error}): make it again with --stage-1.",
+            f"{path} 不是有效的关键帧文件（{error}）：请用 --stage-1 重新生成。",
+            f"{path} is not a valid keyframe file ({error}). Create it again with --stage-1.",
         ) from error

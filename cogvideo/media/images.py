@@ -1,4 +1,4 @@
-"""Several videos as one, so that they can be compared while they play."""
+"""Images and thumbnails: reading, encoding, and videos side by side."""
 
 from __future__ import annotations
 
@@ -18,11 +18,14 @@ from cogvideo.events import Frames
 
 
 def side_by_side(videos: Sequence[Frames]) -> Frames:
-    """Up to four videos [F, H, W, 3] -> one [F, H, W, 3], or [F, 2H, 2W, 3], row by row; white where none is left."""
+    """Arrange up to four videos [F, H, W, 3] in a grid [F, 2H, 2W, 3], row by row; empty cells are white.
+
+    A single video is returned unchanged.
+    """
     if len(videos) == 1:
         return videos[0]
-    four = [*videos, *[np.full_like(videos[0], 255)] * (4 - len(videos))]
-    return np.concatenate([np.concatenate(four[row : row + 2], axis=2) for row in (0, 2)], axis=1)
+    cells = [*videos, *[np.full_like(videos[0], 255)] * (4 - len(videos))]
+    return np.concatenate([np.concatenate(cells[row : row + 2], axis=2) for row in (0, 2)], axis=1)
 
 
 THUMB = 96
@@ -30,7 +33,7 @@ THUMB = 96
 
 
 def thumbnail(frame: Frames) -> bytes:
-    """A frame [H, W, 3] as WebP, at most THUMB pixels wide and high."""
+    """Return a frame [H, W, 3] as WebP, at most THUMB pixels wide and high."""
     image = Image.fromarray(frame)
     image.thumbnail((THUMB, THUMB), Image.Resampling.BICUBIC)
     buffer = io.BytesIO()
@@ -39,14 +42,14 @@ def thumbnail(frame: Frames) -> bytes:
 
 
 def filmstrip(frames: Frames) -> bytes:
-    """All frames [F, H, W, 3] side by side in one WebP, thumbnail size each."""
+    """Return thumbnails of all frames [F, H, W, 3] side by side in one WebP."""
     thumbs = [Image.fromarray(frame) for frame in frames]
     for thumb in thumbs:
         thumb.thumbnail((THUMB, THUMB), Image.Resampling.BICUBIC)
     width, height = thumbs[0].size
     strip = Image.new("RGB", (width * len(thumbs), height))
-    for place, thumb in enumerate(thumbs):
-        strip.paste(thumb, (place * width, 0))
+    for column, thumb in enumerate(thumbs):
+        strip.paste(thumb, (column * width, 0))
     buffer = io.BytesIO()
     strip.save(buffer, "WEBP", quality=82)
     return buffer.getvalue()
@@ -54,44 +57,47 @@ def filmstrip(frames: Frames) -> bytes:
 
 FORMATS: Final = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 MAX_PIXELS: Final = 50_000_000
-"""More than cameras make; unpacked, these are 200 MB."""
-UNPACKING: Final = threading.Lock()
-"""One picture at a time, however many are sent."""
+"""Limit of an image's size; 200 MB when decoded, more than cameras produce."""
+DECODE_LOCK: Final = threading.Lock()
+"""Limits the memory of decoding: one image at a time."""
 
 
 def read_image(path: Path, size: tuple[int, int]) -> Frames:
-    """The middle of a picture file of any size, as uint8 [H, W, 3] with `size` (height, width). Raises RequestError."""
+    """Read an image file, cropped to its centre and resized to `size` (height, width).
+
+    Returns uint8 [H, W, 3]. Raises RequestError.
+    """
     try:
         with warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning):
             image = Image.open(path, formats=FORMATS)
         with image:
             if image.width * image.height > MAX_PIXELS:
                 raise RequestError(
-                    f"图片有 {image.width}×{image.height} 像素，上限为 {MAX_PIXELS // 10**6} 百万：请先缩小它。",
-                    f"The picture has {image.width} by {image.height} pixels, {MAX_PIXELS // 10**6} million at most: "
-                    "make it smaller first.",
+                    f"图片有 {image.width}×{image.height} 像素，超过 {MAX_PIXELS // 10**4} 万的上限：请先缩小图片。",
+                    f"The image has {image.width} by {image.height} pixels. At most {MAX_PIXELS // 10**6} million are "
+                    "allowed. Reduce its size first.",
                 )
-            with UNPACKING:
+            with DECODE_LOCK:
                 return _fit(image, size)
     except (CogVideoError, MemoryError):
         raise
-    except Exception as error:  # a stranger's file: Pillow raises whatever comes up
+    except Exception as error:  # for an untrusted file, Pillow may raise anything
         raise RequestError(
-            "这个文件不是能读取的图片：请选择 JPEG、PNG、WebP、GIF、BMP 或 TIFF 图片。",
-            "This file is no picture that can be read: choose a JPEG, PNG, WebP, GIF, BMP or TIFF.",
+            "无法将此文件作为图片读取：请选择 JPEG、PNG、WebP、GIF、BMP 或 TIFF 图片。",
+            "This file cannot be read as an image. Choose a JPEG, PNG, WebP, GIF, BMP or TIFF file.",
         ) from error
 
 
 def _fit(image: Image.Image, size: tuple[int, int]) -> Frames:
-    """Upright, on white where it is transparent, cut to the frame's shape around its middle."""
+    """Rotate by EXIF, replace transparency by white, crop to the centre and resize."""
     upright = ImageOps.exif_transpose(image).convert("RGBA")
-    ground = Image.new("RGBA", upright.size, "white")
-    opaque = Image.alpha_composite(ground, upright).convert("RGB")
+    background = Image.new("RGBA", upright.size, "white")
+    opaque = Image.alpha_composite(background, upright).convert("RGB")
     return np.asarray(ImageOps.fit(opaque, size[::-1], Image.Resampling.LANCZOS))
 
 
-def data_uri(picture: Frames) -> str:
-    """A picture uint8 [H, W, 3] as a PNG that needs no file."""
+def data_uri(image: Frames) -> str:
+    """Return an image uint8 [H, W, 3] as a data URI with a PNG."""
     buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, "PNG")
+    Image.fromarray(image).save(buffer, "PNG")
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"

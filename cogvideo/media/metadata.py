@@ -8,16 +8,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-LONGEST_COMMENT: Final = 2**16
-"""Characters of a comment that are read; ours are far shorter."""
+MAX_COMMENT: Final = 2**16
+"""Characters of a comment; longer ones are ignored."""
 
 Metadata = Mapping[str, Any]
 
 
 def read_metadata(path: Path) -> dict[str, Any] | None:
-    """The JSON object in the comment of an mp4 or gif, or None where there is none. `path` need not be trustworthy."""
+    """Return the JSON object in the comment of an mp4 or gif; None if there is none. Safe for untrusted files."""
     comment = _gif_comment(path) if path.suffix.lower() == ".gif" else _mp4_comment(path)
-    if len(comment) > LONGEST_COMMENT:
+    if len(comment) > MAX_COMMENT:
         return None
     try:
         values = json.loads(comment)
@@ -32,7 +32,7 @@ def _gif_comment(path: Path) -> str:
     try:
         with Image.open(path, formats=["GIF"]) as picture:
             comment = picture.info.get("comment", b"")
-    except Exception:  # a stranger's file: Pillow raises whatever comes up
+    except Exception:  # for an untrusted file, Pillow may raise anything
         return ""
     return comment.decode("utf-8", "replace") if isinstance(comment, bytes) else str(comment)
 
@@ -50,7 +50,7 @@ def _mp4_comment(path: Path) -> str:
 
 
 def _ffmetadata(text: str) -> dict[str, str]:
-    r"""ffmpeg's text format: `key=value` lines, where \ protects = ; # \ and line breaks."""
+    r"""Parse ffmpeg's text format: `key=value` lines, where \ escapes = ; # \ and line breaks."""
     values: dict[str, str] = {}
     key, current, characters = None, "", iter(text)
     for character in characters:

@@ -1,7 +1,6 @@
-"""The published model's files as rows: what they are called, how large they are, where they were put, where they go.
+"""Catalog of the published model's files: names, sizes, addresses and local paths.
 
-No torch, no network. Every address may be dead by now or answer with something else; `cogvideo.weights.download`
-checks.
+Any address may be gone or return something else, so `cogvideo.weights.download` verifies every file.
 """
 
 from __future__ import annotations
@@ -19,49 +18,48 @@ MAGIC: Final[dict[Format, tuple[bytes, ...]]] = {
     "sentencepiece": (b"\x0a",),  # the first field of its protobuf message
     "npy": (b"\x93NUMPY",),
 }
-"""With which bytes a file of each format begins; a web page begins otherwise."""
+"""First bytes of each format; they distinguish a file from an HTML error page."""
 
 LICENCE: Final = (
     "CogVideo 的权重遵循“The CogVideo License”：用途受限，再分发须附上该许可证。"
     "全文：https://github.com/THUDM/CogVideo （CogVideo 分支）",
-    "CogVideo's weights come under “The CogVideo License”: their use is restricted, and whoever passes them on passes "
-    "the licence on. Its text: https://github.com/THUDM/CogVideo (branch CogVideo)",
+    "CogVideo's weights are licensed under “The CogVideo License”: use is restricted, and copies must include the "
+    "licence. Its text: https://github.com/THUDM/CogVideo (branch CogVideo)",
 )
 
 CONVERTED: Final = "cogvideo-converted"
-"""In $SAT_HOME: what `python -m cogvideo convert` makes of the three checkpoints; it loads faster."""
+"""Folder in $SAT_HOME for the output of `python -m cogvideo convert`, which loads faster than the checkpoints."""
 
 PREFIXES: Final = ("", "sharefs/cogview-new")
-"""Folders that may stand in front of a checkpoint's own: some archives were packed with them."""
-
+"""Parent folders of a checkpoint in some archives."""
 
 ICETK_FOLDER: Final = Path("~/.icetk_models")
-"""Where icetk's own downloader puts `ice_image.pt` and `ice_text.model`."""
+"""Folder of `ice_image.pt` and `ice_text.model` in which icetk's downloader stores them."""
 
 
 @dataclass(frozen=True)
 class PublishedFile:
-    """One file to fetch. `hub`: Hugging Face repositories that hold it under this name; `urls`: other addresses."""
+    """One file to download. `hub`: Hugging Face repositories that have it under this name; `urls`: other addresses."""
 
     name: str
     format: Format
     hub: tuple[str, ...] = ()
     urls: tuple[str, ...] = ()
     size: int = 0
-    """Bytes; 0 where it was never written down."""
+    """Bytes; 0 if unknown."""
     tolerance: float = 0.0
-    """How far `size` may be off, as a fraction: published figures are rounded, and a GB has two meanings."""
+    """Relative error of `size`: published figures are rounded, and GB may mean GiB."""
     sha256: str | None = None
     icetk: bool = False
-    """Whether it belongs into icetk's folder instead of $SAT_HOME."""
+    """Whether it is stored in icetk's folder instead of $SAT_HOME."""
 
     @property
     def installed(self) -> str:
-        """What is there in the end: an archive becomes a folder."""
+        """Name after installation: an archive becomes a folder."""
         return self.name.removesuffix(".zip") if self.format == "zip" else self.name
 
     def plausible(self, size: int) -> bool:
-        """Whether a file of `size` bytes can be this one."""
+        """Return whether `size` bytes are within the tolerance."""
         return not self.size or abs(size - self.size) <= self.tolerance * self.size
 
 
@@ -119,26 +117,26 @@ COGVIDEO: Final = (
 
 @dataclass(frozen=True)
 class WeightPaths:
-    """Where the published files live."""
+    """Folders of the published files."""
 
     sat: Path
     icetk: Path
 
     @classmethod
     def usual(cls) -> WeightPaths:
-        """$SAT_HOME (~/.sat_models), and the folder that icetk's own downloader uses."""
+        """Return $SAT_HOME (~/.sat_models) and the folder of icetk's downloader."""
         return cls(published_home(), ICETK_FOLDER.expanduser())
 
     @property
     def work(self) -> Path:
-        """Locks and what is not finished yet; on the same file system as `sat`, so that a rename is enough."""
+        """Folder of locks and unfinished files; on the file system of `sat`, so that files can be renamed."""
         return self.sat / ".download"
 
     def target(self, file: PublishedFile) -> Path:
         return (self.icetk if file.icetk else self.sat) / file.installed
 
     def has(self, file: PublishedFile) -> bool:
-        """Whether the file is there. Its content is checked when it comes and when it is read."""
+        """Return whether the file exists. Downloads and loaders verify its content."""
         if file.format == "zip":
             return has_checkpoint(checkpoint_folder(self.sat, file.installed))
         return self.target(file).is_file()
@@ -147,22 +145,22 @@ class WeightPaths:
         return [file for file in files if not self.has(file)]
 
     def complete(self) -> bool:
-        """Whether the model can be read: all files are there; for the archives a converted copy will do."""
+        """Return whether the model can be loaded. A converted copy replaces the archives."""
         converted = (self.sat / CONVERTED / "backbone.safetensors").is_file()
         return all(converted and file.format == "zip" for file in self.missing())
 
 
 def published_home() -> Path:
-    """Where the published checkpoints live: $SAT_HOME, or ~/.sat_models as SwissArmyTransformer has it."""
+    """Return the folder of the published checkpoints: $SAT_HOME, or ~/.sat_models as in SwissArmyTransformer."""
     return Path(os.environ.get("SAT_HOME", "~/.sat_models")).expanduser()
 
 
 def checkpoint_folder(home: Path, name: str) -> Path:
-    """The folder of a checkpoint in `home`, below one of the known prefixes; without any where there is none."""
+    """Return the folder of a checkpoint in `home`, under a known prefix; without a prefix if none exists."""
     folders = [home / prefix / name for prefix in PREFIXES]
     return next((folder for folder in folders if folder.is_dir()), folders[0])
 
 
 def has_checkpoint(folder: Path) -> bool:
-    """Whether `folder` has the files of one network in the published format."""
+    """Return whether `folder` has the files of one network in the published format."""
     return (folder / "model_config.json").is_file() and any(folder.glob("*/mp_rank_00_model_states.pt"))

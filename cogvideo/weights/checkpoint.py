@@ -1,7 +1,4 @@
-"""Checkpoint files: found, read and checked name by name, with errors that contain the file and the remedy.
-
-In: paths. Out: dictionaries of tensors on the CPU, mapped from the file and not copied.
-"""
+"""Reading, checking and writing of safetensors files. Tensors are on the CPU, mapped from the file, not copied."""
 
 from __future__ import annotations
 
@@ -24,27 +21,27 @@ Tensors = dict[str, Tensor]
 SAFETENSORS_TYPES = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32"}
 
 COMPARE_CHUNK = 2**22
-"""Numbers that are compared at a time."""
+"""Numbers that are compared in one step."""
 
 
 class MappedTensors(dict[str, Tensor]):
-    """Tensors of a file that is mapped: what is read of them can be dropped from memory and read again."""
+    """Tensors of a memory-mapped file. Pages that were read can be dropped and read again."""
 
 
 def load_tensor(tensors: Tensors, name: str, device: str | torch.device, dtype: torch.dtype | None) -> Tensor:
-    """One of `tensors` as it is wanted: itself, or a copy; then what the file's takes in memory is dropped.
+    """Return a tensor on `device` with `dtype` (None: as in the file), itself or a copy.
 
-    `dtype` None: as in the file.
+    If it was copied, the mapped file's pages are dropped from memory.
     """
     tensor = tensors[name]
-    taken = tensor.to(device=device, dtype=dtype)
-    if taken is not tensor and isinstance(tensors, MappedTensors):
+    loaded = tensor.to(device=device, dtype=dtype)
+    if loaded is not tensor and isinstance(tensors, MappedTensors):
         _drop(tensor)
-    return taken
+    return loaded
 
 
 def tensors_equal(some: Tensors, others: Tensors, name: str) -> bool:
-    """Whether both files have the same numbers under `name`. Of mapped files little more than a piece is in memory."""
+    """Return whether both files have equal tensors `name`. Of mapped files, about one chunk is in memory at a time."""
     one, other = some[name], others[name]
     if one is other:
         return True
@@ -61,9 +58,9 @@ def tensors_equal(some: Tensors, others: Tensors, name: str) -> bool:
 
 
 def _drop(tensor: Tensor) -> None:
-    """Give back the memory that reading a mapped file's tensor took; whoever reads it again gets it from the file.
+    """Drop the pages of a mapped tensor from memory; a later read loads them from the file again.
 
-    On Linux, where it is a promise that nothing was written to it; elsewhere the system does so when it needs room.
+    Linux only: other systems drop pages themselves if memory is low. The tensor must not have been modified.
     """
     if not sys.platform.startswith("linux"):
         return
@@ -75,20 +72,20 @@ def _drop(tensor: Tensor) -> None:
 
 
 def read_safetensors(path: Path) -> Tensors:
-    """All tensors of a file. Raises WeightsError where it is missing or damaged."""
+    """Return all tensors of a file. Raises WeightsError if it is missing or damaged."""
     require(path)
     try:
         return MappedTensors(load_file(path))
     except MemoryError:
         raise
-    except Exception as error:  # a damaged header brings up whatever it can
+    except Exception as error:  # a damaged header may raise anything
         raise damaged(path, error) from error
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """A file with `tensors` layer after layer, each written as it is read: the library would gather all of them first.
+    """Write tensors to a safetensors file one by one, in layer order. The library would copy all to memory first.
 
-    Whole or not at all. The format: the length of a JSON header, the header, the bytes of the tensors without gaps.
+    Format: the length of a JSON header, the header, and the bytes of the tensors without gaps.
     """
     order = sorted(tensors, key=lambda name: (layer_number(name), name))
     header: dict[str, Any] = {}
@@ -102,7 +99,7 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
             "data_offsets": [begin, end],
         }
     text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # tensors begin at multiples of 8
+    text += b" " * (-len(text) % 8)  # aligns tensors to 8 bytes
     with atomic_write(path) as temporary, temporary.open("wb") as out:
         out.write(len(text).to_bytes(8, "little") + text)
         for name in order:
@@ -110,43 +107,43 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def layer_number(name: str) -> int:
-    """The number in a name such as transformer.layers.3.mlp; -1 for what belongs to no layer."""
+    """Return the layer in a name such as transformer.layers.3.mlp; -1 for tensors outside of layers."""
     return next((int(word) for word in name.split(".") if word.isdigit()), -1)
 
 
-def check(path: Path, tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
-    """All of `wanted` (names and shapes count) are in `tensors`. Raises WeightsError naming the first that is not."""
-    for name, like in wanted.items():
+def check(path: Path, tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Compare names and shapes with `expected`. Raises WeightsError for the first tensor that differs."""
+    for name, like in expected.items():
         if name not in tensors:
             raise WeightsError(
-                f"权重文件 {path} 缺少张量 {name}：文件不完整或属于别的模型。请删除后重新获取。",
+                f"权重文件 {path} 缺少张量 {name}：文件不完整，或属于其他模型。请删除后重新下载。",
                 f"The weights file {path} lacks the tensor {name}: it is incomplete or belongs to another model. "
-                "Delete it and fetch it again.",
+                "Delete it and download it again.",
             )
         if tensors[name].dtype not in SAFETENSORS_TYPES:
             raise damaged(path, f"{name}: {tensors[name].dtype}")
         if tensors[name].shape != like.shape:
-            found, expected = list(tensors[name].shape), list(like.shape)
+            found, correct = list(tensors[name].shape), list(like.shape)
             raise WeightsError(
-                f"权重文件 {path} 中张量 {name} 的形状为 {found}，应为 {expected}：属于别的模型。请换成匹配的文件。",
-                f"In the weights file {path} the tensor {name} has shape {found} where {expected} is wanted: "
-                "it belongs to another model. Put the matching file in its place.",
+                f"权重文件 {path} 中张量 {name} 的形状为 {found}，应为 {correct}：它属于其他模型。请换成匹配的文件。",
+                f"In the weights file {path} the tensor {name} has the shape {found} instead of {correct}: "
+                "it belongs to another model. Replace it with the matching file.",
             )
 
 
 def require(path: Path) -> None:
-    """Raises WeightsError where `path` is no file."""
+    """Raise WeightsError if `path` is not a file."""
     if not path.is_file():
         raise WeightsError(
             f"找不到权重文件 {path}。mini：请重新克隆本项目；cogvideo：请运行 python -m cogvideo download cogvideo。",
-            f"The weights file {path} is missing. For mini clone the project again; for cogvideo run "
-            "python -m cogvideo download cogvideo.",
+            f"The weights file {path} is missing. For mini, clone the project again. For cogvideo, run: "
+            "python -m cogvideo download cogvideo",
         )
 
 
 def damaged(path: Path, reason: object) -> WeightsError:
-    """The error for a file that is there but cannot be read."""
+    """Return the error for a file that exists but cannot be read."""
     return WeightsError(
-        f"权重文件 {path} 已损坏或下载不完整（{reason}）。请删除后重新获取。",
-        f"The weights file {path} is damaged or incomplete ({reason}). Delete it and fetch it again.",
+        f"权重文件 {path} 已损坏或下载不完整（{reason}）。请删除后重新下载。",
+        f"The weights file {path} is damaged or incomplete ({reason}). Delete it and download it again.",
     )

@@ -24,7 +24,7 @@ from cogvideo.weights.progress import Report, bars
 from cogvideo.weights.verify import copy_folder, unpack, verify
 
 SPARE: Final = 2 * 10**9
-"""Bytes of disk that stay free, for the files whose size nobody wrote down among others."""
+"""Bytes of disk to keep free, among others for files of unknown size."""
 
 
 def _silent(zh: str, en: str) -> None:
@@ -33,9 +33,9 @@ def _silent(zh: str, en: str) -> None:
 
 @dataclass(frozen=True)
 class Download:
-    """Fetches the missing ones of `files`. `source`: a folder that may have some of them already.
+    """Download of the missing files among `files`. `source`: a folder that may have some of them.
 
-    `report`: hears how far it is, in place of a bar or lines on stderr.
+    `keep`: keep archives after unpacking. `report`: is called with the progress, instead of bars on stderr.
     """
 
     paths: WeightPaths
@@ -48,10 +48,11 @@ class Download:
     """Receives a message in Chinese and in English."""
 
     def run(self) -> None:
-        """Returns when all files are there. Raises RequestError, CapacityError, WeightsError."""
+        """Download, verify and install missing files. Raises RequestError, CapacityError, WeightsError."""
         if self.source is not None and not self.source.is_dir():
             raise RequestError(
-                f"文件夹 {self.source} 不存在：请检查 --from。", f"The folder {self.source} does not exist: see --from."
+                f"文件夹 {self.source} 不存在：请检查 --from。",
+                f"The folder {self.source} does not exist. Check --from.",
             )
         missing = self.paths.missing(self.files)
         if not missing:
@@ -71,7 +72,7 @@ class Download:
             held = lock.acquire(timeout=0)
         except Timeout:
             self.notify(
-                f"另一个进程正在下载 {file.name}，请稍候。", f"Another process fetches {file.name}: waiting for it."
+                f"另一个进程正在下载 {file.name}，请稍候。", f"Waiting for another process that downloads {file.name}."
             )
             held = lock.acquire()
         with held:
@@ -80,7 +81,7 @@ class Download:
                 self._install_first(file)
 
     def _install_first(self, file: PublishedFile) -> None:
-        """The file from the first source that gives a sound one. Raises WeightsError with the reasons of all."""
+        """Install the file from the first source that has a valid one. Raises WeightsError with all reasons."""
         reasons = []
         for address, obtain in self._sources(file):
             try:
@@ -93,19 +94,19 @@ class Download:
                         _remove(path)
                     raise
                 return
-            except InvalidSourceError as refusal:
-                reasons.append(f"{address}: {refusal}")
-                self.notify(f"无法从 {address} 获取：{refusal}", f"Not from {address}: {refusal}")
+            except InvalidSourceError as error:
+                reasons.append(f"{address}: {error}")
+                self.notify(f"无法从 {address} 下载：{error}", f"Not available from {address}: {error}")
         target = self.paths.target(file)
         raise WeightsError(
-            f"无法获取 {file.name}（{'；'.join(reasons)}）。请稍后重试，或从别处取得后用 --from 指定其文件夹，"
+            f"无法下载 {file.name}（{'；'.join(reasons)}）。请稍后重试，或从其他来源取得后用 --from 指定其文件夹，"
             f"或自行放到 {target}。",
-            f"{file.name} could not be fetched ({'; '.join(reasons)}). Try again later, or get it elsewhere and name "
-            f"its folder with --from, or put it at {target} yourself.",
+            f"{file.name} could not be downloaded ({'; '.join(reasons)}). Try again later. If you have the file, name "
+            f"its folder with --from, or copy it to {target}.",
         )
 
     def _sources(self, file: PublishedFile) -> Iterator[tuple[str, Callable[[], Path]]]:
-        """Where to look, in this order: what somebody says is here need not come over the network."""
+        """Yield (address, function that returns the file's path): local files first, then the network."""
         for found in self._here(file):
             yield str(found), lambda found=found: found  # type: ignore[misc]
         for repository in file.hub:
@@ -113,11 +114,13 @@ class Download:
         for url in file.urls:
             resumed = self._part(file).exists()
             yield url, lambda u=url: self._from_url(file, u)  # type: ignore[misc]
-            if resumed and not self._part(file).exists():  # what was there before may have been what was wrong
+            if (
+                resumed and not self._part(file).exists()
+            ):  # the part of an earlier call was invalid and has been deleted
                 yield url, lambda u=url: self._from_url(file, u)  # type: ignore[misc]
 
     def _here(self, file: PublishedFile) -> list[Path]:
-        """What the named folder has of it, and an archive that somebody put where the model goes."""
+        """Return local copies: in the folder `source`, and archives in $SAT_HOME."""
         found = []
         if self.source is not None:
             found += [checkpoint_folder(self.source, file.installed), self.source / file.name]
@@ -126,12 +129,12 @@ class Download:
         return [path for path in dict.fromkeys(found) if path.exists()]
 
     def _from_hub(self, file: PublishedFile, repository: str) -> Path:
-        """Through huggingface_hub, which resumes, knows mirrors, tokens and proxies. Raises Unsuitable."""
+        """Download with huggingface_hub, which resumes and supports mirrors and tokens. Raises InvalidSourceError."""
         from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import HfHubHTTPError
 
         self.notify(
-            f"从 Hugging Face {repository} 下载 {file.name}", f"Fetching {file.name} from Hugging Face {repository}"
+            f"从 Hugging Face {repository} 下载 {file.name}", f"Downloading {file.name} from Hugging Face {repository}"
         )
         endpoint = os.environ.get("HF_ENDPOINT")
         try:
@@ -141,7 +144,7 @@ class Download:
         except HfHubHTTPError as error:
             hint = " (HF_TOKEN?)" if error.response.status_code in (401, 403) else ""
             raise InvalidSourceError(str(error).strip().splitlines()[0] + hint) from error
-        except Exception as error:  # its transports (HTTP, Xet) have exceptions of their own
+        except Exception as error:  # its transports (HTTP, Xet) define their own exceptions
             if isinstance(error, OSError) and error.errno == errno.ENOSPC:
                 raise
             raise InvalidSourceError(f"{type(error).__name__}: {error}") from error
@@ -161,7 +164,7 @@ class Download:
         return self.paths.work / "hub"
 
     def _install(self, file: PublishedFile, path: Path, ours: bool) -> None:
-        """Check what came and put it in its place whole. Raises Unsuitable."""
+        """Verify the file and move it to its target. `ours`: it may be moved or deleted. Raises InvalidSourceError."""
         target = self.paths.target(file)
         staging = self.paths.work / f"{file.installed}.new"
         _remove(staging)
@@ -174,7 +177,7 @@ class Download:
                     unpack(path, file.installed, staging, bars(self.report))
                 elif not ours:
                     shutil.copyfile(path, staging)
-            _put(path if ours and file.format != "zip" else staging, target)
+            _move(path if ours and file.format != "zip" else staging, target)
         finally:
             _remove(staging)
         if ours and not self.keep:
@@ -187,12 +190,12 @@ class Download:
             shown.touch()
 
     def _require_space(self, missing: Sequence[PublishedFile]) -> None:
-        """Every archive's content is as large as the archive; only one archive is there at a time."""
-        coming = [file for file in missing if not self._here(file)]
-        archives = [file.size for file in coming if file.format == "zip"]
-        begun = sum(size_of(self._part(file)) for file in coming)
-        begun += sum(size_of(path) for path in self._hub.rglob("*.incomplete"))
-        needed = sum(file.size for file in missing) - begun + SPARE
+        """Raise CapacityError if the disk is too small. Archives unpack to their own size, one after another."""
+        pending = [file for file in missing if not self._here(file)]
+        archives = [file.size for file in pending if file.format == "zip"]
+        received = sum(size_of(self._part(file)) for file in pending)
+        received += sum(size_of(path) for path in self._hub.rglob("*.incomplete"))
+        needed = sum(file.size for file in missing) - received + SPARE
         needed += sum(archives) if self.keep else max(archives, default=0)
         free = shutil.disk_usage(self.paths.work).free
         if free < needed:
@@ -206,16 +209,16 @@ class Download:
 
 
 def _require_free(target: Path) -> None:
-    """What somebody put there is not ours to overwrite. Raises WeightsError before anything is fetched."""
+    """Raise WeightsError if an incomplete folder exists: it may belong to the user, so it is not overwritten."""
     if target.is_dir():
         raise WeightsError(
-            f"文件夹 {target} 已存在但不完整：请移走或删除后再次运行。",
-            f"The folder {target} is there but incomplete: move or delete it, then run this again.",
+            f"文件夹 {target} 已存在但不完整：请移走或删除，然后重新运行。",
+            f"The folder {target} exists but is incomplete. Move or delete it, then run the command again.",
         )
 
 
-def _put(path: Path, target: Path) -> None:
-    """Move into place at once, also from one file system to another."""
+def _move(path: Path, target: Path) -> None:
+    """Move a file or folder to `target` in one step, also across file systems for files."""
     target.parent.mkdir(parents=True, exist_ok=True)
     if path.is_dir():
         path.rename(target)
@@ -233,13 +236,13 @@ def _remove(path: Path) -> None:
 
 @contextmanager
 def _enough_disk(folder: Path) -> Iterator[None]:
-    """Inside the block a full disk, or a folder that may not be written, is a CapacityError that names the folder."""
+    """Convert errors of a full disk or a read-only folder inside the block to CapacityError."""
     try:
         yield
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
             raise
         raise CapacityError(
-            f"无法写入 {folder}（{error.strerror}）：请清理磁盘，或用 SAT_HOME 指向别处。",
-            f"{folder} cannot be written ({error.strerror}): make room, or let SAT_HOME name another folder.",
+            f"无法写入 {folder}（{error.strerror}）：请清理磁盘，或将 SAT_HOME 设为其他文件夹。",
+            f"{folder} is not writable ({error.strerror}). Free some space, or set SAT_HOME to another folder.",
         ) from error

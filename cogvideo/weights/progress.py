@@ -1,6 +1,6 @@
-"""How far a long transfer is: a bar on a terminal, a line now and then in a log, or a call for whoever draws it.
+"""Progress of transfers: a bar on a terminal, a line every `LOG_SECONDS` in a log, or calls of a function.
 
-`bars(report)` is a class of tqdm, so that huggingface_hub can use it as well.
+`bars(report)` returns a subclass of tqdm, so that huggingface_hub can use it too.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 LOG_SECONDS: Final = 20.0
-"""Between two lines of a log."""
+"""Seconds between two lines of a log."""
 
 
 @dataclass(frozen=True)
 class Transfer:
-    """`done` of `total` bytes of `name`; `total` and `seconds_left` are None while nobody knows."""
+    """Progress of the file `name` in bytes; `total` and `seconds_left` are None if unknown."""
 
     name: str
     done: int
@@ -29,11 +29,11 @@ Report = Callable[[Transfer], None]
 
 
 def bars(report: Report | None = None) -> Any:
-    """A class of progress bars over bytes: desc=..., total=..., initial=... -> a bar with `update(bytes)`."""
+    """Return a class of progress bars that count bytes, with the interface of tqdm."""
     from tqdm import tqdm
 
     class Bytes(tqdm):
-        """Where `report` is given nothing is printed."""
+        """Progress bar over bytes; it calls `report`, if given, instead of printing."""
 
         def __init__(self, *arguments: Any, **options: Any) -> None:
             drawn = report is None and sys.stderr.isatty()

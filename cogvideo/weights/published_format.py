@@ -26,18 +26,18 @@ PUBLISHED_VOCABULARY = 150010
 PUBLISHED_START_OF_IMAGE = 150000
 
 SPECIAL_TOKENS = 3
-"""A checkpoint with another vocabulary (a toy) ends with the special tokens, `<start_of_image>` first."""
+"""Number of special tokens, `<start_of_image>` first, at the end of any other vocabulary."""
 
 
 def read_published(folder: Path) -> Tensors:
-    """Tensors of one network in the published format, mapped from the file. Raises WeightsError."""
+    """Return the tensors of one network in the published format, mapped from the file. Raises WeightsError."""
     path = checkpoint_file(folder)
     try:
-        mapped = zipfile.is_zipfile(path)  # files of torch before 1.6 are not, and cannot be mapped
+        mapped = zipfile.is_zipfile(path)  # files of torch before 1.6 are pickles and cannot be mapped
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except MemoryError:
         raise
-    except Exception as error:  # damaged pickles bring up whatever they can
+    except Exception as error:  # a damaged pickle may raise anything
         raise damaged(path, error) from error
     tensors = loaded.get("module") if isinstance(loaded, dict) else None
     if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
@@ -46,7 +46,7 @@ def read_published(folder: Path) -> Tensors:
 
 
 def checkpoint_file(folder: Path) -> Path:
-    """The file that `latest` names, or the only one there. Raises WeightsError where there is none."""
+    """Return the file that `latest` names, or the only one. Raises WeightsError if there is none."""
     latest = folder / "latest"
     name = "mp_rank_00_model_states.pt"
     if latest.is_file():
@@ -60,7 +60,7 @@ def checkpoint_file(folder: Path) -> Path:
 
 
 def published_config(directory: Path) -> ModelConfig:
-    """Sizes of the three networks in `directory`, from their `model_config.json`. Raises WeightsError."""
+    """Return the sizes of the networks in `directory`, read from their `model_config.json`. Raises WeightsError."""
     stage1, stage2, superres = (
         _read_json(checkpoint_folder(directory, name) / "model_config.json") for name in PUBLISHED.values()
     )
@@ -107,6 +107,6 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _numbers(layout: str) -> tuple[int, int, int]:
-    """From "64, 464, 2064" to (64, 464, 2064): where text, first frame and sequence end."""
+    """Parse "64, 464, 2064", the ends of text, first frame and sequence."""
     text, first, end = (int(part) for part in layout.split(","))
     return text, first, end

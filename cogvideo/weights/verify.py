@@ -1,7 +1,4 @@
-"""What arrived, before it is put in its place: is it the file that was asked for, and what is in the archive.
-
-In: a path and the row that says what should be there. Out: nothing, or a folder; `Unsuitable` says what is wrong.
-"""
+"""Verification of downloaded files and unpacking of archives. `InvalidSourceError` states what is wrong."""
 
 from __future__ import annotations
 
@@ -22,11 +19,11 @@ from cogvideo.weights.http_download import InvalidSourceError, size_of
 
 
 def verify(path: Path, file: PublishedFile, bars: Any) -> None:
-    """Format, size, hash and, where no hash is known, content are those of `file`. Raises Unsuitable."""
+    """Check format, size and hash; the content instead if the hash is unknown. Raises InvalidSourceError."""
     with path.open("rb") as stream:
         beginning = stream.read(16)
     if not beginning.startswith(MAGIC[file.format]):
-        raise InvalidSourceError(f"no {file.format} file: it begins with {beginning!r}")
+        raise InvalidSourceError(f"not a {file.format} file: it begins with {beginning!r}")
     if not file.plausible(size_of(path)):
         raise InvalidSourceError(f"{size_of(path)} bytes instead of about {file.size}")
     if file.sha256 is None:
@@ -36,7 +33,7 @@ def verify(path: Path, file: PublishedFile, bars: Any) -> None:
 
 
 def _read(path: Path, file: PublishedFile) -> None:
-    """Read the small files as their users will: without a known size or hash, only that tells a whole file."""
+    """Read a small file with its own library: without size and hash, nothing else shows that it is complete."""
     try:
         if file.format == "sentencepiece":
             from sentencepiece import SentencePieceProcessor
@@ -50,8 +47,8 @@ def _read(path: Path, file: PublishedFile) -> None:
             _read_torch(path)
     except MemoryError:
         raise
-    except Exception as error:  # a damaged file brings up whatever it can
-        raise InvalidSourceError(f"no whole {file.format} file ({error})") from error
+    except Exception as error:  # a damaged file may raise anything
+        raise InvalidSourceError(f"not a complete {file.format} file ({error})") from error
 
 
 def _read_torch(path: Path) -> None:
@@ -62,24 +59,24 @@ def _read_torch(path: Path) -> None:
     if packed:
         with zipfile.ZipFile(path) as opened:
             if bad := opened.testzip():
-                raise ValueError(f"{bad} does not have its checksum")
+                raise ValueError(f"wrong checksum of {bad}")
 
 
 GROWTH = 3
-"""An archive of weights holds about its own size; one that holds this many times more wants to fill the disk."""
+"""Unpacked size relative to the archive, at most. Weights hardly compress; a larger ratio may be a zip bomb."""
 
-NOT_THE_DISK = (errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG, errno.EINVAL, None)
-"""Reasons of an OSError that lie in the archive: names that do not go together, data that bzip2 cannot read."""
+ARCHIVE_ERRNOS = (errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG, errno.EINVAL, None)
+"""Values of OSError.errno that a broken archive causes: conflicting names, or data that bzip2 cannot read."""
 
 
 def unpack(archive: Path, name: str, folder: Path, bars: Any) -> None:
-    """The archive's folder `name`, wherever in it, as `folder`. Raises Unsuitable; archives name paths at will."""
+    """Unpack the archive's folder `name`, at any depth, to `folder`. Raises InvalidSourceError."""
     try:
         with zipfile.ZipFile(archive) as opened:
             members = list(_members(opened, name))
-            size, most = sum(info.file_size for info, _ in members), GROWTH * size_of(archive)
-            if size > most:
-                raise InvalidSourceError(f"an archive of {size} bytes where {most} at most are plausible")
+            size, limit = sum(info.file_size for info, _ in members), GROWTH * size_of(archive)
+            if size > limit:
+                raise InvalidSourceError(f"an archive that unpacks to {size} bytes; at most {limit} are plausible")
             with bars(desc=f"{name} (unzip)", total=size) as bar:
                 for info, relative in members:
                     path = folder / relative
@@ -89,7 +86,7 @@ def unpack(archive: Path, name: str, folder: Path, bars: Any) -> None:
     except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError, ValueError, struct.error) as error:
         raise InvalidSourceError(f"a broken archive ({error})") from error
     except OSError as error:
-        if error.errno not in NOT_THE_DISK:
+        if error.errno not in ARCHIVE_ERRNOS:
             raise
         raise InvalidSourceError(f"a broken archive ({error})") from error
     if not has_checkpoint(folder):
@@ -97,7 +94,7 @@ def unpack(archive: Path, name: str, folder: Path, bars: Any) -> None:
 
 
 def _members(archive: zipfile.ZipFile, name: str) -> Iterator[tuple[zipfile.ZipInfo, PurePosixPath]]:
-    """Files below the folder `name`, and their paths in it. Raises Unsuitable where a path leads out of the archive."""
+    """Yield the files in the folder `name` with their relative paths. Raises InvalidSourceError for unsafe paths."""
     for info in archive.infolist():
         path = PurePosixPath(info.filename.replace("\\", "/"))
         if path.is_absolute() or ".." in path.parts or ":" in info.filename or stat.S_ISLNK(info.external_attr >> 16):
@@ -107,7 +104,7 @@ def _members(archive: zipfile.ZipFile, name: str) -> Iterator[tuple[zipfile.ZipI
 
 
 def copy_folder(folder: Path, target: Path) -> None:
-    """A checkpoint's folder as it is. Raises Unsuitable where it is none."""
+    """Copy a checkpoint's folder. Raises InvalidSourceError if it has no checkpoint."""
     if not has_checkpoint(folder):
         raise InvalidSourceError("no model_config.json, or no checkpoint")
     shutil.copytree(folder, target)

@@ -75,7 +75,7 @@ def _wait_until_full(victim: Victim, data: Path, seconds: float = 120) -> None:
     """Until something failed for want of room, the worker waits, or new videos are refused."""
     until = time.monotonic() + seconds
     while time.monotonic() < until and victim.process.poll() is None:
-        if "Nothing goes on" in victim.errors or rows(data, "SELECT 1 FROM jobs WHERE status = 'failed'"):
+        if "queue is paused" in victim.errors or rows(data, "SELECT 1 FROM jobs WHERE status = 'failed'"):
             return
         time.sleep(0.05)
     with suppress(Unexpected):

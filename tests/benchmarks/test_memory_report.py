@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from cogvideo.benchmarks import memory_report
-from cogvideo.benchmarks.memory_probe import Rehearsed
+from cogvideo.benchmarks.memory_probe import MemoryProbeResult
 from cogvideo.cli import memory
 from cogvideo.cli.main import main
 from cogvideo.config import PRESETS, describe_preset
@@ -64,7 +64,7 @@ def test_a_gpu_is_held_to_the_card_of_the_preset(monkeypatch: pytest.MonkeyPatch
     card = type("Card", (), {"total_memory": 80 * 2**30})
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
     monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda part, device: fractions.append(part))
-    monkeypatch.setattr(memory_report, "probe_memory", lambda models, place, steps: Rehearsed({}))
+    monkeypatch.setattr(memory_report, "probe_memory", lambda models, place, steps: MemoryProbeResult({}))
     for name in ("16g", "8g", "cpu"):
         memory_report.attempt(
             CONFIG, toy_models(), DevicePlacement(torch.device("cuda"), torch.float16, MEMORY_PRESETS[name]), 1

@@ -107,7 +107,7 @@ def test_a_film_that_is_given_up_leaves_everything_as_it_was(tmp_path: Path) -> 
 
 def test_a_film_asks_for_all_its_frames(tmp_path: Path) -> None:
     with (
-        pytest.raises(ValueError, match="7 frames were added to a film of 33"),
+        pytest.raises(ValueError, match="7 frames were added to a video of 33"),
         VideoWriter(tmp_path / "a.mp4", 33, 4) as film,
     ):
         film.add(clip(7))

@@ -110,7 +110,7 @@ def test_uploaded_image_becomes_first_frame(site: Site, visit: Visit, tmp_path: 
     page = visitor.page
     page.get_by_role("button", name="Start from a picture").click()
     page.locator("#cv-picture input[type=file]").set_input_files(tmp_path / "broken.png")
-    expect(page.get_by_role("alert")).to_contain_text("no picture that can be read")
+    expect(page.get_by_role("alert")).to_contain_text("cannot be read as an image")
     page.locator("#cv-picture input[type=file]").set_input_files(tmp_path / "picture.png")
     expect(page.locator(".cv-begin figcaption")).to_have_text(["Your picture", "The first frame as the model sees it"])
     seen = (

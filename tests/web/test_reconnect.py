@@ -273,4 +273,4 @@ def test_history_updates_itself(site: Site, visit: Callable[..., Visitor]) -> No
         visitor.ask("一只小鸡")
         expect(cards).to_have_count(count)
     visitor.ask("一只小鸭")  # one runs and two wait
-    expect(visitor.page.get_by_role("alert")).to_contain_text("您已有 3 段视频在生成或排队，最多 3 段")
+    expect(visitor.page.get_by_role("alert")).to_contain_text("您已有 3 个任务在生成或排队，上限为 3 个")

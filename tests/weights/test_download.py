@@ -327,7 +327,7 @@ def test_without_hugging_face_the_other_addresses_follow(
     monkeypatch.setenv("HF_ENDPOINT", server.url)
     get(places, replace(row(server, "/good.zip"), hub=("nobody/nothing",)))
     assert_whole(places)
-    assert "Not from Hugging Face nobody/nothing" in capsys.readouterr().err
+    assert "Not available from Hugging Face nobody/nothing" in capsys.readouterr().err
 
 
 def test_a_mirror_that_gives_something_else_is_not_believed(
