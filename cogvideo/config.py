@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from cogvideo.errors import RequestError
+from cogvideo.messages import message
 
 FRAME_COUNTS = (5, 9, 17, 33)
 """Frames of a video after 0, 1, 2 and 3 rounds of interpolation."""
@@ -90,8 +91,7 @@ def check_type(name: str, value: object, *kinds: type) -> None:
     if not fits:
         expected, got = " or ".join(kind.__name__ for kind in kinds), type(value).__name__
         raise RequestError(
-            f"{name} 的类型是 {got}，应为 {expected}。请改正这个值。",
-            f"{name} is of type {got}, but {expected} is required. Correct this value.",
+            *message("config.type_but_required_correct_value", name=name, got=got, expected=expected),
         )
 
 
@@ -116,20 +116,21 @@ class TokenSampling:
             check_type("temperature", temperature, float)
             if not MIN_TEMPERATURE <= temperature <= MAX_TEMPERATURE:
                 raise RequestError(
-                    f"温度 {temperature} 超出范围：请输入 {MIN_TEMPERATURE} 到 {MAX_TEMPERATURE} 之间的数。",
-                    f"Temperature {temperature} is out of range. Enter a number from {MIN_TEMPERATURE} to "
-                    f"{MAX_TEMPERATURE}.",
+                    *message(
+                        "config.temperature_out_range_enter_number",
+                        temperature=temperature,
+                        min_temperature=MIN_TEMPERATURE,
+                        max_temperature=MAX_TEMPERATURE,
+                    ),
                 )
         check_type("plausibility", self.plausibility, float)
         if not 0 <= self.plausibility <= 1:
             raise RequestError(
-                f"plausibility {self.plausibility} 超出范围：请输入 0 到 1 之间的数。",
-                f"Plausibility {self.plausibility} is out of range. Enter a number from 0 to 1.",
+                *message("config.plausibility_out_range_enter_number", plausibility=self.plausibility),
             )
         if self.top_k < 1:
             raise RequestError(
-                f"top-k {self.top_k} 超出范围：请输入 1 或更大的整数。",
-                f"Top-k {self.top_k} is out of range. Enter a whole number of 1 or more.",
+                *message("config.top_k_out_range_enter", top_k=self.top_k),
             )
 
 
@@ -157,22 +158,21 @@ class SamplingOptions:
             check_type("guidance_scale", scale, float)
             if not 1.0 <= scale <= MAX_GUIDANCE:
                 raise RequestError(
-                    f"引导强度 {scale} 超出范围：请输入 1 到 {MAX_GUIDANCE:g} 之间的数。",
-                    f"Guidance scale {scale} is out of range. Enter a number from 1 to {MAX_GUIDANCE:g}.",
+                    *message("config.guidance_scale_out_range_enter", scale=scale, max_guidance=MAX_GUIDANCE),
                 )
         check_type("text_attention_bias", self.text_attention_bias, float)
         if not abs(self.text_attention_bias) <= MAX_GUIDANCE:
             raise RequestError(
-                f"text_attention_bias {self.text_attention_bias} 超出范围："
-                f"请输入 -{MAX_GUIDANCE:g} 到 {MAX_GUIDANCE:g} 之间的数。",
-                f"text_attention_bias {self.text_attention_bias} is out of range. Enter a number from "
-                f"-{MAX_GUIDANCE:g} to {MAX_GUIDANCE:g}.",
+                *message(
+                    "config.text_attention_bias_out_range",
+                    text_attention_bias=self.text_attention_bias,
+                    max_guidance=MAX_GUIDANCE,
+                ),
             )
         check_type("best_of", self.best_of, int)
         if not 1 <= self.best_of <= MAX_BEST_OF:
             raise RequestError(
-                f"首帧候选数 {self.best_of} 超出范围：请输入 1 到 {MAX_BEST_OF} 之间的整数。",
-                f"best_of {self.best_of} is out of range. Enter a whole number from 1 to {MAX_BEST_OF}.",
+                *message("config.best_out_range_enter_whole", best_of=self.best_of, max_best_of=MAX_BEST_OF),
             )
 
 
@@ -280,9 +280,13 @@ def load_preset(name: str) -> tuple[Preset, Path]:
         return replace(base, name=folder.name, model=resize_model(base.model, about["model"])), folder
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RequestError(
-            f"未知模型“{name}”。可用：{'、'.join(PRESETS)}，或训练得到的模型文件夹（含 {PRESET_FILE}）。",
-            f'Unknown model "{name}". Available: {", ".join(PRESETS)}, or the folder of a trained model (with '
-            f"{PRESET_FILE}).",
+            *message(
+                "config.unknown_model_available_folder_trained",
+                name=name,
+                presets_zh="、".join(PRESETS),
+                preset_file=PRESET_FILE,
+                presets_en=", ".join(PRESETS),
+            ),
         ) from error
 
 
@@ -296,8 +300,13 @@ def resize_model(model: ModelConfig, sizes: dict[str, Any]) -> ModelConfig:
     allowed = {field.name for field in fields(ModelConfig)}
     if unknown := sorted(set(sizes) - allowed):
         raise RequestError(
-            f"未知的模型尺寸：{'、'.join(unknown)}。可用：{'、'.join(sorted(allowed))}。",
-            f"Unknown model sizes: {', '.join(unknown)}. Available: {', '.join(sorted(allowed))}.",
+            *message(
+                "config.unknown_model_sizes_available",
+                unknown_zh="、".join(unknown),
+                allowed_zh="、".join(sorted(allowed)),
+                unknown_en=", ".join(unknown),
+                allowed_en=", ".join(sorted(allowed)),
+            ),
         )
     # JSON and TOML store pairs as lists.
     pairs: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in sizes.items()}

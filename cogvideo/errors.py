@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from cogvideo.messages import BilingualText, message
+
 
 class CogVideoError(Exception):
     """Base of all errors shown to users. `zh` and `en` contain the problem, the limit and the remedy."""
@@ -44,21 +46,11 @@ class Cancelled(Exception):
     """Cancellation on request. Not an error: no message is shown."""
 
 
-BilingualText = tuple[str, str]
-"""The same sentence in Chinese and in English."""
-
-
 def user_message(error: BaseException) -> BilingualText:
     """Return the message of `error` for users. Messages of libraries are left out."""
     if isinstance(error, CogVideoError):
         return error.zh, error.en
     if isinstance(error, MemoryError):
-        return (
-            "内存不足：请关闭其他程序、减少帧数或关闭超分，然后重试。",
-            "Out of memory. Close other programs, request fewer frames or disable super-resolution, and try again.",
-        )
+        return message("errors.out_memory_close_other_programs")
     kind = type(error).__name__
-    return (
-        f"生成时出现意外错误（{kind}），详情见服务器日志。可以用相同设置重试。",
-        f"Unexpected error ({kind}). The server log contains the details. You can retry with the same settings.",
-    )
+    return message("errors.unexpected_error_server_log_contains", kind=kind)

@@ -36,6 +36,7 @@ from cogvideo.inference.generation import (
     check_initial_tokens,
 )
 from cogvideo.inference.sampling import ClusterSampler
+from cogvideo.messages import message
 from cogvideo.models.fused_decode import should_fuse
 from cogvideo.request import VideoRequest
 from cogvideo.runtime.device import DevicePlacement, placement_for, usable_cores
@@ -316,8 +317,6 @@ def _read_labels(path: Path, tokens: int) -> Tensor:
     except Exception as error:  # a damaged header can raise almost any error, even those of `tokenize`
         reason = "文件不存在" if isinstance(error, FileNotFoundError) else str(error)
         raise WeightsError(
-            f"无法读取聚类标签 {path}（{reason}）：请重新克隆本仓库，或按 README 下载已发布的模型。",
-            f"Cannot read the cluster labels {path} ({error}). Clone the repository again, or download the published "
-            "model as described in the README.",
+            *message("pipeline.cannot_read_cluster_labels_clone", path=path, reason=reason, error=error),
         ) from error
     return torch.from_numpy(labels)

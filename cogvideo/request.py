@@ -17,6 +17,7 @@ from cogvideo.config import (
     check_type,
 )
 from cogvideo.errors import RequestError
+from cogvideo.messages import message
 from cogvideo.token_frames import TokenFrames
 
 
@@ -49,24 +50,19 @@ class VideoRequest:
         for seed in (self.seed, self.interpolation_seed):
             if seed is not None and not 0 <= seed <= MAX_SEED:
                 raise RequestError(
-                    f"种子 {seed} 超出范围：请输入 0 到 {MAX_SEED} 之间的整数。",
-                    f"Seed {seed} is out of range. Enter a whole number from 0 to {MAX_SEED}.",
+                    *message("request.seed_out_range_enter_whole", seed=seed, max_seed=MAX_SEED),
                 )
         if self.num_frames not in FRAME_COUNTS:
             raise RequestError(
-                f"不支持 {self.num_frames} 帧：请选择 5、9、17 或 33 帧。",
-                f"{self.num_frames} frames are not supported. Choose 5, 9, 17 or 33.",
+                *message("request.frames_not_supported_choose_5", num_frames=self.num_frames),
             )
         if self.duration not in DURATIONS:
             raise RequestError(
-                f"不支持 {self.duration} 秒：请选择 4、2、1 或 0.5 秒。",
-                f"A duration of {self.duration} seconds is not supported. Choose 4, 2, 1 or 0.5.",
+                *message("request.duration_seconds_not_supported_choose", duration=self.duration),
             )
         if not 1 <= self.num_drafts <= MAX_DRAFTS:
             raise RequestError(
-                f"草稿数 {self.num_drafts} 超出范围：请输入 1 到 {MAX_DRAFTS} 之间的整数。",
-                f"The number of drafts, {self.num_drafts}, is out of range. Enter a whole number from 1 to "
-                f"{MAX_DRAFTS}.",
+                *message("request.number_drafts_out_range_enter", num_drafts=self.num_drafts, max_drafts=MAX_DRAFTS),
             )
         self._check_initial_frames()
 
@@ -90,11 +86,7 @@ class VideoRequest:
         )
         if not first_fits or not tokens_fit or (self.initial_tokens is not None and self.num_drafts > 1):
             raise RequestError(
-                "起始画面与请求不符：首帧应为 1 帧；已有片段应为 5、9、17 或 33 帧，不多于所选帧数，且不能用于草稿。"
-                "请修改帧数，或移除起始画面。",
-                "The initial frames do not fit the request. A first frame is one frame. An unfinished video has 5, 9, "
-                "17 or 33 frames, at most the requested number, and allows no drafts. Change the number of frames, or "
-                "remove the initial frames.",
+                *message("request.initial_frames_do_not_fit"),
             )
 
     @property

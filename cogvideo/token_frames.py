@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cogvideo.errors import RequestError
+from cogvideo.messages import message
 
 
 @dataclass(frozen=True)
@@ -70,8 +71,7 @@ def _little(words: array[int]) -> bytes:
 
 def _damaged() -> RequestError:
     return RequestError(
-        "起始画面的数据已损坏：请重新选择起始画面，或移除它。",
-        "The initial frames are damaged. Choose them again, or remove them.",
+        *message("token_frames.initial_frames_damaged_choose_them"),
     )
 
 

@@ -13,6 +13,7 @@ from cogvideo.benchmarks.hardware import HardwareLimits, measure_machine
 from cogvideo.benchmarks.memory_probe import PhaseMemory, probe_memory
 from cogvideo.config import ModelConfig
 from cogvideo.errors import CapacityError, OutOfMemoryError
+from cogvideo.messages import message
 from cogvideo.models.quantization import Compression
 from cogvideo.runtime.device import DevicePlacement, placement_for
 from cogvideo.runtime.memory_estimate import (
@@ -71,10 +72,7 @@ def expectation(model: ModelConfig, place: DevicePlacement, seconds: float = 0.0
     """Return the least time of a video on this machine, in Chinese and English."""
     machine = measure_machine(place, 1, 2**28, seconds)
     minutes = least_seconds(model, place.memory, machine, place.kind) / 60
-    return (
-        f"在本机生成 33 帧含超分的视频，至少需要约 {minutes:.0f} 分钟。",
-        f"A video of 33 frames with super-resolution takes at least about {minutes:.0f} minutes on this machine.",
-    )
+    return message("memory_report.video_33_frames_super_resolution", minutes=minutes)
 
 
 def _free(place: DevicePlacement) -> int:

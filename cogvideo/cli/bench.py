@@ -24,6 +24,7 @@ from cogvideo.cli import console
 from cogvideo.cli.model_options import add_model_options, add_renamed
 from cogvideo.config import FRAME_COUNTS, PRESETS, Preset
 from cogvideo.errors import RequestError
+from cogvideo.messages import message
 from cogvideo.pipeline import CogVideoPipeline
 from cogvideo.runtime.device import default_placement
 from kernels.cpu_decode import KINDS
@@ -69,8 +70,12 @@ def _report(
 ) -> int:
     if not results:
         raise RequestError(
-            f"没有名为 {options.stages} 的阶段。可用：{'、'.join(STAGES)}。",
-            f'Unknown stage "{options.stages}". Available: {", ".join(STAGES)}.',
+            *message(
+                "bench.unknown_stage_available",
+                stages=options.stages,
+                stages_zh="、".join(STAGES),
+                stages_en=", ".join(STAGES),
+            ),
         )
     print(table(bench, results))
     _write_report(as_dict(bench, results, argv), options.json)
@@ -150,9 +155,7 @@ def _resized(preset: Preset, options: argparse.Namespace) -> Preset:
     layers, hidden, heads = (getattr(options, n) or getattr(model, n) for n in ("layers", "hidden", "heads"))
     if min(side, image, layers, hidden, heads) < 1 or side % 2 or hidden % heads:
         raise RequestError(
-            f"尺寸无效：网格 {side} 须为偶数，宽度 {hidden} 须能被头数 {heads} 整除，各数至少为 1。",
-            f"Invalid sizes: --grid {side} must be even, --hidden {hidden} divisible by --heads {heads}, all at "
-            "least 1.",
+            *message("bench.invalid_sizes_grid_must_even", side=side, hidden=hidden, heads=heads),
         )
     start = model.image_start
     resized = replace(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cogvideo.cli import console
+from cogvideo.messages import message
 
 if TYPE_CHECKING:
     import argparse
@@ -32,41 +33,26 @@ class Command:
 
 
 COMMANDS = {
-    "generate": Command("cogvideo.cli.generate", "用一句中文生成视频文件", "generate a video from a Chinese sentence"),
-    "serve": Command("cogvideo.cli.serve", "在浏览器中打开网页", "open the page in a browser"),
+    "generate": Command("cogvideo.cli.generate", *message("commands.generate_video_from_chinese_sentence")),
+    "serve": Command("cogvideo.cli.serve", *message("commands.open_page_browser")),
     "doctor": Command(
         "cogvideo.cli.doctor",
-        "检查依赖、可用预设和缺失文件",
-        "check packages, presets that fit in memory, and files",
+        *message("commands.check_packages_presets_fit_memory"),
     ),
     "download": Command(
         "cogvideo.cli.download",
-        "下载 94 亿参数的已发布模型",
-        "download the published model of 9.4 billion parameters",
+        *message("commands.download_published_model_9_4"),
     ),
     "convert": Command(
         "cogvideo.cli.convert",
-        "把已下载的模型转换为加载更快的格式",
-        "convert the published model so that it loads faster",
+        *message("commands.convert_published_model_so_loads"),
     ),
-    "memory": Command(
-        "cogvideo.cli.memory", "预测或实测各显存预设的峰值与用时", "predict or measure each memory preset"
-    ),
-    "parity": Command("cogvideo.cli.parity", "与原版的数值逐项比较", "compare all values with the 2022 release"),
-    "prepare": Command(
-        "cogvideo.cli.prepare", "把带说明的视频转换为训练数据", "convert captioned videos to training data"
-    ),
-    "train": Command(
-        "cogvideo.cli.train", "按配方训练模型，可中断并继续", "train a model from a recipe; can be stopped and resumed"
-    ),
-    "evaluate": Command("cogvideo.cli.evaluate", "评测训练的模型", "evaluate a trained model"),
-    "bench": Command(
-        "cogvideo.cli.bench", "测量各阶段的速度，与硬件极限比较", "time each stage against the limits of the hardware"
-    ),
-    "kernels": Command(
-        "kernels.bench", "测量快速内核，与普通实现比较", "time the fast kernels against plain implementations"
-    ),
-    "completion": Command(
-        "cogvideo.cli.completion", "输出 shell 的命令补全脚本", "print a completion script for a shell"
-    ),
+    "memory": Command("cogvideo.cli.memory", *message("commands.predict_measure_each_memory_preset")),
+    "parity": Command("cogvideo.cli.parity", *message("commands.compare_all_values_2022_release")),
+    "prepare": Command("cogvideo.cli.prepare", *message("commands.convert_captioned_videos_training_data")),
+    "train": Command("cogvideo.cli.train", *message("commands.train_model_from_recipe_can")),
+    "evaluate": Command("cogvideo.cli.evaluate", *message("commands.evaluate_trained_model")),
+    "bench": Command("cogvideo.cli.bench", *message("commands.time_each_stage_against_limits")),
+    "kernels": Command("kernels.bench", *message("commands.time_fast_kernels_against_plain")),
+    "completion": Command("cogvideo.cli.completion", *message("commands.print_completion_script_shell")),
 }

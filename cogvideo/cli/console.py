@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Final, NoReturn, TextIO
 
 from cogvideo.errors import CogVideoError, RequestError
+from cogvideo.messages import message
 
 DONE: Final = 0
 CHECK_FAILED: Final = 1
@@ -46,10 +47,8 @@ class Parser(argparse.ArgumentParser):
         options.setdefault("prog", f"{program_name()} {command}")
         super().__init__(allow_abbrev=False, **options)
 
-    def error(self, message: str) -> NoReturn:
-        raise RequestError(
-            f"参数有误（{message}）：用法见 --help。", f"Wrong arguments: {message}. For usage, see --help."
-        )
+    def error(self, problem: str) -> NoReturn:
+        raise RequestError(*message("console.wrong_arguments_usage_see_help", problem=problem))
 
 
 def program_name() -> str:

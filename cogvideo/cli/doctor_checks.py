@@ -15,6 +15,7 @@ from typing import Any, Final, Literal
 
 from cogvideo import __version__
 from cogvideo.config import ASSETS, PRESETS, load_preset
+from cogvideo.messages import message
 from cogvideo.runtime.memory_presets import MEMORY_PRESETS
 from cogvideo.units import format_gigabytes
 from cogvideo.weights.catalog import CONVERTED, WeightPaths
@@ -74,7 +75,7 @@ def software() -> Iterator[CheckResult]:
         from packaging.requirements import Requirement
     except ImportError:
         yield CheckResult(
-            "software", "packages: none", "error", *_install("依赖尚未安装", "The packages are not installed")
+            "software", "packages: none", "error", *_install(*message("doctor_checks.packages_not_installed"))
         )
         return
     for line in _required():
@@ -102,7 +103,7 @@ def _package(requirement: Any) -> CheckResult:
         version = importlib.metadata.version(requirement.name)
     except importlib.metadata.PackageNotFoundError:
         return CheckResult(
-            "software", f"{requirement.name}: -", "error", *_install(f"缺少 {wanted}", f"{wanted} is missing")
+            "software", f"{requirement.name}: -", "error", *_install(*message("doctor_checks.missing", wanted=wanted))
         )
     if requirement.specifier.contains(version, prereleases=True):
         return CheckResult("software", f"{requirement.name} {version}")
@@ -110,12 +111,12 @@ def _package(requirement: Any) -> CheckResult:
         zh = f"tensorboardX {version} 无法与已安装的 protobuf 一起使用，需要 {wanted}"
         en = f"tensorboardX {version} fails with the protobuf installed; {wanted} is needed"
         return CheckResult("software", f"{requirement.name} {version}", "error", *_install(zh, en))
-    zh, en = f"测试所用版本为 {wanted}", f"Tested with {wanted}"
+    zh, en = message("doctor_checks.tested", wanted=wanted)
     return CheckResult("software", f"{requirement.name} {version}", "note", *_install(zh, en))
 
 
 def _install(zh: str, en: str) -> tuple[str, str]:
-    return f"{zh}：请运行 pip install -r requirements.txt。", f"{en}: pip install -r requirements.txt."
+    return message("doctor_checks.pip_install_r_requirements_txt", zh_value=zh, en_value=en)
 
 
 def _tools() -> Iterator[CheckResult]:
@@ -128,7 +129,7 @@ def _tools() -> Iterator[CheckResult]:
             "software",
             f"ffmpeg: {error}",
             "error",
-            *_install("缺少 ffmpeg，无法写出视频", "Without ffmpeg, videos cannot be written"),
+            *_install(*message("doctor_checks.without_ffmpeg_videos_cannot_written")),
         )
     compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
     yield CheckResult(
@@ -179,9 +180,7 @@ def describe_device(machine: DeviceInfo) -> CheckResult:
         "device",
         fact,
         "note",
-        "有 NVIDIA 驱动，但 PyTorch 无法使用显卡：驱动过旧，或安装的是 CPU 版 PyTorch。请更新驱动，或重新安装 torch。",
-        "An NVIDIA driver is installed, but PyTorch cannot use the GPU: the driver is too old, or PyTorch was built "
-        "for the CPU only. Update the driver, or install torch again.",
+        *message("doctor_checks.nvidia_driver_installed_but_pytorch"),
     )
 
 
@@ -211,8 +210,7 @@ def presets(model: str, there: Sequence[DeviceInfo]) -> Iterator[CheckResult]:
                 "memory",
                 f"{name}: -",
                 "error",
-                "没有放得下的预设：请关闭其他程序，换用内存更大的机器，或使用 mini。",
-                "No preset fits. Close other programs, use a machine with more memory, or use mini.",
+                *message("doctor_checks.no_preset_fits_close_other"),
             )
 
 
@@ -235,8 +233,7 @@ def _own_files(model: str, folder: Path, needed: bool) -> Iterator[CheckResult]:
         "files",
         f"{model}: {folder}: {', '.join(missing)}: -",
         "error" if needed else "note",
-        "文件缺失，或只是 Git LFS 指针：请运行 git checkout -- assets/mini，或重新克隆本项目。",
-        "Files are missing or are Git LFS pointers. Run: git checkout -- assets/mini, or clone the project again.",
+        *message("doctor_checks.files_missing_git_lfs_pointers"),
     )
 
 
@@ -260,8 +257,7 @@ def _published_files(needed: bool) -> Iterator[CheckResult]:
                 "files",
                 f"{paths.sat / CONVERTED}: -",
                 "note",
-                "转换后加载更快：请运行 python -m cogvideo convert。",
-                "A converted copy loads faster. Run: python -m cogvideo convert.",
+                *message("doctor_checks.converted_copy_loads_faster_run"),
             )
         return
     gigabytes = format_gigabytes(sum(file.size for file in missing))
@@ -269,10 +265,11 @@ def _published_files(needed: bool) -> Iterator[CheckResult]:
         "files",
         f"cogvideo: {', '.join(str(paths.target(file)) for file in missing)}: -",
         "error" if needed else "note",
-        f"如需已发布的模型，请运行 python -m cogvideo download cogvideo（约 {gigabytes} GB，"
-        f"磁盘剩余 {format_gigabytes(_free_disk(paths.sat))} GB）。",
-        f"To use the published model, run: python -m cogvideo download cogvideo (about {gigabytes} GB; "
-        f"{format_gigabytes(_free_disk(paths.sat))} GB of disk are free).",
+        *message(
+            "doctor_checks.use_published_model_run_python",
+            gigabytes=gigabytes,
+            free_disk=format_gigabytes(_free_disk(paths.sat)),
+        ),
     )
 
 
@@ -285,8 +282,7 @@ def _data_folder() -> CheckResult:
         "files",
         f"data: {folder}",
         "note",
-        "此文件夹不可写，网页将改用用户数据文件夹。可用 COGVIDEO_DATA 指定其他位置。",
-        "This folder is not writable, so the page uses the user data folder. To choose another, set COGVIDEO_DATA.",
+        *message("doctor_checks.folder_not_writable_so_page"),
     )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cogvideo.cli import console
+from cogvideo.messages import message
 from cogvideo.weights.catalog import COGVIDEO, WeightPaths
 from cogvideo.weights.download import Download
 from cogvideo.weights.progress import Transfer
@@ -24,7 +25,7 @@ def main(argv: Sequence[str]) -> int:
     options = parser().parse_args(argv)
     with console.json_output(options.json):
         if options.model == "mini":
-            console.notice("mini 随仓库附带，无需下载。", "mini is included in the repository. No download is needed.")
+            console.notice(*message("download.mini_included_repository_no_download"))
         else:
             paths, report = WeightPaths.usual(), _TransferEvents() if options.json else None
             Download(paths, COGVIDEO, options.source, options.keep_archives, report=report, notify=console.notice).run()

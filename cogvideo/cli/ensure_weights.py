@@ -9,6 +9,7 @@ from typing import Final
 
 from cogvideo.cli import console
 from cogvideo.errors import WeightsError
+from cogvideo.messages import message
 from cogvideo.units import format_gigabytes
 from cogvideo.weights.catalog import COGVIDEO, WeightPaths
 from cogvideo.weights.download import Download
@@ -39,10 +40,7 @@ def ensure_weights(model: str, agreed: bool = False) -> None:
     else:
         names = ", ".join(file.installed for file in paths.missing())
         raise WeightsError(
-            f"模型 cogvideo 缺少文件（{names}）：请运行 python -m cogvideo download cogvideo，"
-            f"或加 --download，或改用 --model mini。",
-            f"Files of the model cogvideo are missing ({names}). Run python -m cogvideo download cogvideo, add "
-            "--download, or use --model mini.",
+            *message("ensure_weights.files_model_cogvideo_missing_run", names=names),
         )
 
 
@@ -55,8 +53,7 @@ def _is_interactive() -> bool:
 def _ask(paths: WeightPaths) -> str:
     gigabytes = format_gigabytes(sum(file.size for file in paths.missing()), 0)
     console.notice(
-        f"尚未下载 cogvideo 模型。需要下载约 {gigabytes} GB 到 {paths.sat}，可中断后继续。",
-        f"The model cogvideo is not downloaded yet: about {gigabytes} GB to {paths.sat}. Downloads can be resumed.",
+        *message("ensure_weights.model_cogvideo_not_downloaded_yet", gigabytes=gigabytes, sat=paths.sat),
     )
     print(
         "是否下载？y 是，n 否，或输入已有文件的文件夹 / Download? y, n, or a folder that has the files: ",

@@ -16,6 +16,7 @@ from cogvideo.cli.progress import encoded, watch
 from cogvideo.config import MAX_SEED, SamplingOptions, load_preset
 from cogvideo.errors import RequestError
 from cogvideo.events import Frames
+from cogvideo.messages import message
 from cogvideo.request import VideoRequest, request_to_dict
 from cogvideo.runtime.memory_estimate import is_slow
 from cogvideo.runtime.model_selection import default_model, local_rank_device
@@ -30,8 +31,7 @@ def main(argv: Sequence[str]) -> int:
     options = parser().parse_args(argv)
     if (options.prompt is None) == (options.input_source is None):
         raise RequestError(
-            "请给出一句中文提示词，或用 --input-source 指定提示词文件，二者选一。",
-            "Exactly one is required: a prompt, or a file of prompts with --input-source.",
+            *message("generate.exactly_one_required_prompt_file"),
         )
     options.device = options.device or local_rank_device()
     options.model = options.model or default_model(options.device)
@@ -56,7 +56,7 @@ def _generate_one(options: argparse.Namespace) -> int:
     with VideoWriter(paths[0], request.num_frames, request.duration, metadata) as writer:
         frames, finished = watch(encoded(pipeline.stream(request), writer), quiet=options.quiet)
         if not finished:
-            console.notice("已中断，已完成的部分会保留。", "Interrupted; finished frames are kept.")
+            console.notice(*message("generate.interrupted_finished_frames_kept"))
         if frames is not None:
             _save(paths, frames, request, metadata, writer if finished else None)
     if finished:
@@ -136,13 +136,11 @@ def _output_paths(options: argparse.Namespace, request: VideoRequest) -> list[Pa
     output: Path = options.output or Path(f"cogvideo-{request.seed}.mp4")
     if output.suffix.lower() not in (".mp4", ".gif"):
         raise RequestError(
-            f"文件名 {output} 的后缀应为 .mp4 或 .gif：例如 --output panda.mp4。",
-            f"The file name {output} must end in .mp4 or .gif. Example: --output panda.mp4.",
+            *message("generate.file_name_must_end_mp4", output=output),
         )
     if not output.absolute().parent.is_dir():
         raise RequestError(
-            f"文件夹 {output.parent} 不存在：请先创建，或用 --output 指定其他位置。",
-            f"The folder {output.parent} does not exist. Create it, or choose another one with --output.",
+            *message("generate.folder_does_not_exist_create", parent=output.parent),
         )
     return [output, output.with_suffix(".gif")] if options.gif and output.suffix.lower() != ".gif" else [output]
 

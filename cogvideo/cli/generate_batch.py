@@ -22,6 +22,7 @@ from cogvideo.cli import console
 from cogvideo.cli.release_args import INTERACTIVE, batch_sizes, keyframe_request
 from cogvideo.config import MAX_SEED
 from cogvideo.errors import RequestError
+from cogvideo.messages import message
 from cogvideo.request import VideoRequest
 
 if TYPE_CHECKING:
@@ -40,8 +41,7 @@ def run(pipeline: CogVideoPipeline, options: argparse.Namespace, base: VideoRequ
     max_videos, max_rows = batch_sizes(options)
     if options.input_source == INTERACTIVE and options.stage != "stage-2" and rank.size > 1:
         raise RequestError(
-            "多进程运行时不能从键盘输入：请用 --input-source 指定提示词文件。",
-            "Prompts cannot be typed if several processes run. Name a file with --input-source.",
+            *message("generate_batch.prompts_cannot_typed_if_several"),
         )
     output = OutputDirectory(options.output_path, pipeline.preset.name, options.stage == "stage-1")
     source = RequestSource(pipeline, options, base, output, rank)
@@ -64,8 +64,7 @@ def read_prompts(source: str) -> Iterator[tuple[int, str]]:
         lines = Path(source).read_text(encoding="utf-8-sig").splitlines()
     except (OSError, ValueError) as error:
         raise RequestError(
-            f"无法读取提示词文件 {source}（{error}）：需要 UTF-8 文本，每行一句。",
-            f"The prompt file {source} cannot be read ({error}). It must be UTF-8 text with one prompt per line.",
+            *message("generate_batch.prompt_file_cannot_read_must", source=source, error=error),
         ) from error
     for number, line in enumerate(lines, 1):
         if line.strip() and not line.lstrip().startswith("#"):
@@ -143,7 +142,7 @@ class RequestSource:
                 if self._options.stage == "stage-2":
                     requests = [self._with_keyframes(request) for request in requests]
             except RequestError as error:
-                self._reject(f"第 {number} 行：{error.zh}", f"Line {number}: {error.en}")
+                self._reject(*message("generate_batch.line", number=number, zh_value=error.zh, en_value=error.en))
                 continue
             accepted += requests
         return accepted
@@ -155,9 +154,7 @@ class RequestSource:
         path = self._output.keyframes(keyframe_request(request))
         if not path.is_file():
             raise RequestError(
-                f"找不到种子 {request.seed} 的关键帧 {path}：请先用相同参数运行 --stage-1，或改用 --both-stages。",
-                f"The keyframes of seed {request.seed} are missing: {path}. Run --stage-1 with the same arguments "
-                "first, or use --both-stages.",
+                *message("generate_batch.keyframes_seed_missing_run_stage", seed=request.seed, path=path),
             )
         return replace(request, initial_tokens=read_keyframes(path)[1].initial_tokens)
 
@@ -168,16 +165,14 @@ class RequestSource:
         paths = sorted(source.glob(f"*{SUFFIX}")) if source.is_dir() else [source]
         if not paths:
             self._reject(
-                f"文件夹 {source} 中没有关键帧：请先运行 --stage-1。",
-                f"The folder {source} has no keyframes. Run --stage-1 first.",
+                *message("generate_batch.folder_has_no_keyframes_run", source=source),
             )
         for path in paths:
             try:
                 model, saved = read_keyframes(path)
                 if model != self._pipeline.preset.name:
                     raise RequestError(
-                        f"这些关键帧属于模型 {model}：请加 --model {model}。",
-                        f"These keyframes belong to the model {model}. Add --model {model}.",
+                        *message("generate_batch.these_keyframes_belong_model_add", model=model),
                     )
                 request = replace(self._base, prompt=saved.prompt, seed=saved.seed, duration=saved.duration)
                 request = replace(request, initial_tokens=saved.initial_tokens)
@@ -221,8 +216,7 @@ class BatchRunner:
         if pending:
             count = len(pending)
             console.notice(
-                f"另有 {count} 段视频正由其他进程生成，等待中。",
-                f"Waiting for {count} more videos that other processes generate.",
+                *message("generate_batch.waiting_more_videos_other_processes", count=count),
             )
             # A process that ends releases its locks, even if it was killed.
             self._generate_unlocked(pending, 1, wait=True)

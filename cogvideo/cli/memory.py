@@ -19,6 +19,7 @@ from cogvideo.cli import console
 from cogvideo.cli.model_options import add_model_options
 from cogvideo.config import PRESETS, ModelConfig, load_preset
 from cogvideo.errors import RequestError
+from cogvideo.messages import message
 from cogvideo.models.loader import random_models
 from cogvideo.runtime.device import DevicePlacement, default_placement
 from cogvideo.runtime.memory_presets import MEMORY_PRESETS, MemoryPreset
@@ -78,7 +79,6 @@ def _presets(names: str) -> list[MemoryPreset]:
     if unknown := [name for name in chosen if name not in MEMORY_PRESETS]:
         available = ", ".join(MEMORY_PRESETS)
         raise RequestError(
-            f"没有名为 {unknown[0]} 的显存预设。可用：{available}。",
-            f'Unknown memory preset "{unknown[0]}". Available: {available}.',
+            *message("memory.unknown_memory_preset_available", unknown=unknown[0], available=available),
         )
     return [MEMORY_PRESETS[name] for name in chosen]

@@ -26,6 +26,7 @@ from cogvideo.errors import CapacityError, CogVideoError, RequestError
 from cogvideo.events import Frames
 from cogvideo.files import atomic_write
 from cogvideo.media.video import write_video
+from cogvideo.messages import message
 from cogvideo.request import VideoRequest, request_from_dict, request_to_dict
 from cogvideo.token_frames import TokenFrames
 
@@ -42,8 +43,7 @@ class OutputDirectory:
                 raise PermissionError(f"{path}")
         except OSError as error:
             raise CapacityError(
-                f"无法写入文件夹 {path}（{error}）：请用 --output-path 指定其他文件夹。",
-                f"The folder {path} is not writable ({error}). Choose another one with --output-path.",
+                *message("output_dir.folder_not_writable_choose_another", path=path, error=error),
             ) from error
 
     def name(self, request: VideoRequest) -> str:
@@ -94,8 +94,11 @@ class OutputDirectory:
                 write_keyframes(self.keyframes(request), keyframes, self.model, request)
             except OSError as error:
                 raise CapacityError(
-                    f"无法写入 {self.keyframes(request)}（{error.strerror}）：请检查磁盘空间。",
-                    f"{self.keyframes(request)} could not be written ({error.strerror}). Check the free disk space.",
+                    *message(
+                        "output_dir.could_not_written_check_free",
+                        keyframes=self.keyframes(request),
+                        strerror=error.strerror,
+                    ),
                 ) from error
         write_video(path, frames, request.duration, metadata)
         self._add_to_index(request)
@@ -159,6 +162,5 @@ def read_keyframes(path: Path) -> tuple[str, VideoRequest]:
         return metadata["model"], replace(request, num_frames=FRAME_COUNTS[0], initial_tokens=tokens, superres=False)
     except (SafetensorError, OSError, ValueError, LookupError, TypeError, AttributeError, CogVideoError) as error:
         raise RequestError(
-            f"{path} 不是有效的关键帧文件（{error}）：请用 --stage-1 重新生成。",
-            f"{path} is not a valid keyframe file ({error}). Create it again with --stage-1.",
+            *message("output_dir.not_valid_keyframe_file_create", path=path, error=error),
         ) from error

@@ -13,6 +13,7 @@ from cogvideo.config import load_preset
 from cogvideo.data.dataset import TokenSizes, write_index, write_text
 from cogvideo.data.prepare import REJECTED, PrepareOptions, find_clips, prepare
 from cogvideo.errors import RequestError
+from cogvideo.messages import message
 
 DESCRIPTION = """\
 把带中文说明的视频转换为训练数据；可随时中断，再次运行即继续。
@@ -34,8 +35,7 @@ def main(arguments: Sequence[str]) -> int:
     write_text(args.out / REJECTED, "".join(lines))
     if not rows:
         raise RequestError(
-            f"没有可用的视频：{len(rejected)} 个全部被拒绝。原因见 {args.out / REJECTED}。",
-            f"No clip can be used: all {len(rejected)} were rejected. For the reasons, see {args.out / REJECTED}.",
+            *message("prepare.no_clip_can_used_all", num_rejected=len(rejected), out=args.out / REJECTED),
         )
     write_index(args.out, TokenSizes.of(preset), rows)
     print(f"已准备 {len(rows)} 个视频，拒绝 {len(rejected)} 个（{args.out / REJECTED}）。")

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from cogvideo.config import FRAME_COUNTS, SamplingOptions
 from cogvideo.errors import RequestError
+from cogvideo.messages import message
 from cogvideo.request import VideoRequest
 
 INTERACTIVE: Final = "interactive"
@@ -122,7 +123,6 @@ def batch_sizes(options: argparse.Namespace) -> tuple[int, int]:
     ):
         if number is not None and number < 1:
             raise RequestError(
-                f"{name} 不能是 {number}：请输入 1 或更大的整数。",
-                f"{name} cannot be {number}. It must be a whole number, 1 or more.",
+                *message("release_args.cannot_must_whole_number_1", name=name, number=number),
             )
     return (rows or 1) if stage1 == SAME_AS_STAGE2 else stage1, rows or MAX_ROWS

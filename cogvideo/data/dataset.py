@@ -22,6 +22,7 @@ from cogvideo.config import FRAME_COUNTS, Preset
 from cogvideo.errors import RequestError
 from cogvideo.events import Frames
 from cogvideo.files import atomic_write
+from cogvideo.messages import message
 from cogvideo.tokenizers.image import ImageTokenizer
 from cogvideo.tokenizers.text import TextTokenizer
 from cogvideo.weights.catalog import ICETK_FOLDER
@@ -105,13 +106,11 @@ class PreparedClips:
             head, *rows = (folder / INDEX).read_text(encoding="utf-8").splitlines()
         except OSError as error:
             raise RequestError(
-                f"{folder} 中没有训练数据。请先运行 python -m cogvideo prepare 视频文件夹 {folder}。",
-                f"{folder} has no prepared clips. Run first: python -m cogvideo prepare CLIPS {folder}.",
+                *message("dataset.has_no_prepared_clips_run", folder=folder),
             ) from error
         if head != json.dumps(asdict(TokenSizes.of(preset))):
             raise RequestError(
-                f"{folder} 中的数据属于其他尺寸的模型（{head}）。请用 --model 指定模型，重新运行 prepare。",
-                f"{folder} was prepared for a model of other sizes ({head}). Run prepare again with --model.",
+                *message("dataset.prepared_model_other_sizes_run", folder=folder, head=head),
             )
         self.folder = folder
         self.rows = [ClipRow(**json.loads(row)) for row in rows]
@@ -134,10 +133,13 @@ class PreparedClips:
                 return shard.get_tensor(f"{row.name}.{kind}")
         except Exception as error:  # safetensors raises SafetensorError and errors of the file system
             raise RequestError(
-                f"无法从 {self.folder / row.shard} 读取 {row.name}.{kind}（{error}）。请重新运行 prepare；"
-                "训练 codec 需要加 --pixels。",
-                f"{row.name}.{kind} cannot be read from {self.folder / row.shard} ({error}). Run prepare again; "
-                "to train a codec, add --pixels.",
+                *message(
+                    "dataset.cannot_read_from_run_prepare",
+                    folder=self.folder / row.shard,
+                    name=row.name,
+                    kind=kind,
+                    error=error,
+                ),
             ) from error
 
 
@@ -203,8 +205,7 @@ def open_dataset(where: str, preset: Preset, codec: Callable[[], ImageTokenizer]
         dataset: ClipDataset = getattr(module, name)(preset, codec())
     except (OSError, AttributeError) as error:
         raise RequestError(
-            f"无法使用数据集 {where}（{error}）。应写为 文件.py:类名。",
-            f"The dataset {where} cannot be used ({error}). Write it as file.py:Class.",
+            *message("dataset.dataset_cannot_used_write_file", where=where, error=error),
         ) from error
     return dataset
 

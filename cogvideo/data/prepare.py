@@ -32,6 +32,7 @@ from cogvideo.data.dataset import (
 )
 from cogvideo.data.video_reader import IMAGE_SUFFIXES, VIDEO_SUFFIXES, read_clip
 from cogvideo.errors import CogVideoError, RequestError
+from cogvideo.messages import message
 from cogvideo.runtime.device import default_placement, usable_cores
 from cogvideo.tokenizers.image import ImageTokenizer
 from cogvideo.tokenizers.prompt import check_prompt
@@ -111,8 +112,12 @@ def find_clips(where: Path) -> list[ClipSource]:
         sources = [ClipSource(where.parent / file, caption) for file, caption in _listed(where)]
     if not sources:
         raise RequestError(
-            f"{where} 中没有视频。支持 {'、'.join(sorted(VIDEO_SUFFIXES))} 和图片文件夹。",
-            f"There are no clips in {where}. Supported: {', '.join(sorted(VIDEO_SUFFIXES))} and folders of images.",
+            *message(
+                "prepare.there_no_clips_supported_folders",
+                where=where,
+                video_suffixes_zh="、".join(sorted(VIDEO_SUFFIXES)),
+                video_suffixes_en=", ".join(sorted(VIDEO_SUFFIXES)),
+            ),
         )
     return sources
 
@@ -145,9 +150,7 @@ def _listed(path: Path) -> Iterator[tuple[str, str]]:
         return iter([(str(row["file"]), str(row["caption"] or "")) for row in table])
     except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
         raise RequestError(
-            f"无法读取视频列表 {path}（{error!r}）。应为文件夹，或含 file、caption 两列的 .csv、.jsonl 文件（UTF-8）。",
-            f"The list of clips {path} cannot be read ({error!r}). Give a folder, or a .csv or .jsonl file in UTF-8 "
-            'with the columns "file" and "caption".',
+            *message("prepare.list_clips_cannot_read_give", path=path, error=error),
         ) from error
 
 

@@ -18,6 +18,7 @@ from cogvideo.data.synthetic_vocabulary import SCENES, SUBJECTS
 from cogvideo.data.synthetic_world import FIELD, Clip, State
 from cogvideo.errors import WeightsError
 from cogvideo.events import Frames
+from cogvideo.messages import message
 
 COARSE: Final = 8
 """Pixels of a cell's side in small frames."""
@@ -40,8 +41,7 @@ def _font() -> ImageFont.FreeTypeFont:
         if path.exists():
             return ImageFont.truetype(str(path), _FONT_SIZE)
     raise WeightsError(
-        f"找不到彩色表情字体 {FONT_PATHS[0]}。请运行 apt install fonts-noto-color-emoji。",
-        f"The colour emoji font {FONT_PATHS[0]} is missing. Run: apt install fonts-noto-color-emoji.",
+        *message("synthetic_render.colour_emoji_font_missing_run", font_paths=FONT_PATHS[0]),
     )
 
 

@@ -18,6 +18,7 @@ from PIL import Image, ImageOps
 from cogvideo.config import DURATIONS, FRAME_COUNTS
 from cogvideo.errors import RequestError
 from cogvideo.events import Frames
+from cogvideo.messages import message
 
 VIDEO_SUFFIXES = frozenset({".mp4", ".gif", ".webm", ".mov", ".mkv", ".avi", ".m4v"})
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
@@ -46,10 +47,13 @@ def choose_window(length: float, rate: float) -> Window:
             return Window(seconds, counts[-1])
     shortest = DURATIONS[-1]
     raise RequestError(
-        f"视频太短：{length:.2f} 秒、每秒 {rate:.3g} 帧，不足五帧。至少需要 {shortest} 秒、每秒 {4 / shortest:g} 帧；"
-        "帧率更低则需更长。",
-        f"The clip is too short for five frames: {length:.2f} s at {rate:.3g} frames a second. It needs at least "
-        f"{shortest} s at {4 / shortest:g} frames a second, or more seconds at a lower rate.",
+        *message(
+            "video_reader.clip_too_short_five_frames",
+            length=length,
+            rate=rate,
+            shortest=shortest,
+            shortest_2=4 / shortest,
+        ),
     )
 
 
@@ -61,7 +65,7 @@ def read_clip(path: Path, size: tuple[int, int], image_rate: float) -> tuple[Fra
     if path.is_dir():
         return _read_images(path, size, image_rate)
     if not path.is_file():
-        raise RequestError("文件不存在，请检查路径。", "There is no such file. Check the path.")
+        raise RequestError(*message("video_reader.there_no_such_file_check"))
     return _read_video(path, size)
 
 
@@ -139,6 +143,4 @@ def _source(path: Path) -> str:
 def _broken(reason: object) -> RequestError:
     text = str(reason).strip().splitlines()
     last = text[-1][:200] if text else type(reason).__name__
-    return RequestError(
-        f"无法解码（{last}）。请检查文件，或转为 mp4 后重试。", f"It cannot be decoded ({last}). Convert it to mp4."
-    )
+    return RequestError(*message("video_reader.cannot_decoded_convert_mp4", last=last))

@@ -33,6 +33,7 @@ from cogvideo.inference.keyframes import KeyframeStep, KeyframeTexts, generate_k
 from cogvideo.inference.sampling import ClusterSampler
 from cogvideo.inference.super_resolution import UpscaleOptions, upscale
 from cogvideo.media.images import side_by_side
+from cogvideo.messages import message
 from cogvideo.models.superres_lm import SuperResLM
 from cogvideo.models.video_lm import VideoLM
 from cogvideo.request import VideoRequest, tokens_per_stage
@@ -312,6 +313,5 @@ def check_initial_tokens(model: ModelConfig, given: TokenFrames) -> None:
     rows = given.rows()
     if len(rows[0]) != model.tokens_per_frame or max(map(max, rows)) >= model.image_tokens:
         raise RequestError(
-            "起始画面来自另一个模型：请换回该模型，或重新选择起始画面。",
-            "The initial frames belong to another model. Select that model again, or choose other frames.",
+            *message("generation.initial_frames_belong_another_model"),
         )

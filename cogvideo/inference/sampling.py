@@ -19,6 +19,7 @@ from torch import Tensor
 
 from cogvideo.config import FRAME_COUNTS, TokenSampling
 from cogvideo.errors import WeightsError
+from cogvideo.messages import message
 from kernels import cpu_sample
 
 
@@ -151,9 +152,7 @@ class TokenSampler:
 def non_finite_error() -> WeightsError:
     """Return the error of logits that are not finite."""
     return WeightsError(
-        "模型输出了无效数值（NaN 或无穷大）：权重文件可能已损坏，或当前精度不足。请重新下载权重，或改用 --device cpu。",
-        "The model computed NaN or infinity: its weights may be damaged, or the precision is too low. Download the "
-        "weights again, or use --device cpu.",
+        *message("sampling.model_computed_nan_infinity_its"),
     )
 
 

@@ -24,6 +24,7 @@ from cogvideo.jobs.log_entries import VideoFiles
 from cogvideo.media.images import filmstrip, thumbnail
 from cogvideo.media.metadata import Metadata, read_metadata
 from cogvideo.media.video import VideoWriter
+from cogvideo.messages import message
 from cogvideo.request import REQUEST_NAMES, VideoRequest, request_from_dict
 from cogvideo.token_frames import TokenFrames
 
@@ -172,9 +173,7 @@ def read_settings(path: Path) -> tuple[VideoRequest, str] | None:
 def _disk_error(error: OSError) -> CapacityError:
     reason = error.strerror or "ffmpeg"
     return CapacityError(
-        f"无法将结果写入数据文件夹（{reason}）。请检查服务器的磁盘空间和文件夹权限。",
-        f"The results cannot be written to the data folder ({reason}). Check the server's disk space and the "
-        "folder's permissions.",
+        *message("artifacts.results_cannot_written_data_folder", reason=reason),
     )
 
 

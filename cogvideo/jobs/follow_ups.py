@@ -10,6 +10,7 @@ from cogvideo.config import FRAME_COUNTS, MAX_SEED
 from cogvideo.errors import RequestError
 from cogvideo.jobs.service import JobService
 from cogvideo.jobs.state import JobState
+from cogvideo.messages import message
 from cogvideo.request import VideoRequest, new_seed
 from cogvideo.token_frames import TokenFrames
 
@@ -33,8 +34,12 @@ class FollowUp(StrEnum):
             return cls(name)
         except ValueError:
             raise RequestError(
-                f"change 的值 {name} 无效。可用的值：{'、'.join(cls)}。",
-                f"The value {name} of change is not valid. Allowed: {', '.join(cls)}.",
+                *message(
+                    "follow_ups.value_change_not_valid_allowed",
+                    name=name,
+                    cls_value_zh="、".join(cls),
+                    cls_value_en=", ".join(cls),
+                ),
             ) from None
 
 
@@ -49,8 +54,7 @@ def submit_follow_up(
     state = jobs.state(job)
     if state.active:
         raise RequestError(
-            "这段视频尚未完成。请等待它完成，或先停止它。",
-            "This video is not finished. Wait for it, or stop it first.",
+            *message("follow_ups.video_not_finished_wait_stop"),
         )
     memory = state.memory
     if action == FollowUp.FINISH_DRAFTS:
@@ -87,8 +91,7 @@ def draft_requests(request: VideoRequest, chosen: Mapping[int, TokenFrames | Non
     """Return one request per chosen draft, each with its own seed. Raises RequestError if none is chosen."""
     if not chosen or not all(0 <= draft < request.num_drafts for draft in chosen):
         raise RequestError(
-            f"没有选择有效的草稿。请选择 1 到 {request.num_drafts} 中的一个或多个。",
-            f"No valid draft is chosen. Choose one or more drafts from 1 to {request.num_drafts}.",
+            *message("follow_ups.no_valid_draft_chosen_choose", num_drafts=request.num_drafts),
         )
     return [
         replace(
@@ -114,8 +117,7 @@ def stored_tokens(jobs: JobService, job: str) -> TokenFrames:
     tokens = jobs.tokens(job)
     if tokens is None:
         raise RequestError(
-            "此视频没有保存中间结果，无法继续。请用相同设置重新生成。",
-            "This video has no stored tokens to continue from. Generate it again with the same settings.",
+            *message("follow_ups.video_has_no_stored_tokens"),
         )
     return tokens
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Literal, Self
 
-from cogvideo.errors import BilingualText
+from cogvideo.messages import BilingualText
 
 JsonObject = dict[str, Any]
 

@@ -12,8 +12,9 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from cogvideo.config import PRESETS, Preset
-from cogvideo.errors import BilingualText, CogVideoError, RequestError
+from cogvideo.errors import CogVideoError, RequestError
 from cogvideo.events import Event, Frames
+from cogvideo.messages import BilingualText, message
 from cogvideo.request import VideoRequest
 from cogvideo.runtime.memory_presets import PlacementOptions
 from cogvideo.token_frames import TokenFrames
@@ -43,8 +44,12 @@ class ModelRegistry:
         """Return the model of that name. Raises RequestError if this server has none."""
         if model not in self.entries:
             raise RequestError(
-                f"这台服务器没有名为 {model} 的模型。可用的模型：{'、'.join(self.entries)}。",
-                f"This server has no model called {model}. Available: {', '.join(self.entries)}.",
+                *message(
+                    "model_registry.server_has_no_model_called",
+                    model=model,
+                    self_value_zh="、".join(self.entries),
+                    self_value_en=", ".join(self.entries),
+                ),
             )
         return self.entries[model]
 
@@ -161,8 +166,12 @@ def available_models(default: str, placement: PlacementOptions | None = None) ->
     """Return all presets, `default` first. Raises RequestError if it is not a preset."""
     if default not in PRESETS:
         raise RequestError(
-            f"没有名为 {default} 的模型。可用的模型：{'、'.join(PRESETS)}。",
-            f"There is no model called {default}. Available: {', '.join(PRESETS)}.",
+            *message(
+                "model_registry.there_no_model_called_available",
+                default=default,
+                presets_zh="、".join(PRESETS),
+                presets_en=", ".join(PRESETS),
+            ),
         )
     names = sorted(PRESETS, key=lambda name: name != default)
     return [_entry(name, placement or PlacementOptions()) for name in names]
@@ -185,7 +194,4 @@ def missing_files_message() -> BilingualText | None:
         return None
     size = format_gigabytes(sum(file.size for file in paths.missing()), 0)
     zh, en = LICENCE
-    return (
-        f"尚未下载 cogvideo 模型，约 {size} GB。请运行 python -m cogvideo download cogvideo。{zh}",
-        f"The cogvideo model is not downloaded yet (about {size} GB). Run python -m cogvideo download cogvideo. {en}",
-    )
+    return message("model_registry.cogvideo_model_not_downloaded_yet", size=size, zh_value=zh, en_value=en)

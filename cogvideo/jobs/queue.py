@@ -18,6 +18,7 @@ from cogvideo.jobs.repository import JobRepository
 from cogvideo.jobs.scheduling import check_capacity, fair_order
 from cogvideo.jobs.state import JobState, apply_log_entry
 from cogvideo.jobs.store import Store
+from cogvideo.messages import message
 
 
 @dataclass(frozen=True)
@@ -127,8 +128,7 @@ class JobQueue:
             state = self._states.get(job)
             if state is not None and state.status == "running":
                 raise RequestError(
-                    "这段视频正在生成，无法删除。请先停止它。",
-                    "This video is still running and cannot be deleted. Stop it first.",
+                    *message("queue.video_still_running_cannot_deleted"),
                 )
             self._delete(job)
 
@@ -218,7 +218,7 @@ class JobQueue:
         now = time.monotonic()
         for job in self._waiting():
             if now - self._last_viewed[job] > limit:
-                reason = ("长时间无人查看，已取消排队。", "It left the queue because no page was showing it.")
+                reason = message("queue.left_queue_because_no_page")
                 self.finish(job, Stopped(reason=reason))
 
     def _delete_expired(self) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
-from cogvideo.errors import BilingualText
 from cogvideo.jobs.log_entries import LogEntry
 from cogvideo.jobs.state import JobState, JobStatus
+from cogvideo.messages import BilingualText
 from cogvideo.request import VideoRequest, request_from_dict, request_to_dict
 
 

@@ -16,6 +16,7 @@ from cogvideo.jobs.records import JobSettings, LoggedEntry, Record
 from cogvideo.jobs.state import ACTIVE, FINAL, JobState, apply_log_entry
 from cogvideo.jobs.store import Store
 from cogvideo.media.metadata import Metadata
+from cogvideo.messages import message
 from cogvideo.request import request_to_dict, tokens_per_stage
 from cogvideo.token_frames import TokenFrames
 
@@ -23,8 +24,7 @@ CLOCK_TOLERANCE = 3600.0
 """Seconds the system clock may be off before videos no longer expire by age, until the next restart."""
 
 NOT_FOUND = RequestError(
-    "找不到这段视频：它可能已被删除，或链接不完整。",
-    "There is no such video: it may have been deleted, or the link is incomplete.",
+    *message("repository.there_no_such_video_may"),
 )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from heapq import heapify, heappop, heappush
 
 from cogvideo.errors import CapacityError
+from cogvideo.messages import message
 
 
 def fair_order(waiting: Iterable[tuple[str, str]], served: Mapping[str, int], turn: int) -> list[str]:
@@ -37,17 +38,13 @@ def check_capacity(count: int, owned: int, max_per_owner: int, waiting: int, max
     """Check whether `count` more jobs fit. Raises CapacityError for the owner's limit or a full queue."""
     if count > 1 and owned + count > max_per_owner:
         raise CapacityError(
-            f"每位用户最多同时有 {max_per_owner} 个任务，您已有 {owned} 个。请减少选择的数量。",
-            f"Each user may have {max_per_owner} videos running or queued, and you have {owned}. Choose fewer drafts.",
+            *message("scheduling.each_user_may_have_videos", max_per_owner=max_per_owner, owned=owned),
         )
     if owned >= max_per_owner:
         raise CapacityError(
-            f"您已有 {owned} 个任务在生成或排队，上限为 {max_per_owner} 个。请等待其中一个完成，或停止一个。",
-            f"You have {owned} videos running or queued; the limit is {max_per_owner}. Wait for one to finish, or stop "
-            "one.",
+            *message("scheduling.you_have_videos_running_queued", owned=owned, max_per_owner=max_per_owner),
         )
     if waiting + count > max_waiting:
         raise CapacityError(
-            f"队列已满（{waiting} 个任务）。请几分钟后重试，已填写的内容不会丢失。",
-            f"The queue is full ({waiting} videos). Try again in a few minutes; the form keeps its values.",
+            *message("scheduling.queue_full_videos_try_again", waiting=waiting),
         )

@@ -30,6 +30,7 @@ from cogvideo.jobs.state import JobState
 from cogvideo.jobs.store import Store, lock_folder
 from cogvideo.jobs.worker import Worker, WorkerCalls
 from cogvideo.media.video import VideoWriter
+from cogvideo.messages import message
 from cogvideo.request import VideoRequest, tokens_per_stage
 from cogvideo.runtime.memory_presets import PlacementOptions
 from cogvideo.runtime.model_selection import default_model
@@ -38,8 +39,7 @@ from cogvideo.token_frames import TokenFrames
 Result = TypeVar("Result")
 
 FORBIDDEN = RequestError(
-    "只有提交者可以停止或删除这段视频。您可以用同样的设置自己生成一段。",
-    "Only the user who submitted this video may stop or delete it. You can make your own with the same settings.",
+    *message("service.only_user_who_submitted_video"),
 )
 
 
@@ -250,7 +250,6 @@ def owner_of(key: str) -> str:
     """Return the hash of a key, as stored. Raises RequestError if the key is too short to be a secret."""
     if len(key) < 16:
         raise RequestError(
-            "密钥缺失或不足 16 个字符。请重新载入页面，或传入返回的 key。",
-            "The key is missing or shorter than 16 characters. Reload the page, or pass the returned key.",
+            *message("service.key_missing_shorter_than_16"),
         )
     return hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()

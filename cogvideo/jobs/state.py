@@ -8,7 +8,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from cogvideo.errors import BilingualText
 from cogvideo.jobs.log_entries import (
     Failed,
     Finished,
@@ -20,6 +19,7 @@ from cogvideo.jobs.log_entries import (
     Stopped,
     VideoFiles,
 )
+from cogvideo.messages import BilingualText
 from cogvideo.request import VideoRequest
 
 JobStatus = Literal["queued", "running", "done", "stopped", "failed", "interrupted"]

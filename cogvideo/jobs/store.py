@@ -17,6 +17,7 @@ from typing import IO, Any
 from cogvideo.errors import CapacityError
 from cogvideo.jobs.log_entries import FinalEntry, LogEntry, Queued, Started, entry_from_json
 from cogvideo.jobs.records import LoggedEntry, Record
+from cogvideo.messages import message
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS jobs (
@@ -53,9 +54,7 @@ class Store:
             found = str(error)
         if found != "ok":
             raise CapacityError(
-                f"队列文件 {path} 已损坏（{found}）。请移走整个数据文件夹，或用 --data 指定另一个文件夹。",
-                f"The queue file {path} is damaged ({found}). Move the whole data folder away, or choose another "
-                "folder with --data.",
+                *message("store.queue_file_damaged_move_whole", path=path, found=found),
             )
 
     def close(self) -> None:
@@ -153,9 +152,7 @@ class Store:
 
     def _unwritable(self, error: sqlite3.Error) -> CapacityError:
         return CapacityError(
-            f"无法写入数据文件夹中的 {self._path.name}（{error}）。请检查服务器的磁盘空间和文件夹权限。",
-            f"{self._path.name} in the data folder cannot be written ({error}). Check the server's disk space and the "
-            "folder's permissions.",
+            *message("store.data_folder_cannot_written_check", name=self._path.name, error=error),
         )
 
     def _records(self, where: str, values: tuple[Any, ...]) -> list[Record]:
@@ -180,8 +177,7 @@ def lock_folder(data: Path) -> IO[str]:
         file = (data / "lock").open("w")
     except OSError as error:
         raise CapacityError(
-            f"无法使用数据文件夹 {data}（{error.strerror}）。请用 --data 指定一个可写的文件夹。",
-            f"The data folder {data} cannot be used ({error.strerror}). Choose a writable folder with --data.",
+            *message("store.data_folder_cannot_used_choose", data=data, strerror=error.strerror),
         ) from error
     try:
         import fcntl
@@ -192,8 +188,7 @@ def lock_folder(data: Path) -> IO[str]:
     except BlockingIOError:
         file.close()
         raise CapacityError(
-            f"另一个服务正在使用数据文件夹 {data}。请关闭它，或用 --data 指定另一个文件夹。",
-            f"Another server uses the data folder {data}. Stop it, or choose another folder with --data.",
+            *message("store.another_server_uses_data_folder", data=data),
         ) from None
     except OSError:  # a file system without locks
         return file

@@ -20,6 +20,7 @@ from cogvideo.jobs.queue import CancelFlags, JobQueue, Limits
 from cogvideo.jobs.recorder import EventRecorder, ProgressTracker
 from cogvideo.jobs.repository import JobRepository, video_metadata
 from cogvideo.jobs.state import JobState
+from cogvideo.messages import message
 from cogvideo.request import tokens_per_stage
 
 LOG = logging.getLogger(__name__)
@@ -165,8 +166,7 @@ class WorkerCalls:
             if not future.cancel() and future.done():
                 return future.result()  # completed just after the timeout
             raise CapacityError(
-                "服务器正忙，暂时无法处理这张图片。请稍后重试。",
-                "The server is busy and cannot process the image now. Try again later.",
+                *message("worker.server_busy_cannot_process_image"),
             ) from None
 
     def run_pending(self) -> None:

@@ -15,6 +15,7 @@ from PIL import Image, ImageOps
 
 from cogvideo.errors import CogVideoError, RequestError
 from cogvideo.events import Frames
+from cogvideo.messages import message
 
 
 def side_by_side(videos: Sequence[Frames]) -> Frames:
@@ -73,9 +74,13 @@ def read_image(path: Path, size: tuple[int, int]) -> Frames:
         with image:
             if image.width * image.height > MAX_PIXELS:
                 raise RequestError(
-                    f"图片有 {image.width}×{image.height} 像素，超过 {MAX_PIXELS // 10**4} 万的上限：请先缩小图片。",
-                    f"The image has {image.width} by {image.height} pixels. At most {MAX_PIXELS // 10**6} million are "
-                    "allowed. Reduce its size first.",
+                    *message(
+                        "images.image_has_pixels_most_million",
+                        width=image.width,
+                        height=image.height,
+                        max_pixels_zh=MAX_PIXELS // 10**4,
+                        max_pixels_en=MAX_PIXELS // 10**6,
+                    ),
                 )
             with DECODE_LOCK:
                 return _fit(image, size)
@@ -83,8 +88,7 @@ def read_image(path: Path, size: tuple[int, int]) -> Frames:
         raise
     except Exception as error:  # for an untrusted file, Pillow may raise anything
         raise RequestError(
-            "无法将此文件作为图片读取：请选择 JPEG、PNG、WebP、GIF、BMP 或 TIFF 图片。",
-            "This file cannot be read as an image. Choose a JPEG, PNG, WebP, GIF, BMP or TIFF file.",
+            *message("images.file_cannot_read_image_choose"),
         ) from error
 
 

@@ -24,6 +24,7 @@ from cogvideo.config import FRAME_COUNTS
 from cogvideo.errors import CapacityError
 from cogvideo.events import Frames
 from cogvideo.media.metadata import Metadata
+from cogvideo.messages import message
 
 STEPS: Final = FRAME_COUNTS[-1] - 1
 """Steps from the first to the last frame of a file: 8 frames a second for 4 seconds."""
@@ -92,8 +93,7 @@ class VideoWriter:
         except OSError as error:
             path, reason = self.path, _reason(error)
             raise CapacityError(
-                f"无法写入视频文件 {path}（{reason}）：请检查磁盘空间和文件夹权限。",
-                f"The video file {path} could not be written ({reason}). Check disk space and folder permissions.",
+                *message("video.video_file_could_not_written", path=path, reason=reason),
             ) from error
         return self.path
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from cogvideo.config import PRESET_FILE, ModelConfig, describe_preset
 from cogvideo.errors import CapacityError, RequestError
+from cogvideo.messages import message
 from cogvideo.models.loader import BACKBONE, NETWORKS, LoadedSizes, Network, expected
 from cogvideo.units import format_bytes
 from cogvideo.weights import checkpoint, published_format
@@ -75,8 +76,7 @@ def _new_folder(out: Path) -> Iterator[Path]:
     with FileLock(out.with_name(out.name + ".lock")):
         if out.exists():
             raise RequestError(
-                f"{out} 已存在：请先删除，或换一个位置。",
-                f"{out} already exists. Delete it, or choose another folder.",
+                *message("convert.already_exists_delete_choose_another", out=out),
             )
         folder = out.with_name(out.name + ".part")
         if folder.exists():  # of a process that was killed
@@ -93,10 +93,12 @@ def _require_space(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise CapacityError(
-            f"{folder.parent} 所在磁盘仅剩 {format_bytes(free)}，需要 {format_bytes(needed)}。"
-            "请清理磁盘，或换一个位置。",
-            f"The disk of {folder.parent} has {format_bytes(free)} free, but {format_bytes(needed)} are required. "
-            "Free some space, or choose another folder.",
+            *message(
+                "convert.disk_has_free_but_required",
+                parent=folder.parent,
+                format_bytes=format_bytes(free),
+                format_bytes_2=format_bytes(needed),
+            ),
         )
 
 

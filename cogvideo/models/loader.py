@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from cogvideo.config import ASSETS, PRESETS, ModelConfig
+from cogvideo.messages import message
 from cogvideo.models.attention import INIT_STD
 from cogvideo.models.base import TokenModel
 from cogvideo.models.sat_adapter import Transformer, build_transformer
@@ -48,15 +49,10 @@ class LoadedSizes:
         sizes = format_bytes(self.after), format_bytes(self.before)
         different = {part: len(names) for part, names in self.own_parts.items() if names}
         if not different:
-            return (
-                f"三个网络的主干完全相同，只存一份：{sizes[0]}，原为 {sizes[1]}。",
-                f"The three networks have the same backbone, stored once: {sizes[0]} instead of {sizes[1]}.",
-            )
+            return message("loader.three_networks_have_same_backbone", sizes=sizes[0], sizes_2=sizes[1])
         counts = ", ".join(f"{part} {count}" for part, count in different.items())
-        return (
-            f"主干中不同的张量分别保存（{counts}），其余只存一份：{sizes[0]}，原为 {sizes[1]}。",
-            f"Tensors of the backbone that differ are stored separately ({counts}), the others once: {sizes[0]} "
-            f"instead of {sizes[1]}.",
+        return message(
+            "loader.tensors_backbone_differ_stored_separately", counts=counts, sizes=sizes[0], sizes_2=sizes[1]
         )
 
 

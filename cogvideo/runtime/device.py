@@ -13,6 +13,7 @@ from torch import nn
 
 from cogvideo.config import ModelConfig
 from cogvideo.errors import CapacityError
+from cogvideo.messages import message
 from cogvideo.runtime.memory_estimate import choose_preset
 from cogvideo.runtime.memory_presets import MEMORY_PRESETS, MemoryPreset, PlacementOptions
 
@@ -51,8 +52,7 @@ def default_placement(device: str | None = None) -> DevicePlacement:
     name = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise CapacityError(
-            f"找不到设备 {name}：这台机器上没有可用的 NVIDIA GPU。请使用 --device cpu。",
-            f"Device {name} is not available: this machine has no usable NVIDIA GPU. Use --device cpu.",
+            *message("device.device_not_available_machine_has", name=name),
         )
     chosen = torch.device(name)
     gpu = chosen.type == "cuda"

@@ -14,6 +14,7 @@ from typing import Final
 
 from cogvideo.config import FRAME_COUNTS, MAX_IDLE_CACHES, ModelConfig
 from cogvideo.errors import CapacityError, RequestError
+from cogvideo.messages import message
 from cogvideo.runtime.memory_presets import MEMORY_PRESETS, MemoryPreset
 from cogvideo.token_layout import Stage, TokenLayout
 from cogvideo.units import format_gigabytes
@@ -235,8 +236,7 @@ def choose_preset(model: ModelConfig, device: str, free: int, wanted: str | None
         if name not in MEMORY_PRESETS:
             available = ", ".join(MEMORY_PRESETS)
             raise RequestError(
-                f"未知显存预设“{name}”。可用：{available}。",
-                f'Unknown memory preset "{name}". Available: {available}.',
+                *message("memory_estimate.unknown_memory_preset_available", name=name, available=available),
             )
         return MEMORY_PRESETS[name]
     rows = [row for row in MEMORY_PRESETS.values() if row.device == device]
@@ -246,10 +246,7 @@ def choose_preset(model: ModelConfig, device: str, free: int, wanted: str | None
     least = min(peak_bytes(model, row) for row in rows)
     needed, available = format_gigabytes(least), format_gigabytes(free)
     raise CapacityError(
-        f"该模型在 {device} 上至少需要约 {needed} GB，目前仅有 {available} GB 可用。"
-        "请关闭其他程序，换用显存更大的显卡，或使用 --model mini。",
-        f"On {device} this model requires at least about {needed} GB, but only {available} GB are free. "
-        "Close other programs, use a GPU with more memory, or use --model mini.",
+        *message("memory_estimate.model_requires_least_about_gb", device=device, needed=needed, available=available),
     )
 
 

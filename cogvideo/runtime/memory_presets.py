@@ -7,6 +7,7 @@ from typing import Literal
 
 from cogvideo.config import WeightFormat
 from cogvideo.errors import RequestError
+from cogvideo.messages import message
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,7 @@ MEMORY_PRESETS: dict[str, MemoryPreset] = {
         MemoryPreset(
             "a100",
             "cuda",
-            "半精度，所有网络都在显存中",
-            "half precision, all networks on the GPU",
+            *message("memory_presets.half_precision_all_networks_gpu"),
             vram_gb=80,
             fused=True,
             max_batch_rows=16,
@@ -59,15 +59,13 @@ MEMORY_PRESETS: dict[str, MemoryPreset] = {
         MemoryPreset(
             "48g",
             "cuda",
-            "半精度，所有网络都在显存中，每批更小",
-            "half precision, all networks on the GPU, smaller batches",
+            *message("memory_presets.half_precision_all_networks_gpu_2"),
             vram_gb=48,
         ),
         MemoryPreset(
             "24g",
             "cuda",
-            "8 位权重，所有网络都在显存中",
-            "8-bit weights, all networks on the GPU",
+            *message("memory_presets.8_bit_weights_all_networks"),
             vram_gb=24,
             weights="int8",
             max_batch_rows=4,
@@ -76,8 +74,7 @@ MEMORY_PRESETS: dict[str, MemoryPreset] = {
         MemoryPreset(
             "16g",
             "cuda",
-            "8 位权重，各网络独有的权重轮流载入显存，超分逐层以原精度计算",
-            "8-bit weights, networks swapped in turn, exact super-resolution layer by layer",
+            *message("memory_presets.8_bit_weights_networks_swapped"),
             vram_gb=16,
             weights="int8",
             swap_networks=True,
@@ -88,8 +85,7 @@ MEMORY_PRESETS: dict[str, MemoryPreset] = {
         MemoryPreset(
             "8g",
             "cuda",
-            "4 位权重（NF4），8 位缓存，各网络独有的权重轮流载入显存，超分逐层以原精度计算",
-            "4-bit weights (NF4), 8-bit cache, networks swapped in turn, exact super-resolution layer by layer",
+            *message("memory_presets.4_bit_weights_nf4_8"),
             vram_gb=8,
             weights="nf4",
             swap_networks=True,
@@ -98,7 +94,7 @@ MEMORY_PRESETS: dict[str, MemoryPreset] = {
             max_batch_rows=1,
             frames_per_pass=1,
         ),
-        MemoryPreset("cpu", "cpu", "全精度，不使用显卡", "full precision, no GPU"),
+        MemoryPreset("cpu", "cpu", *message("memory_presets.full_precision_no_gpu")),
     )
 }
 """Best first."""
@@ -124,12 +120,14 @@ class PlacementOptions:
         given = [name for name in ("memory_preset", "quantization", "offload") if getattr(self, name) is not None]
         if len(given) > 1:
             raise RequestError(
-                f"不能同时使用 {' 和 '.join(given)}。请只保留一项，例如 --memory 16g 或 --memory 8g。",
-                f"{' and '.join(given)} exclude one another. Use one of them, for example --memory 16g or --memory 8g.",
+                *message(
+                    "memory_presets.exclude_one_another_use_one",
+                    given_zh=" 和 ".join(given),
+                    given_en=" and ".join(given),
+                ),
             )
         for name, value, allowed in (("quantization", self.quantization, "int8"), ("offload", self.offload, "layers")):
             if value not in (None, allowed):
                 raise RequestError(
-                    f"{name} 的值 {value!r} 无效。可用的值：{allowed}。",
-                    f"Invalid value {value!r} for {name}. Allowed: {allowed}.",
+                    *message("memory_presets.invalid_value_allowed", name=name, value=value, allowed=allowed),
                 )

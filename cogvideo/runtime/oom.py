@@ -11,6 +11,7 @@ import torch
 
 from cogvideo.config import ModelConfig
 from cogvideo.errors import OutOfMemoryError
+from cogvideo.messages import message
 from cogvideo.runtime.device import DevicePlacement
 from cogvideo.runtime.memory_estimate import peak_bytes, smaller_preset
 from cogvideo.units import format_gigabytes
@@ -54,15 +55,14 @@ def _is_oom(error: BaseException) -> bool:
 
 
 def _out_of_memory(model: ModelConfig, place: DevicePlacement, on_device: bool) -> OutOfMemoryError:
-    memory_name = ("显存", "GPU memory") if on_device else ("内存", "memory")
+    memory_name = message("oom.gpu_memory") if on_device else message("oom.memory")
     row = smaller_preset(model, place.memory, place.kind)
-    zh, en = f"{memory_name[0]}不足，已全部释放。", f"Out of {memory_name[1]}; everything was freed. "
+    zh, en = message("oom.out_everything_freed", memory_name_zh=memory_name[0], memory_name_en=memory_name[1])
     if row is not None:
         peak = format_gigabytes(peak_bytes(model, row, place.kind))
         zh += f"请用预设 {row.name}（约 {peak} GB，--memory {row.name}）和相同种子重试。"
         en += f"Try again with the preset {row.name} (about {peak} GB, --memory {row.name}) and the same seed. "
     return OutOfMemoryError(
-        f"{zh}也可以关闭其他程序、减少帧数或关闭超分。",
-        f"{en}You can also close other programs, request fewer frames, or disable super-resolution.",
+        *message("oom.you_can_also_close_other", zh_value=zh, en_value=en),
         None if row is None else row.name,
     )

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from cogvideo import compat
 from cogvideo.config import ASSETS, Preset
 from cogvideo.errors import WeightsError
+from cogvideo.messages import message
 from cogvideo.weights.catalog import ICETK_FOLDER
 
 MEAN: Final = (0.79093, 0.76271, 0.75340)
@@ -193,9 +194,7 @@ def _fill(model: Any, tensors: Mapping[str, Tensor], path: Path) -> None:
 def _read(path: Path, reader: Any) -> Mapping[str, Tensor]:
     if not path.is_file():
         raise WeightsError(
-            f"找不到图像编解码器权重 {path}：请重新克隆本仓库；cogvideo 请运行 python -m cogvideo download cogvideo。",
-            f"The image codec's weights {path} are missing. Clone the repository again, or for cogvideo run: "
-            "python -m cogvideo download cogvideo",
+            *message("image.image_codec_s_weights_missing", path=path),
         )
     try:
         tensors: Mapping[str, Tensor] = reader(path)
@@ -216,8 +215,7 @@ def _read_pickle(path: Path) -> Mapping[str, Tensor]:
 
 def _damaged(path: Path, reason: str) -> WeightsError:
     return WeightsError(
-        f"文件 {path} 已损坏或属于另一个模型（{reason}）：请重新下载该文件。",
-        f"The file {path} is damaged or belongs to another model ({reason}). Download it again.",
+        *message("image.file_damaged_belongs_another_model", path=path, reason=reason),
     )
 
 

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from cogvideo.config import DURATIONS, FRAME_COUNTS, Preset
 from cogvideo.errors import RequestError
+from cogvideo.messages import message
 from cogvideo.tokenizers.text import (
     TextTokenizer,
     first_frame_text,
@@ -112,8 +113,9 @@ def clean_prompt(prompt: str) -> tuple[str, list[Note]]:
     """
     if len(prompt) > MAX_CHARACTERS:
         raise RequestError(
-            f"提示词有 {len(prompt)} 个字符，最多 {MAX_CHARACTERS} 个：请用一句话描述画面。",
-            f"The prompt has {len(prompt)} characters, {MAX_CHARACTERS} at most. Describe the scene in one sentence.",
+            *message(
+                "prompt.prompt_has_characters_most_describe", num_prompt=len(prompt), max_characters=MAX_CHARACTERS
+            ),
         )
     _check_control_characters(prompt)
     notes: list[Note] = []
@@ -130,9 +132,7 @@ def _check_control_characters(text: str) -> None:
         if unicodedata.category(character) in ("Cc", "Cs") and not character.isspace():
             code = f"U+{ord(character):04X}"
             raise RequestError(
-                f"提示词第 {position} 个字符是控制字符 {code}，不允许使用。请删除它，或重新输入提示词。",
-                f"Character {position} of the prompt is the control character {code}, which is not allowed. Delete it, "
-                "or type the prompt again.",
+                *message("prompt.character_prompt_control_character_which", position=position, code=code),
             )
 
 
@@ -141,7 +141,7 @@ def _remove_invisible(text: str, notes: list[Note]) -> str:
     found = [c for c in text if unicodedata.category(c) == "Cf"]
     if found:
         codes = ", ".join(dict.fromkeys(f"U+{ord(c):04X}" for c in found))
-        notes.append(Note(f"已移除不可见字符（{codes}）。", f"Invisible characters were removed ({codes})."))
+        notes.append(Note(*message("prompt.invisible_characters_were_removed", codes=codes)))
     return "".join(c for c in text if unicodedata.category(c) != "Cf")
 
 
@@ -150,21 +150,18 @@ def _remove_markup(text: str, notes: list[Note]) -> str:
     while (shorter := _MARKUP.sub(" ", plain)) != plain:  # the text around removed markup may form markup itself
         plain = shorter
     if plain != text:
-        notes.append(Note("已移除尖括号中的标记。", "Markup in angle brackets was removed."))
+        notes.append(Note(*message("prompt.markup_angle_brackets_removed")))
     return plain
 
 
 def _check_chinese(text: str) -> None:
     if not text:
         raise RequestError(
-            f"提示词是空的：请用中文描述一个画面，例如“{EXAMPLE}”。",
-            f"The prompt is empty. Describe a scene in Chinese, such as “{EXAMPLE}” (a panda runs right on grass).",
+            *message("prompt.prompt_empty_describe_scene_chinese", example=EXAMPLE),
         )
     if not _CHINESE.search(text):
         raise RequestError(
-            f"提示词中没有汉字，模型仅支持中文：请用中文描述，例如“{EXAMPLE}”。",
-            "The prompt has no Chinese character, but the model supports Chinese only. "
-            f"Write it in Chinese, such as “{EXAMPLE}” (a panda runs right on grass).",
+            *message("prompt.prompt_has_no_chinese_character", example=EXAMPLE),
         )
 
 
@@ -173,8 +170,7 @@ def _simplify(text: str, notes: list[Note]) -> str:
     if simplified != text:
         notes.append(
             Note(
-                f"已将繁体字转换为简体：“{simplified}”。",
-                f"Traditional characters were converted to simplified ones: “{simplified}”.",
+                *message("prompt.traditional_characters_were_converted_simplified", simplified=simplified),
             )
         )
     return simplified
@@ -209,8 +205,7 @@ def _check_length(text: str, tokenizer: TextTokenizer, preset: Preset, superres:
     if surplus > 0:
         used = len(tokenizer.encode(text))
         raise RequestError(
-            f"提示词有 {used} 个词元（token），最多 {used - surplus} 个，超出 {surplus} 个：请缩短提示词。",
-            f"The prompt has {used} tokens, {used - surplus} at most: {surplus} too many. Shorten the prompt.",
+            *message("prompt.prompt_has_tokens_most_too", used=used, used_2=used - surplus, surplus=surplus),
         )
 
 

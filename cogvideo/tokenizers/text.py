@@ -12,6 +12,7 @@ from typing import Any
 from cogvideo import compat
 from cogvideo.config import Preset
 from cogvideo.errors import WeightsError
+from cogvideo.messages import message
 
 
 class TextTokenizer:
@@ -28,14 +29,11 @@ class TextTokenizer:
             self._pieces: Any = IcetkTokenizer(str(path))
         except FileNotFoundError:
             raise WeightsError(
-                f"找不到文本词表 {path}：mini 请重新克隆本仓库，cogvideo 请运行 python -m cogvideo download cogvideo。",
-                f"The text vocabulary {path} is missing. For mini, clone the repository again; for cogvideo, run: "
-                "python -m cogvideo download cogvideo",
+                *message("text.text_vocabulary_missing_mini_clone", path=path),
             ) from None
         except Exception as error:  # protobuf and SentencePiece raise various types, even RuntimeError
             raise WeightsError(
-                f"文本词表 {path} 已损坏（{type(error).__name__}）：请重新下载该文件。",
-                f"The text vocabulary {path} is damaged ({type(error).__name__}). Download it again.",
+                *message("text.text_vocabulary_damaged_download_again", path=path, name__=type(error).__name__),
             ) from error
         self.path = path
         self.image_tokens = image_tokens
@@ -54,9 +52,7 @@ class TextTokenizer:
         piece = self._pieces.convert_token_to_id(name)
         if piece == self.unknown and name != self._pieces.convert_id_to_token(self.unknown):
             raise WeightsError(
-                f"文本词表 {self.path} 中没有 {name}：它属于另一个模型，请使用与权重配套的词表。",
-                f"The text vocabulary {self.path} has no {name}: it belongs to another model. Use the vocabulary that "
-                "belongs to the weights.",
+                *message("text.text_vocabulary_has_no_belongs", path=self.path, name=name),
             )
         return int(piece) + self.image_tokens
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from cogvideo.config import ModelConfig
 from cogvideo.errors import RequestError
+from cogvideo.messages import message
 from cogvideo.training.kmeans import add_seeds, lloyd, nearest
 from cogvideo.training.vqvae_data import SUBJECT_OPACITY, ImageOptions
 from cogvideo.training.vqvae_task import ImageTask, encode
@@ -33,10 +34,12 @@ class CodebookGrowthOptions(ImageOptions):
     def __post_init__(self) -> None:
         if not 0 < self.more <= self.vectors or self.rounds < 0:
             raise RequestError(
-                f"[codes.data] 不可用：more（{self.more}）须为正数且不大于 vectors（{self.vectors}），"
-                f"rounds（{self.rounds}）不小于 0。",
-                f"[codes.data] is out of range. more ({self.more}) must be positive and at most vectors "
-                f"({self.vectors}), rounds ({self.rounds}) 0 or more.",
+                *message(
+                    "codebook_growth.codes_data_out_range_more",
+                    more=self.more,
+                    vectors=self.vectors,
+                    rounds=self.rounds,
+                ),
             )
 
 

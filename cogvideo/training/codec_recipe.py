@@ -14,6 +14,7 @@ from cogvideo.config import ModelConfig
 from cogvideo.data.dataset import ClipDataset, PreparedClips, open_dataset, write_text
 from cogvideo.data.synthetic_world import describe_held_out, describe_world, sample_held_out
 from cogvideo.errors import RequestError, WeightsError
+from cogvideo.messages import message
 from cogvideo.tokenizers.image import ImageTokenizer, build_vqvae
 from cogvideo.training import frame_classifier
 from cogvideo.training.codebook_growth import CodebookGrowthOptions, CodeSearch, grow_codebook
@@ -38,17 +39,11 @@ def final_sizes(recipe: Recipe, start: StartingPoint) -> ModelConfig:
         return start.sizes
     if start.folder is None or start.is_published:
         raise RequestError(
-            f"[codes] 为训练好的编解码器增加编码，而 start = {recipe.start!r} 没有编解码器。"
-            '请将 start 改为 "mini" 或模型文件夹。',
-            f"[codes] adds codes to a trained codec, and start = {recipe.start!r} has none. "
-            'Set start to "mini" or to a model\'s folder.',
+            *message("codec_recipe.codes_adds_codes_trained_codec", start=recipe.start),
         )
     if "codec" in recipe.parts:
         raise RequestError(
-            "[codes] 与 [codec] 不能写在同一份训练配置中：编码是加给 start 的编解码器的。"
-            "请先训练编解码器，再将 start 设为它的文件夹。",
-            "[codes] and [codec] cannot be in one recipe: codes are added to the codec of `start`. "
-            "Train the codec first, then set start to its folder.",
+            *message("codec_recipe.codes_codec_cannot_one_recipe"),
         )
     return grow_codebook(start.sizes, recipe.options("codes", CodebookGrowthOptions).more)
 
@@ -128,8 +123,9 @@ class CodecRecipe:
         wanted = self.run.sizes.image_tokens
         if len(codes) != wanted:
             raise WeightsError(
-                f"{self.assets} 的编解码器有 {len(codes)} 个编码，应为 {wanted}：请先运行 --part codes。",
-                f"The codec in {self.assets} has {len(codes)} codes instead of {wanted}. Run first: --part codes.",
+                *message(
+                    "codec_recipe.codec_has_codes_instead_run", assets=self.assets, num_codes=len(codes), wanted=wanted
+                ),
             )
         return codes
 

@@ -24,6 +24,7 @@ from cogvideo.data.synthetic_vocabulary import SCENES, SUBJECTS
 from cogvideo.data.synthetic_world import FIELD, FINEST_TURN, State
 from cogvideo.errors import WeightsError
 from cogvideo.events import Frames
+from cogvideo.messages import message
 
 NOTHING: Final = len(SUBJECTS)
 """Class of a frame without a subject of the world."""
@@ -84,10 +85,7 @@ def _shipped() -> FrameClassifier:
     path = ASSETS / "mini" / FILE
     if not path.is_file():
         raise WeightsError(
-            f"找不到画面分类器的权重 {path}。请运行 git checkout -- assets/mini，"
-            "或运行 train examples/train_mini.toml --part judge 重新训练。",
-            f"The frame classifier's weights {path} are missing. Run: git checkout -- assets/mini. "
-            "To train it again, run: train examples/train_mini.toml --part judge.",
+            *message("frame_classifier.frame_classifier_s_weights_missing", path=path),
         )
     classifier = FrameClassifier()
     classifier.load_state_dict({name: value.float() for name, value in load_file(path).items()})

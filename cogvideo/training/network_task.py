@@ -21,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from cogvideo.config import Preset
 from cogvideo.data.dataset import KEYFRAMES, ClipDataset, TokenClip, epoch_permutation
 from cogvideo.errors import RequestError
+from cogvideo.messages import message
 from cogvideo.models.base import TokenModel, left_pad
 from cogvideo.models.superres_lm import PAD, SuperResLM
 from cogvideo.models.video_lm import VideoLM
@@ -104,10 +105,9 @@ class NetworkTask:
         count = self.options.batch
         if count % num_micro_batches:
             raise RequestError(
-                f"batch = {count} 不能被 {num_micro_batches} 整除。"
-                "请将 batch 改为进程数乘以 gradient_accumulation_steps 的倍数。",
-                f"batch = {count} is not divisible by {num_micro_batches}. "
-                "Set batch to a multiple of processes times gradient_accumulation_steps.",
+                *message(
+                    "network_task.batch_not_divisible_set_batch", count=count, num_micro_batches=num_micro_batches
+                ),
             )
         batch = self.batch(range(step * count + micro_batch, (step + 1) * count, num_micro_batches))
         logits = self._logits(batch)

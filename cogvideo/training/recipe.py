@@ -14,6 +14,7 @@ from typing import Any, Final, Literal, TypeVar
 
 from cogvideo.config import PRESETS
 from cogvideo.errors import RequestError
+from cogvideo.messages import message
 
 NetworkPart = Literal["backbone", "stage1", "stage2", "superres"]
 NETWORK_PARTS: Final[tuple[NetworkPart, ...]] = ("backbone", "stage1", "stage2", "superres")
@@ -84,8 +85,7 @@ def read_recipe(path: Path) -> Recipe:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, tomllib.TOMLDecodeError) as error:
         raise RequestError(
-            f"无法读取训练配置 {path}：{error}。请检查路径和 TOML 语法。",
-            f"Cannot read the recipe {path}: {error}. Check the path and the TOML syntax.",
+            *message("recipe.cannot_read_recipe_check_path", path=path, error=error),
         ) from error
     return parse_recipe(table, str(path))
 
@@ -96,13 +96,22 @@ def parse_recipe(table: Mapping[str, Any], name: str = "") -> Recipe:
     if missing or not any(part in table for part in TRAINED_PARTS):
         missing = missing or [f"[{part}]" for part in TRAINED_PARTS]
         raise RequestError(
-            f"训练配置 {name} 缺少：{'、'.join(missing)}。请参考 examples/train_own.toml。",
-            f"The recipe {name} lacks: {', '.join(missing)}. See examples/train_own.toml.",
+            *message(
+                "recipe.recipe_lacks_see_examples_train",
+                name=name,
+                missing_zh="、".join(missing),
+                missing_en=", ".join(missing),
+            ),
         )
     if table["preset"] not in PRESETS:
         raise RequestError(
-            f"训练配置 {name} 中的预设“{table['preset']}”不存在：可用 {'、'.join(PRESETS)}。",
-            f'Unknown preset "{table["preset"]}" in the recipe {name}. Available: {", ".join(PRESETS)}.',
+            *message(
+                "recipe.unknown_preset_recipe_available",
+                name=name,
+                table=table["preset"],
+                presets_zh="、".join(PRESETS),
+                presets_en=", ".join(PRESETS),
+            ),
         )
     return Recipe(
         preset=table["preset"],
@@ -135,8 +144,7 @@ def options_from(kind: Callable[..., Options], table: Mapping[str, Any]) -> Opti
         return kind(**{names[name]: value for name, value in table.items()})
     except TypeError as error:
         raise RequestError(
-            f"训练配置不完整：{error}。请在对应的表中补充。",
-            f"The recipe is incomplete: {error}. Add it to the part's table.",
+            *message("recipe.recipe_incomplete_add_part_s", error=error),
         ) from error
 
 
@@ -145,14 +153,22 @@ def _check_names(names: Mapping[str, str], known: set[str]) -> None:
     unknown = sorted(name for name, current in names.items() if current not in known)
     if unknown:
         raise RequestError(
-            f"训练配置中有未知的选项 {'、'.join(unknown)}：可用 {'、'.join(sorted(known))}。",
-            f"Unknown options in the recipe: {', '.join(unknown)}. Available: {', '.join(sorted(known))}.",
+            *message(
+                "recipe.unknown_options_recipe_available",
+                unknown_zh="、".join(unknown),
+                known_zh="、".join(sorted(known)),
+                unknown_en=", ".join(unknown),
+                known_en=", ".join(sorted(known)),
+            ),
         )
     repeated = sorted(name for name, current in names.items() if name != current and current in names)
     if repeated:
         raise RequestError(
-            f"训练配置中的选项同时用了新旧两个名称：请删除旧名称 {'、'.join(repeated)}。",
-            f"The recipe has options under their old and their new name. Remove the old names: {', '.join(repeated)}.",
+            *message(
+                "recipe.recipe_has_options_under_their",
+                repeated_zh="、".join(repeated),
+                repeated_en=", ".join(repeated),
+            ),
         )
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from cogvideo.errors import RequestError
+from cogvideo.messages import message
 from cogvideo.training.codec_recipe import CodecRecipe, final_sizes
 from cogvideo.training.joint_models import SINGLE_NETWORKS
 from cogvideo.training.network_recipe import NetworkRecipe
@@ -45,8 +46,12 @@ class RecipeRunner:
         """Make one of `RECIPE_PARTS` from the recipe's seed. Raises RequestError if the recipe lacks it."""
         if part in TRAINED_PARTS and part not in self.recipe.parts:
             raise RequestError(
-                f"训练配置没有 [{part}] 部分：可用 {'、'.join(self.plan)}。",
-                f"The recipe has no part [{part}]. Available: {', '.join(self.plan)}.",
+                *message(
+                    "recipe_runner.recipe_has_no_part_available",
+                    part=part,
+                    self_value_zh="、".join(self.plan),
+                    self_value_en=", ".join(self.plan),
+                ),
             )
         torch.manual_seed(self.recipe.seed)
         self._steps[part]()

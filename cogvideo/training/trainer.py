@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 from cogvideo.errors import RequestError
 from cogvideo.files import atomic_write
+from cogvideo.messages import message
 from cogvideo.training.muon import Muon
 
 Precision = Literal["", "no", "bf16", "fp16"]
@@ -167,18 +168,16 @@ class Trainer:
         """Raise RequestError for values out of range and for options that exclude each other."""
         if not 0.0 <= self.options.initial_weight_fraction < 1.0:
             raise RequestError(
-                f"initial_weight_fraction = {self.options.initial_weight_fraction} 超出范围：应不小于 0 且小于 1。",
-                f"initial_weight_fraction = {self.options.initial_weight_fraction} is out of range. "
-                "Give a number from 0 to below 1.",
+                *message(
+                    "trainer.initial_weight_fraction_out_range",
+                    initial_weight_fraction=self.options.initial_weight_fraction,
+                ),
             )
         averages = self.options.ema_decay or self.options.initial_weight_fraction
         scaled = self._sharded or self.accelerator.mixed_precision == "fp16"
         if scaled and (self.options.muon_learning_rate or (self._sharded and averages)):
             raise RequestError(
-                "muon_learning_rate 不能与 fp16 或 DeepSpeed 同用，ema_decay 和 initial_weight_fraction "
-                "不能与 DeepSpeed 同用。请从训练配置中删除。",
-                "muon_learning_rate (Muon) cannot be combined with fp16 or DeepSpeed, nor ema_decay or "
-                "initial_weight_fraction with DeepSpeed. Remove them from the recipe.",
+                *message("trainer.muon_learning_rate_muon_cannot"),
             )
 
     def _floats(self) -> list[tuple[str, Tensor]]:

@@ -14,6 +14,7 @@ from torch import Tensor
 from cogvideo.config import ASSETS, PRESET_FILE, PRESETS, ModelConfig, describe_preset, load_preset
 from cogvideo.data.dataset import write_text
 from cogvideo.errors import WeightsError
+from cogvideo.messages import message
 from cogvideo.training.recipe import NETWORK_PARTS, Recipe
 from cogvideo.training.starting_point import StartingPoint
 from cogvideo.training.trainer import Task, Trainer, TrainerOptions, export_weights
@@ -65,8 +66,7 @@ class TrainingRun:
         """Return the error for a part that was not trained."""
         path = self._checkpoint(part)
         return WeightsError(
-            f"找不到检查点 {path}：请先运行 --part {part}。",
-            f"The checkpoint {path} is missing. Run first: --part {part}.",
+            *message("training_run.checkpoint_missing_run_first_part", path=path, part=part),
         )
 
     def _checkpoint(self, part: str) -> Path:

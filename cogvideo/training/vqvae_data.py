@@ -19,6 +19,7 @@ from cogvideo.data.synthetic_render import COARSE, FINE, PLAIN, render_state
 from cogvideo.data.synthetic_vocabulary import SCENES
 from cogvideo.data.synthetic_world import DURATIONS, Clip, ClipOdds, HeldOut, sample_clip
 from cogvideo.errors import RequestError
+from cogvideo.messages import message
 from cogvideo.tokenizers.image import MEAN, STD
 
 SUBJECT_OPACITY: Final = 0.05
@@ -62,10 +63,11 @@ def sample_world(held_out: HeldOut) -> Sample:
     def sample(rng: np.random.Generator, options: ImageOptions) -> Images:
         if options.small_frames % 2 or options.fine_crops % 2:
             raise RequestError(
-                f"合成世界的画面成对出现，small_frames（{options.small_frames}）和 "
-                f"fine_crops（{options.fine_crops}）须为偶数。",
-                f"Frames of the synthetic world come in pairs: small_frames ({options.small_frames}) and fine_crops "
-                f"({options.fine_crops}) must be even.",
+                *message(
+                    "vqvae_data.frames_synthetic_world_come_pairs",
+                    small_frames=options.small_frames,
+                    fine_crops=options.fine_crops,
+                ),
             )
         small, small_masks = sample_frames(rng, held_out, options.small_frames, COARSE, options)
         fine, fine_masks = sample_frames(rng, held_out, options.fine_crops, FINE, options)

@@ -13,11 +13,12 @@ from typing import Any
 from pydantic import ConfigDict, ValidationError, validate_call
 
 from cogvideo.config import MAX_DRAFTS
-from cogvideo.errors import BilingualText, RequestError
+from cogvideo.errors import RequestError
 from cogvideo.jobs.follow_ups import FollowUp, stored_tokens, submit_follow_up
 from cogvideo.jobs.log_entries import JsonObject
 from cogvideo.jobs.service import JobService, new_key
 from cogvideo.jobs.state import JobState
+from cogvideo.messages import BilingualText, message
 from cogvideo.request import VideoRequest, new_seed
 from cogvideo.token_frames import last_frame
 from cogvideo.web.form import Form
@@ -25,10 +26,10 @@ from cogvideo.web.form import Form
 Endpoint = Callable[..., JsonObject]
 
 TYPE_NAMES: dict[str, BilingualText] = {
-    "string": ("文本", "text"),
-    "int": ("整数", "a whole number"),
-    "float": ("数字", "a number"),
-    "bool": ("true 或 false", "true or false"),
+    "string": message("api.text"),
+    "int": message("api.whole_number"),
+    "float": message("api.number"),
+    "bool": message("api.true_false"),
 }
 """First word of pydantic's error types -> the expected type."""
 
@@ -70,14 +71,18 @@ def _argument_error(error: ValidationError, names: list[str]) -> RequestError:
     if expected is None:
         allowed = ", ".join(names)
         return RequestError(
-            f"参数 {name} 缺失、多余或重复。参数依次为：{allowed}。",
-            f"Argument {name} is missing, unknown or given twice. The arguments are, in this order: {allowed}.",
+            *message("api.argument_missing_unknown_given_twice", name=name, allowed=allowed),
         )
     value = repr(details["input"])
     value = value if len(value) <= 80 else f"{value[:80]}…"
     return RequestError(
-        f"参数 {name} 的值 {value} 无效：应为{expected[0]}。",
-        f"The value {value} of argument {name} is not valid: it must be {expected[1]}.",
+        *message(
+            "api.value_argument_not_valid_must",
+            name=name,
+            value=value,
+            expected_zh=expected[0],
+            expected_en=expected[1],
+        ),
     )
 
 
@@ -227,6 +232,5 @@ def _draft_numbers(text: str) -> list[int]:
         return [int(number) for number in text.split(",") if number.strip()]
     except ValueError:
         raise RequestError(
-            f"drafts 的值 {text} 无效：应为以逗号分隔的草稿编号，例如 1,3。",
-            f"The value {text} of drafts is not valid: it must be draft numbers separated by commas, such as 1,3.",
+            *message("api.value_drafts_not_valid_must", text=text),
         ) from None

@@ -18,6 +18,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from cogvideo.errors import CogVideoError, RequestError
+from cogvideo.messages import message
 from cogvideo.web.api import Endpoint, argument_names
 
 log = logging.getLogger(__name__)
@@ -58,9 +59,7 @@ def _parse(content_type: str, body: bytes, names: list[str]) -> DirectCall:
         return DirectCall.model_validate_json(body if content_type.startswith("application/json") else b"")
     except ValidationError as error:
         raise RequestError(
-            f'请求格式无效。请以 application/json 发送 {{"data": [...]}}，参数依次为：{", ".join(names)}。',
-            f'The request is not valid. Send {{"data": [...]}} as application/json, with these arguments in order: '
-            f"{', '.join(names)}.",
+            *message("direct_api.request_not_valid_send_data", names=", ".join(names)),
         ) from error
 
 

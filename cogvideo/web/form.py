@@ -8,6 +8,7 @@ from typing import Any
 
 from cogvideo.config import Preset, SamplingOptions
 from cogvideo.errors import RequestError
+from cogvideo.messages import message
 from cogvideo.request import VideoRequest, new_seed
 from cogvideo.token_frames import TokenFrames
 from cogvideo.web.form_fields import FormFields
@@ -43,8 +44,7 @@ class Form:
         """Convert to a request. `base`: the preset's options. Raises RequestError, also if the seed is missing."""
         if self.seed is None:
             raise RequestError(
-                "种子为空。请输入 0 到 4294967295 之间的整数，或勾选“每次换新种子”。",
-                "The seed is empty. Enter a whole number from 0 to 4294967295, or tick “A new seed each time”.",
+                *message("form.seed_empty_enter_whole_number"),
             )
         return VideoRequest(
             self.prompt,
@@ -117,8 +117,7 @@ class Form:
             )
         except ValueError:
             raise RequestError(
-                "链接中的种子、帧数、时长等必须是数字。请检查链接是否完整。",
-                "Seed, frames, length and other settings of a link must be numbers. Check that the link is complete.",
+                *message("form.seed_frames_length_other_settings"),
             ) from None
 
 
@@ -160,9 +159,7 @@ def _optional_int(text: str | None) -> int | None:
         return int(text) if text and text.strip() else None
     except ValueError:
         raise RequestError(
-            f"中间帧的种子 {text} 不是整数。请输入 0 到 4294967295 之间的整数，或留空。",
-            f"The seed of the in-betweens, {text}, is not a whole number. Enter a whole number from 0 to 4294967295, "
-            "or leave it empty.",
+            *message("form.seed_betweens_not_whole_number", text=text),
         ) from None
 
 

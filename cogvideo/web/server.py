@@ -14,6 +14,7 @@ from gradio.route_utils import FnIndexInferError
 
 from cogvideo.errors import CapacityError, RequestError
 from cogvideo.jobs.service import JobService
+from cogvideo.messages import message
 from cogvideo.web.api import endpoints
 from cogvideo.web.direct_api import REQUEST_PARSE_ERRORS, direct_routes, malformed
 from cogvideo.web.page import build_ui
@@ -77,8 +78,7 @@ def free_port(host: str, port: int, search: bool) -> int:
     """
     if not 1 <= port <= 65535:
         raise RequestError(
-            f"端口 {port} 无效。请用 --port 指定 1 到 65535 之间的整数。",
-            f"Port {port} is not valid. Pass a whole number from 1 to 65535 with --port.",
+            *message("server.port_not_valid_pass_whole", port=port),
         )
     for candidate in range(port, min(port + 50, 65536) if search else port + 1):
         with socket.socket() as probe:
@@ -89,10 +89,7 @@ def free_port(host: str, port: int, search: bool) -> int:
                 continue
             return candidate
     raise CapacityError(
-        f"{host} 的端口 {port} 不可用，可能已被其他服务占用。请停止该服务，用 --port 换一个端口，"
-        "或用 --find-port 自动查找。",
-        f"Port {port} of {host} is not usable; another server may be using it. Stop that server, choose another port "
-        "with --port, or search for one with --find-port.",
+        *message("server.port_not_usable_another_server", host=host, port=port),
     )
 
 
@@ -110,7 +107,6 @@ def data_folder(chosen: Path | None) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise CapacityError(
-            f"无法使用数据文件夹 {folder}（{error.strerror}）。请用 --data 指定一个可写的文件夹。",
-            f"The data folder {folder} cannot be used ({error.strerror}). Choose a writable folder with --data.",
+            *message("server.data_folder_cannot_used_choose", folder=folder, strerror=error.strerror),
         ) from error
     return folder

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import html
-import json
 from collections.abc import Mapping, Sequence
 
 from cogvideo.config import ASSETS, DURATIONS, FRAME_COUNTS
+from cogvideo.messages import sentences
 from cogvideo.web.form import Form
 from cogvideo.web.spaces import duplicate_link
 
@@ -23,7 +23,7 @@ class Strings:
 
     @classmethod
     def load(cls) -> Strings:
-        return cls(json.loads((FOLDER / "strings.json").read_text("utf-8")))
+        return cls(sentences("page"))
 
     def text(self, language: str, key: str, **values: object) -> str:
         """Return the text of `key`. Raises KeyError if there is none."""

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
+from cogvideo.messages import message
+
 Format = Literal["zip", "torch", "sentencepiece", "npy"]
 
 MAGIC: Final[dict[Format, tuple[bytes, ...]]] = {
@@ -20,12 +22,7 @@ MAGIC: Final[dict[Format, tuple[bytes, ...]]] = {
 }
 """First bytes of each format; they distinguish a file from an HTML error page."""
 
-LICENCE: Final = (
-    "CogVideo 的权重遵循“The CogVideo License”：用途受限，再分发须附上该许可证。"
-    "全文：https://github.com/THUDM/CogVideo （CogVideo 分支）",
-    "CogVideo's weights are licensed under “The CogVideo License”: use is restricted, and copies must include the "
-    "licence. Its text: https://github.com/THUDM/CogVideo (branch CogVideo)",
-)
+LICENCE: Final = message("catalog.cogvideo_s_weights_licensed_under")
 
 CONVERTED: Final = "cogvideo-converted"
 """Folder in $SAT_HOME for the output of `python -m cogvideo convert`, which loads faster than the checkpoints."""

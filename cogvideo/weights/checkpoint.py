@@ -16,6 +16,7 @@ from torch import Tensor
 
 from cogvideo.errors import WeightsError
 from cogvideo.files import atomic_write
+from cogvideo.messages import message
 
 Tensors = dict[str, Tensor]
 SAFETENSORS_TYPES = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32"}
@@ -116,18 +117,16 @@ def check(path: Path, tensors: Mapping[str, Tensor], expected: Mapping[str, Tens
     for name, like in expected.items():
         if name not in tensors:
             raise WeightsError(
-                f"权重文件 {path} 缺少张量 {name}：文件不完整，或属于其他模型。请删除后重新下载。",
-                f"The weights file {path} lacks the tensor {name}: it is incomplete or belongs to another model. "
-                "Delete it and download it again.",
+                *message("checkpoint.weights_file_lacks_tensor_incomplete", path=path, name=name),
             )
         if tensors[name].dtype not in SAFETENSORS_TYPES:
             raise damaged(path, f"{name}: {tensors[name].dtype}")
         if tensors[name].shape != like.shape:
             found, correct = list(tensors[name].shape), list(like.shape)
             raise WeightsError(
-                f"权重文件 {path} 中张量 {name} 的形状为 {found}，应为 {correct}：它属于其他模型。请换成匹配的文件。",
-                f"In the weights file {path} the tensor {name} has the shape {found} instead of {correct}: "
-                "it belongs to another model. Replace it with the matching file.",
+                *message(
+                    "checkpoint.weights_file_tensor_has_shape", path=path, name=name, found=found, correct=correct
+                ),
             )
 
 
@@ -135,15 +134,12 @@ def require(path: Path) -> None:
     """Raise WeightsError if `path` is not a file."""
     if not path.is_file():
         raise WeightsError(
-            f"找不到权重文件 {path}。mini：请重新克隆本项目；cogvideo：请运行 python -m cogvideo download cogvideo。",
-            f"The weights file {path} is missing. For mini, clone the project again. For cogvideo, run: "
-            "python -m cogvideo download cogvideo",
+            *message("checkpoint.weights_file_missing_mini_clone", path=path),
         )
 
 
 def damaged(path: Path, reason: object) -> WeightsError:
     """Return the error for a file that exists but cannot be read."""
     return WeightsError(
-        f"权重文件 {path} 已损坏或下载不完整（{reason}）。请删除后重新下载。",
-        f"The weights file {path} is damaged or incomplete ({reason}). Delete it and download it again.",
+        *message("checkpoint.weights_file_damaged_incomplete_delete", path=path, reason=reason),
     )

@@ -17,6 +17,7 @@ from typing import Final
 
 from cogvideo.errors import CapacityError, RequestError, WeightsError
 from cogvideo.files import atomic_write
+from cogvideo.messages import message
 from cogvideo.units import format_gigabytes
 from cogvideo.weights.catalog import LICENCE, PublishedFile, WeightPaths, checkpoint_folder
 from cogvideo.weights.http_download import DownloadPolicy, InvalidSourceError, fetch, size_of
@@ -51,8 +52,7 @@ class Download:
         """Download, verify and install missing files. Raises RequestError, CapacityError, WeightsError."""
         if self.source is not None and not self.source.is_dir():
             raise RequestError(
-                f"文件夹 {self.source} 不存在：请检查 --from。",
-                f"The folder {self.source} does not exist. Check --from.",
+                *message("download.folder_does_not_exist_check", source=self.source),
             )
         missing = self.paths.missing(self.files)
         if not missing:
@@ -71,9 +71,7 @@ class Download:
         try:
             held = lock.acquire(timeout=0)
         except Timeout:
-            self.notify(
-                f"另一个进程正在下载 {file.name}，请稍候。", f"Waiting for another process that downloads {file.name}."
-            )
+            self.notify(*message("download.waiting_another_process_downloads", name=file.name))
             held = lock.acquire()
         with held:
             if not self.paths.has(file):
@@ -96,13 +94,16 @@ class Download:
                 return
             except InvalidSourceError as error:
                 reasons.append(f"{address}: {error}")
-                self.notify(f"无法从 {address} 下载：{error}", f"Not available from {address}: {error}")
+                self.notify(*message("download.not_available_from", address=address, error=error))
         target = self.paths.target(file)
         raise WeightsError(
-            f"无法下载 {file.name}（{'；'.join(reasons)}）。请稍后重试，或从其他来源取得后用 --from 指定其文件夹，"
-            f"或自行放到 {target}。",
-            f"{file.name} could not be downloaded ({'; '.join(reasons)}). Try again later. If you have the file, name "
-            f"its folder with --from, or copy it to {target}.",
+            *message(
+                "download.could_not_downloaded_try_again",
+                name=file.name,
+                reasons_zh="；".join(reasons),
+                target=target,
+                reasons_en="; ".join(reasons),
+            ),
         )
 
     def _sources(self, file: PublishedFile) -> Iterator[tuple[str, Callable[[], Path]]]:
@@ -133,9 +134,7 @@ class Download:
         from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import HfHubHTTPError
 
-        self.notify(
-            f"从 Hugging Face {repository} 下载 {file.name}", f"Downloading {file.name} from Hugging Face {repository}"
-        )
+        self.notify(*message("download.downloading_from_hugging_face", repository=repository, name=file.name))
         endpoint = os.environ.get("HF_ENDPOINT")
         try:
             path = hf_hub_download(
@@ -201,10 +200,7 @@ class Download:
         if free < needed:
             has, requires = format_gigabytes(free), format_gigabytes(needed)
             raise CapacityError(
-                f"{self.paths.sat} 所在磁盘仅剩 {has} GB，需要 {requires} GB："
-                "请清理磁盘，或将 SAT_HOME 设为更大磁盘上的文件夹。",
-                f"The disk of {self.paths.sat} has {has} GB free, but {requires} GB are required. Free some space, or "
-                "set SAT_HOME to a folder on a larger disk.",
+                *message("download.disk_has_gb_free_but", sat=self.paths.sat, has=has, requires=requires),
             )
 
 
@@ -212,8 +208,7 @@ def _require_free(target: Path) -> None:
     """Raise WeightsError if an incomplete folder exists: it may belong to the user, so it is not overwritten."""
     if target.is_dir():
         raise WeightsError(
-            f"文件夹 {target} 已存在但不完整：请移走或删除，然后重新运行。",
-            f"The folder {target} exists but is incomplete. Move or delete it, then run the command again.",
+            *message("download.folder_exists_but_incomplete_move", target=target),
         )
 
 
@@ -243,6 +238,5 @@ def _enough_disk(folder: Path) -> Iterator[None]:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
             raise
         raise CapacityError(
-            f"无法写入 {folder}（{error.strerror}）：请清理磁盘，或将 SAT_HOME 设为其他文件夹。",
-            f"{folder} is not writable ({error.strerror}). Free some space, or set SAT_HOME to another folder.",
+            *message("download.not_writable_free_some_space", folder=folder, strerror=error.strerror),
         ) from error

@@ -345,6 +345,6 @@ def test_what_people_met_with_the_release_is_found_by_what_they_saw(name: str) -
 @pytest.mark.parametrize("name", [n for n in documents() if n.startswith(("docs/page", "docs/troubleshooting"))])
 def test_buttons_that_are_named_are_on_the_page(name: str) -> None:
     buttons = re.findall(r"“(.+?)”", read(name))
-    strings = read("assets/web/strings.json")
+    strings = read("cogvideo/messages.json")
     assert buttons
     assert not [button for button in buttons if button not in strings]
