@@ -90,9 +90,7 @@ def check_type(name: str, value: object, *kinds: type) -> None:
     fits = type(value) in kinds or (float in kinds and type(value) is int)
     if not fits:
         expected, got = " or ".join(kind.__name__ for kind in kinds), type(value).__name__
-        raise RequestError(
-            *message("config.type_but_required_correct_value", name=name, got=got, expected=expected),
-        )
+        raise RequestError(*message("config.wrong_type", name=name, got=got, expected=expected))
 
 
 @dataclass(frozen=True)
@@ -117,21 +115,17 @@ class TokenSampling:
             if not MIN_TEMPERATURE <= temperature <= MAX_TEMPERATURE:
                 raise RequestError(
                     *message(
-                        "config.temperature_out_range_enter_number",
+                        "config.temperature_out_of_range",
                         temperature=temperature,
                         min_temperature=MIN_TEMPERATURE,
                         max_temperature=MAX_TEMPERATURE,
-                    ),
+                    )
                 )
         check_type("plausibility", self.plausibility, float)
         if not 0 <= self.plausibility <= 1:
-            raise RequestError(
-                *message("config.plausibility_out_range_enter_number", plausibility=self.plausibility),
-            )
+            raise RequestError(*message("config.plausibility_out_of_range", plausibility=self.plausibility))
         if self.top_k < 1:
-            raise RequestError(
-                *message("config.top_k_out_range_enter", top_k=self.top_k),
-            )
+            raise RequestError(*message("config.top_k_too_small", top_k=self.top_k))
 
 
 @dataclass(frozen=True)
@@ -157,23 +151,19 @@ class SamplingOptions:
         for scale in (self.guidance_scale, self.interpolation_guidance_scale):
             check_type("guidance_scale", scale, float)
             if not 1.0 <= scale <= MAX_GUIDANCE:
-                raise RequestError(
-                    *message("config.guidance_scale_out_range_enter", scale=scale, max_guidance=MAX_GUIDANCE),
-                )
+                raise RequestError(*message("config.guidance_out_of_range", scale=scale, max_guidance=MAX_GUIDANCE))
         check_type("text_attention_bias", self.text_attention_bias, float)
         if not abs(self.text_attention_bias) <= MAX_GUIDANCE:
             raise RequestError(
                 *message(
-                    "config.text_attention_bias_out_range",
+                    "config.invalid_attention_bias",
                     text_attention_bias=self.text_attention_bias,
                     max_guidance=MAX_GUIDANCE,
-                ),
+                )
             )
         check_type("best_of", self.best_of, int)
         if not 1 <= self.best_of <= MAX_BEST_OF:
-            raise RequestError(
-                *message("config.best_out_range_enter_whole", best_of=self.best_of, max_best_of=MAX_BEST_OF),
-            )
+            raise RequestError(*message("config.invalid_best_of", best_of=self.best_of, max_best_of=MAX_BEST_OF))
 
 
 @dataclass(frozen=True)
@@ -281,12 +271,12 @@ def load_preset(name: str) -> tuple[Preset, Path]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RequestError(
             *message(
-                "config.unknown_model_available_folder_trained",
+                "config.unknown_model",
                 name=name,
                 presets_zh="、".join(PRESETS),
                 preset_file=PRESET_FILE,
                 presets_en=", ".join(PRESETS),
-            ),
+            )
         ) from error
 
 
@@ -301,12 +291,12 @@ def resize_model(model: ModelConfig, sizes: dict[str, Any]) -> ModelConfig:
     if unknown := sorted(set(sizes) - allowed):
         raise RequestError(
             *message(
-                "config.unknown_model_sizes_available",
+                "config.unknown_sizes",
                 unknown_zh="、".join(unknown),
                 allowed_zh="、".join(sorted(allowed)),
                 unknown_en=", ".join(unknown),
                 allowed_en=", ".join(sorted(allowed)),
-            ),
+            )
         )
     # JSON and TOML store pairs as lists.
     pairs: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in sizes.items()}

@@ -51,6 +51,6 @@ def user_message(error: BaseException) -> BilingualText:
     if isinstance(error, CogVideoError):
         return error.zh, error.en
     if isinstance(error, MemoryError):
-        return message("errors.out_memory_close_other_programs")
+        return message("errors.out_of_memory")
     kind = type(error).__name__
-    return message("errors.unexpected_error_server_log_contains", kind=kind)
+    return message("errors.unexpected", kind=kind)

@@ -317,6 +317,6 @@ def _read_labels(path: Path, tokens: int) -> Tensor:
     except Exception as error:  # a damaged header can raise almost any error, even those of `tokenize`
         reason = "文件不存在" if isinstance(error, FileNotFoundError) else str(error)
         raise WeightsError(
-            *message("pipeline.cannot_read_cluster_labels_clone", path=path, reason=reason, error=error),
+            *message("pipeline.cluster_labels_unreadable", path=path, reason=reason, error=error)
         ) from error
     return torch.from_numpy(labels)

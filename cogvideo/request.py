@@ -49,20 +49,14 @@ class VideoRequest:
         self._check_types()
         for seed in (self.seed, self.interpolation_seed):
             if seed is not None and not 0 <= seed <= MAX_SEED:
-                raise RequestError(
-                    *message("request.seed_out_range_enter_whole", seed=seed, max_seed=MAX_SEED),
-                )
+                raise RequestError(*message("request.seed_out_of_range", seed=seed, max_seed=MAX_SEED))
         if self.num_frames not in FRAME_COUNTS:
-            raise RequestError(
-                *message("request.frames_not_supported_choose_5", num_frames=self.num_frames),
-            )
+            raise RequestError(*message("request.unsupported_frame_count", num_frames=self.num_frames))
         if self.duration not in DURATIONS:
-            raise RequestError(
-                *message("request.duration_seconds_not_supported_choose", duration=self.duration),
-            )
+            raise RequestError(*message("request.unsupported_duration", duration=self.duration))
         if not 1 <= self.num_drafts <= MAX_DRAFTS:
             raise RequestError(
-                *message("request.number_drafts_out_range_enter", num_drafts=self.num_drafts, max_drafts=MAX_DRAFTS),
+                *message("request.drafts_out_of_range", num_drafts=self.num_drafts, max_drafts=MAX_DRAFTS)
             )
         self._check_initial_frames()
 
@@ -85,9 +79,7 @@ class VideoRequest:
             self.initial_tokens.num_frames in FRAME_COUNTS and self.initial_tokens.num_frames <= self.num_frames
         )
         if not first_fits or not tokens_fit or (self.initial_tokens is not None and self.num_drafts > 1):
-            raise RequestError(
-                *message("request.initial_frames_do_not_fit"),
-            )
+            raise RequestError(*message("request.initial_frames_mismatch"))
 
     @property
     def seeds(self) -> tuple[int, ...]:

@@ -70,9 +70,7 @@ def _little(words: array[int]) -> bytes:
 
 
 def _damaged() -> RequestError:
-    return RequestError(
-        *message("token_frames.initial_frames_damaged_choose_them"),
-    )
+    return RequestError(*message("token_frames.initial_frames_damaged"))
 
 
 def last_frame(clip: TokenFrames) -> TokenFrames:

@@ -108,7 +108,7 @@ class _Parser(argparse.ArgumentParser):
     """A parser with bilingual errors, as in `cogvideo.cli.console`, which this package must not import."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"参数有误（{message}）：用 --help 查看用法。\nInvalid arguments: {message}. See --help.\n")
+        self.exit(2, f"参数有误（{message}）：用法见 --help。\nWrong arguments: {message}. For usage, see --help.\n")
 
 
 def parser() -> argparse.ArgumentParser:

@@ -72,7 +72,7 @@ def expectation(model: ModelConfig, place: DevicePlacement, seconds: float = 0.0
     """Return the least time of a video on this machine, in Chinese and English."""
     machine = measure_machine(place, 1, 2**28, seconds)
     minutes = least_seconds(model, place.memory, machine, place.kind) / 60
-    return message("memory_report.video_33_frames_super_resolution", minutes=minutes)
+    return message("memory_report.full_video_time", minutes=minutes)
 
 
 def _free(place: DevicePlacement) -> int:

@@ -71,11 +71,8 @@ def _report(
     if not results:
         raise RequestError(
             *message(
-                "bench.unknown_stage_available",
-                stages=options.stages,
-                stages_zh="、".join(STAGES),
-                stages_en=", ".join(STAGES),
-            ),
+                "bench.unknown_stage", stages=options.stages, stages_zh="、".join(STAGES), stages_en=", ".join(STAGES)
+            )
         )
     print(table(bench, results))
     _write_report(as_dict(bench, results, argv), options.json)
@@ -154,9 +151,7 @@ def _resized(preset: Preset, options: argparse.Namespace) -> Preset:
     image = options.vocab or model.image_tokens
     layers, hidden, heads = (getattr(options, n) or getattr(model, n) for n in ("layers", "hidden", "heads"))
     if min(side, image, layers, hidden, heads) < 1 or side % 2 or hidden % heads:
-        raise RequestError(
-            *message("bench.invalid_sizes_grid_must_even", side=side, hidden=hidden, heads=heads),
-        )
+        raise RequestError(*message("bench.invalid_sizes", side=side, hidden=hidden, heads=heads))
     start = model.image_start
     resized = replace(
         model,

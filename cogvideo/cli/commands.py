@@ -33,26 +33,17 @@ class Command:
 
 
 COMMANDS = {
-    "generate": Command("cogvideo.cli.generate", *message("commands.generate_video_from_chinese_sentence")),
-    "serve": Command("cogvideo.cli.serve", *message("commands.open_page_browser")),
-    "doctor": Command(
-        "cogvideo.cli.doctor",
-        *message("commands.check_packages_presets_fit_memory"),
-    ),
-    "download": Command(
-        "cogvideo.cli.download",
-        *message("commands.download_published_model_9_4"),
-    ),
-    "convert": Command(
-        "cogvideo.cli.convert",
-        *message("commands.convert_published_model_so_loads"),
-    ),
-    "memory": Command("cogvideo.cli.memory", *message("commands.predict_measure_each_memory_preset")),
-    "parity": Command("cogvideo.cli.parity", *message("commands.compare_all_values_2022_release")),
-    "prepare": Command("cogvideo.cli.prepare", *message("commands.convert_captioned_videos_training_data")),
-    "train": Command("cogvideo.cli.train", *message("commands.train_model_from_recipe_can")),
-    "evaluate": Command("cogvideo.cli.evaluate", *message("commands.evaluate_trained_model")),
-    "bench": Command("cogvideo.cli.bench", *message("commands.time_each_stage_against_limits")),
-    "kernels": Command("kernels.bench", *message("commands.time_fast_kernels_against_plain")),
-    "completion": Command("cogvideo.cli.completion", *message("commands.print_completion_script_shell")),
+    "generate": Command("cogvideo.cli.generate", *message("commands.generate")),
+    "serve": Command("cogvideo.cli.serve", *message("commands.serve")),
+    "doctor": Command("cogvideo.cli.doctor", *message("commands.doctor")),
+    "download": Command("cogvideo.cli.download", *message("commands.download")),
+    "convert": Command("cogvideo.cli.convert", *message("commands.convert")),
+    "memory": Command("cogvideo.cli.memory", *message("commands.memory")),
+    "parity": Command("cogvideo.cli.parity", *message("commands.parity")),
+    "prepare": Command("cogvideo.cli.prepare", *message("commands.prepare")),
+    "train": Command("cogvideo.cli.train", *message("commands.train")),
+    "evaluate": Command("cogvideo.cli.evaluate", *message("commands.evaluate")),
+    "bench": Command("cogvideo.cli.bench", *message("commands.bench")),
+    "kernels": Command("kernels.bench", *message("commands.kernels")),
+    "completion": Command("cogvideo.cli.completion", *message("commands.completion")),
 }

@@ -48,7 +48,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(allow_abbrev=False, **options)
 
     def error(self, problem: str) -> NoReturn:
-        raise RequestError(*message("console.wrong_arguments_usage_see_help", problem=problem))
+        raise RequestError(*message("console.wrong_arguments", problem=problem))
 
 
 def program_name() -> str:

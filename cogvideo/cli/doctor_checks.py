@@ -74,9 +74,7 @@ def software() -> Iterator[CheckResult]:
     try:
         from packaging.requirements import Requirement
     except ImportError:
-        yield CheckResult(
-            "software", "packages: none", "error", *_install(*message("doctor_checks.packages_not_installed"))
-        )
+        yield CheckResult("software", "packages: none", "error", *_install(*message("doctor_checks.no_packages")))
         return
     for line in _required():
         requirement = Requirement(line)
@@ -103,7 +101,10 @@ def _package(requirement: Any) -> CheckResult:
         version = importlib.metadata.version(requirement.name)
     except importlib.metadata.PackageNotFoundError:
         return CheckResult(
-            "software", f"{requirement.name}: -", "error", *_install(*message("doctor_checks.missing", wanted=wanted))
+            "software",
+            f"{requirement.name}: -",
+            "error",
+            *_install(*message("doctor_checks.package_missing", wanted=wanted)),
         )
     if requirement.specifier.contains(version, prereleases=True):
         return CheckResult("software", f"{requirement.name} {version}")
@@ -111,12 +112,12 @@ def _package(requirement: Any) -> CheckResult:
         zh = f"tensorboardX {version} 无法与已安装的 protobuf 一起使用，需要 {wanted}"
         en = f"tensorboardX {version} fails with the protobuf installed; {wanted} is needed"
         return CheckResult("software", f"{requirement.name} {version}", "error", *_install(zh, en))
-    zh, en = message("doctor_checks.tested", wanted=wanted)
+    zh, en = message("doctor_checks.tested_version", wanted=wanted)
     return CheckResult("software", f"{requirement.name} {version}", "note", *_install(zh, en))
 
 
 def _install(zh: str, en: str) -> tuple[str, str]:
-    return message("doctor_checks.pip_install_r_requirements_txt", zh_value=zh, en_value=en)
+    return message("doctor_checks.install_requirements", zh_value=zh, en_value=en)
 
 
 def _tools() -> Iterator[CheckResult]:
@@ -129,7 +130,7 @@ def _tools() -> Iterator[CheckResult]:
             "software",
             f"ffmpeg: {error}",
             "error",
-            *_install(*message("doctor_checks.without_ffmpeg_videos_cannot_written")),
+            *_install(*message("doctor_checks.ffmpeg_missing")),
         )
     compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
     yield CheckResult(
@@ -176,12 +177,7 @@ def describe_device(machine: DeviceInfo) -> CheckResult:
         return CheckResult("device", fact)
     if any(other.device == "cuda" for other in machines()):
         return CheckResult("device", fact)
-    return CheckResult(
-        "device",
-        fact,
-        "note",
-        *message("doctor_checks.nvidia_driver_installed_but_pytorch"),
-    )
+    return CheckResult("device", fact, "note", *message("doctor_checks.gpu_unusable"))
 
 
 def presets(model: str, there: Sequence[DeviceInfo]) -> Iterator[CheckResult]:
@@ -206,12 +202,7 @@ def presets(model: str, there: Sequence[DeviceInfo]) -> Iterator[CheckResult]:
             else:
                 yield CheckResult("memory", f"{fact} > {format_gigabytes(room)} GB", "note")
         if not fits and name == model:
-            yield CheckResult(
-                "memory",
-                f"{name}: -",
-                "error",
-                *message("doctor_checks.no_preset_fits_close_other"),
-            )
+            yield CheckResult("memory", f"{name}: -", "error", *message("doctor_checks.no_preset_fits"))
 
 
 def files(model: str) -> Iterator[CheckResult]:
@@ -233,7 +224,7 @@ def _own_files(model: str, folder: Path, needed: bool) -> Iterator[CheckResult]:
         "files",
         f"{model}: {folder}: {', '.join(missing)}: -",
         "error" if needed else "note",
-        *message("doctor_checks.files_missing_git_lfs_pointers"),
+        *message("doctor_checks.mini_files_missing"),
     )
 
 
@@ -253,12 +244,7 @@ def _published_files(needed: bool) -> Iterator[CheckResult]:
     if paths.complete():
         yield CheckResult("files", f"cogvideo: {paths.sat}")
         if not (paths.sat / CONVERTED).is_dir():
-            yield CheckResult(
-                "files",
-                f"{paths.sat / CONVERTED}: -",
-                "note",
-                *message("doctor_checks.converted_copy_loads_faster_run"),
-            )
+            yield CheckResult("files", f"{paths.sat / CONVERTED}: -", "note", *message("doctor_checks.not_converted"))
         return
     gigabytes = format_gigabytes(sum(file.size for file in missing))
     yield CheckResult(
@@ -266,7 +252,7 @@ def _published_files(needed: bool) -> Iterator[CheckResult]:
         f"cogvideo: {', '.join(str(paths.target(file)) for file in missing)}: -",
         "error" if needed else "note",
         *message(
-            "doctor_checks.use_published_model_run_python",
+            "doctor_checks.published_model_missing",
             gigabytes=gigabytes,
             free_disk=format_gigabytes(_free_disk(paths.sat)),
         ),
@@ -278,12 +264,7 @@ def _data_folder() -> CheckResult:
     parent = _existing(folder)
     if os.access(parent, os.W_OK):
         return CheckResult("files", f"data: {folder}, {format_gigabytes(_free_disk(parent))} GB free")
-    return CheckResult(
-        "files",
-        f"data: {folder}",
-        "note",
-        *message("doctor_checks.folder_not_writable_so_page"),
-    )
+    return CheckResult("files", f"data: {folder}", "note", *message("doctor_checks.folder_not_writable"))
 
 
 def _existing(path: Path) -> Path:

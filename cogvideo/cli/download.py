@@ -25,7 +25,7 @@ def main(argv: Sequence[str]) -> int:
     options = parser().parse_args(argv)
     with console.json_output(options.json):
         if options.model == "mini":
-            console.notice(*message("download.mini_included_repository_no_download"))
+            console.notice(*message("download.mini_included"))
         else:
             paths, report = WeightPaths.usual(), _TransferEvents() if options.json else None
             Download(paths, COGVIDEO, options.source, options.keep_archives, report=report, notify=console.notice).run()

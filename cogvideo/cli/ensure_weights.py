@@ -39,9 +39,7 @@ def ensure_weights(model: str, agreed: bool = False) -> None:
         Download(paths, COGVIDEO, Path(answer).expanduser(), notify=console.notice).run()
     else:
         names = ", ".join(file.installed for file in paths.missing())
-        raise WeightsError(
-            *message("ensure_weights.files_model_cogvideo_missing_run", names=names),
-        )
+        raise WeightsError(*message("ensure_weights.files_missing", names=names))
 
 
 def _is_interactive() -> bool:
@@ -52,9 +50,7 @@ def _is_interactive() -> bool:
 
 def _ask(paths: WeightPaths) -> str:
     gigabytes = format_gigabytes(sum(file.size for file in paths.missing()), 0)
-    console.notice(
-        *message("ensure_weights.model_cogvideo_not_downloaded_yet", gigabytes=gigabytes, sat=paths.sat),
-    )
+    console.notice(*message("ensure_weights.download_needed", gigabytes=gigabytes, sat=paths.sat))
     print(
         "是否下载？y 是，n 否，或输入已有文件的文件夹 / Download? y, n, or a folder that has the files: ",
         file=sys.stderr,

@@ -30,9 +30,7 @@ def main(argv: Sequence[str]) -> int:
     """Generate one video or a batch. Returns 0, or 130 if interrupted. Raises CogVideoError."""
     options = parser().parse_args(argv)
     if (options.prompt is None) == (options.input_source is None):
-        raise RequestError(
-            *message("generate.exactly_one_required_prompt_file"),
-        )
+        raise RequestError(*message("generate.prompt_or_file"))
     options.device = options.device or local_rank_device()
     options.model = options.model or default_model(options.device)
     with console.json_output(options.json):
@@ -56,7 +54,7 @@ def _generate_one(options: argparse.Namespace) -> int:
     with VideoWriter(paths[0], request.num_frames, request.duration, metadata) as writer:
         frames, finished = watch(encoded(pipeline.stream(request), writer), quiet=options.quiet)
         if not finished:
-            console.notice(*message("generate.interrupted_finished_frames_kept"))
+            console.notice(*message("generate.interrupted"))
         if frames is not None:
             _save(paths, frames, request, metadata, writer if finished else None)
     if finished:
@@ -135,13 +133,9 @@ def _output_paths(options: argparse.Namespace, request: VideoRequest) -> list[Pa
     """Return the files to write. Raises RequestError, before any work, if they cannot be written."""
     output: Path = options.output or Path(f"cogvideo-{request.seed}.mp4")
     if output.suffix.lower() not in (".mp4", ".gif"):
-        raise RequestError(
-            *message("generate.file_name_must_end_mp4", output=output),
-        )
+        raise RequestError(*message("generate.wrong_file_extension", output=output))
     if not output.absolute().parent.is_dir():
-        raise RequestError(
-            *message("generate.folder_does_not_exist_create", parent=output.parent),
-        )
+        raise RequestError(*message("generate.folder_missing", parent=output.parent))
     return [output, output.with_suffix(".gif")] if options.gif and output.suffix.lower() != ".gif" else [output]
 
 

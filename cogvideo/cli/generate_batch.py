@@ -40,9 +40,7 @@ def run(pipeline: CogVideoPipeline, options: argparse.Namespace, base: VideoRequ
     rank = DistributedRank.of_environment()
     max_videos, max_rows = batch_sizes(options)
     if options.input_source == INTERACTIVE and options.stage != "stage-2" and rank.size > 1:
-        raise RequestError(
-            *message("generate_batch.prompts_cannot_typed_if_several"),
-        )
+        raise RequestError(*message("generate_batch.typed_with_several_processes"))
     output = OutputDirectory(options.output_path, pipeline.preset.name, options.stage == "stage-1")
     source = RequestSource(pipeline, options, base, output, rank)
     runner = BatchRunner(pipeline, output, rank, max_videos, max_rows, options.quiet)
@@ -63,9 +61,7 @@ def read_prompts(source: str) -> Iterator[tuple[int, str]]:
     try:
         lines = Path(source).read_text(encoding="utf-8-sig").splitlines()
     except (OSError, ValueError) as error:
-        raise RequestError(
-            *message("generate_batch.prompt_file_cannot_read_must", source=source, error=error),
-        ) from error
+        raise RequestError(*message("generate_batch.prompt_file_unreadable", source=source, error=error)) from error
     for number, line in enumerate(lines, 1):
         if line.strip() and not line.lstrip().startswith("#"):
             yield number, line.strip()
@@ -142,7 +138,7 @@ class RequestSource:
                 if self._options.stage == "stage-2":
                     requests = [self._with_keyframes(request) for request in requests]
             except RequestError as error:
-                self._reject(*message("generate_batch.line", number=number, zh_value=error.zh, en_value=error.en))
+                self._reject(*message("generate_batch.line_error", number=number, zh_value=error.zh, en_value=error.en))
                 continue
             accepted += requests
         return accepted
@@ -153,9 +149,7 @@ class RequestSource:
 
         path = self._output.keyframes(keyframe_request(request))
         if not path.is_file():
-            raise RequestError(
-                *message("generate_batch.keyframes_seed_missing_run_stage", seed=request.seed, path=path),
-            )
+            raise RequestError(*message("generate_batch.seed_keyframes_missing", seed=request.seed, path=path))
         return replace(request, initial_tokens=read_keyframes(path)[1].initial_tokens)
 
     def _from_keyframes(self, source: Path) -> Iterator[VideoRequest]:
@@ -164,16 +158,12 @@ class RequestSource:
 
         paths = sorted(source.glob(f"*{SUFFIX}")) if source.is_dir() else [source]
         if not paths:
-            self._reject(
-                *message("generate_batch.folder_has_no_keyframes_run", source=source),
-            )
+            self._reject(*message("generate_batch.no_keyframes", source=source))
         for path in paths:
             try:
                 model, saved = read_keyframes(path)
                 if model != self._pipeline.preset.name:
-                    raise RequestError(
-                        *message("generate_batch.these_keyframes_belong_model_add", model=model),
-                    )
+                    raise RequestError(*message("generate_batch.other_model_keyframes", model=model))
                 request = replace(self._base, prompt=saved.prompt, seed=saved.seed, duration=saved.duration)
                 request = replace(request, initial_tokens=saved.initial_tokens)
                 request = replace(request, prompt=self._pipeline.check_inputs(request).text)
@@ -215,9 +205,7 @@ class BatchRunner:
         pending = self._generate_unlocked(pending, self.max_videos, wait=False)
         if pending:
             count = len(pending)
-            console.notice(
-                *message("generate_batch.waiting_more_videos_other_processes", count=count),
-            )
+            console.notice(*message("generate_batch.waiting_for_processes", count=count))
             # A process that ends releases its locks, even if it was killed.
             self._generate_unlocked(pending, 1, wait=True)
 

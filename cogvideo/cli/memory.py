@@ -78,7 +78,5 @@ def _presets(names: str) -> list[MemoryPreset]:
     chosen = list(MEMORY_PRESETS) if names == "all" else names.split(",")
     if unknown := [name for name in chosen if name not in MEMORY_PRESETS]:
         available = ", ".join(MEMORY_PRESETS)
-        raise RequestError(
-            *message("memory.unknown_memory_preset_available", unknown=unknown[0], available=available),
-        )
+        raise RequestError(*message("memory.unknown_preset", unknown=unknown[0], available=available))
     return [MEMORY_PRESETS[name] for name in chosen]

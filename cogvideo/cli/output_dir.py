@@ -42,9 +42,7 @@ class OutputDirectory:
             if not os.access(path, os.W_OK):
                 raise PermissionError(f"{path}")
         except OSError as error:
-            raise CapacityError(
-                *message("output_dir.folder_not_writable_choose_another", path=path, error=error),
-            ) from error
+            raise CapacityError(*message("output_dir.folder_not_writable", path=path, error=error)) from error
 
     def name(self, request: VideoRequest) -> str:
         """Return the video's name: a hash of model and request, and the seed."""
@@ -95,10 +93,8 @@ class OutputDirectory:
             except OSError as error:
                 raise CapacityError(
                     *message(
-                        "output_dir.could_not_written_check_free",
-                        keyframes=self.keyframes(request),
-                        strerror=error.strerror,
-                    ),
+                        "output_dir.keyframes_not_written", keyframes=self.keyframes(request), strerror=error.strerror
+                    )
                 ) from error
         write_video(path, frames, request.duration, metadata)
         self._add_to_index(request)
@@ -161,6 +157,4 @@ def read_keyframes(path: Path) -> tuple[str, VideoRequest]:
         tokens = TokenFrames.of(keyframes.tolist())
         return metadata["model"], replace(request, num_frames=FRAME_COUNTS[0], initial_tokens=tokens, superres=False)
     except (SafetensorError, OSError, ValueError, LookupError, TypeError, AttributeError, CogVideoError) as error:
-        raise RequestError(
-            *message("output_dir.not_valid_keyframe_file_create", path=path, error=error),
-        ) from error
+        raise RequestError(*message("output_dir.invalid_keyframe_file", path=path, error=error)) from error

@@ -34,9 +34,7 @@ def main(arguments: Sequence[str]) -> int:
     lines = [json.dumps(asdict(clip), ensure_ascii=False) + "\n" for clip in rejected]
     write_text(args.out / REJECTED, "".join(lines))
     if not rows:
-        raise RequestError(
-            *message("prepare.no_clip_can_used_all", num_rejected=len(rejected), out=args.out / REJECTED),
-        )
+        raise RequestError(*message("prepare.all_clips_rejected", num_rejected=len(rejected), out=args.out / REJECTED))
     write_index(args.out, TokenSizes.of(preset), rows)
     print(f"已准备 {len(rows)} 个视频，拒绝 {len(rejected)} 个（{args.out / REJECTED}）。")
     print(f"{len(rows)} clips are ready, {len(rejected)} were rejected ({args.out / REJECTED}).")

@@ -122,7 +122,5 @@ def batch_sizes(options: argparse.Namespace) -> tuple[int, int]:
         ("--stage1-max-inference-batch-size", None if stage1 == SAME_AS_STAGE2 else stage1),
     ):
         if number is not None and number < 1:
-            raise RequestError(
-                *message("release_args.cannot_must_whole_number_1", name=name, number=number),
-            )
+            raise RequestError(*message("release_args.not_positive", name=name, number=number))
     return (rows or 1) if stage1 == SAME_AS_STAGE2 else stage1, rows or MAX_ROWS

@@ -105,13 +105,9 @@ class PreparedClips:
         try:
             head, *rows = (folder / INDEX).read_text(encoding="utf-8").splitlines()
         except OSError as error:
-            raise RequestError(
-                *message("dataset.has_no_prepared_clips_run", folder=folder),
-            ) from error
+            raise RequestError(*message("dataset.no_prepared_clips", folder=folder)) from error
         if head != json.dumps(asdict(TokenSizes.of(preset))):
-            raise RequestError(
-                *message("dataset.prepared_model_other_sizes_run", folder=folder, head=head),
-            )
+            raise RequestError(*message("dataset.wrong_model_sizes", folder=folder, head=head))
         self.folder = folder
         self.rows = [ClipRow(**json.loads(row)) for row in rows]
 
@@ -134,12 +130,8 @@ class PreparedClips:
         except Exception as error:  # safetensors raises SafetensorError and errors of the file system
             raise RequestError(
                 *message(
-                    "dataset.cannot_read_from_run_prepare",
-                    folder=self.folder / row.shard,
-                    name=row.name,
-                    kind=kind,
-                    error=error,
-                ),
+                    "dataset.file_unreadable", folder=self.folder / row.shard, name=row.name, kind=kind, error=error
+                )
             ) from error
 
 
@@ -204,9 +196,7 @@ def open_dataset(where: str, preset: Preset, codec: Callable[[], ImageTokenizer]
         spec.loader.exec_module(module)
         dataset: ClipDataset = getattr(module, name)(preset, codec())
     except (OSError, AttributeError) as error:
-        raise RequestError(
-            *message("dataset.dataset_cannot_used_write_file", where=where, error=error),
-        ) from error
+        raise RequestError(*message("dataset.custom_dataset_unusable", where=where, error=error)) from error
     return dataset
 
 

@@ -113,11 +113,11 @@ def find_clips(where: Path) -> list[ClipSource]:
     if not sources:
         raise RequestError(
             *message(
-                "prepare.there_no_clips_supported_folders",
+                "prepare.no_clips",
                 where=where,
                 video_suffixes_zh="、".join(sorted(VIDEO_SUFFIXES)),
                 video_suffixes_en=", ".join(sorted(VIDEO_SUFFIXES)),
-            ),
+            )
         )
     return sources
 
@@ -149,9 +149,7 @@ def _listed(path: Path) -> Iterator[tuple[str, str]]:
             table = list(csv.DictReader(StringIO(text)))
         return iter([(str(row["file"]), str(row["caption"] or "")) for row in table])
     except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
-        raise RequestError(
-            *message("prepare.list_clips_cannot_read_give", path=path, error=error),
-        ) from error
+        raise RequestError(*message("prepare.clip_list_unreadable", path=path, error=error)) from error
 
 
 def _stamp(path: Path) -> tuple[int, int]:

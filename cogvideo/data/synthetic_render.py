@@ -40,9 +40,7 @@ def _font() -> ImageFont.FreeTypeFont:
     for path in FONT_PATHS:
         if path.exists():
             return ImageFont.truetype(str(path), _FONT_SIZE)
-    raise WeightsError(
-        *message("synthetic_render.colour_emoji_font_missing_run", font_paths=FONT_PATHS[0]),
-    )
+    raise WeightsError(*message("synthetic_render.emoji_font_missing", font_paths=FONT_PATHS[0]))
 
 
 @lru_cache(maxsize=len(SUBJECTS))

@@ -47,13 +47,7 @@ def choose_window(length: float, rate: float) -> Window:
             return Window(seconds, counts[-1])
     shortest = DURATIONS[-1]
     raise RequestError(
-        *message(
-            "video_reader.clip_too_short_five_frames",
-            length=length,
-            rate=rate,
-            shortest=shortest,
-            shortest_2=4 / shortest,
-        ),
+        *message("video_reader.clip_too_short", length=length, rate=rate, shortest=shortest, shortest_2=4 / shortest)
     )
 
 
@@ -65,7 +59,7 @@ def read_clip(path: Path, size: tuple[int, int], image_rate: float) -> tuple[Fra
     if path.is_dir():
         return _read_images(path, size, image_rate)
     if not path.is_file():
-        raise RequestError(*message("video_reader.there_no_such_file_check"))
+        raise RequestError(*message("video_reader.file_missing"))
     return _read_video(path, size)
 
 
@@ -143,4 +137,4 @@ def _source(path: Path) -> str:
 def _broken(reason: object) -> RequestError:
     text = str(reason).strip().splitlines()
     last = text[-1][:200] if text else type(reason).__name__
-    return RequestError(*message("video_reader.cannot_decoded_convert_mp4", last=last))
+    return RequestError(*message("video_reader.undecodable", last=last))

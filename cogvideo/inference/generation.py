@@ -312,6 +312,4 @@ def check_initial_tokens(model: ModelConfig, given: TokenFrames) -> None:
     """Check that `given` are frames of this model. Raises RequestError."""
     rows = given.rows()
     if len(rows[0]) != model.tokens_per_frame or max(map(max, rows)) >= model.image_tokens:
-        raise RequestError(
-            *message("generation.initial_frames_belong_another_model"),
-        )
+        raise RequestError(*message("generation.other_model_frames"))

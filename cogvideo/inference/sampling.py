@@ -151,9 +151,7 @@ class TokenSampler:
 
 def non_finite_error() -> WeightsError:
     """Return the error of logits that are not finite."""
-    return WeightsError(
-        *message("sampling.model_computed_nan_infinity_its"),
-    )
+    return WeightsError(*message("sampling.not_finite"))
 
 
 def distribution(logits: Tensor, options: TokenSampling, labels: Tensor) -> Tensor:

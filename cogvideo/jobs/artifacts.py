@@ -172,9 +172,7 @@ def read_settings(path: Path) -> tuple[VideoRequest, str] | None:
 
 def _disk_error(error: OSError) -> CapacityError:
     reason = error.strerror or "ffmpeg"
-    return CapacityError(
-        *message("artifacts.results_cannot_written_data_folder", reason=reason),
-    )
+    return CapacityError(*message("artifacts.results_not_written", reason=reason))
 
 
 def _zipped(frames: Frames) -> bytes:

@@ -34,12 +34,7 @@ class FollowUp(StrEnum):
             return cls(name)
         except ValueError:
             raise RequestError(
-                *message(
-                    "follow_ups.value_change_not_valid_allowed",
-                    name=name,
-                    cls_value_zh="、".join(cls),
-                    cls_value_en=", ".join(cls),
-                ),
+                *message("follow_ups.invalid_change", name=name, allowed_zh="、".join(cls), allowed_en=", ".join(cls))
             ) from None
 
 
@@ -53,9 +48,7 @@ def submit_follow_up(
     """
     state = jobs.state(job)
     if state.active:
-        raise RequestError(
-            *message("follow_ups.video_not_finished_wait_stop"),
-        )
+        raise RequestError(*message("follow_ups.video_not_finished"))
     memory = state.memory
     if action == FollowUp.FINISH_DRAFTS:
         requests = draft_requests(state.request, {draft: jobs.tokens(job, draft) for draft in drafts})
@@ -90,9 +83,7 @@ def follow_up_request(request: VideoRequest, action: FollowUp, tokens: TokenFram
 def draft_requests(request: VideoRequest, chosen: Mapping[int, TokenFrames | None]) -> list[VideoRequest]:
     """Return one request per chosen draft, each with its own seed. Raises RequestError if none is chosen."""
     if not chosen or not all(0 <= draft < request.num_drafts for draft in chosen):
-        raise RequestError(
-            *message("follow_ups.no_valid_draft_chosen_choose", num_drafts=request.num_drafts),
-        )
+        raise RequestError(*message("follow_ups.no_draft_chosen", num_drafts=request.num_drafts))
     return [
         replace(
             request,
@@ -116,9 +107,7 @@ def stored_tokens(jobs: JobService, job: str) -> TokenFrames:
     jobs.state(job)
     tokens = jobs.tokens(job)
     if tokens is None:
-        raise RequestError(
-            *message("follow_ups.video_has_no_stored_tokens"),
-        )
+        raise RequestError(*message("follow_ups.no_stored_tokens"))
     return tokens
 
 

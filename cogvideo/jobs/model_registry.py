@@ -45,11 +45,11 @@ class ModelRegistry:
         if model not in self.entries:
             raise RequestError(
                 *message(
-                    "model_registry.server_has_no_model_called",
+                    "model_registry.not_on_server",
                     model=model,
-                    self_value_zh="、".join(self.entries),
-                    self_value_en=", ".join(self.entries),
-                ),
+                    available_zh="、".join(self.entries),
+                    available_en=", ".join(self.entries),
+                )
             )
         return self.entries[model]
 
@@ -167,11 +167,11 @@ def available_models(default: str, placement: PlacementOptions | None = None) ->
     if default not in PRESETS:
         raise RequestError(
             *message(
-                "model_registry.there_no_model_called_available",
+                "model_registry.unknown_model",
                 default=default,
                 presets_zh="、".join(PRESETS),
                 presets_en=", ".join(PRESETS),
-            ),
+            )
         )
     names = sorted(PRESETS, key=lambda name: name != default)
     return [_entry(name, placement or PlacementOptions()) for name in names]
@@ -194,4 +194,4 @@ def missing_files_message() -> BilingualText | None:
         return None
     size = format_gigabytes(sum(file.size for file in paths.missing()), 0)
     zh, en = LICENCE
-    return message("model_registry.cogvideo_model_not_downloaded_yet", size=size, zh_value=zh, en_value=en)
+    return message("model_registry.not_downloaded", size=size, zh_value=zh, en_value=en)

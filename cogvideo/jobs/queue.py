@@ -127,9 +127,7 @@ class JobQueue:
         with self.changed:
             state = self._states.get(job)
             if state is not None and state.status == "running":
-                raise RequestError(
-                    *message("queue.video_still_running_cannot_deleted"),
-                )
+                raise RequestError(*message("queue.still_running"))
             self._delete(job)
 
     def close(self) -> None:
@@ -218,7 +216,7 @@ class JobQueue:
         now = time.monotonic()
         for job in self._waiting():
             if now - self._last_viewed[job] > limit:
-                reason = message("queue.left_queue_because_no_page")
+                reason = message("queue.left_alone")
                 self.finish(job, Stopped(reason=reason))
 
     def _delete_expired(self) -> None:

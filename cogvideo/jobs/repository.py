@@ -23,9 +23,7 @@ from cogvideo.token_frames import TokenFrames
 CLOCK_TOLERANCE = 3600.0
 """Seconds the system clock may be off before videos no longer expire by age, until the next restart."""
 
-NOT_FOUND = RequestError(
-    *message("repository.there_no_such_video_may"),
-)
+NOT_FOUND = RequestError(*message("repository.no_such_video"))
 
 
 class JobRepository:

@@ -37,14 +37,8 @@ def fair_order(waiting: Iterable[tuple[str, str]], served: Mapping[str, int], tu
 def check_capacity(count: int, owned: int, max_per_owner: int, waiting: int, max_waiting: int) -> None:
     """Check whether `count` more jobs fit. Raises CapacityError for the owner's limit or a full queue."""
     if count > 1 and owned + count > max_per_owner:
-        raise CapacityError(
-            *message("scheduling.each_user_may_have_videos", max_per_owner=max_per_owner, owned=owned),
-        )
+        raise CapacityError(*message("scheduling.too_many_drafts", max_per_owner=max_per_owner, owned=owned))
     if owned >= max_per_owner:
-        raise CapacityError(
-            *message("scheduling.you_have_videos_running_queued", owned=owned, max_per_owner=max_per_owner),
-        )
+        raise CapacityError(*message("scheduling.user_limit_reached", owned=owned, max_per_owner=max_per_owner))
     if waiting + count > max_waiting:
-        raise CapacityError(
-            *message("scheduling.queue_full_videos_try_again", waiting=waiting),
-        )
+        raise CapacityError(*message("scheduling.queue_full", waiting=waiting))

@@ -38,9 +38,7 @@ from cogvideo.token_frames import TokenFrames
 
 Result = TypeVar("Result")
 
-FORBIDDEN = RequestError(
-    *message("service.only_user_who_submitted_video"),
-)
+FORBIDDEN = RequestError(*message("service.not_owner"))
 
 
 class JobService:
@@ -249,7 +247,5 @@ def new_key() -> str:
 def owner_of(key: str) -> str:
     """Return the hash of a key, as stored. Raises RequestError if the key is too short to be a secret."""
     if len(key) < 16:
-        raise RequestError(
-            *message("service.key_missing_shorter_than_16"),
-        )
+        raise RequestError(*message("service.key_too_short"))
     return hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()

@@ -53,9 +53,7 @@ class Store:
         except sqlite3.DatabaseError as error:
             found = str(error)
         if found != "ok":
-            raise CapacityError(
-                *message("store.queue_file_damaged_move_whole", path=path, found=found),
-            )
+            raise CapacityError(*message("store.queue_file_damaged", path=path, found=found))
 
     def close(self) -> None:
         with self._lock:
@@ -151,9 +149,7 @@ class Store:
                     self._base.execute("ROLLBACK")
 
     def _unwritable(self, error: sqlite3.Error) -> CapacityError:
-        return CapacityError(
-            *message("store.data_folder_cannot_written_check", name=self._path.name, error=error),
-        )
+        return CapacityError(*message("store.write_failed", name=self._path.name, error=error))
 
     def _records(self, where: str, values: tuple[Any, ...]) -> list[Record]:
         query = f"SELECT id, owner, request, status, created, finished, bytes FROM jobs {where}"
@@ -176,9 +172,7 @@ def lock_folder(data: Path) -> IO[str]:
         (data / "results").mkdir(parents=True, exist_ok=True)
         file = (data / "lock").open("w")
     except OSError as error:
-        raise CapacityError(
-            *message("store.data_folder_cannot_used_choose", data=data, strerror=error.strerror),
-        ) from error
+        raise CapacityError(*message("store.folder_unusable", data=data, strerror=error.strerror)) from error
     try:
         import fcntl
     except ImportError:  # Windows has no such lock: a second server is not detected
@@ -187,9 +181,7 @@ def lock_folder(data: Path) -> IO[str]:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         file.close()
-        raise CapacityError(
-            *message("store.another_server_uses_data_folder", data=data),
-        ) from None
+        raise CapacityError(*message("store.folder_in_use", data=data)) from None
     except OSError:  # a file system without locks
         return file
     return file

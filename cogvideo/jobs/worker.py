@@ -165,9 +165,7 @@ class WorkerCalls:
         except TimeoutError:
             if not future.cancel() and future.done():
                 return future.result()  # completed just after the timeout
-            raise CapacityError(
-                *message("worker.server_busy_cannot_process_image"),
-            ) from None
+            raise CapacityError(*message("worker.busy")) from None
 
     def run_pending(self) -> None:
         """Run all pending calls. Called by the worker."""

@@ -75,21 +75,19 @@ def read_image(path: Path, size: tuple[int, int]) -> Frames:
             if image.width * image.height > MAX_PIXELS:
                 raise RequestError(
                     *message(
-                        "images.image_has_pixels_most_million",
+                        "images.too_many_pixels",
                         width=image.width,
                         height=image.height,
                         max_pixels_zh=MAX_PIXELS // 10**4,
                         max_pixels_en=MAX_PIXELS // 10**6,
-                    ),
+                    )
                 )
             with DECODE_LOCK:
                 return _fit(image, size)
     except (CogVideoError, MemoryError):
         raise
     except Exception as error:  # for an untrusted file, Pillow may raise anything
-        raise RequestError(
-            *message("images.file_cannot_read_image_choose"),
-        ) from error
+        raise RequestError(*message("images.unreadable")) from error
 
 
 def _fit(image: Image.Image, size: tuple[int, int]) -> Frames:

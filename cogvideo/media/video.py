@@ -92,9 +92,7 @@ class VideoWriter:
             self._temporary.replace(self.path)
         except OSError as error:
             path, reason = self.path, _reason(error)
-            raise CapacityError(
-                *message("video.video_file_could_not_written", path=path, reason=reason),
-            ) from error
+            raise CapacityError(*message("video.not_written", path=path, reason=reason)) from error
         return self.path
 
     def _encode(self) -> None:

@@ -75,9 +75,7 @@ def _new_folder(out: Path) -> Iterator[Path]:
     out.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(out.with_name(out.name + ".lock")):
         if out.exists():
-            raise RequestError(
-                *message("convert.already_exists_delete_choose_another", out=out),
-            )
+            raise RequestError(*message("convert.already_exists", out=out))
         folder = out.with_name(out.name + ".part")
         if folder.exists():  # of a process that was killed
             shutil.rmtree(folder)
@@ -93,12 +91,7 @@ def _require_space(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise CapacityError(
-            *message(
-                "convert.disk_has_free_but_required",
-                parent=folder.parent,
-                format_bytes=format_bytes(free),
-                format_bytes_2=format_bytes(needed),
-            ),
+            *message("convert.disk_full", parent=folder.parent, free=format_bytes(free), required=format_bytes(needed))
         )
 
 

@@ -49,11 +49,9 @@ class LoadedSizes:
         sizes = format_bytes(self.after), format_bytes(self.before)
         different = {part: len(names) for part, names in self.own_parts.items() if names}
         if not different:
-            return message("loader.three_networks_have_same_backbone", sizes=sizes[0], sizes_2=sizes[1])
+            return message("loader.backbone_shared", sizes=sizes[0], before=sizes[1])
         counts = ", ".join(f"{part} {count}" for part, count in different.items())
-        return message(
-            "loader.tensors_backbone_differ_stored_separately", counts=counts, sizes=sizes[0], sizes_2=sizes[1]
-        )
+        return message("loader.backbone_partly_shared", counts=counts, sizes=sizes[0], before=sizes[1])
 
 
 @dataclass(frozen=True)

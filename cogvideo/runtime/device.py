@@ -51,9 +51,7 @@ def default_placement(device: str | None = None) -> DevicePlacement:
     """
     name = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if name.startswith("cuda") and not torch.cuda.is_available():
-        raise CapacityError(
-            *message("device.device_not_available_machine_has", name=name),
-        )
+        raise CapacityError(*message("device.no_gpu", name=name))
     chosen = torch.device(name)
     gpu = chosen.type == "cuda"
     return DevicePlacement(chosen, torch.float16 if gpu else torch.float32, MEMORY_PRESETS["48g" if gpu else "cpu"])

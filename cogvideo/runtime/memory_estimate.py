@@ -235,9 +235,7 @@ def choose_preset(model: ModelConfig, device: str, free: int, wanted: str | None
     if name is not None:
         if name not in MEMORY_PRESETS:
             available = ", ".join(MEMORY_PRESETS)
-            raise RequestError(
-                *message("memory_estimate.unknown_memory_preset_available", name=name, available=available),
-            )
+            raise RequestError(*message("memory_estimate.unknown_preset", name=name, available=available))
         return MEMORY_PRESETS[name]
     rows = [row for row in MEMORY_PRESETS.values() if row.device == device]
     for row in rows:
@@ -246,7 +244,7 @@ def choose_preset(model: ModelConfig, device: str, free: int, wanted: str | None
     least = min(peak_bytes(model, row) for row in rows)
     needed, available = format_gigabytes(least), format_gigabytes(free)
     raise CapacityError(
-        *message("memory_estimate.model_requires_least_about_gb", device=device, needed=needed, available=available),
+        *message("memory_estimate.not_enough_memory", device=device, needed=needed, available=available)
     )
 
 

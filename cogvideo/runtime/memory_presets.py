@@ -50,7 +50,7 @@ MEMORY_PRESETS: dict[str, MemoryPreset] = {
         MemoryPreset(
             "a100",
             "cuda",
-            *message("memory_presets.half_precision_all_networks_gpu"),
+            *message("memory_presets.fp16_gpu"),
             vram_gb=80,
             fused=True,
             max_batch_rows=16,
@@ -59,13 +59,13 @@ MEMORY_PRESETS: dict[str, MemoryPreset] = {
         MemoryPreset(
             "48g",
             "cuda",
-            *message("memory_presets.half_precision_all_networks_gpu_2"),
+            *message("memory_presets.fp16_small_batches"),
             vram_gb=48,
         ),
         MemoryPreset(
             "24g",
             "cuda",
-            *message("memory_presets.8_bit_weights_all_networks"),
+            *message("memory_presets.int8_gpu"),
             vram_gb=24,
             weights="int8",
             max_batch_rows=4,
@@ -74,7 +74,7 @@ MEMORY_PRESETS: dict[str, MemoryPreset] = {
         MemoryPreset(
             "16g",
             "cuda",
-            *message("memory_presets.8_bit_weights_networks_swapped"),
+            *message("memory_presets.int8_swapped"),
             vram_gb=16,
             weights="int8",
             swap_networks=True,
@@ -85,7 +85,7 @@ MEMORY_PRESETS: dict[str, MemoryPreset] = {
         MemoryPreset(
             "8g",
             "cuda",
-            *message("memory_presets.4_bit_weights_nf4_8"),
+            *message("memory_presets.nf4_swapped"),
             vram_gb=8,
             weights="nf4",
             swap_networks=True,
@@ -94,7 +94,7 @@ MEMORY_PRESETS: dict[str, MemoryPreset] = {
             max_batch_rows=1,
             frames_per_pass=1,
         ),
-        MemoryPreset("cpu", "cpu", *message("memory_presets.full_precision_no_gpu")),
+        MemoryPreset("cpu", "cpu", *message("memory_presets.fp32_cpu")),
     )
 }
 """Best first."""
@@ -121,13 +121,9 @@ class PlacementOptions:
         if len(given) > 1:
             raise RequestError(
                 *message(
-                    "memory_presets.exclude_one_another_use_one",
-                    given_zh=" 和 ".join(given),
-                    given_en=" and ".join(given),
-                ),
+                    "memory_presets.conflicting_options", given_zh=" 和 ".join(given), given_en=" and ".join(given)
+                )
             )
         for name, value, allowed in (("quantization", self.quantization, "int8"), ("offload", self.offload, "layers")):
             if value not in (None, allowed):
-                raise RequestError(
-                    *message("memory_presets.invalid_value_allowed", name=name, value=value, allowed=allowed),
-                )
+                raise RequestError(*message("memory_presets.invalid_value", name=name, value=value, allowed=allowed))

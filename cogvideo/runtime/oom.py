@@ -55,14 +55,14 @@ def _is_oom(error: BaseException) -> bool:
 
 
 def _out_of_memory(model: ModelConfig, place: DevicePlacement, on_device: bool) -> OutOfMemoryError:
-    memory_name = message("oom.gpu_memory") if on_device else message("oom.memory")
+    memory_name = message("oom.gpu_memory") if on_device else message("oom.main_memory")
     row = smaller_preset(model, place.memory, place.kind)
-    zh, en = message("oom.out_everything_freed", memory_name_zh=memory_name[0], memory_name_en=memory_name[1])
+    zh, en = message("oom.out_of_memory", memory_name_zh=memory_name[0], memory_name_en=memory_name[1])
     if row is not None:
         peak = format_gigabytes(peak_bytes(model, row, place.kind))
         zh += f"请用预设 {row.name}（约 {peak} GB，--memory {row.name}）和相同种子重试。"
         en += f"Try again with the preset {row.name} (about {peak} GB, --memory {row.name}) and the same seed. "
     return OutOfMemoryError(
-        *message("oom.you_can_also_close_other", zh_value=zh, en_value=en),
+        *message("oom.other_remedies", zh_value=zh, en_value=en),
         None if row is None else row.name,
     )

@@ -193,9 +193,7 @@ def _fill(model: Any, tensors: Mapping[str, Tensor], path: Path) -> None:
 
 def _read(path: Path, reader: Any) -> Mapping[str, Tensor]:
     if not path.is_file():
-        raise WeightsError(
-            *message("image.image_codec_s_weights_missing", path=path),
-        )
+        raise WeightsError(*message("image.weights_missing", path=path))
     try:
         tensors: Mapping[str, Tensor] = reader(path)
     except Exception as error:  # each file format raises its own exceptions
@@ -214,9 +212,7 @@ def _read_pickle(path: Path) -> Mapping[str, Tensor]:
 
 
 def _damaged(path: Path, reason: str) -> WeightsError:
-    return WeightsError(
-        *message("image.file_damaged_belongs_another_model", path=path, reason=reason),
-    )
+    return WeightsError(*message("image.file_damaged", path=path, reason=reason))
 
 
 def _constants(device: torch.device) -> tuple[Tensor, Tensor]:

@@ -113,9 +113,7 @@ def clean_prompt(prompt: str) -> tuple[str, list[Note]]:
     """
     if len(prompt) > MAX_CHARACTERS:
         raise RequestError(
-            *message(
-                "prompt.prompt_has_characters_most_describe", num_prompt=len(prompt), max_characters=MAX_CHARACTERS
-            ),
+            *message("prompt.too_many_characters", num_prompt=len(prompt), max_characters=MAX_CHARACTERS)
         )
     _check_control_characters(prompt)
     notes: list[Note] = []
@@ -131,9 +129,7 @@ def _check_control_characters(text: str) -> None:
         # Line breaks and tabs are control characters too, but pasted text often contains them: they count as spaces.
         if unicodedata.category(character) in ("Cc", "Cs") and not character.isspace():
             code = f"U+{ord(character):04X}"
-            raise RequestError(
-                *message("prompt.character_prompt_control_character_which", position=position, code=code),
-            )
+            raise RequestError(*message("prompt.control_character", position=position, code=code))
 
 
 def _remove_invisible(text: str, notes: list[Note]) -> str:
@@ -141,7 +137,7 @@ def _remove_invisible(text: str, notes: list[Note]) -> str:
     found = [c for c in text if unicodedata.category(c) == "Cf"]
     if found:
         codes = ", ".join(dict.fromkeys(f"U+{ord(c):04X}" for c in found))
-        notes.append(Note(*message("prompt.invisible_characters_were_removed", codes=codes)))
+        notes.append(Note(*message("prompt.invisible_characters_removed", codes=codes)))
     return "".join(c for c in text if unicodedata.category(c) != "Cf")
 
 
@@ -150,29 +146,21 @@ def _remove_markup(text: str, notes: list[Note]) -> str:
     while (shorter := _MARKUP.sub(" ", plain)) != plain:  # the text around removed markup may form markup itself
         plain = shorter
     if plain != text:
-        notes.append(Note(*message("prompt.markup_angle_brackets_removed")))
+        notes.append(Note(*message("prompt.markup_removed")))
     return plain
 
 
 def _check_chinese(text: str) -> None:
     if not text:
-        raise RequestError(
-            *message("prompt.prompt_empty_describe_scene_chinese", example=EXAMPLE),
-        )
+        raise RequestError(*message("prompt.empty", example=EXAMPLE))
     if not _CHINESE.search(text):
-        raise RequestError(
-            *message("prompt.prompt_has_no_chinese_character", example=EXAMPLE),
-        )
+        raise RequestError(*message("prompt.no_chinese", example=EXAMPLE))
 
 
 def _simplify(text: str, notes: list[Note]) -> str:
     simplified = _converter().convert(text)
     if simplified != text:
-        notes.append(
-            Note(
-                *message("prompt.traditional_characters_were_converted_simplified", simplified=simplified),
-            )
-        )
+        notes.append(Note(*message("prompt.converted_to_simplified", simplified=simplified)))
     return simplified
 
 
@@ -204,9 +192,7 @@ def _check_length(text: str, tokenizer: TextTokenizer, preset: Preset, superres:
     surplus = _surplus(text, tokenizer, preset, superres)
     if surplus > 0:
         used = len(tokenizer.encode(text))
-        raise RequestError(
-            *message("prompt.prompt_has_tokens_most_too", used=used, used_2=used - surplus, surplus=surplus),
-        )
+        raise RequestError(*message("prompt.too_many_tokens", used=used, most=used - surplus, surplus=surplus))
 
 
 def _unknown_notes(text: str, tokenizer: TextTokenizer, world: KnownConcepts) -> list[Note]:

@@ -28,13 +28,9 @@ class TextTokenizer:
         try:
             self._pieces: Any = IcetkTokenizer(str(path))
         except FileNotFoundError:
-            raise WeightsError(
-                *message("text.text_vocabulary_missing_mini_clone", path=path),
-            ) from None
+            raise WeightsError(*message("text.vocabulary_missing", path=path)) from None
         except Exception as error:  # protobuf and SentencePiece raise various types, even RuntimeError
-            raise WeightsError(
-                *message("text.text_vocabulary_damaged_download_again", path=path, name__=type(error).__name__),
-            ) from error
+            raise WeightsError(*message("text.vocabulary_damaged", path=path, name__=type(error).__name__)) from error
         self.path = path
         self.image_tokens = image_tokens
         self.unknown = self._pieces.sp.unk_id()
@@ -51,9 +47,7 @@ class TextTokenizer:
         """Return the id of a token by its name, such as `<n>` or `<pad>`. Raises WeightsError."""
         piece = self._pieces.convert_token_to_id(name)
         if piece == self.unknown and name != self._pieces.convert_id_to_token(self.unknown):
-            raise WeightsError(
-                *message("text.text_vocabulary_has_no_belongs", path=self.path, name=name),
-            )
+            raise WeightsError(*message("text.wrong_vocabulary", path=self.path, name=name))
         return int(piece) + self.image_tokens
 
     def pieces(self, text: str) -> list[tuple[str, bool]]:

@@ -34,12 +34,7 @@ class CodebookGrowthOptions(ImageOptions):
     def __post_init__(self) -> None:
         if not 0 < self.more <= self.vectors or self.rounds < 0:
             raise RequestError(
-                *message(
-                    "codebook_growth.codes_data_out_range_more",
-                    more=self.more,
-                    vectors=self.vectors,
-                    rounds=self.rounds,
-                ),
+                *message("codebook_growth.data_out_of_range", more=self.more, vectors=self.vectors, rounds=self.rounds)
             )
 
 

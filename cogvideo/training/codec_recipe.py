@@ -38,13 +38,9 @@ def final_sizes(recipe: Recipe, start: StartingPoint) -> ModelConfig:
     if "codes" not in recipe.parts:
         return start.sizes
     if start.folder is None or start.is_published:
-        raise RequestError(
-            *message("codec_recipe.codes_adds_codes_trained_codec", start=recipe.start),
-        )
+        raise RequestError(*message("codec_recipe.start_without_codec", start=recipe.start))
     if "codec" in recipe.parts:
-        raise RequestError(
-            *message("codec_recipe.codes_codec_cannot_one_recipe"),
-        )
+        raise RequestError(*message("codec_recipe.codes_and_codec"))
     return grow_codebook(start.sizes, recipe.options("codes", CodebookGrowthOptions).more)
 
 
@@ -123,9 +119,7 @@ class CodecRecipe:
         wanted = self.run.sizes.image_tokens
         if len(codes) != wanted:
             raise WeightsError(
-                *message(
-                    "codec_recipe.codec_has_codes_instead_run", assets=self.assets, num_codes=len(codes), wanted=wanted
-                ),
+                *message("codec_recipe.wrong_number_of_codes", assets=self.assets, num_codes=len(codes), wanted=wanted)
             )
         return codes
 

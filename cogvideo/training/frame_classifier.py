@@ -84,9 +84,7 @@ def classify_frames(frames: Frames) -> list[tuple[int, int]]:
 def _shipped() -> FrameClassifier:
     path = ASSETS / "mini" / FILE
     if not path.is_file():
-        raise WeightsError(
-            *message("frame_classifier.frame_classifier_s_weights_missing", path=path),
-        )
+        raise WeightsError(*message("frame_classifier.weights_missing", path=path))
     classifier = FrameClassifier()
     classifier.load_state_dict({name: value.float() for name, value in load_file(path).items()})
     return classifier.eval()

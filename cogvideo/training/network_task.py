@@ -105,9 +105,7 @@ class NetworkTask:
         count = self.options.batch
         if count % num_micro_batches:
             raise RequestError(
-                *message(
-                    "network_task.batch_not_divisible_set_batch", count=count, num_micro_batches=num_micro_batches
-                ),
+                *message("network_task.batch_not_divisible", count=count, num_micro_batches=num_micro_batches)
             )
         batch = self.batch(range(step * count + micro_batch, (step + 1) * count, num_micro_batches))
         logits = self._logits(batch)

@@ -84,9 +84,7 @@ def read_recipe(path: Path) -> Recipe:
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, tomllib.TOMLDecodeError) as error:
-        raise RequestError(
-            *message("recipe.cannot_read_recipe_check_path", path=path, error=error),
-        ) from error
+        raise RequestError(*message("recipe.unreadable", path=path, error=error)) from error
     return parse_recipe(table, str(path))
 
 
@@ -96,22 +94,17 @@ def parse_recipe(table: Mapping[str, Any], name: str = "") -> Recipe:
     if missing or not any(part in table for part in TRAINED_PARTS):
         missing = missing or [f"[{part}]" for part in TRAINED_PARTS]
         raise RequestError(
-            *message(
-                "recipe.recipe_lacks_see_examples_train",
-                name=name,
-                missing_zh="、".join(missing),
-                missing_en=", ".join(missing),
-            ),
+            *message("recipe.missing_keys", name=name, missing_zh="、".join(missing), missing_en=", ".join(missing))
         )
     if table["preset"] not in PRESETS:
         raise RequestError(
             *message(
-                "recipe.unknown_preset_recipe_available",
+                "recipe.unknown_preset",
                 name=name,
                 table=table["preset"],
                 presets_zh="、".join(PRESETS),
                 presets_en=", ".join(PRESETS),
-            ),
+            )
         )
     return Recipe(
         preset=table["preset"],
@@ -143,9 +136,7 @@ def options_from(kind: Callable[..., Options], table: Mapping[str, Any]) -> Opti
     try:
         return kind(**{names[name]: value for name, value in table.items()})
     except TypeError as error:
-        raise RequestError(
-            *message("recipe.recipe_incomplete_add_part_s", error=error),
-        ) from error
+        raise RequestError(*message("recipe.incomplete", error=error)) from error
 
 
 def _check_names(names: Mapping[str, str], known: set[str]) -> None:
@@ -154,21 +145,17 @@ def _check_names(names: Mapping[str, str], known: set[str]) -> None:
     if unknown:
         raise RequestError(
             *message(
-                "recipe.unknown_options_recipe_available",
+                "recipe.unknown_options",
                 unknown_zh="、".join(unknown),
                 known_zh="、".join(sorted(known)),
                 unknown_en=", ".join(unknown),
                 known_en=", ".join(sorted(known)),
-            ),
+            )
         )
     repeated = sorted(name for name, current in names.items() if name != current and current in names)
     if repeated:
         raise RequestError(
-            *message(
-                "recipe.recipe_has_options_under_their",
-                repeated_zh="、".join(repeated),
-                repeated_en=", ".join(repeated),
-            ),
+            *message("recipe.old_and_new_names", repeated_zh="、".join(repeated), repeated_en=", ".join(repeated))
         )
 
 

@@ -47,11 +47,11 @@ class RecipeRunner:
         if part in TRAINED_PARTS and part not in self.recipe.parts:
             raise RequestError(
                 *message(
-                    "recipe_runner.recipe_has_no_part_available",
+                    "recipe_runner.unknown_part",
                     part=part,
-                    self_value_zh="、".join(self.plan),
-                    self_value_en=", ".join(self.plan),
-                ),
+                    available_zh="、".join(self.plan),
+                    available_en=", ".join(self.plan),
+                )
             )
         torch.manual_seed(self.recipe.seed)
         self._steps[part]()

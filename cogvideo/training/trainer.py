@@ -169,16 +169,13 @@ class Trainer:
         if not 0.0 <= self.options.initial_weight_fraction < 1.0:
             raise RequestError(
                 *message(
-                    "trainer.initial_weight_fraction_out_range",
-                    initial_weight_fraction=self.options.initial_weight_fraction,
-                ),
+                    "trainer.invalid_weight_fraction", initial_weight_fraction=self.options.initial_weight_fraction
+                )
             )
         averages = self.options.ema_decay or self.options.initial_weight_fraction
         scaled = self._sharded or self.accelerator.mixed_precision == "fp16"
         if scaled and (self.options.muon_learning_rate or (self._sharded and averages)):
-            raise RequestError(
-                *message("trainer.muon_learning_rate_muon_cannot"),
-            )
+            raise RequestError(*message("trainer.incompatible_options"))
 
     def _floats(self) -> list[tuple[str, Tensor]]:
         """Return weights and buffers to average; a shared tensor occurs once."""

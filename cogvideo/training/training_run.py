@@ -65,9 +65,7 @@ class TrainingRun:
     def missing_checkpoint(self, part: str) -> WeightsError:
         """Return the error for a part that was not trained."""
         path = self._checkpoint(part)
-        return WeightsError(
-            *message("training_run.checkpoint_missing_run_first_part", path=path, part=part),
-        )
+        return WeightsError(*message("training_run.checkpoint_missing", path=path, part=part))
 
     def _checkpoint(self, part: str) -> Path:
         return self.out / part / "checkpoint.pt"

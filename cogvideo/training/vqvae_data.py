@@ -63,11 +63,7 @@ def sample_world(held_out: HeldOut) -> Sample:
     def sample(rng: np.random.Generator, options: ImageOptions) -> Images:
         if options.small_frames % 2 or options.fine_crops % 2:
             raise RequestError(
-                *message(
-                    "vqvae_data.frames_synthetic_world_come_pairs",
-                    small_frames=options.small_frames,
-                    fine_crops=options.fine_crops,
-                ),
+                *message("vqvae_data.odd_frame_count", small_frames=options.small_frames, fine_crops=options.fine_crops)
             )
         small, small_masks = sample_frames(rng, held_out, options.small_frames, COARSE, options)
         fine, fine_masks = sample_frames(rng, held_out, options.fine_crops, FINE, options)

@@ -70,19 +70,11 @@ def _argument_error(error: ValidationError, names: list[str]) -> RequestError:
     expected = TYPE_NAMES.get(details["type"].partition("_")[0])
     if expected is None:
         allowed = ", ".join(names)
-        return RequestError(
-            *message("api.argument_missing_unknown_given_twice", name=name, allowed=allowed),
-        )
+        return RequestError(*message("api.wrong_arguments", name=name, allowed=allowed))
     value = repr(details["input"])
     value = value if len(value) <= 80 else f"{value[:80]}…"
     return RequestError(
-        *message(
-            "api.value_argument_not_valid_must",
-            name=name,
-            value=value,
-            expected_zh=expected[0],
-            expected_en=expected[1],
-        ),
+        *message("api.invalid_argument", name=name, value=value, expected_zh=expected[0], expected_en=expected[1])
     )
 
 
@@ -231,6 +223,4 @@ def _draft_numbers(text: str) -> list[int]:
     try:
         return [int(number) for number in text.split(",") if number.strip()]
     except ValueError:
-        raise RequestError(
-            *message("api.value_drafts_not_valid_must", text=text),
-        ) from None
+        raise RequestError(*message("api.invalid_drafts", text=text)) from None

@@ -58,9 +58,7 @@ def _parse(content_type: str, body: bytes, names: list[str]) -> DirectCall:
         # Browsers send other content types to foreign hosts without asking them first.
         return DirectCall.model_validate_json(body if content_type.startswith("application/json") else b"")
     except ValidationError as error:
-        raise RequestError(
-            *message("direct_api.request_not_valid_send_data", names=", ".join(names)),
-        ) from error
+        raise RequestError(*message("direct_api.invalid_request", names=", ".join(names))) from error
 
 
 GRADIO_ADDRESSES = ("/call/", "/run/", "/queue/", "/upload")

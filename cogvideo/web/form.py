@@ -43,9 +43,7 @@ class Form:
     def request(self, base: SamplingOptions) -> VideoRequest:
         """Convert to a request. `base`: the preset's options. Raises RequestError, also if the seed is missing."""
         if self.seed is None:
-            raise RequestError(
-                *message("form.seed_empty_enter_whole_number"),
-            )
+            raise RequestError(*message("form.seed_empty"))
         return VideoRequest(
             self.prompt,
             self.seed,
@@ -116,9 +114,7 @@ class Form:
                 int(query["b"]) if "b" in query else None,
             )
         except ValueError:
-            raise RequestError(
-                *message("form.seed_frames_length_other_settings"),
-            ) from None
+            raise RequestError(*message("form.invalid_link_settings")) from None
 
 
 def form_from_values(values: FormFields[Any], seed: int | None) -> Form:
@@ -158,9 +154,7 @@ def _optional_int(text: str | None) -> int | None:
     try:
         return int(text) if text and text.strip() else None
     except ValueError:
-        raise RequestError(
-            *message("form.seed_betweens_not_whole_number", text=text),
-        ) from None
+        raise RequestError(*message("form.invalid_in_between_seed", text=text)) from None
 
 
 def first_frame_value(first: TokenFrames, seen: str, given: str | None = None) -> dict[str, Any]:

@@ -77,9 +77,7 @@ def free_port(host: str, port: int, search: bool) -> int:
     Raises RequestError for a number outside 1..65535, CapacityError if no port is usable.
     """
     if not 1 <= port <= 65535:
-        raise RequestError(
-            *message("server.port_not_valid_pass_whole", port=port),
-        )
+        raise RequestError(*message("server.invalid_port", port=port))
     for candidate in range(port, min(port + 50, 65536) if search else port + 1):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -88,9 +86,7 @@ def free_port(host: str, port: int, search: bool) -> int:
             except OSError:
                 continue
             return candidate
-    raise CapacityError(
-        *message("server.port_not_usable_another_server", host=host, port=port),
-    )
+    raise CapacityError(*message("server.port_in_use", host=host, port=port))
 
 
 def data_folder(chosen: Path | None) -> Path:
@@ -106,7 +102,5 @@ def data_folder(chosen: Path | None) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise CapacityError(
-            *message("server.data_folder_cannot_used_choose", folder=folder, strerror=error.strerror),
-        ) from error
+        raise CapacityError(*message("server.data_folder_unusable", folder=folder, strerror=error.strerror)) from error
     return folder

@@ -22,7 +22,7 @@ MAGIC: Final[dict[Format, tuple[bytes, ...]]] = {
 }
 """First bytes of each format; they distinguish a file from an HTML error page."""
 
-LICENCE: Final = message("catalog.cogvideo_s_weights_licensed_under")
+LICENCE: Final = message("catalog.licence")
 
 CONVERTED: Final = "cogvideo-converted"
 """Folder in $SAT_HOME for the output of `python -m cogvideo convert`, which loads faster than the checkpoints."""

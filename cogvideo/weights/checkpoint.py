@@ -116,30 +116,22 @@ def check(path: Path, tensors: Mapping[str, Tensor], expected: Mapping[str, Tens
     """Compare names and shapes with `expected`. Raises WeightsError for the first tensor that differs."""
     for name, like in expected.items():
         if name not in tensors:
-            raise WeightsError(
-                *message("checkpoint.weights_file_lacks_tensor_incomplete", path=path, name=name),
-            )
+            raise WeightsError(*message("checkpoint.tensor_missing", path=path, name=name))
         if tensors[name].dtype not in SAFETENSORS_TYPES:
             raise damaged(path, f"{name}: {tensors[name].dtype}")
         if tensors[name].shape != like.shape:
             found, correct = list(tensors[name].shape), list(like.shape)
             raise WeightsError(
-                *message(
-                    "checkpoint.weights_file_tensor_has_shape", path=path, name=name, found=found, correct=correct
-                ),
+                *message("checkpoint.wrong_tensor_shape", path=path, name=name, found=found, correct=correct)
             )
 
 
 def require(path: Path) -> None:
     """Raise WeightsError if `path` is not a file."""
     if not path.is_file():
-        raise WeightsError(
-            *message("checkpoint.weights_file_missing_mini_clone", path=path),
-        )
+        raise WeightsError(*message("checkpoint.file_missing", path=path))
 
 
 def damaged(path: Path, reason: object) -> WeightsError:
     """Return the error for a file that exists but cannot be read."""
-    return WeightsError(
-        *message("checkpoint.weights_file_damaged_incomplete_delete", path=path, reason=reason),
-    )
+    return WeightsError(*message("checkpoint.file_damaged", path=path, reason=reason))

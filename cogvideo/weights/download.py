@@ -51,9 +51,7 @@ class Download:
     def run(self) -> None:
         """Download, verify and install missing files. Raises RequestError, CapacityError, WeightsError."""
         if self.source is not None and not self.source.is_dir():
-            raise RequestError(
-                *message("download.folder_does_not_exist_check", source=self.source),
-            )
+            raise RequestError(*message("download.source_missing", source=self.source))
         missing = self.paths.missing(self.files)
         if not missing:
             return
@@ -71,7 +69,7 @@ class Download:
         try:
             held = lock.acquire(timeout=0)
         except Timeout:
-            self.notify(*message("download.waiting_another_process_downloads", name=file.name))
+            self.notify(*message("download.waiting_for_process", name=file.name))
             held = lock.acquire()
         with held:
             if not self.paths.has(file):
@@ -94,16 +92,16 @@ class Download:
                 return
             except InvalidSourceError as error:
                 reasons.append(f"{address}: {error}")
-                self.notify(*message("download.not_available_from", address=address, error=error))
+                self.notify(*message("download.mirror_failed", address=address, error=error))
         target = self.paths.target(file)
         raise WeightsError(
             *message(
-                "download.could_not_downloaded_try_again",
+                "download.failed",
                 name=file.name,
                 reasons_zh="；".join(reasons),
                 target=target,
                 reasons_en="; ".join(reasons),
-            ),
+            )
         )
 
     def _sources(self, file: PublishedFile) -> Iterator[tuple[str, Callable[[], Path]]]:
@@ -134,7 +132,7 @@ class Download:
         from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import HfHubHTTPError
 
-        self.notify(*message("download.downloading_from_hugging_face", repository=repository, name=file.name))
+        self.notify(*message("download.from_hugging_face", repository=repository, name=file.name))
         endpoint = os.environ.get("HF_ENDPOINT")
         try:
             path = hf_hub_download(
@@ -199,17 +197,13 @@ class Download:
         free = shutil.disk_usage(self.paths.work).free
         if free < needed:
             has, requires = format_gigabytes(free), format_gigabytes(needed)
-            raise CapacityError(
-                *message("download.disk_has_gb_free_but", sat=self.paths.sat, has=has, requires=requires),
-            )
+            raise CapacityError(*message("download.disk_full", sat=self.paths.sat, has=has, requires=requires))
 
 
 def _require_free(target: Path) -> None:
     """Raise WeightsError if an incomplete folder exists: it may belong to the user, so it is not overwritten."""
     if target.is_dir():
-        raise WeightsError(
-            *message("download.folder_exists_but_incomplete_move", target=target),
-        )
+        raise WeightsError(*message("download.target_incomplete", target=target))
 
 
 def _move(path: Path, target: Path) -> None:
@@ -237,6 +231,4 @@ def _enough_disk(folder: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
             raise
-        raise CapacityError(
-            *message("download.not_writable_free_some_space", folder=folder, strerror=error.strerror),
-        ) from error
+        raise CapacityError(*message("download.folder_not_writable", folder=folder, strerror=error.strerror)) from error

@@ -62,6 +62,9 @@ WORDS: dict[Language, dict[str, str]] = {
         "config": "sizes, sampling, presets",
         "token_frames": "tokens of a video",
         "errors": "bilingual errors",
+        "files": "atomic writes",
+        "units": "sizes in words",
+        "messages": "sentences in two languages",
         "kernels_box": "fast kernels and plain forms",
     },
     "zh": {
@@ -90,6 +93,9 @@ WORDS: dict[Language, dict[str, str]] = {
         "config": "尺寸、采样、预设",
         "token_frames": "视频的 token",
         "errors": "双语错误",
+        "files": "原子写入",
+        "units": "大小的写法",
+        "messages": "双语文案",
         "kernels_box": "快速内核与普通写法",
     },
 }

@@ -159,4 +159,4 @@ def test_ctrl_c_keeps_the_last_finished_level(
     monkeypatch.setattr(CogVideoPipeline, "stream", interrupted)
     assert main(["generate", PROMPT, "--output", "a.mp4"]) == 130
     assert (tmp_path / "a.mp4").is_file()
-    assert "Stopped" in capsys.readouterr().err
+    assert "Interrupted" in capsys.readouterr().err

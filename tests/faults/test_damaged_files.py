@@ -29,7 +29,7 @@ def archive(path: Path, members: dict[str, bytes]) -> Path:
 def test_zip_bomb_is_refused_before_writing(tmp_path: Path) -> None:
     bomb = archive(tmp_path / "bomb.zip", {"m/1/mp_rank_00_model_states.pt": bytes(10**6)})
     assert bomb.stat().st_size * GROWTH < 10**6
-    with pytest.raises(InvalidSourceError, match="at most are plausible"):
+    with pytest.raises(InvalidSourceError, match=r"at most \d+ are plausible"):
         unpack(bomb, "m", tmp_path / "out", SILENT)
     assert not (tmp_path / "out").exists()
 

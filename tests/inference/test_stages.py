@@ -147,13 +147,13 @@ def test_a_video_goes_on_from_the_likeliest_of_its_first_frames(models: ToyModel
 def test_the_likeliest_candidate_is_what_reading_at_once_finds_likeliest(
     models: ToyModels, sampler: ClusterSampler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pick, seen = keyframes._pick_likeliest, []
+    pick, seen = keyframes._select_most_likely, []
 
     def listen(drawn: Tensor, likelihoods: Tensor, videos: int) -> Tensor:
         seen.append(drawn.clone())
         return pick(drawn, likelihoods, videos)
 
-    monkeypatch.setattr(keyframes, "_pick_likeliest", listen)
+    monkeypatch.setattr(keyframes, "_select_most_likely", listen)
     wish = texts(PROMPTS), sampler, replace(OPTIONS, text_attention_bias=0.0, best_of=8)
     *_, last = keyframes.generate_keyframes(models.stage1, *wish, SEEDS)
     candidates = seen[0].view(8, len(PROMPTS), N)

@@ -356,7 +356,7 @@ def test_read_image_refuses_other_files_and_oversized_images(tmp_path: Path, mon
             read_image(tmp_path / "file.png", (64, 64))
     Image.new("1", (300, 300)).save(tmp_path / "large.png")
     monkeypatch.setattr("cogvideo.media.images.MAX_PIXELS", 1000)
-    with pytest.raises(RequestError, match="smaller first"):
+    with pytest.raises(RequestError, match="Reduce its size first"):
         read_image(tmp_path / "large.png", (64, 64))
 
 

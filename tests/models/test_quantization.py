@@ -303,7 +303,7 @@ def test_memory_command_counts_exact_layers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "preset.json").write_text(describe_preset("mini", TOY), encoding="utf-8")
-    monkeypatch.setattr(cli_memory, "_models", lambda *_: mixed_models())
+    monkeypatch.setattr(cli_memory, "_load_models", lambda *_: mixed_models())
     words = ["--model", str(tmp_path), "--device", "cpu", "--steps", "1", "--measure", "8g,cpu"]
     assert cli_memory.main([*words, "--json", str(tmp_path / "out.json")]) == 0
     out = capsys.readouterr().out

@@ -22,7 +22,7 @@ import pytest
 from cogvideo.config import PRESETS
 from cogvideo.errors import RequestError
 from cogvideo.jobs.artifacts import read_settings
-from cogvideo.jobs.follow_ups import follow_up
+from cogvideo.jobs.follow_ups import FollowUp, submit_follow_up
 from cogvideo.jobs.queue import Limits
 from cogvideo.jobs.service import JobService
 from cogvideo.pipeline import CogVideoPipeline
@@ -31,6 +31,7 @@ from cogvideo.token_frames import TokenFrames, last_frame
 from cogvideo.web.api import endpoints
 from cogvideo.web.components import Components
 from cogvideo.web.form import Form
+from cogvideo.web.handler_context import HandlerContext
 from cogvideo.web.handlers import Handlers
 from cogvideo.web.strings import Strings
 from tests.jobs.test_service import finished, until
@@ -125,10 +126,10 @@ def test_old_history_lists_all_jobs_newest_first(jobs: JobService) -> None:
 def test_old_job_has_its_state_request_and_files(jobs: JobService, name: str) -> None:
     old = JOBS[name]
     view = jobs.state(old["id"])
-    assert (view.status, view.level, view.frames, view.video) == tuple(
+    assert (view.status, view.round, view.num_frames, view.video) == tuple(
         old[key] for key in ("status", "level", "frames", "video")
     )
-    assert (len(view.keyframes), view.smaller, view.comment, view.model) == tuple(
+    assert (len(view.keyframes), view.next_preset, view.embed_settings, view.model) == tuple(
         old[key] for key in ("keyframes", "smaller", "comment", "model")
     )
     assert view.error == (old["error"] and tuple(old["error"]))
@@ -150,7 +151,7 @@ def test_old_clip_is_exported_frame_by_frame(jobs: JobService, name: str, frames
 
 
 def test_old_speeds_give_an_estimate(jobs: JobService) -> None:
-    assert jobs.estimate(replace(VideoRequest("熊猫"), superres=True)) is not None
+    assert jobs.models.estimate(replace(VideoRequest("熊猫"), superres=True)) is not None
 
 
 def test_old_waiting_job_runs_after_the_start_and_the_others_stay(jobs: JobService) -> None:
@@ -183,9 +184,9 @@ def test_old_job_is_followed_up(
     jobs.delete(job_id("waiting"), KEY)
     jobs.start()
     draft = 1 if change == "finish" else 0
-    (view,) = follow_up(jobs, job_id(name), change, KEY, [draft] if change == "finish" else [])
+    (view,) = submit_follow_up(jobs, job_id(name), FollowUp.parse(change), KEY, [draft] if change == "finish" else [])
     view = until(jobs, view.id, finished)
-    assert (view.status, view.frames) == ("done", frames)
+    assert (view.status, view.num_frames) == ("done", frames)
     (asked,) = fake.started
     drawn = jobs.tokens(job_id(name), draft)
     if kept is None:
@@ -266,10 +267,17 @@ def test_old_link_fills_the_form_with_the_jobs_request(jobs: JobService, link: d
 @pytest.mark.parametrize("link", LINKS, ids=lambda link: str(link["form"]["prompt"]))
 def test_old_link_opens_the_page_with_job_and_settings(jobs: JobService, link: dict[str, Any]) -> None:
     with gr.Blocks():
-        parts = Components(Strings.load(), list(jobs.offers.values()), [], "secret")
+        parts = Components(Strings.load(), list(jobs.models.entries.values()), [], "secret")
     visit: Any = SimpleNamespace(query_params=query(link["link"]), headers={"accept-language": "zh-CN"})
-    updates = Handlers(jobs, parts, []).on_load({"key": KEY}, visit)
-    shown = {name: updates[getattr(parts, name)] for name in ("prompt", "seed", "frames", "seconds", "superres")}
+    updates = Handlers(HandlerContext(jobs, parts, Strings.load(), [])).page.on_load({"key": KEY}, visit)
+    fields = {
+        "prompt": parts.prompt,
+        "seed": parts.seed,
+        "frames": parts.num_frames,
+        "seconds": parts.duration,
+        "superres": parts.superres,
+    }
+    shown = {name: updates[field] for name, field in fields.items()}
     values = {name: update["value"] if isinstance(update, dict) else update for name, update in shown.items()}
     assert values == {name: link["form"][name] for name in values}
     assert updates[parts.screen]["id"] == query(link["link"])["job"]

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from cogvideo.errors import OutOfMemoryError
-from cogvideo.jobs.follow_ups import follow_up
+from cogvideo.jobs.follow_ups import FollowUp, submit_follow_up
 from cogvideo.jobs.model_registry import ModelEntry
 from cogvideo.jobs.queue import Limits
 from cogvideo.jobs.service import JobService
@@ -82,7 +82,7 @@ def ended(jobs: JobService, job: str) -> JobState:
     """The job's last view."""
 
     async def wait() -> JobState:
-        return [view async for view in jobs.follow(job, tick=0.01)][-1]
+        return [view async for view in jobs.follow(job, poll_seconds=0.01)][-1]
 
     return asyncio.run(wait())
 
@@ -112,7 +112,7 @@ def test_the_server_lives_and_offers_the_same_seed_with_less(
     for sentence in view.error:
         assert f"--memory {view.next_preset}" in sentence
     assert server.held() == 0
-    (again,) = follow_up(jobs, view.id, "smaller", KEY)
+    (again,) = submit_follow_up(jobs, view.id, FollowUp.SMALLER_MEMORY, KEY)
     view = ended(jobs, again.id)
     assert (view.status, view.memory, view.request) == ("done", again.memory, WISH)
 

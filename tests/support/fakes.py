@@ -187,7 +187,7 @@ class PlainFilm(VideoWriter):
     def _encode(self) -> None:
         text = f"{self._count} frames in {self._seconds} s, {self._comment}"
         try:
-            self._draft.write_text(text, "utf-8")
+            self._temporary.write_text(text, "utf-8")
         except OSError as error:
             self._error = error
 

@@ -14,6 +14,7 @@ from PIL import Image
 from playwright.sync_api import Browser, Route
 
 from cogvideo.errors import OutOfMemoryError
+from cogvideo.jobs.log_entries import Interrupted
 from cogvideo.jobs.service import new_key
 from cogvideo.request import VideoRequest
 from scripts.docs.make_pictures import smaller, take
@@ -133,7 +134,7 @@ def test_error_and_queue_states_have_no_accessibility_violations(
     visitor.has_state("done")
     page.locator(".cv-drafts input").first.check()
     fits("drafts to choose from")
-    site.jobs._store.finish(visitor.job(), time.time(), "interrupted", {}, 0)
+    site.jobs._store.finish(visitor.job(), time.time(), Interrupted(), 0)
     page.reload()
     visitor.has_state("interrupted")
     fits("interrupted")
