@@ -95,6 +95,7 @@ class MemoryResult:
     compression: Compression = field(default_factory=Compression)
 
     def as_text(self) -> str:
+        """Return the measured peak and time of each phase; with compressed layers, also how many stay exact."""
         if not self.phases:
             return f"{self.memory.name}: 内存不足 / out of memory"
         parts = (
@@ -109,6 +110,7 @@ class MemoryResult:
         return f"{told}\n  {zh}\n  {en}" if self.compression.layers else told
 
     def as_dict(self, model: str, dtype: torch.dtype) -> dict[str, Any]:
+        """Return the result for --json. Memory in bytes, times in seconds for a video of 33 frames."""
         return {
             "model": model,
             "preset": self.memory.name,

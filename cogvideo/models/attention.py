@@ -291,6 +291,7 @@ class WindowedTemporalAttention:
     def of(
         cls, layout: TokenLayout, frames: tuple[int, ...], seen: Tensor, dtype: torch.dtype
     ) -> WindowedTemporalAttention:
+        """Return the orders and masks of both shift parities. `seen`: text padding mask, [B, T], True for text."""
         frame = torch.arange(len(frames), device=seen.device)[:, None] * layout.tokens_per_frame
         orders, masks = [], []
         for parity in (0, 1):

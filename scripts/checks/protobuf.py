@@ -82,6 +82,7 @@ def version(text: str) -> str:
 
 
 def main() -> int:
+    """Install the chosen versions and run the tests under each. Returns 1 if any of them fails."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("versions", nargs="*", type=version, metavar="VERSION", help=f"default: {' '.join(VERSIONS)}")
     parser.add_argument("--install", action="store_true", help="only install what `make test` needs")

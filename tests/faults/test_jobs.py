@@ -13,7 +13,7 @@ from cogvideo.errors import CapacityError
 from cogvideo.jobs import service as module
 from cogvideo.jobs.queue import Limits
 from cogvideo.jobs.service import JobService
-from tests.jobs.test_service import KEY, PATIENCE, WISH, _open, finished, kinds, until
+from tests.jobs.test_service import KEY, PATIENCE, REQUEST, _open, finished, kinds, until
 from tests.support.fakes import FakePipeline, killed
 
 QUICK = Limits(preview_seconds=0, disk_full_retry_seconds=0.01)
@@ -52,12 +52,12 @@ def test_queue_pauses_while_disk_is_full_and_loses_no_job(
     jobs: JobService, fake: FakePipeline, caplog: pytest.LogCaptureFixture
 ) -> None:
     fake.open()
-    waiting = [jobs.submit(WISH, KEY).id for _ in range(2)]
+    waiting = [jobs.submit(REQUEST, KEY).id for _ in range(2)]
     with unwritable(jobs):
         jobs.start()
         wait_for(caplog, "queue is paused")
         with pytest.raises(CapacityError, match="cannot be written"):
-            jobs.submit(WISH, KEY)
+            jobs.submit(REQUEST, KEY)
         assert fake.started == [] and jobs.queue_length() == 2
     assert [until(jobs, job, finished).status for job in waiting] == ["done", "done"]
     assert len(fake.started) == 2
@@ -67,7 +67,7 @@ def test_disk_full_during_job_fails_it_and_next_job_runs(
     jobs: JobService, fake: FakePipeline, caplog: pytest.LogCaptureFixture
 ) -> None:
     jobs.start()
-    job, following = jobs.submit(WISH, KEY).id, jobs.submit(WISH, KEY).id
+    job, following = jobs.submit(REQUEST, KEY).id, jobs.submit(REQUEST, KEY).id
     fake.step(10)
     until(jobs, job, lambda view: view.round == 0)
     with unwritable(jobs):
@@ -83,7 +83,7 @@ def test_disk_full_during_job_fails_it_and_next_job_runs(
 
 def test_unwritable_keyframe_fails_job(jobs: JobService, fake: FakePipeline) -> None:
     jobs.start()
-    job, following = jobs.submit(WISH, KEY).id, jobs.submit(WISH, KEY).id
+    job, following = jobs.submit(REQUEST, KEY).id, jobs.submit(REQUEST, KEY).id
     folder = jobs.results / job
     (folder / ".key-0.webp").mkdir(parents=True)  # nothing can be written there, whoever asks
     fake.open()
@@ -95,7 +95,7 @@ def test_unwritable_keyframe_fails_job(jobs: JobService, fake: FakePipeline) -> 
 def test_delete_on_full_disk_removes_files(jobs: JobService, fake: FakePipeline) -> None:
     fake.open()
     jobs.start()
-    job = jobs.submit(WISH, KEY).id
+    job = jobs.submit(REQUEST, KEY).id
     until(jobs, job, finished)
     with unwritable(jobs), pytest.raises(CapacityError):
         jobs.delete(job, KEY)
@@ -106,9 +106,9 @@ def test_delete_on_full_disk_removes_files(jobs: JobService, fake: FakePipeline)
 
 def test_submit_all_on_full_disk_stores_none(jobs: JobService) -> None:
     with unwritable(jobs), pytest.raises(CapacityError):
-        jobs.submit_all([WISH, WISH], KEY)
+        jobs.submit_all([REQUEST, REQUEST], KEY)
     assert jobs.queue_length() == 0 and jobs.history(KEY) == []
-    taken = jobs.submit_all([WISH, WISH], KEY)
+    taken = jobs.submit_all([REQUEST, REQUEST], KEY)
     assert [view.id for view in jobs.history(KEY)] == [view.id for view in taken[::-1]]
 
 
@@ -116,10 +116,10 @@ def test_system_exit_fails_one_job(jobs: JobService, fake: FakePipeline) -> None
     fake.open()
     fake.fail = SystemExit("I have had enough")  # type: ignore[assignment]
     jobs.start()
-    view = until(jobs, jobs.submit(WISH, KEY).id, finished)
+    view = until(jobs, jobs.submit(REQUEST, KEY).id, finished)
     assert view.status == "failed" and view.error and "SystemExit" in view.error[1]
     fake.fail = None
-    assert until(jobs, jobs.submit(WISH, KEY).id, finished).status == "done"
+    assert until(jobs, jobs.submit(REQUEST, KEY).id, finished).status == "done"
 
 
 @pytest.mark.parametrize("days", [40, -40])
@@ -129,11 +129,11 @@ def test_clock_change_keeps_videos_and_order(
     fake.open()
     jobs = _open(tmp_path, fake, QUICK)
     jobs.start()
-    before = jobs.submit(WISH, KEY).id
+    before = jobs.submit(REQUEST, KEY).id
     until(jobs, before, finished)
     now = time.time
     monkeypatch.setattr(module.time, "time", lambda: now() + days * DAY)
-    after = jobs.submit(WISH, KEY).id
+    after = jobs.submit(REQUEST, KEY).id
     assert until(jobs, after, finished).status == "done"
     assert [view.id for view in jobs.history(KEY)] == [after, before]
     jobs.close()
@@ -146,7 +146,7 @@ def test_start_removes_partial_files_of_killed_server(tmp_path: Path) -> None:
     hung = FakePipeline()
     jobs = _open(tmp_path, hung, QUICK)
     jobs.start()
-    job = jobs.submit(WISH, KEY).id
+    job = jobs.submit(REQUEST, KEY).id
     hung.step(10)
     until(jobs, job, lambda view: view.round == 0)
     with killed(jobs):
@@ -168,5 +168,5 @@ def test_memory_error_fails_job_with_message(jobs: JobService, fake: FakePipelin
     fake.open()
     fake.fail = MemoryError()
     jobs.start()
-    view = until(jobs, jobs.submit(WISH, KEY).id, finished)
+    view = until(jobs, jobs.submit(REQUEST, KEY).id, finished)
     assert view.status == "failed" and view.error and "Out of memory" in view.error[1]

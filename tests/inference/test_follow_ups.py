@@ -19,7 +19,7 @@ from tests.support.dealer import dealt, differ
 from tests.support.toy_model import TOY, flat_models, toy_pipeline
 
 PROMPT = "一只熊猫在草地上向右跑"
-WISH = VideoRequest(PROMPT, seed=7, num_frames=17)
+REQUEST = VideoRequest(PROMPT, seed=7, num_frames=17)
 
 
 @pytest.fixture(scope="module")
@@ -48,19 +48,19 @@ def packed(level: RoundCompleted, draft: int = 0) -> TokenFrames:
 
 @pytest.fixture(scope="module")
 def whole(pipe: CogVideoPipeline) -> list[Event]:
-    return run(pipe, WISH)
+    return run(pipe, REQUEST)
 
 
 @pytest.mark.parametrize("begun", [0, 1, 2])
 def test_a_clip_goes_on_where_it_was_left(pipe: CogVideoPipeline, whole: list[Event], begun: int) -> None:
-    events = run(pipe, dataclasses.replace(WISH, initial_tokens=packed(levels(whole)[begun])))
+    events = run(pipe, dataclasses.replace(REQUEST, initial_tokens=packed(levels(whole)[begun])))
     assert [level.round for level in levels(events)] == list(range(begun, 3))
     assert not any(isinstance(event, KeyframeCompleted) for event in events)
     np.testing.assert_array_equal(events[-1].frames, whole[-1].frames)
 
 
 def test_other_in_betweens_leave_the_keyframes_alone(pipe: CogVideoPipeline, whole: list[Event]) -> None:
-    wish = dataclasses.replace(WISH, interpolation_seed=8, superres=False)
+    wish = dataclasses.replace(REQUEST, interpolation_seed=8, superres=False)
     resumed = run(pipe, dataclasses.replace(wish, initial_tokens=packed(levels(whole)[0])))
     tokens, before = levels(resumed)[-1].tokens, levels(whole)[-1].tokens
     np.testing.assert_array_equal(tokens[:, ::4], before[:, ::4])
@@ -70,7 +70,7 @@ def test_other_in_betweens_leave_the_keyframes_alone(pipe: CogVideoPipeline, who
 def test_another_seed_between_keyframes_gives_other_tokens_there(pipe: CogVideoPipeline) -> None:
     # All scores are alike, so that an in-between stays the same with a probability below 36 ** -16.
     flat = CogVideoPipeline(TOY, pipe.place, pipe._folder, lambda *_: flat_models())
-    wish = dataclasses.replace(WISH, superres=False)
+    wish = dataclasses.replace(REQUEST, superres=False)
     before, after = (
         levels(run(flat, dataclasses.replace(wish, interpolation_seed=seed)))[-1].tokens for seed in (7, 8)
     )

@@ -27,7 +27,7 @@ from kernels import cpu_build
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = json.loads((ROOT / "tests" / "golden" / "tokens_0a8de33.json").read_text(encoding="utf-8"))
-WISHES: dict[str, Any] = GOLDEN["wishes"]
+REQUESTS: dict[str, Any] = GOLDEN["wishes"]
 
 
 def digest(values: Any, kind: str) -> str:
@@ -36,7 +36,7 @@ def digest(values: Any, kind: str) -> str:
 
 def draw(pipeline: CogVideoPipeline, name: str) -> tuple[Any, Any]:
     """Tokens and frames of one request; of several the keyframes' tokens and all frames."""
-    requests = [request_from_dict(old) for old in WISHES[name]["requests"]]
+    requests = [request_from_dict(old) for old in REQUESTS[name]["requests"]]
     if len(requests) > 1:
         videos = [event for event in pipeline.generate_batch(requests) if isinstance(event, GeneratedVideo)]
         return np.stack([v.keyframes.numpy() for v in videos]), np.stack([v.frames for v in videos])
@@ -47,8 +47,8 @@ def draw(pipeline: CogVideoPipeline, name: str) -> tuple[Any, Any]:
 def assert_golden(pipeline: CogVideoPipeline, name: str) -> None:
     """Tokens are equal wherever this runs; pixels where the codec was seen to round alike."""
     tokens, frames = draw(pipeline, name)
-    assert digest(tokens, "<u2") == WISHES[name]["tokens"], name
-    known = WISHES[name]["frames"].get(torch.backends.cpu.get_cpu_capability())
+    assert digest(tokens, "<u2") == REQUESTS[name]["tokens"], name
+    known = REQUESTS[name]["frames"].get(torch.backends.cpu.get_cpu_capability())
     assert known in (None, digest(frames, "u1")), name
 
 
@@ -64,14 +64,14 @@ def pipeline(request: pytest.FixtureRequest) -> Any:
         torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("name", WISHES)
+@pytest.mark.parametrize("name", REQUESTS)
 def test_requests_of_0a8de33_draw_the_same_tokens_and_frames(pipeline: CogVideoPipeline, name: str) -> None:
     assert_golden(pipeline, name)
 
 
 @pytest.mark.parametrize(
     ("capability", "names"),
-    [("avx2", list(WISHES)), ("default", ["without guidance", "batch of three, published temperatures"])],
+    [("avx2", list(REQUESTS)), ("default", ["without guidance", "batch of three, published temperatures"])],
 )
 def test_other_vector_units_draw_the_same(capability: str, names: list[str]) -> None:
     code = (
@@ -89,7 +89,7 @@ def test_other_vector_units_draw_the_same(capability: str, names: list[str]) -> 
 
 
 def test_every_setting_that_changes_what_is_drawn_has_a_request() -> None:
-    requests = [request_from_dict(old) for wish in WISHES.values() for old in wish["requests"]]
+    requests = [request_from_dict(old) for wish in REQUESTS.values() for old in wish["requests"]]
     usual = VideoRequest("")
     for name in ("num_frames", "duration", "superres", "sampling", "interpolation_seed", "num_drafts", "first_frame"):
         assert {getattr(request, name) for request in requests} - {getattr(usual, name)}, name

@@ -29,8 +29,8 @@ from cogvideo.web.routes import qr_code
 from tests.jobs.test_service import KEY, OTHER, _open, finished, until
 from tests.support.fakes import PRESET, FakePipeline, PlainFilm
 
-WISH = VideoRequest("一只熊猫在草地上向右跑", seed=7, num_frames=9, superres=False)
-DRAFT = replace(WISH, num_drafts=4)
+REQUEST = VideoRequest("一只熊猫在草地上向右跑", seed=7, num_frames=9, superres=False)
+DRAFT = replace(REQUEST, num_drafts=4)
 
 
 def test_drafts_progress_together_and_chosen_ones_are_finished(jobs: JobService, fake: FakePipeline) -> None:
@@ -49,7 +49,7 @@ def test_drafts_progress_together_and_chosen_ones_are_finished(jobs: JobService,
     for draft, view in zip((3, 1), chosen):
         view = until(jobs, view.id, finished)
         assert (view.status, view.num_frames, view.tokens_total) == ("done", 9, 4 * 64)  # keyframes are not drawn again
-        assert view.request == replace(WISH, seed=7 + draft, initial_tokens=jobs.tokens(job, draft))
+        assert view.request == replace(REQUEST, seed=7 + draft, initial_tokens=jobs.tokens(job, draft))
         (row, *_) = jobs.tokens(job, draft).rows()
         assert row[0] == 7 + draft
 
@@ -81,7 +81,7 @@ def test_follow_ups_after_restart_reuse_stored_tokens(tmp_path: Path, fake: Fake
     fake.open()
     jobs = _open(tmp_path, fake)
     jobs.start()
-    job = jobs.submit(WISH, KEY).id
+    job = jobs.submit(REQUEST, KEY).id
     until(jobs, job, finished)
     jobs.close()
     jobs = _open(tmp_path, fake)
@@ -97,7 +97,7 @@ def test_follow_ups_after_restart_reuse_stored_tokens(tmp_path: Path, fake: Fake
 
 
 def test_stopped_job_resumes_from_its_last_round(jobs: JobService, fake: FakePipeline) -> None:
-    job = jobs.submit(replace(WISH, num_frames=33), KEY).id
+    job = jobs.submit(replace(REQUEST, num_frames=33), KEY).id
     fake.step(11)
     until(jobs, job, lambda view: view.round == 1)
     with pytest.raises(RequestError, match="not finished"):
@@ -117,7 +117,7 @@ def test_worker_calls_run_between_tokens_and_while_idle(jobs: JobService, fake: 
     first = jobs.models.encode(grey)
     assert first.rows() == [[90] * 64]
     assert jobs.models.decode(first)[0, 0, 0].tolist() == [90, 90, 90]
-    job = jobs.submit(replace(WISH, first_frame=first), KEY).id
+    job = jobs.submit(replace(REQUEST, first_frame=first), KEY).id
     until(jobs, job, lambda view: len(view.keyframes) == 1)
     heard: list[TokenFrames] = []
     asker = threading.Thread(target=lambda: heard.append(jobs.models.encode(grey)))
@@ -132,7 +132,7 @@ def test_worker_call_raises_its_errors_and_times_out_while_busy(tmp_path: Path, 
     jobs.start()
     with pytest.raises(RequestError, match="damaged"):
         jobs.models.decode(TokenFrames(1, "nonsense"))
-    job = jobs.submit(WISH, KEY).id
+    job = jobs.submit(REQUEST, KEY).id
     until(jobs, job, lambda view: view.status == "running" and view.loading is not None)
     with pytest.raises(CapacityError, match="busy"):
         jobs.models.encode(np.zeros((64, 64, 3), np.uint8))
@@ -145,7 +145,7 @@ def test_video_metadata_contains_first_frame_and_interpolation_seed(tmp_path: Pa
     first = TokenFrames.of([[3] * 64])
     jobs = JobService(tmp_path, PRESET, lambda: FakePipeline(free=True))
     jobs.start()
-    job = jobs.submit(replace(WISH, first_frame=first, interpolation_seed=5), KEY).id
+    job = jobs.submit(replace(REQUEST, first_frame=first, interpolation_seed=5), KEY).id
     until(jobs, job, finished)
     found = read_settings(jobs.results / job / "final.mp4")
     assert found and found[0].first_frame == first and found[0].interpolation_seed == 5
@@ -168,15 +168,15 @@ def two_models(
 def test_second_model_unloads_the_first(tmp_path: Path) -> None:
     jobs, own, other = two_models(tmp_path)
     for model, (ours, theirs) in (("mini", (0, 0)), ("large", (1, 0)), ("large", (1, 0)), ("mini", (1, 1))):
-        view = until(jobs, jobs.submit(WISH, KEY, model=model).id, finished)
+        view = until(jobs, jobs.submit(REQUEST, KEY, model=model).id, finished)
         assert (view.status, view.model) == ("done", model)
         assert (own.unloaded, other.unloaded) == (ours, theirs)
     assert (len(own.started), len(other.started)) == (2, 2)
-    assert jobs.models.estimate(replace(WISH, num_frames=5), "large") is not None
+    assert jobs.models.estimate(replace(REQUEST, num_frames=5), "large") is not None
     (view,) = submit_follow_up(jobs, view.id, FollowUp.NEXT_SEED, KEY)
     assert view.model == "mini"
     with pytest.raises(RequestError, match="no model called huge"):
-        jobs.submit(WISH, KEY, model="huge")
+        jobs.submit(REQUEST, KEY, model="huge")
     jobs.close()
 
 
@@ -184,9 +184,9 @@ def test_missing_model_is_refused_until_installed(tmp_path: Path) -> None:
     needs: list[tuple[str, str] | None] = [("要 43 GB", "takes 43 GB")]
     jobs, _, other = two_models(tmp_path, missing=lambda: needs[0])
     with pytest.raises(RequestError, match="43 GB"):
-        jobs.submit(WISH, KEY, model="large")
+        jobs.submit(REQUEST, KEY, model="large")
     needs[0] = None
-    assert until(jobs, jobs.submit(WISH, KEY, model="large").id, finished).status == "done"
+    assert until(jobs, jobs.submit(REQUEST, KEY, model="large").id, finished).status == "done"
     assert len(other.started) == 1
     jobs.close()
 
@@ -208,7 +208,7 @@ def test_missing_published_model_names_size_command_and_licence(
 def test_job_after_failed_load_succeeds(jobs: JobService, fake: FakePipeline) -> None:
     fake.open()
     fake.fail = WeightsError("文件已损坏", "The file is damaged")
-    job = jobs.submit(WISH, KEY).id
+    job = jobs.submit(REQUEST, KEY).id
     view = until(jobs, job, finished)
     assert (view.status, view.error) == ("failed", ("文件已损坏", "The file is damaged"))
     fake.fail = None
@@ -227,7 +227,7 @@ def test_loading_reports_each_network_and_can_be_stopped(tmp_path: Path) -> None
     large = Large()
     jobs = _open(tmp_path, large)
     jobs.start()
-    first, second = jobs.submit(WISH, KEY).id, jobs.submit(WISH, KEY).id
+    first, second = jobs.submit(REQUEST, KEY).id, jobs.submit(REQUEST, KEY).id
     for part in range(3):
         assert until(jobs, first, lambda view, part=part: view.loading == LoadingProgress(part, 3)).stage == "load"
         if part < 2:
@@ -254,13 +254,13 @@ def test_out_of_memory_job_repeats_under_smaller_preset(tmp_path: Path) -> None:
     offer = ModelEntry(replace(PRESET, name="large"), make, lambda: None)
     jobs = JobService(tmp_path, PRESET, FakePipeline, PlainFilm, Limits(preview_seconds=0), [offer])
     jobs.start()
-    job = jobs.submit(WISH, KEY, model="large").id
+    job = jobs.submit(REQUEST, KEY, model="large").id
     view = until(jobs, job, finished)
     assert (view.status, view.next_preset) == ("failed", "16g")
     assert large.unloaded == 1  # everything is freed before anything else starts
     (again,) = submit_follow_up(jobs, job, FollowUp.SMALLER_MEMORY, KEY)
     view = until(jobs, again.id, finished)
-    assert (view.status, view.memory, view.request) == ("done", "16g", WISH)
+    assert (view.status, view.memory, view.request) == ("done", "16g", REQUEST)
     assert asked == [None, "16g"]
     jobs.close()
     jobs = JobService(tmp_path, PRESET, FakePipeline, PlainFilm, Limits(preview_seconds=0), [offer])
@@ -279,9 +279,9 @@ def test_idle_server_unloads_weights_and_reloads_them(tmp_path: Path) -> None:
     fake = Idle(free=True)
     jobs = _open(tmp_path, fake, Limits(idle_seconds=0.01, preview_seconds=0))
     jobs.start()
-    until(jobs, jobs.submit(WISH, KEY).id, finished)
+    until(jobs, jobs.submit(REQUEST, KEY).id, finished)
     assert freed.wait(20)
-    assert until(jobs, jobs.submit(WISH, KEY).id, finished).status == "done"
+    assert until(jobs, jobs.submit(REQUEST, KEY).id, finished).status == "done"
     jobs.close()
     assert fake.unloaded <= 2  # once for each time it was used, not for ever
 
@@ -308,7 +308,7 @@ def test_api_finishes_drafts_and_continues_a_video(jobs: JobService, fake: FakeP
 
 
 def test_continue_without_stored_tokens_is_refused(jobs: JobService, fake: FakePipeline) -> None:
-    job = jobs.submit(WISH, KEY).id
+    job = jobs.submit(REQUEST, KEY).id
     until(jobs, job, lambda view: view.status == "running")
     jobs.stop(job, KEY)
     until(jobs, job, finished)

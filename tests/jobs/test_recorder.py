@@ -15,7 +15,7 @@ from cogvideo.jobs.artifacts import OpenVideo
 from cogvideo.jobs.log_entries import RoundStored
 from cogvideo.jobs.queue import Limits
 from cogvideo.jobs.service import JobService
-from tests.jobs.test_service import KEY, WISH, finished, kinds, until
+from tests.jobs.test_service import KEY, REQUEST, finished, kinds, until
 from tests.support.fakes import PRESET, FakePipeline, PlainFilm
 
 
@@ -37,7 +37,7 @@ def test_next_round_is_generated_while_last_one_is_encoded(tmp_path: Path, fake:
                 self._error = OSError(errno.ENOSPC, "No space left on device")
 
     jobs = begun(tmp_path, fake, Slow)
-    job = jobs.submit(replace(WISH, num_frames=17), KEY).id
+    job = jobs.submit(replace(REQUEST, num_frames=17), KEY).id
     fake.step(11)
     view = until(jobs, job, lambda view: view.tokens_done == 9 * 64)  # the second level is drawn
     assert (view.round, view.video) == (-1, None)  # and the first one not encoded
@@ -66,7 +66,7 @@ def test_each_video_is_encoded_once_and_upscaled_frames_one_by_one(
 
     fake.open()
     jobs = begun(tmp_path, fake, Noted)
-    view = until(jobs, jobs.submit(replace(WISH, superres=superres), KEY).id, finished)
+    view = until(jobs, jobs.submit(replace(REQUEST, superres=superres), KEY).id, finished)
     assert (view.status, view.video, view.strip, view.num_frames) == ("done", "final.mp4", "final-strip.webp", 9)
     levels = {"level-0.mp4": [5], "level-1.mp4": [9]} if superres else {"level-0.mp4": [5]}
     assert added == {**levels, "final.mp4": [1] * 9 if superres else [9]}
@@ -88,7 +88,7 @@ def test_encoder_disk_error_fails_job_in_any_round(tmp_path: Path, fake: FakePip
 
     fake.open()
     jobs = begun(tmp_path, fake, Full)
-    job = jobs.submit(replace(WISH, superres=True), KEY).id
+    job = jobs.submit(replace(REQUEST, superres=True), KEY).id
     view = until(jobs, job, finished)
     assert view.status == "failed" and view.error and "No space left" in view.error[1]
     assert str(tmp_path) not in "".join(view.error)

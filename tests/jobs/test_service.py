@@ -27,7 +27,7 @@ from tests.support.fakes import PRESET, FakePipeline, PlainFilm, killed, moving_
 KEY, OTHER = "k" * 20, "o" * 20
 PATIENCE = 120.0
 """Seconds after which a test gives up: a busy machine is no failure."""
-WISH = VideoRequest("一只熊猫在草地上向右跑", seed=7, num_frames=9, superres=False)
+REQUEST = VideoRequest("一只熊猫在草地上向右跑", seed=7, num_frames=9, superres=False)
 
 
 def _open(
@@ -58,7 +58,7 @@ def kinds(jobs: JobService, job: str) -> list[str]:
 
 
 def test_state_follows_keyframes_and_rounds(jobs: JobService, fake: FakePipeline) -> None:
-    job = jobs.submit(WISH, KEY).id
+    job = jobs.submit(REQUEST, KEY).id
     for count in range(1, 6):
         fake.step()
         painted = until(jobs, job, lambda view: view.preview is not None)
@@ -100,7 +100,7 @@ def test_finished_state_is_restored_from_log(jobs: JobService, fake: FakePipelin
 
 def test_settings_are_embedded_unless_user_opts_out(jobs: JobService, fake: FakePipeline) -> None:
     fake.open()
-    open_job, closed_job = jobs.submit(WISH, KEY).id, jobs.submit(WISH, KEY, embed_settings=False).id
+    open_job, closed_job = jobs.submit(REQUEST, KEY).id, jobs.submit(REQUEST, KEY, embed_settings=False).id
     until(jobs, open_job, finished)
     until(jobs, closed_job, finished)
     assert "熊猫" in (jobs.results / open_job / "final.mp4").read_text()
@@ -124,19 +124,19 @@ def test_jobs_run_one_at_a_time_and_owners_alternate(jobs: JobService, fake: Fak
 
 
 def test_stop_ends_job_at_next_token_and_keeps_keyframes(jobs: JobService, fake: FakePipeline) -> None:
-    job = jobs.submit(WISH, KEY).id
+    job = jobs.submit(REQUEST, KEY).id
     fake.step(4)
     until(jobs, job, lambda view: len(view.keyframes) == 2)
     jobs.stop(job, KEY)
     view = until(jobs, job, finished)
     assert (view.status, view.video, view.num_frames, view.error) == ("stopped", "kept.mp4", 2, None)
-    following = jobs.submit(WISH, KEY).id
+    following = jobs.submit(REQUEST, KEY).id
     until(jobs, following, lambda view: view.status == "running")
     assert fake.most_busy == 1
 
 
 def test_stop_after_round_completes_the_round(jobs: JobService, fake: FakePipeline) -> None:
-    job = jobs.submit(WISH, KEY).id
+    job = jobs.submit(REQUEST, KEY).id
     fake.step(2)
     until(jobs, job, lambda view: len(view.keyframes) == 1)
     jobs.stop(job, KEY, after_round=True)
@@ -147,7 +147,7 @@ def test_stop_after_round_completes_the_round(jobs: JobService, fake: FakePipeli
 
 
 def test_queued_job_stops_without_starting(jobs: JobService, fake: FakePipeline) -> None:
-    running = jobs.submit(WISH, KEY).id
+    running = jobs.submit(REQUEST, KEY).id
     waiting = jobs.submit(VideoRequest("二", seed=99), KEY).id
     jobs.stop(waiting, KEY)
     assert jobs.state(waiting).status == "stopped"
@@ -157,7 +157,7 @@ def test_queued_job_stops_without_starting(jobs: JobService, fake: FakePipeline)
 
 
 def test_stop_and_delete_refuse_other_keys(jobs: JobService, fake: FakePipeline) -> None:
-    job = jobs.submit(WISH, KEY).id
+    job = jobs.submit(REQUEST, KEY).id
     for act in (jobs.stop, jobs.delete):
         with pytest.raises(RequestError, match="Only the user"):
             act(job, OTHER)
@@ -175,22 +175,22 @@ def test_stop_and_delete_refuse_other_keys(jobs: JobService, fake: FakePipeline)
 
 
 def test_delete_refuses_running_job(jobs: JobService) -> None:
-    job = jobs.submit(WISH, KEY).id
+    job = jobs.submit(REQUEST, KEY).id
     until(jobs, job, lambda view: view.status == "running")
     with pytest.raises(RequestError, match="Stop it first"):
         jobs.delete(job, KEY)
 
 
 def test_ids_are_random_and_keys_are_stored_hashed(jobs: JobService, tmp_path: Path) -> None:
-    first, second = jobs.submit(WISH, KEY).id, jobs.submit(WISH, KEY).id
+    first, second = jobs.submit(REQUEST, KEY).id, jobs.submit(REQUEST, KEY).id
     assert first[:8] != second[:8] and len(first) >= 22  # 48 bits each: by chance the same once in 1e14 times
     kept = b"".join(path.read_bytes() for path in tmp_path.glob("jobs.sqlite*"))
     assert first.encode() in kept and KEY.encode() not in kept
 
 
 def test_history_lists_own_jobs_newest_first(jobs: JobService) -> None:
-    mine = [jobs.submit(WISH, KEY).id, jobs.submit(WISH, KEY).id]
-    jobs.submit(WISH, OTHER)
+    mine = [jobs.submit(REQUEST, KEY).id, jobs.submit(REQUEST, KEY).id]
+    jobs.submit(REQUEST, OTHER)
     assert [view.id for view in jobs.history(KEY)] == mine[::-1]
     assert jobs.history(new_key()) == []
 
@@ -198,12 +198,12 @@ def test_history_lists_own_jobs_newest_first(jobs: JobService) -> None:
 def test_submit_over_owner_or_queue_limit_stores_nothing(tmp_path: Path, fake: FakePipeline) -> None:
     jobs = _open(tmp_path, fake, Limits(waiting=4, per_owner=3))  # no worker: all of them wait
     for _ in range(3):
-        jobs.submit(WISH, KEY)
+        jobs.submit(REQUEST, KEY)
     with pytest.raises(CapacityError, match="You have 3 videos"):
-        jobs.submit(WISH, KEY)
-    jobs.submit(WISH, OTHER)
+        jobs.submit(REQUEST, KEY)
+    jobs.submit(REQUEST, OTHER)
     with pytest.raises(CapacityError, match="queue is full"):
-        jobs.submit(WISH, new_key())
+        jobs.submit(REQUEST, new_key())
     with pytest.raises(RequestError, match="empty"):
         jobs.submit(VideoRequest("  "), new_key())
     assert jobs.queue_length() == 4
@@ -214,7 +214,7 @@ def test_restart_runs_queued_jobs_and_interrupts_running_one(tmp_path: Path) -> 
     hung = FakePipeline()
     jobs = _open(tmp_path, hung)
     jobs.start()
-    running = jobs.submit(WISH, KEY).id
+    running = jobs.submit(REQUEST, KEY).id
     hung.step(10)
     until(jobs, running, lambda view: view.round == 0)
     waiting = [jobs.submit(VideoRequest("二", seed=seed, num_frames=5), KEY).id for seed in (1, 2)]
@@ -237,7 +237,7 @@ def test_running_job_of_killed_server_is_interrupted_at_next_start(tmp_path: Pat
     hung = FakePipeline()
     jobs = _open(tmp_path, hung)
     jobs.start()
-    job = jobs.submit(WISH, KEY).id
+    job = jobs.submit(REQUEST, KEY).id
     hung.step(10)
     until(jobs, job, lambda view: view.round == 0)
     with killed(jobs):
@@ -255,14 +255,14 @@ def test_data_folder_refuses_second_server(jobs: JobService, tmp_path: Path, fak
 def test_job_error_is_shown_and_next_job_runs(jobs: JobService, fake: FakePipeline) -> None:
     fake.open()
     fake.fail = WeightsError("缺少权重。", "Weights are missing.")
-    view = until(jobs, jobs.submit(WISH, KEY).id, finished)
+    view = until(jobs, jobs.submit(REQUEST, KEY).id, finished)
     assert (view.status, view.error) == ("failed", ("缺少权重。", "Weights are missing."))
     fake.fail = ZeroDivisionError("secret detail")
-    view = until(jobs, jobs.submit(WISH, KEY).id, finished)
+    view = until(jobs, jobs.submit(REQUEST, KEY).id, finished)
     assert view.status == "failed" and view.error and "ZeroDivisionError" in view.error[1]
     assert "secret detail" not in view.error[0] + view.error[1]
     fake.fail = None
-    assert until(jobs, jobs.submit(WISH, KEY).id, finished).status == "done"
+    assert until(jobs, jobs.submit(REQUEST, KEY).id, finished).status == "done"
 
 
 def test_submit_raises_error_of_pipeline_factory_and_server_continues(tmp_path: Path) -> None:
@@ -276,10 +276,10 @@ def test_submit_raises_error_of_pipeline_factory_and_server_continues(tmp_path: 
     jobs = _open(tmp_path, FakePipeline(), factory=make)
     jobs.start(preload=True)
     with pytest.raises(WeightsError):
-        jobs.submit(WISH, KEY)
+        jobs.submit(REQUEST, KEY)
     assert jobs.history(KEY) == []
     broken.clear()
-    assert until(jobs, jobs.submit(WISH, KEY).id, finished).status == "done"
+    assert until(jobs, jobs.submit(REQUEST, KEY).id, finished).status == "done"
     jobs.close()
 
 
@@ -294,7 +294,7 @@ def test_pipeline_is_created_once_on_first_use(tmp_path: Path) -> None:
     assert made == []
     jobs.start()
     for _ in range(2):
-        until(jobs, jobs.submit(WISH, KEY).id, finished)
+        until(jobs, jobs.submit(REQUEST, KEY).id, finished)
     assert len(made) == 1 and made[0].loaded == 0
     jobs.close()
 
@@ -303,7 +303,7 @@ def test_preload_loads_weights_before_first_job(tmp_path: Path, fake: FakePipeli
     fake.open()
     jobs = _open(tmp_path, fake)
     jobs.start(preload=True)
-    until(jobs, jobs.submit(WISH, KEY).id, finished)
+    until(jobs, jobs.submit(REQUEST, KEY).id, finished)
     assert fake.loaded == 1
     assert gc.get_freeze_count() > 0  # nobody waits while it is looked through for garbage
     gc.unfreeze()
@@ -313,7 +313,7 @@ def test_preload_loads_weights_before_first_job(tmp_path: Path, fake: FakePipeli
 def test_oldest_videos_are_deleted_over_size_limit(tmp_path: Path) -> None:
     jobs = _open(tmp_path, FakePipeline(free=True), Limits(keep_bytes=1))
     jobs.start()
-    job = jobs.submit(WISH, KEY).id
+    job = jobs.submit(REQUEST, KEY).id
     deadline = time.monotonic() + PATIENCE
     while jobs.history(KEY) or (jobs.results / job).exists():
         assert time.monotonic() < deadline
@@ -323,7 +323,7 @@ def test_oldest_videos_are_deleted_over_size_limit(tmp_path: Path) -> None:
 def test_start_deletes_expired_videos_and_unknown_folders(tmp_path: Path) -> None:
     jobs = _open(tmp_path, FakePipeline(free=True))
     jobs.start()
-    job = jobs.submit(WISH, KEY).id
+    job = jobs.submit(REQUEST, KEY).id
     until(jobs, job, finished)
     (jobs.results / "stray").mkdir()
     jobs.close()
@@ -334,7 +334,7 @@ def test_start_deletes_expired_videos_and_unknown_folders(tmp_path: Path) -> Non
 
 def test_queued_job_without_viewer_is_stopped(tmp_path: Path, fake: FakePipeline) -> None:
     jobs = _open(tmp_path, fake, Limits(abandoned_seconds=0.0))
-    job = jobs.submit(WISH, KEY).id
+    job = jobs.submit(REQUEST, KEY).id
     jobs.start()
     deadline = time.monotonic() + PATIENCE
     while jobs._store.job(job).status != "stopped":  # type: ignore[union-attr]
@@ -346,7 +346,7 @@ def test_queued_job_without_viewer_is_stopped(tmp_path: Path, fake: FakePipeline
 
 def test_file_accepts_only_exact_names(jobs: JobService, fake: FakePipeline) -> None:
     fake.open()
-    job = jobs.submit(WISH, KEY).id
+    job = jobs.submit(REQUEST, KEY).id
     until(jobs, job, finished)
     assert jobs.file(job, "final.mp4") is not None
     for folder, name in ((job, "../../jobs.sqlite"), (job, ""), ("..", "jobs.sqlite"), ("", job), (job, ".")):
@@ -356,7 +356,7 @@ def test_file_accepts_only_exact_names(jobs: JobService, fake: FakePipeline) -> 
 def test_gif_and_zip_are_generated_on_request(tmp_path: Path) -> None:
     jobs = JobService(tmp_path, PRESET, lambda: FakePipeline(free=True))
     jobs.start()
-    job = jobs.submit(WISH, KEY).id
+    job = jobs.submit(REQUEST, KEY).id
     assert jobs.file(job, "clip.gif") is None
     until(jobs, job, finished)
     gif, archive = jobs.file(job, "clip.gif"), jobs.file(job, "frames.zip")
@@ -372,7 +372,7 @@ def test_gif_and_zip_are_generated_on_request(tmp_path: Path) -> None:
 
 
 def test_fifty_followers_see_final_state_without_threads(jobs: JobService, fake: FakePipeline) -> None:
-    job = jobs.submit(WISH, KEY).id
+    job = jobs.submit(REQUEST, KEY).id
     threads = set(threading.enumerate())
 
     async def one() -> list[JobState]:
@@ -391,12 +391,12 @@ def test_fifty_followers_see_final_state_without_threads(jobs: JobService, fake:
 
 
 def test_throughput_of_finished_job_gives_next_estimate(jobs: JobService, fake: FakePipeline) -> None:
-    assert jobs.models.estimate(WISH) is None
+    assert jobs.models.estimate(REQUEST) is None
     fake.open()
     until(jobs, jobs.submit(VideoRequest("一", num_frames=33), KEY).id, finished)
-    second = jobs.submit(WISH, KEY).id
+    second = jobs.submit(REQUEST, KEY).id
     until(jobs, second, finished)
-    estimate = jobs.models.estimate(WISH)
+    estimate = jobs.models.estimate(REQUEST)
     assert estimate is not None and 0 < estimate < 60
 
 
@@ -414,7 +414,7 @@ def test_seconds_left_sums_stages() -> None:
 
 
 def test_request_round_trips_through_json() -> None:
-    for request in (WISH, VideoRequest("一", sampling=SamplingOptions(guidance_scale=1.5))):
+    for request in (REQUEST, VideoRequest("一", sampling=SamplingOptions(guidance_scale=1.5))):
         assert request_from_dict(_through_json(request_to_dict(request))) == request
 
 

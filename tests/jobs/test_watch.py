@@ -17,7 +17,7 @@ from cogvideo.request import VideoRequest
 from tests.support.fakes import FakePipeline
 
 KEY = "k" * 20
-WISH = VideoRequest("一只熊猫", seed=7, num_frames=9, superres=False)
+REQUEST = VideoRequest("一只熊猫", seed=7, num_frames=9, superres=False)
 
 
 class Shown:
@@ -60,7 +60,7 @@ def test_fifty_watchers_share_one_reader(jobs: JobService, fake: FakePipeline, m
 
     monkeypatch.setattr(jobs, "follow", counted)
     live = JobWatcher(jobs, show, heartbeat_seconds=60)
-    job = jobs.submit(WISH, KEY).id
+    job = jobs.submit(REQUEST, KEY).id
 
     async def work() -> None:
         watchers = [asyncio.create_task(hear(live, job)) for _ in range(50)]
@@ -86,7 +86,7 @@ def test_fifty_watchers_share_one_reader(jobs: JobService, fake: FakePipeline, m
 
 def test_first_message_is_complete_and_later_ones_contain_changes(jobs: JobService, fake: FakePipeline) -> None:
     live = JobWatcher(jobs, Shown(), heartbeat_seconds=60)
-    job = jobs.submit(WISH, KEY).id
+    job = jobs.submit(REQUEST, KEY).id
 
     async def work() -> None:
         early = live.watch(job)
@@ -107,7 +107,7 @@ def test_first_message_is_complete_and_later_ones_contain_changes(jobs: JobServi
 
 def test_slow_watcher_skips_to_newest_state(jobs: JobService, fake: FakePipeline) -> None:
     live = JobWatcher(jobs, Shown(), heartbeat_seconds=60)
-    job = jobs.submit(WISH, KEY).id
+    job = jobs.submit(REQUEST, KEY).id
 
     async def work() -> None:
         slow = live.watch(job)
@@ -122,7 +122,7 @@ def test_slow_watcher_skips_to_newest_state(jobs: JobService, fake: FakePipeline
 
 def test_watch_of_missing_or_deleted_job_ends_with_gone(jobs: JobService) -> None:
     live = JobWatcher(jobs, Shown(), heartbeat_seconds=60)
-    running, waiting = jobs.submit(WISH, KEY).id, jobs.submit(WISH, KEY).id
+    running, waiting = jobs.submit(REQUEST, KEY).id, jobs.submit(REQUEST, KEY).id
 
     async def work() -> None:
         assert await hear(live, "nothing") == [{"gone": "nothing"}]
@@ -140,7 +140,7 @@ def test_watch_of_missing_or_deleted_job_ends_with_gone(jobs: JobService) -> Non
 
 def test_unchanged_job_sends_heartbeats(jobs: JobService) -> None:
     live = JobWatcher(jobs, Shown(), heartbeat_seconds=0.01)
-    first, second = jobs.submit(WISH, KEY).id, jobs.submit(WISH, KEY).id
+    first, second = jobs.submit(REQUEST, KEY).id, jobs.submit(REQUEST, KEY).id
 
     async def work() -> None:
         watcher = live.watch(second)
@@ -154,7 +154,7 @@ def test_unchanged_job_sends_heartbeats(jobs: JobService) -> None:
 
 def test_no_task_remains_after_last_watcher(jobs: JobService) -> None:
     live = JobWatcher(jobs, Shown(), heartbeat_seconds=60)
-    job = jobs.submit(WISH, KEY).id
+    job = jobs.submit(REQUEST, KEY).id
 
     async def work() -> None:
         for _ in range(3):  # come, look, go; the job goes on

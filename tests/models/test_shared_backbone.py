@@ -24,7 +24,7 @@ from tests.support.dealer import dealt, differ
 from tests.support.toy_model import CONFIG, TOY, toy_models, write_toy
 
 CPU = torch.device("cpu")
-WISH = VideoRequest("小猫", seed=3, num_frames=9, duration=2.0)
+REQUEST = VideoRequest("小猫", seed=3, num_frames=9, duration=2.0)
 NAME = "transformer.layers.1.mlp.dense_h_to_4h.weight"
 
 Change = Callable[[dict[str, torch.Tensor]], object]
@@ -57,8 +57,8 @@ def pipeline(folder: Path, memory: str, read: Callable[..., loader.LoadedModels]
 def film(folder: Path, memory: str, read: Callable[..., loader.LoadedModels]) -> tuple[Frames, str]:
     """A film of the networks that `read` gives, and what was told of their files."""
     pipe = pipeline(folder, memory, read)
-    told = [event.message for event in pipe.stream(WISH) if isinstance(event, Loading) and event.message]
-    return pipe(WISH), told[0][1] if told else ""
+    told = [event.message for event in pipe.stream(REQUEST) if isinstance(event, Loading) and event.message]
+    return pipe(REQUEST), told[0][1] if told else ""
 
 
 @pytest.fixture
@@ -87,7 +87,7 @@ def test_equal_and_unequal_backbones_make_films(folder: Path, memory: str, monke
         published = pipeline(
             folder, memory, lambda _, dtype, device, home=home: loader.load_published(home, CONFIG, dtype)
         )
-        scores.append(dealt(published, WISH))
+        scores.append(dealt(published, REQUEST))
     for one, other in zip(films["equal"][::2], films["unequal"][::2]):
         np.testing.assert_array_equal(one, other)  # keyframes are stage 1's
     *keyframes, between, enlarged = (differ(one, other) for one, other in zip(*scores, strict=True))

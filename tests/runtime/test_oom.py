@@ -29,7 +29,7 @@ from cogvideo.runtime.memory_presets import MEMORY_PRESETS
 from tests.jobs.test_service import KEY
 from tests.support.toy_model import TOY, ToyModels, toy_models, write_toy
 
-WISH = VideoRequest("小猫", seed=3, num_frames=9, duration=2.0)
+REQUEST = VideoRequest("小猫", seed=3, num_frames=9, duration=2.0)
 
 STAGES = {
     "reading files": "toy.read",
@@ -105,7 +105,7 @@ def test_the_server_lives_and_offers_the_same_seed_with_less(
             server.read_fails = True
         else:
             broken.setattr(STAGES[stage], full)
-        view = ended(jobs, jobs.submit(WISH, KEY).id)
+        view = ended(jobs, jobs.submit(REQUEST, KEY).id)
         server.read_fails = False
     assert view.status == "failed" and view.error is not None
     assert view.next_preset in MEMORY_PRESETS
@@ -114,7 +114,7 @@ def test_the_server_lives_and_offers_the_same_seed_with_less(
     assert server.held() == 0
     (again,) = submit_follow_up(jobs, view.id, FollowUp.SMALLER_MEMORY, KEY)
     view = ended(jobs, again.id)
-    assert (view.status, view.memory, view.request) == ("done", again.memory, WISH)
+    assert (view.status, view.memory, view.request) == ("done", again.memory, REQUEST)
 
 
 def test_what_only_looks_at_a_picture_frees_everything_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
