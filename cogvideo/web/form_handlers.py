@@ -64,9 +64,13 @@ class FormHandlers:
     def append_phrase(self, prompt: str, event: gr.EventData) -> str:
         return f"{prompt}{event.text}"
 
-    def tokenize(self, session: Any, prompt: str, superres: bool, model: str) -> str:
-        """Show the tokens of the prompt, the reason why it has none, or a hint if it is empty."""
-        language = Session.from_browser(session).language
+    def tokenize(self, session: Any, prompt: str, superres: bool, model: str, request: gr.Request | None = None) -> str:
+        """Show the tokens of the prompt, the reason why it has none, or a hint if it is empty.
+
+        `request`: its language applies as long as the browser has no session, before the page's load event.
+        """
+        accept_language = None if request is None else request.headers.get("accept-language")
+        language = Session.from_browser(session, accept_language).language
         if not prompt.strip():
             return prompt_hint_html(self.context.strings, language)
         try:
